@@ -329,6 +329,7 @@ class Response:
     reaction [l, 6]             support force N and moment N·mm about the segment origin
     applied [l, 6]              same of the applied load
     reference_sed [l, q]        strain energy density of the intact segment at the same points, MPa (None: unknown)
+    fatigue_mpa [q]             fatigue limit of the implant's material at the sample, lattice included (None: unknown)
     """
 
     position: Any
@@ -343,6 +344,7 @@ class Response:
     reaction: Any
     applied: Any
     reference_sed: Any = None
+    fatigue_mpa: Any = None
     loadcases: tuple[str, ...] = field(default=(), metadata={"static": True})
 
     def case(self, name: str) -> int:

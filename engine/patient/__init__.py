@@ -1,0 +1,40 @@
+"""Patients: from scans, masks, surfaces or the phantom to a planned segment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.patient.alignment import measure
+from engine.patient.bone import BoneProfile
+from engine.patient.bundle import load_bundle, load_segment, save_bundle, save_segment
+from engine.patient.labels import from_mask
+from engine.patient.phantom import PhantomSpec, phantom, truth
+from engine.patient.planning import PlanConfig, plan
+from engine.patient.prepare import PrepareConfig, load_patient
+from engine.patient.surfaces import from_surfaces
+from engine.types import Segment
+
+
+def phantom_segment(plan_config: PlanConfig | None = None, **spec: Any) -> Segment:
+    """The phantom's L4-L5, planned (rule norms unless given); keywords as `PhantomSpec`."""
+    return plan(phantom(PhantomSpec(**spec)), "L4-L5", plan_config)
+
+
+__all__ = [
+    "BoneProfile",
+    "PhantomSpec",
+    "PlanConfig",
+    "PrepareConfig",
+    "from_mask",
+    "from_surfaces",
+    "load_bundle",
+    "load_patient",
+    "load_segment",
+    "measure",
+    "phantom",
+    "phantom_segment",
+    "plan",
+    "save_bundle",
+    "save_segment",
+    "truth",
+]

@@ -1,0 +1,360 @@
+"""READ FIRST: design parameters → fields → materials → displacements → response, one load case a row.
+
+    parameters ──family.fields──► φ_implant, φ_window, ρ      signed distances on the voxel grid
+               ──fractions──────► share of each region in each voxel     (fill of max(φ_bone, −φ_implant), …)
+               ──medium─────────► λ, μ, κ per voxel                      (volume average over the regions)
+               ──solve──────────► u for a basis of the load cases        (engine.multigrid; linear, so every
+                                                                          case is a combination of the basis)
+               ──response───────► strain, stress, rigid motions, reactions where objectives look
+
+Everything is a pure function of arrays and differentiable in the parameters. `prepare` does once, in numpy, what does
+not depend on the design.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from engine import elasticity, multigrid
+from engine.elasticity import Grid, Links, Medium
+from engine.implants import Anatomy, Family, ImplantFields, anatomy_at
+from engine.materials import SOFT, Solid, bone_law, implant_material, lame, lattice_fatigue_ratio, lattice_modulus_ratio
+from engine.multigrid import Hierarchy, SolveInfo, SolverSettings, System
+from engine.sdf import fill
+from engine.types import BODIES, REGIONS, Boundary, Link, Patch, Response, Segment, Vertebra, VoxelField, stack_loads
+
+#: Samples of the moduli inside a voxel, per axis.
+_SUBSAMPLES = 3
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Scene:
+    """The patient on the grid: all that the design does not change. Voxel fields [x, y, z].
+
+    caudal, cranial, disc  signed distances, mm          e_caudal, e_cranial  bone modulus in the voxel, MPa
+    near                   weight of the tissue measures  support              foundation weight × stiffness
+    forces [r, 3, …]       basis loads                    combination [l, r]   load case = combination @ basis
+    applied [l, 6]         their resultants about the origin
+    motion                 per body: nodes and averaging rows at its endplate
+    """
+
+    anatomy: Anatomy
+    caudal: Array
+    cranial: Array
+    disc: Array
+    e_caudal: Array
+    e_cranial: Array
+    near: Array
+    support: Array
+    forces: Array
+    combination: Array
+    applied: Array
+    motion: tuple[tuple[Array, Array], ...]
+    nodes: Array
+    links: tuple[Links, ...] | None
+    reference_sed: Array | None
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """What the compiled code depends on besides array shapes."""
+
+    grid: Grid
+    solver: SolverSettings
+    box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    loadcases: tuple[str, ...]
+    poisson_bone: float
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Warm:
+    """Warm starts of the basis solve and of its adjoint, and the adjoint's probe (see multigrid.solve)."""
+
+    forward: Array
+    adjoint: Array
+    probe: Array
+
+
+def region_of_interest(segment: Segment) -> np.ndarray:
+    """The box [2, 3] mm that both solvers cut out of the anatomy: bodies, pedicles and facets of both vertebrae.
+
+    Transverse and spinous processes reach out of it; they carry no load in this model.
+    """
+    margin = 3.0
+    plates = [p for v in (segment.caudal, segment.cranial) for p in (v.superior, v.inferior)]
+    rims = np.concatenate([p.rim_mm for p in plates])
+    entries = np.concatenate([axis for v in (segment.caudal, segment.cranial) for axis in v.pedicles.values()])
+    low, high = rims.min(0), rims.max(0)
+    low[0], high[0] = min(low[0], entries[:, 0].min()), max(high[0], entries[:, 0].max())
+    high[1] = max(high[1], entries[:, 1].max() + 4.0)
+    bodies = [v.surface.points_mm for v in (segment.caudal, segment.cranial)]
+    for i, points in enumerate(bodies):
+        inside = np.all((points[:, :2] > low[:2]) & (points[:, :2] < high[:2]), axis=1)
+        if i == 0:
+            low[2] = min(low[2], points[inside, 2].min())
+        else:
+            high[2] = max(high[2], segment.cranial.superior.rim_mm[:, 2].max())
+    return np.stack([low - margin, high + margin])
+
+
+def make_grid(segment: Segment, spacing_mm: float) -> Grid:
+    """The voxel grid over `region_of_interest`, padded evenly to a shape that multigrid can coarsen."""
+    low, high = region_of_interest(segment)
+    needed = tuple(int(np.ceil(e)) for e in (high - low) / spacing_mm)
+    shape = multigrid.padded_shape(needed)  # type: ignore[arg-type]
+    origin = 0.5 * (low + high) - 0.5 * spacing_mm * np.asarray(shape)
+    return Grid(shape, tuple(float(o) for o in origin), spacing_mm)  # type: ignore[arg-type]
+
+
+def prepare(
+    segment: Segment, boundary: Boundary, grid: Grid, solver: SolverSettings, bone_law_name: str
+) -> tuple[Scene, Numerics]:
+    """The patient, the loads and the supports on the grid.
+
+    Raises ValueError for an unknown bone law, a patch without bone, or (from the fields) bones that overlap.
+    """
+    law = bone_law(bone_law_name)
+    points = grid.centres()
+    inside = _inside_region(points, region_of_interest(segment), grid.spacing_mm)
+    anatomy = anatomy_at(segment, points)
+    distance = {b: np.maximum(np.asarray(getattr(anatomy, b)), inside) for b in BODIES}
+    volume = {b: np.asarray(fill(jnp.asarray(distance[b]), grid.spacing_mm)) * grid.spacing_mm**3 for b in BODIES}
+
+    def nodal(patch: Patch, name: str) -> elasticity.NodalPatch:
+        return elasticity.nodal_patch(grid, patch.weight(points) * volume[patch.body], name)
+
+    load = nodal(boundary.load, "load")
+    wrenches = np.stack([_about(c.wrench.point_mm, load.centre_mm, c.wrench.force_n, c.wrench.moment_nmm)
+                         for c in boundary.loadcases])  # fmt: skip
+    basis, combination = _basis(wrenches)
+    forces = elasticity.spread(grid, load, load.centre_mm, basis)
+    motion = []
+    for patch, plate in zip(boundary.near, (segment.caudal.superior, segment.cranial.inferior), strict=True):
+        near = nodal(patch, f"near {patch.body}")
+        motion.append((jnp.asarray(near.node), jnp.asarray(near.average(plate.centre_mm))))
+    near_weight = sum(p.weight(points) * (volume[p.body] > 0) for p in boundary.near)
+    scene = Scene(
+        anatomy=anatomy,
+        caudal=jnp.asarray(distance["caudal"]),
+        cranial=jnp.asarray(distance["cranial"]),
+        disc=jnp.asarray(segment.disc.sample(points)),
+        e_caudal=jnp.asarray(_modulus(segment.caudal, grid, law)),
+        e_cranial=jnp.asarray(_modulus(segment.cranial, grid, law)),
+        near=jnp.asarray(np.clip(near_weight, 0.0, 1.0)),
+        support=jnp.asarray(boundary.foundation_mpa_per_mm2 * boundary.support.weight(points)),
+        forces=jnp.asarray(forces),
+        combination=jnp.asarray(combination),
+        applied=jnp.asarray(combination @ elasticity.resultant(grid, forces)),
+        motion=tuple(motion),
+        nodes=jnp.asarray(grid.nodes()),
+        links=_links(boundary.links, nodal, grid) if boundary.links else None,
+        reference_sed=None,
+    )
+    interesting = (near_weight > 0) | (np.asarray(scene.disc) < grid.spacing_mm)
+    box = tuple((int(i.min()), int(i.max()) + 1) for i in np.nonzero(interesting))
+    return scene, Numerics(grid, solver, box, stack_loads(boundary.loadcases), law.poisson)  # type: ignore[arg-type]
+
+
+def fractions(scene: Scene, spacing_mm: float, implant: ImplantFields) -> Array:
+    """Share of each of REGIONS in every voxel [x, y, z, r]; what is left to 1 is surrounding tissue.
+
+    The implant wins over bone, bone over graft, graft over what remains of the disc. Bone is the fill of
+    max(φ_bone, −φ_implant), not a product of fills: at a conforming face the two then fill the voxel exactly.
+    """
+    part = fill(implant.implant, spacing_mm)
+    left = 1.0 - part
+    shares = {"implant": part}
+    for name, distance in (
+        ("caudal", jnp.maximum(scene.caudal, -implant.implant)),
+        ("cranial", jnp.maximum(scene.cranial, -implant.implant)),
+        ("graft", jnp.maximum(implant.window, scene.disc)),
+        ("remnant", scene.disc),
+    ):
+        shares[name] = jnp.minimum(fill(distance, spacing_mm), left)
+        left = left - shares[name]
+    return jnp.stack([shares[name] for name in REGIONS], axis=-1)
+
+
+def medium(scene: Scene, shares: Array, density: Array, material: Solid, poisson_bone: float) -> Medium:
+    """λ, μ of each voxel as the volume average over what is in it, and κ of the foundation under the caudal bone."""
+    e = {
+        "caudal": (scene.e_caudal, poisson_bone),
+        "cranial": (scene.e_cranial, poisson_bone),
+        "implant": (material.e_mpa * lattice_modulus_ratio(density), material.poisson),
+        "graft": (SOFT["graft"].e_mpa, SOFT["graft"].poisson),
+        "remnant": (SOFT["remnant"].e_mpa, SOFT["remnant"].poisson),
+    }
+    around = lame(SOFT["surrounding"].e_mpa, SOFT["surrounding"].poisson)
+    left = 1.0 - shares.sum(-1)
+    lam, mu = (left * part for part in around)
+    for i, name in enumerate(REGIONS):
+        l_part, m_part = lame(*e[name])
+        lam, mu = lam + shares[..., i] * l_part, mu + shares[..., i] * m_part
+    return Medium(lam, mu, scene.support * shares[..., REGIONS.index("caudal")])
+
+
+def construct(
+    scene: Scene, numerics: Numerics, family: Family, parameters: dict[str, Array]
+) -> tuple[System, Array, Array]:
+    """The linear system of a design, its fractions [x, y, z, r] and its lattice density [x, y, z]."""
+    implant = family.fields(parameters, scene.anatomy)
+    shares = fractions(scene, numerics.grid.spacing_mm, implant)
+    material = implant_material(family.material)
+    body = medium(scene, shares, implant.relative_density, material, numerics.poisson_bone)
+    return System(body, None, scene.links), shares, implant.relative_density
+
+
+@partial(jax.jit, static_argnames=("numerics", "family"))
+def _system(scene: Scene, numerics: Numerics, family: Family, parameters: dict[str, Array]) -> System:
+    return construct(scene, numerics, family, parameters)[0]
+
+
+def hierarchy(scene: Scene, numerics: Numerics, family: Family, parameters: dict[str, Array]) -> Hierarchy:
+    """The preconditioner for this design (and for those near it). Not differentiated."""
+    return multigrid.build(_system(scene, numerics, family, parameters), numerics.grid)
+
+
+def cold(scene: Scene) -> Warm:
+    """No warm start."""
+    zero = jnp.zeros_like(scene.forces)
+    return Warm(zero, zero, jnp.zeros(2))
+
+
+def respond(
+    scene: Scene, numerics: Numerics, family: Family, parameters: dict[str, Array], preconditioner: Hierarchy, warm: Warm
+) -> tuple[Response, SolveInfo, Array]:
+    """The response of a design, how the solve went per basis load, and the basis displacements."""
+    grid = numerics.grid
+    system, shares, density = construct(scene, numerics, family, parameters)
+    u, info = multigrid.solve(
+        grid.spacing_mm, numerics.solver, system, scene.forces, preconditioner, warm.forward, warm.adjoint, warm.probe
+    )
+    (x0, x1), (y0, y1), (z0, z1) = numerics.box
+    window = (slice(x0, x1), slice(y0, y1), slice(z0, z1))
+    nodal = (slice(None), slice(None), slice(x0, x1 + 1), slice(y0, y1 + 1), slice(z0, z1 + 1))
+    basis_strain = elasticity.strain(u[nodal], grid.spacing_mm)
+    strain = jnp.einsum("lr,rxyzk->lxyzk", scene.combination, basis_strain)
+    local = Medium(*(f[window] for f in (system.medium.lam, system.medium.mu, system.medium.kappa)))
+    stress = elasticity.stress(local, strain)
+    flat = u.reshape(u.shape[0], 3, -1)
+    motion = jnp.stack([jnp.einsum("mnc,rcn->rm", rows, flat[:, :, node]) for node, rows in scene.motion], axis=1)
+    support = elasticity.foundation_force(system.medium, u, grid.spacing_mm)
+    turning = jnp.cross(jnp.moveaxis(scene.nodes, -1, 0)[None], support, axis=1)
+    total = jnp.concatenate([support.sum((2, 3, 4)), turning.sum((2, 3, 4))], axis=-1)
+    work = jnp.einsum("rcxyz,scxyz->rs", scene.forces, u)
+    work = jnp.einsum("lr,rs,ls->l", scene.combination, work, scene.combination)
+    cases = len(numerics.loadcases)
+    limit = implant_material(family.material).fatigue_mpa * lattice_fatigue_ratio(density)
+    response = Response(
+        position=scene.anatomy.points_mm[window].reshape(-1, 3),
+        volume=jnp.full(int(np.prod(scene.near[window].shape)), grid.spacing_mm**3),
+        fraction=shares[window].reshape(-1, len(REGIONS)),
+        near=scene.near[window].reshape(-1),
+        strain=strain.reshape(cases, -1, 6),
+        stress=stress.reshape(cases, -1, 6),
+        relative_density=density[window].reshape(-1),
+        motion=jnp.einsum("lr,rbm->lbm", scene.combination, motion),
+        compliance=work,
+        reaction=scene.combination @ total,
+        applied=scene.applied,
+        reference_sed=scene.reference_sed,
+        fatigue_mpa=limit[window].reshape(-1),
+        loadcases=numerics.loadcases,
+    )
+    return response, info, u
+
+
+@partial(jax.jit, static_argnames=("numerics", "family"))
+def _respond(*args: Any, numerics: Numerics, family: Family) -> tuple[Response, SolveInfo, Array]:
+    scene, parameters, preconditioner, warm = args
+    return respond(scene, numerics, family, parameters, preconditioner, warm)
+
+
+def analyse(
+    scene: Scene, numerics: Numerics, family: Family, parameters: dict[str, Array], warm: Warm | None = None
+) -> tuple[Response, SolveInfo, Array]:
+    """`respond` for one design from scratch: builds the preconditioner and compiles. Not differentiated."""
+    parameters = {k: jnp.asarray(v) for k, v in parameters.items()}
+    preconditioner = hierarchy(scene, numerics, family, parameters)
+    return _respond(
+        scene, parameters, preconditioner, cold(scene) if warm is None else warm, numerics=numerics, family=family
+    )
+
+
+def with_reference(scene: Scene, numerics: Numerics, intact: Family) -> tuple[Scene, Response, SolveInfo]:
+    """The scene with the intact segment's strain energy density, which stress shielding is measured against.
+
+    The intact segment carries no rods.
+    """
+    response, info, _ = analyse(replace(scene, links=None), numerics, intact, {})
+    energy = 0.5 * jnp.sum(response.strain * response.stress, axis=-1)
+    return replace(scene, reference_sed=energy), response, info
+
+
+# -- once per patient ----------------------------------------------------------------------------------------
+def _modulus(vertebra: Vertebra, grid: Grid, law: Any) -> np.ndarray:
+    """Mean of E(ρ(x)) over the bone in each voxel (E integrated, not E of the mean density)."""
+    steps = (np.arange(_SUBSAMPLES) + 0.5) / _SUBSAMPLES - 0.5
+    total, weight, plain = (np.zeros(grid.shape) for _ in range(3))
+    centres = grid.centres()
+    for dx in steps:
+        for dy in steps:
+            for dz in steps:
+                points = centres + grid.spacing_mm * np.array([dx, dy, dz])
+                e = law.modulus_mpa(vertebra.density.sample(points))
+                inside = vertebra.sdf.sample(points) < 0
+                total += e * inside
+                weight += inside
+                plain += e / _SUBSAMPLES**3
+    return np.where(weight > 0, total / np.maximum(weight, 1), plain)
+
+
+def _inside_region(points: np.ndarray, box: np.ndarray, spacing_mm: float) -> np.ndarray:
+    """Signed distance to the region of interest, so that padding of the grid brings no more anatomy in."""
+    return np.max(np.maximum(box[0] - points, points - box[1]), axis=-1)
+
+
+def _about(point_mm: np.ndarray, new_mm: np.ndarray, force: np.ndarray, moment: np.ndarray) -> np.ndarray:
+    """The same wrench about another point, [6]."""
+    return np.concatenate([force, moment + np.cross(point_mm - new_mm, force)])
+
+
+def _basis(wrenches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fewest wrenches [r, 6] that span the load cases [l, 6], and the combination [l, r] that gives them back."""
+    scale = np.array([1.0, 1.0, 1.0, 0.05, 0.05, 0.05])
+    u, s, vt = np.linalg.svd(wrenches * scale, full_matrices=False)
+    rank = int(np.sum(s > 1e-9 * s[0]))
+    basis = vt[:rank] * s[0] / scale
+    return basis, u[:, :rank] * s[:rank] / s[0]
+
+
+def _links(links: tuple[Link, ...], nodal: Any, grid: Grid) -> tuple[Links, ...]:
+    """All links as rows of averaged motions on the grid, and the same on every coarser level."""
+    rows, stiffness = [], np.zeros((12 * len(links),) * 2)
+    count = int(np.prod([n + 1 for n in grid.shape]))
+    for i, link in enumerate(links):
+        stiffness[12 * i : 12 * i + 12, 12 * i : 12 * i + 12] = link.stiffness
+        for patch, point in ((link.patch_a, link.point_a_mm), (link.patch_b, link.point_b_mm)):
+            region = nodal(patch, f"{link.name} {patch.body}")
+            dense = np.zeros((6, count, 3))
+            dense[:, region.node] = region.average(point)
+            rows.append(dense)
+    every = np.concatenate(rows)
+    node = np.flatnonzero(np.abs(every).max(axis=(0, 2)) > 0)
+    finest = Links(jnp.asarray(node), jnp.asarray(every[:, node]), jnp.asarray(stiffness))
+    return multigrid.coarsen_links(finest, grid.shape, multigrid.depth(grid.shape))
+
+
+def field_on(grid: Grid, values: Array) -> VoxelField:
+    """A voxel field of the engine as data for the other stages (samples at voxel centres)."""
+    origin = np.asarray(grid.origin_mm) + grid.spacing_mm / 2
+    return VoxelField(np.asarray(values), origin, grid.spacing_mm)

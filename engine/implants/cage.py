@@ -1,0 +1,190 @@
+"""Interbody cage whose faces are the patient's own endplates.
+
+    φ = max( outline(x, y), rim + inset, slab, g_caudal − φ_caudal, g_cranial − φ_cranial )
+
+The footprint is a smooth closed curve inside the superellipse that the access corridor lets through:
+
+    q(u, v) = ((u/a)⁴ + (v'/b)⁴)^¼ = s(θ),   s(θ) = s_lo + (s_hi − s_lo)·σ(F(θ)),   v' = v − c u²/2
+
+with (u, v) the plane turned by the yaw and moved to the cage's position, a, b the corridor's half length and half
+width, c the bend of a banana-shaped cage (it is inserted along its own arc) and F a Fourier series: whatever the
+parameters, the cage fits through the corridor. The graft chamber is the same outline, moved in by the wall. The
+offset maps g (Bernstein surfaces) let a face stand off (g > 0) or sit in the prepared endplate (g < 0). A lattice's
+relative density is a Bernstein surface over the footprint inside a solid rim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from engine.implants._abstract import Anatomy, Group, ImplantFields
+from engine.materials import IMPLANTS, implant_material
+from engine.sdf import bernstein, fourier, smooth_max
+
+OUTLINE_RANGE = (0.45, 1.0)
+_OUTLINE_TERMS, _WALL_TERMS = 11, 5
+_CONTROL = (4, 3)
+
+
+class Settings(BaseModel):
+    """Corridor, position limits (from the centre of the disc space) and shape limits. Angles in degrees, lengths in mm."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    approach: str
+    material: str = "ti6al4v"
+    rods: bool = False
+    pair: bool = False
+    length_mm: float = Field(gt=5, le=60)
+    width_mm: float = Field(gt=5, le=45)
+    x_mm: tuple[float, float]
+    y_mm: tuple[float, float]
+    yaw_deg: tuple[float, float]
+    start_x_mm: float = 0.0
+    start_y_mm: float = 0.0
+    start_yaw_deg: float = 0.0
+    bend_per_mm: tuple[float, float] = (0.0, 0.0)
+    rim_inset_mm: float = Field(1.0, ge=0, le=10)
+    wall_mm: tuple[float, float] = (2.0, 6.0)
+    start_wall_mm: float = 3.0
+    offset_mm: tuple[float, float] = (-0.5, 0.5)
+    relative_density: tuple[float, float] = (0.2, 1.0)
+    start_relative_density: float = 0.6
+    solid_rim_mm: float = Field(1.0, ge=0, le=5)
+    edge_blend_mm: float = Field(0.6, gt=0, le=3)
+
+    @model_validator(mode="after")
+    def _check(self) -> Settings:
+        if self.material not in IMPLANTS:
+            raise ValueError(f"material={self.material!r} is unknown; choose one of {', '.join(IMPLANTS)}")
+        for name in ("x_mm", "y_mm", "yaw_deg", "bend_per_mm", "wall_mm", "offset_mm", "relative_density"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name}=[{low}, {high}] is not an interval; give the lower bound first")
+        if self.wall_mm[0] < 0.5:
+            raise ValueError(f"wall_mm={self.wall_mm[0]} is thinner than the 0.5 mm that can be printed; raise it")
+        if not 0.05 <= self.relative_density[0] <= self.relative_density[1] <= 1.0:
+            raise ValueError(f"relative_density={self.relative_density} must lie in [0.05, 1]")
+        return self
+
+
+def build(settings: dict[str, Any]) -> Cage:
+    """The cage family of these settings. Raises ValueError (pydantic) naming every wrong key or value."""
+    return Cage(Settings(**settings))
+
+
+@dataclass(frozen=True)
+class Cage:
+    """See the module's docstring."""
+
+    settings: Settings
+
+    @property
+    def material(self) -> str:
+        return self.settings.material
+
+    @property
+    def rods(self) -> bool:
+        return self.settings.rods
+
+    def groups(self) -> dict[str, Group]:
+        s = self.settings
+        pose = (
+            np.array([s.start_x_mm, s.start_y_mm, np.deg2rad(s.start_yaw_deg), np.mean(s.bend_per_mm)]),
+            *(np.array([s.x_mm[i], s.y_mm[i], np.deg2rad(s.yaw_deg[i]), s.bend_per_mm[i]]) for i in (0, 1)),
+        )
+        outline = np.zeros(_OUTLINE_TERMS)
+        outline[0] = 2.5
+        wall = np.zeros(_WALL_TERMS)
+        share = (s.start_wall_mm - s.wall_mm[0]) / max(s.wall_mm[1] - s.wall_mm[0], 1e-9)
+        wall[0] = np.log(np.clip(share, 0.02, 0.98) / (1 - np.clip(share, 0.02, 0.98)))
+        groups = {
+            "pose": Group(*pose, unit="mm, mm, rad, 1/mm"),
+            "outline": Group(outline, _box(_OUTLINE_TERMS, -4.0, -1.5), _box(_OUTLINE_TERMS, 4.0, 1.5), "1"),
+            "wall": Group(wall, _box(_WALL_TERMS, -4.0, -1.5), _box(_WALL_TERMS, 4.0, 1.5), "1"),
+        }
+        for face in ("offset_caudal", "offset_cranial"):
+            zero, one = np.zeros(_CONTROL), np.ones(_CONTROL)
+            start = np.clip(zero, *s.offset_mm)
+            groups[face] = Group(start, s.offset_mm[0] * one, s.offset_mm[1] * one, "mm")
+        if implant_material(s.material).lattice:
+            one = np.ones(_CONTROL)
+            groups["density"] = Group(
+                s.start_relative_density * one, s.relative_density[0] * one, s.relative_density[1] * one, "1"
+            )
+        return groups
+
+    def fields(self, parameters: dict[str, Array], anatomy: Anatomy) -> ImplantFields:
+        s = self.settings
+        # the outline does not vary along z: evaluate it once per column of a regular grid
+        columns = anatomy.points_mm[:, :, :1, :2] if anatomy.points_mm.ndim == 4 else anatomy.points_mm[..., :2]
+        plane = columns - anatomy.centre_mm[:2]
+        outline, window, u, v = self._footprint(parameters, plane[..., 0], plane[..., 1])
+        if s.pair:
+            mirror = self._footprint(parameters, -plane[..., 0], plane[..., 1])
+            here = outline <= mirror[0]
+            outline, window, u, v = (
+                jnp.where(here, a, b) for a, b in zip((outline, window, u, v), mirror, strict=True)
+            )
+        caudal = bernstein(parameters["offset_caudal"], u, v) - anatomy.caudal
+        cranial = bernstein(parameters["offset_cranial"], u, v) - anatomy.cranial
+        prism = smooth_max(outline, anatomy.rim + s.rim_inset_mm, s.edge_blend_mm)
+        faces = jnp.maximum(jnp.maximum(caudal, cranial), anatomy.slab)
+        solid = jnp.maximum(prism, faces)
+        chamber = jnp.maximum(window, anatomy.rim + s.rim_inset_mm + s.wall_mm[0])
+        implant = jnp.maximum(solid, -chamber)
+        if "density" in parameters:
+            inner = bernstein(parameters["density"], u, v)
+            rim = jax.nn.sigmoid((outline + s.solid_rim_mm) / 0.25)
+            density = inner + (1.0 - inner) * rim
+        else:
+            density = jnp.ones_like(outline)
+        return ImplantFields(
+            implant, jnp.maximum(chamber, anatomy.slab), jnp.broadcast_to(density, implant.shape)
+        )
+
+    def _footprint(self, parameters: dict[str, Array], x: Array, y: Array) -> tuple[Array, Array, Array, Array]:
+        """Outline and window distances and the normalised coordinates u/a, v'/b of plane points about the centre."""
+        s, pose = self.settings, parameters["pose"]
+        a, b = s.length_mm / 2, s.width_mm / 2
+
+        def level(x: Array, y: Array) -> tuple[Array, tuple[Array, ...]]:
+            dx, dy = x - pose[0], y - pose[1]
+            u = jnp.cos(pose[2]) * dx + jnp.sin(pose[2]) * dy
+            v = -jnp.sin(pose[2]) * dx + jnp.cos(pose[2]) * dy
+            v = v - 0.5 * pose[3] * (u**2 - a**2 / 3)
+            un, vn = u / a, v / b
+            radius = jnp.sqrt(un**2 + vn**2 + 1e-6)
+            low, high = OUTLINE_RANGE
+            scale = low + (high - low) * jax.nn.sigmoid(fourier(parameters["outline"], un / radius, vn / radius))
+            q = (un**4 + vn**4 + 1e-8) ** 0.25
+            return q - scale, (un, vn, un / radius, vn / radius)
+
+        one, zero = jnp.ones_like(x), jnp.zeros_like(x)
+        value, slope_x, (un, vn, cosine, sine) = jax.jvp(level, (x, y), (one, zero), has_aux=True)
+        _, slope_y, _ = jax.jvp(level, (x, y), (zero, one), has_aux=True)
+        # first-order distance: value over the norm of its gradient, the norm bounded away from the centre's kink
+        outline = value / jnp.sqrt(slope_x**2 + slope_y**2 + (0.2 / a) ** 2)
+        low, high = s.wall_mm
+        wall = low + (high - low) * jax.nn.sigmoid(fourier(parameters["wall"], cosine, sine))
+        return outline, outline + wall, un, vn
+
+    def describe(self) -> dict[str, Any]:
+        s = self.settings
+        return {
+            "approach": s.approach,
+            "corridor_length_mm": s.length_mm,
+            "corridor_width_mm": s.width_mm,
+            "parts": 2 if s.pair else 1,
+            "rods": s.rods,
+        }
+
+
+def _box(terms: int, first: float, others: float) -> np.ndarray:
+    return np.array([first, *([others] * (terms - 1))])

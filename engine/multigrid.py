@@ -1,0 +1,490 @@
+"""The linear solve: conjugate gradients in float64, preconditioned by one float32 multigrid V-cycle.
+
+    finest level     matrix-free (engine.elasticity.apply)
+    coarser levels   exact element-wise Galerkin operators, K_c = Σ_children (D P)ᵀ K (D P), stored per element;
+                     supports (D zeroes fixed degrees of freedom) and links are inside the chain, or the coarsest
+                     operator would keep rigid-body modes that the fine one lacks (docs/decisions.md)
+    smoother         Chebyshev polynomial on the 3×3 block-Jacobi scaled operator
+    coarsest level   dense inverse of the Cholesky factor, made on the host: LAPACK inside compiled loops dead-locks
+                     on small CPU back-ends
+
+`solve` is differentiable in the medium and the right-hand side by the implicit function theorem, never through the
+iterations: with K λ = ū, the cotangents are b̄ = λ and m̄_e = −λᵀ (∂K/∂m_e) u.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+from jax import Array
+from jaxtyping import Float
+
+from engine.elasticity import (
+    CORNERS,
+    Grid,
+    Links,
+    Medium,
+    apply,
+    apply_links,
+    element_matrices,
+    energy_pairing,
+    gather,
+    scatter,
+)
+from engine.types import SolverStatus
+
+MAX_COARSEST_UNKNOWNS = 2600
+#: The solve gives up when a right-hand side has not bettered its best residual by 2 % in so many iterations.
+STALL_ITERATIONS = 40
+
+
+@dataclass(frozen=True)
+class SolverSettings:
+    """Tolerance on ‖b − K u‖/‖b‖ (true residual), iteration limit and the smoother's degree."""
+
+    tolerance: float = 1e-6
+    max_iterations: int = 200
+    smoother_degree: int = 3
+    eigenvalue_ratio: float = 8.0
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class System:
+    """The operator: materials, free degrees of freedom [3, x+1, y+1, z+1] (1 free, 0 fixed) or None, links per level."""
+
+    medium: Medium
+    free: Array | None
+    links: tuple[Links, ...] | None
+
+
+class Hierarchy(NamedTuple):
+    """The preconditioner of one medium; everything float32."""
+
+    system: System
+    block_inverse: tuple[Array, ...]
+    eigenvalue: tuple[Array, ...]
+    coarse: tuple[Array, ...]
+    coarsest_inverse: Array
+
+
+class SolveInfo(NamedTuple):
+    """Iterations of the batch, true relative residual and best-residual stall flag per right-hand side."""
+
+    iterations: Array
+    relative_residual: Array
+    stalled: Array
+
+
+# -- transfer ------------------------------------------------------------------------------------------------
+def prolong(c: Float[Array, "b c x y z"]) -> Float[Array, "b c x2 y2 z2"]:
+    """Trilinear interpolation from n+1 to 2n+1 nodes along every axis."""
+    for axis in (2, 3, 4):
+        low, high = (jax.lax.slice_in_dim(c, i, c.shape[axis] - 1 + i, axis=axis) for i in (0, 1))
+        last = jax.lax.slice_in_dim(c, c.shape[axis] - 1, c.shape[axis], axis=axis)
+        pairs = jnp.stack([low, 0.5 * (low + high)], axis=axis + 1)
+        shape = (*c.shape[:axis], 2 * (c.shape[axis] - 1), *c.shape[axis + 1 :])
+        c = jnp.concatenate([pairs.reshape(shape), last], axis=axis)
+    return c
+
+
+def restrict(f: Float[Array, "b c x2 y2 z2"]) -> Float[Array, "b c x y z"]:
+    """The transpose of `prolong`."""
+    for axis in (2, 3, 4):
+        even = jax.lax.slice_in_dim(f, 0, f.shape[axis], 2, axis)
+        odd = 0.5 * jax.lax.slice_in_dim(f, 1, f.shape[axis], 2, axis)
+        low, high = [(0, 0)] * 5, [(0, 0)] * 5
+        low[axis], high[axis] = (0, 1), (1, 0)
+        f = even + jnp.pad(odd, low) + jnp.pad(odd, high)
+    return f
+
+
+def _child_interpolation() -> np.ndarray:
+    """P_c [8, 24, 24]: nodal values of each child from those of the coarse element."""
+    out = np.zeros((8, 24, 24))
+    for child, corner in enumerate(CORNERS):
+        for a, node in enumerate(CORNERS):
+            xi = (np.array(corner) + np.array(node)) / 2
+            shape = [np.prod([x if c else 1 - x for x, c in zip(xi, b, strict=True)]) for b in CORNERS]
+            out[child, 3 * a : 3 * a + 3] = np.kron(shape, np.eye(3))
+    return out
+
+
+def _children(field: Array) -> Array:
+    """Voxel fields [..., x, y, z] as [8, ..., x/2, y/2, z/2], in the order of CORNERS."""
+    return jnp.stack([field[..., i::2, j::2, k::2] for i, j, k in CORNERS])
+
+
+def _coarsen_medium(system: System, spacing_mm: float) -> Array:
+    """Element matrices of the first coarse level, [24, 24, x/2, y/2, z/2], straight from the fields."""
+    matrices = jnp.asarray(np.stack(element_matrices(spacing_mm)), jnp.float32)
+    transfer = jnp.asarray(_child_interpolation(), jnp.float32)
+    medium = system.medium
+    fields = _children(jnp.stack([medium.lam, medium.mu, medium.kappa]).astype(jnp.float32))
+    if system.free is None:
+        table = jnp.einsum("cji,mjk,ckl->cmil", transfer, matrices, transfer, precision="highest")
+        return jnp.einsum("cmxyz,cmil->ilxyz", fields, table, precision="highest")
+    free = _children(gather(system.free[None].astype(jnp.float32))[0])
+
+    def add(total: Array, child: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        field, mask, p = child
+        k = jnp.einsum("mxyz,mij->ijxyz", field, matrices, precision="highest") * mask[:, None] * mask[None]
+        return total + jnp.einsum("ji,jkxyz,kl->ilxyz", p, k, p, precision="highest"), None
+
+    zero = jnp.zeros((24, 24, *fields.shape[2:]), jnp.float32)
+    return jax.lax.scan(add, zero, (fields, free, transfer))[0]
+
+
+def _coarsen_elements(k: Array) -> Array:
+    """Galerkin coarse element matrices of stored fine ones, [24, 24, x, y, z]."""
+    transfer = jnp.asarray(_child_interpolation(), k.dtype)
+
+    def add(total: Array, child: tuple[Array, Array]) -> tuple[Array, None]:
+        fine, p = child
+        return total + jnp.einsum("ji,jkxyz,kl->ilxyz", p, fine, p, precision="highest"), None
+
+    shape = tuple(n // 2 for n in k.shape[2:])
+    return jax.lax.scan(add, jnp.zeros((24, 24, *shape), k.dtype), (_children(k), transfer))[0]
+
+
+def coarsen_links(links: Links, shape: tuple[int, int, int], levels: int) -> tuple[Links, ...]:
+    """The links on every level: W_{l+1} = W_l P, exact. `shape` is the finest grid's voxels."""
+    out = [links]
+    for _ in range(levels):
+        last, nodes = out[-1], tuple(n + 1 for n in shape)
+        rows = np.zeros((len(last.weight), int(np.prod(nodes)), 3))
+        rows[:, np.asarray(last.node)] = np.asarray(last.weight)
+        fine = jnp.asarray(np.moveaxis(rows, -1, 1).reshape(len(rows), 3, *nodes))
+        coarse = np.moveaxis(np.asarray(restrict(fine)).reshape(len(rows), 3, -1), 1, -1)
+        node = np.flatnonzero(np.abs(coarse).max(axis=(0, 2)) > 0)
+        out.append(Links(jnp.asarray(node), jnp.asarray(coarse[:, node]), last.stiffness))
+        shape = tuple(n // 2 for n in shape)  # type: ignore[assignment]
+    return tuple(out)
+
+
+# -- levels --------------------------------------------------------------------------------------------------
+def depth(shape: tuple[int, int, int]) -> int:
+    """Number of coarsenings: as few as bring the coarsest level under MAX_COARSEST_UNKNOWNS.
+
+    Raises ValueError when the shape cannot be halved that often (see `padded_shape`).
+    """
+    level, (x, y, z) = 0, shape
+    while 3 * (x + 1) * (y + 1) * (z + 1) > MAX_COARSEST_UNKNOWNS:
+        if x % 2 or y % 2 or z % 2:
+            raise ValueError(
+                f"a grid of {shape} voxels cannot be coarsened {level + 1} times; pad it with engine.multigrid.padded_shape"
+            )
+        level, x, y, z = level + 1, x // 2, y // 2, z // 2
+    return level
+
+
+def padded_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The smallest shape that holds `shape` and can be coarsened until the coarsest level is small."""
+    for level in range(1, 12):
+        unit = 2**level
+        coarse = [-(-n // unit) for n in shape]
+        if 3 * np.prod([n + 1 for n in coarse]) <= MAX_COARSEST_UNKNOWNS:
+            return tuple(int(n * unit) for n in coarse)  # type: ignore[return-value]
+    raise ValueError(f"a grid of {shape} voxels is too large for this solver")
+
+
+def operate(system: System, u: Array, spacing_mm: float) -> Array:
+    """K u with fixed degrees of freedom held: D K D u + (1 − D) u."""
+    links = None if system.links is None else system.links[0]
+    if system.free is None:
+        return apply(system.medium, u, spacing_mm, links)
+    free = system.free.astype(u.dtype)
+    return free * apply(system.medium, free * u, spacing_mm, links) + (1 - free) * u
+
+
+def _operate_coarse(k: Array, links: Links | None, u: Array) -> Array:
+    ue = gather(u)
+    # a sum of 24 fused products over contiguous voxels; as an einsum it is a batch of tiny products, three times slower
+    force = k[None, :, 0] * ue[:, None, 0]
+    for j in range(1, 24):
+        force = force + k[None, :, j] * ue[:, None, j]
+    out = scatter(force)
+    return out if links is None else out + apply_links(links, u)
+
+
+def _diagonal_blocks(k_blocks: Array) -> Array:
+    """Nodal 3×3 blocks [3, 3, x+1, y+1, z+1] from the elements' diagonal blocks [8, 3, 3, x, y, z]."""
+    flat = k_blocks.reshape(1, 72, *k_blocks.shape[3:])
+    total = scatter(flat)[0]
+    return total.reshape(3, 3, *total.shape[1:])
+
+
+def _element_diagonal(k: Array) -> Array:
+    """The eight 3×3 blocks [8, 3, 3, ...] on the diagonal of element matrices [24, 24, ...]."""
+    return jnp.stack([k[3 * a : 3 * a + 3, 3 * a : 3 * a + 3] for a in range(8)])
+
+
+def _inverse_3x3(m: Array) -> Array:
+    """Closed-form inverse of symmetric blocks [3, 3, ...]; a zero block (a node nothing touches) becomes the identity."""
+    size = jnp.max(jnp.abs(m), axis=(0, 1), keepdims=True)
+    dead = size == 0
+    m = jnp.where(dead, jnp.eye(3, dtype=m.dtype).reshape(3, 3, 1, 1, 1), m / jnp.where(dead, 1.0, size))
+    a, b, c = m[0], m[1], m[2]
+    adjugate = jnp.stack([jnp.cross(b, c, axis=0), jnp.cross(c, a, axis=0), jnp.cross(a, b, axis=0)], axis=1)
+    determinant = jnp.sum(a * adjugate[:, 0], axis=0)
+    return adjugate / determinant / jnp.where(dead, 1.0, size)
+
+
+def _largest_eigenvalue(matvec: Callable[[Array], Array], inverse: Array) -> Array:
+    """Largest eigenvalue of the block-Jacobi scaled operator: 20 power iterations, with a margin of 10 %."""
+    index = jnp.arange(inverse[0].size, dtype=jnp.float32).reshape(1, *inverse.shape[1:])
+    start = jnp.sin(12.9898 * index) + 0.1 * jnp.cos(78.233 * index)
+
+    def step(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        v, _size = carry
+        w = _block_multiply(inverse, matvec(v))
+        size = jnp.linalg.norm(w)
+        return (w / size, size), None
+
+    (_, size), _ = jax.lax.scan(step, (start / jnp.linalg.norm(start), jnp.float32(1.0)), None, length=20)
+    return 1.1 * size
+
+
+def _block_multiply(blocks: Array, u: Array) -> Array:
+    return jnp.stack([sum(blocks[i, j] * u[:, j] for j in range(3)) for i in range(3)], axis=1)
+
+
+def _chebyshev(
+    matvec: Callable[[Array], Array], inverse: Array, upper: Array, residual: Array, settings: SolverSettings
+) -> Array:
+    """p(D⁻¹K) D⁻¹ r by the Chebyshev semi-iteration on [λ/ratio, λ]; costs degree − 1 products."""
+    lower = upper / settings.eigenvalue_ratio
+    theta, delta = 0.5 * (upper + lower), 0.5 * (upper - lower)
+    sigma = theta / delta
+    x = direction = _block_multiply(inverse, residual) / theta
+    rho = 1.0 / sigma
+    # Unrolled on purpose: as a lax.scan this body is miscompiled by XLA's CPU back-end (jax 0.10.2) in float32 for
+    # two or more right-hand sides (every one but the first is wrong); tests/verification holds the check.
+    for _ in range(settings.smoother_degree - 1):
+        residual = residual - matvec(direction)
+        rho_next = 1.0 / (2.0 * sigma - rho)
+        direction = rho_next * rho * direction + 2.0 * rho_next / delta * _block_multiply(inverse, residual)
+        x, rho = x + direction, rho_next
+    return x
+
+
+@partial(jax.jit, static_argnames=("spacing_mm", "levels"))
+def _levels(system: System, spacing_mm: float, levels: int) -> tuple[Any, Any, Any]:
+    single = jax.tree.map(lambda a: a.astype(jnp.float32) if a.dtype == jnp.float64 else a, system)
+    diagonals = jnp.stack([_element_diagonal(jnp.asarray(k, jnp.float32)) for k in element_matrices(spacing_mm)])
+    fields = jnp.stack([single.medium.lam, single.medium.mu, single.medium.kappa])
+    blocks = _diagonal_blocks(jnp.einsum("mxyz,maij->aijxyz", fields, diagonals, precision="highest"))
+    if single.free is not None:
+        blocks = blocks * single.free[:, None] * single.free[None]
+        blocks = blocks + jnp.eye(3, dtype=blocks.dtype).reshape(3, 3, 1, 1, 1) * (1 - single.free)[:, None]
+    inverses = [_inverse_3x3(blocks)]
+    eigenvalues = [_largest_eigenvalue(lambda v: operate(single, v, spacing_mm), inverses[0])]
+    coarse: list[Array] = []
+    for level in range(levels):
+        k = _coarsen_medium(single, spacing_mm) if level == 0 else _coarsen_elements(coarse[-1])
+        coarse.append(k)
+        if level < levels - 1:
+            links = None if single.links is None else single.links[level + 1]
+            inverses.append(_inverse_3x3(_diagonal_blocks(_element_diagonal(k))))
+            eigenvalues.append(
+                _largest_eigenvalue(lambda v, k=k, links=links: _operate_coarse(k, links, v), inverses[-1])
+            )
+    return single, (tuple(inverses), tuple(eigenvalues)), tuple(coarse)
+
+
+def build(system: System, grid: Grid) -> Hierarchy:
+    """The preconditioner of a system. Raises ValueError when the coarsest operator is not positive definite."""
+    levels = depth(grid.shape)
+    if levels == 0:
+        raise ValueError(f"a grid of {grid.shape} voxels is too small for multigrid; refine it to about 12 voxels a side")
+    single, (inverses, eigenvalues), coarse = _levels(system, grid.spacing_mm, levels)
+    links = None if system.links is None else system.links[levels]
+    dense = _dense(np.asarray(coarse[-1], np.float64), links)
+    try:
+        factor = scipy.linalg.cho_factor(dense)
+    except np.linalg.LinAlgError as error:
+        raise ValueError(
+            "the structure is not held: its coarsest stiffness matrix is not positive definite; "
+            "check the support patch and that the bodies are connected to it"
+        ) from error
+    inverse = scipy.linalg.cho_solve(factor, np.eye(len(dense)))
+    return Hierarchy(single, inverses, eigenvalues, coarse[:-1], jnp.asarray((inverse + inverse.T) / 2, jnp.float32))
+
+
+def _dense(k: np.ndarray, links: Links | None) -> np.ndarray:
+    shape = k.shape[2:]
+    nodes = tuple(n + 1 for n in shape)
+    number = np.arange(np.prod(nodes)).reshape(nodes)
+    corner = [number[i : i + shape[0], j : j + shape[1], m : m + shape[2]] for i, j, m in CORNERS]
+    dof = np.stack([c + axis * number.size for c in corner for axis in range(3)]).reshape(24, -1)
+    dense = np.zeros((3 * number.size,) * 2)
+    np.add.at(dense, (dof[:, None], dof[None]), k.reshape(24, 24, -1))
+    if links is not None:
+        rows = np.zeros((len(links.weight), 3, number.size))
+        rows[:, :, np.asarray(links.node)] = np.moveaxis(np.asarray(links.weight), -1, 1)
+        rows = rows.reshape(len(rows), -1)
+        dense += rows.T @ np.asarray(links.stiffness) @ rows
+    empty = np.diag(dense) <= 1e-12 * np.diag(dense).max()
+    dense[empty, empty] = np.median(np.diag(dense))
+    return dense
+
+
+def _v_cycle(hierarchy: Hierarchy, residual: Array, spacing_mm: float, settings: SolverSettings) -> Array:
+    """One V-cycle on float32 residuals [b, ...]; symmetric up to rounding."""
+    system = hierarchy.system
+
+    def cycle(level: int, r: Array) -> Array:
+        if level == len(hierarchy.block_inverse):
+            return (r.reshape(r.shape[0], -1) @ hierarchy.coarsest_inverse).reshape(r.shape)
+        if level == 0:
+
+            def matvec(v: Array) -> Array:
+                return operate(system, v, spacing_mm)
+        else:
+            k, links = hierarchy.coarse[level - 1], None if system.links is None else system.links[level]
+
+            def matvec(v: Array) -> Array:
+                return _operate_coarse(k, links, v)
+
+        inverse, upper = hierarchy.block_inverse[level], hierarchy.eigenvalue[level]
+        x = _chebyshev(matvec, inverse, upper, r, settings)
+        down = r - matvec(x)
+        free = system.free[None] if level == 0 and system.free is not None else None
+        correction = prolong(cycle(level + 1, restrict(down if free is None else free * down)))
+        x = x + (correction if free is None else free * correction)
+        return x + _chebyshev(matvec, inverse, upper, r - matvec(x), settings)
+
+    return cycle(0, residual)
+
+
+# -- Krylov --------------------------------------------------------------------------------------------------
+@partial(jax.jit, static_argnames=("spacing_mm", "settings"))
+def _conjugate_gradients(
+    system: System, hierarchy: Hierarchy, b: Array, start: Array, spacing_mm: float, settings: SolverSettings
+) -> tuple[Array, SolveInfo]:
+    """Flexible (Polak-Ribière) CG on all right-hand sides at once; a converged one simply rests."""
+
+    def dot(p: Array, q: Array) -> Array:
+        return jnp.sum(p * q, axis=(1, 2, 3, 4))
+
+    def spread_out(a: Array) -> Array:
+        return a[:, None, None, None, None]
+
+    def precondition(r: Array) -> Array:
+        size = jnp.sqrt(dot(r, r))
+        size = jnp.where(size > 0, size, 1.0)
+        return _v_cycle(
+            hierarchy, (r / spread_out(size)).astype(jnp.float32), spacing_mm, settings
+        ).astype(r.dtype) * spread_out(size)
+
+    goal = settings.tolerance * jnp.sqrt(dot(b, b))
+    tiny = jnp.finfo(b.dtype).tiny
+
+    def unfinished(carry: tuple[Any, ...]) -> Array:
+        _, r, _, _, _, n, _, since = carry
+        going = jnp.any(jnp.sqrt(dot(r, r)) > goal)
+        return going & (n < settings.max_iterations) & (jnp.max(since) < STALL_ITERATIONS)
+
+    def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        # the preconditioner and the operator stand here once each: they are most of what XLA has to compile
+        x, r, r_last, p, rz_last, n, best, since = carry
+        active = jnp.sqrt(dot(r, r)) > goal
+        z = precondition(r)
+        rz = dot(r, z)
+        beta = jnp.where(jnp.abs(rz_last) > tiny, dot(z, r - r_last) / jnp.where(jnp.abs(rz_last) > tiny, rz_last, 1.0), 0.0)
+        p = z + spread_out(jnp.maximum(beta, 0.0)) * p
+        kp = operate(system, p, spacing_mm)
+        pkp = dot(p, kp)
+        alpha = jnp.where(active & (pkp > tiny), dot(r, p) / jnp.where(pkp > tiny, pkp, 1.0), 0.0)
+        r_next = r - spread_out(alpha) * kp
+        size = jnp.sqrt(dot(r_next, r_next))
+        better = size < 0.98 * best
+        return (
+            x + spread_out(alpha) * p, r_next, r, p, rz, n + 1,
+            jnp.where(better, size, best), jnp.where(better | ~active, 0, since + 1),
+        )  # fmt: skip
+
+    r = b - operate(system, start, spacing_mm)
+    size = jnp.sqrt(dot(r, r))
+    zero = jnp.zeros_like(size)
+    carry = (start, r, r, jnp.zeros_like(r), zero, jnp.zeros((), jnp.int32), size, jnp.zeros(b.shape[0], jnp.int32))
+    x, _, _, _, _, n, _, since = jax.lax.while_loop(unfinished, step, carry)
+    true = b - operate(system, x, spacing_mm)
+    norm = jnp.sqrt(dot(b, b))
+    relative = jnp.sqrt(dot(true, true)) / jnp.where(norm > 0, norm, 1.0)
+    return x, SolveInfo(n, relative, since >= STALL_ITERATIONS)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def solve(
+    spacing_mm: float,
+    settings: SolverSettings,
+    system: System,
+    b: Float[Array, "b 3 x1 y1 z1"],
+    hierarchy: Hierarchy,
+    start: Float[Array, "b 3 x1 y1 z1"],
+    adjoint_start: Float[Array, "b 3 x1 y1 z1"],
+    probe: Float[Array, "2"],
+) -> tuple[Array, SolveInfo]:
+    """Displacements u with K u = b, all right-hand sides at once, and how it went.
+
+    `start` warm-starts the solve and `adjoint_start` that of the backward pass. Neither changes the result beyond
+    the tolerance, so their cotangents are free to carry the adjoint out: the cotangent of `adjoint_start` *is* the
+    adjoint solution (next time's warm start) and that of `probe` is (iterations, largest true residual) of its solve.
+    """
+    return _conjugate_gradients(system, hierarchy, b, start, spacing_mm, settings)
+
+
+def _solve_forward(
+    spacing_mm: float, settings: SolverSettings, system: System, b: Array, hierarchy: Hierarchy, start: Array,
+    adjoint_start: Array, probe: Array,
+) -> tuple[Any, Any]:  # fmt: skip
+    out = _conjugate_gradients(system, hierarchy, b, start, spacing_mm, settings)
+    return out, (system, hierarchy, out[0], adjoint_start)
+
+
+def _solve_backward(spacing_mm: float, settings: SolverSettings, kept: Any, cotangent: Any) -> tuple[Any, ...]:
+    system, hierarchy, u, adjoint_start = kept
+    ubar = cotangent[0]
+    if system.free is not None:
+        ubar = system.free * ubar
+    adjoint, info = _conjugate_gradients(system, hierarchy, ubar, adjoint_start, spacing_mm, settings)
+    free_u, free_a = (u, adjoint) if system.free is None else (system.free * u, system.free * adjoint)
+    sensitivity = Medium(*(-g for g in energy_pairing(free_u, free_a, spacing_mm)))
+    nothing = partial(jax.tree.map, _zero_cotangent)
+    system_bar = System(sensitivity, nothing(system.free), nothing(system.links))
+    probe = jnp.stack([info.iterations.astype(u.dtype), jnp.max(info.relative_residual)])
+    return system_bar, adjoint, nothing(hierarchy), jnp.zeros_like(u), adjoint, probe
+
+
+def _zero_cotangent(leaf: Array) -> Any:
+    if jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return jnp.zeros_like(leaf)
+    return np.zeros(leaf.shape, jax.dtypes.float0)
+
+
+solve.defvjp(_solve_forward, _solve_backward)
+
+
+def statuses(info: SolveInfo, settings: SolverSettings, names: tuple[str, ...]) -> list[SolverStatus]:
+    """What the solve says of each right-hand side, in words."""
+    out = []
+    for i, name in enumerate(names):
+        relative, n = float(np.asarray(info.relative_residual)[i]), int(info.iterations)
+        if not np.isfinite(relative):
+            code, text = "failed", f"{name}: the residual is not finite; check the moduli for NaN or zero"
+        elif relative <= 2 * settings.tolerance:
+            code, text = "ok", f"{name}: converged"
+        elif bool(np.asarray(info.stalled)[i]):
+            code, text = "stagnated", f"{name}: no progress in {STALL_ITERATIONS} iterations; usually walls thinner than two voxels"
+        else:
+            code, text = "max_iterations", f"{name}: not converged in {n} iterations; raise solver.max_iterations"
+        out.append(SolverStatus(code, text, n, relative))
+    return out

@@ -1,0 +1,303 @@
+"""Anatomy of one vertebra from its signed distance: midline, endplates, landmarks.
+
+Conventions (the phantom's truth uses the same)
+    midline    plane of best mirror symmetry of the whole bone (least mean distance of mirrored surface points,
+               each capped at 3 mm so that an osteophyte or a worn facet does not turn it)
+    endplate   plane through the bony rim: robust (Tukey, 1.5 mm) fit to the crest of the endplate in the outer
+               30 % of each of 72 directions, so that neither the cavity nor an osteophyte tilts it
+    rim        the body's section 1 mm under that plane, projected onto it; centre: its area centroid
+    frame      x left (midline's normal), y posterior, z cranial
+
+Only rough directions are asked for: `up` to some 30°. Posterior is where the bone's centroid lies from the thickest
+part, the body.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.ndimage import gaussian_filter, label, median_filter
+from scipy.optimize import minimize
+
+from engine.patient.frames import endplate, frame, inverse, rotation, unit, vertebra_frame
+from engine.patient.pedicles import pedicle_axes
+from engine.types import Endplate, Surface, VoxelField, rigid
+
+RIM_DEPTH_MM = 1.0
+_ANGLES = 144
+_STEP_MM = 0.75
+#: Half sizes of the box about the body in which endplates are looked for: left, posterior, up.
+_BOX_MM = (36.0, 30.0, 28.0)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What was found on one vertebra; everything in the frame of its surface."""
+
+    superior: Endplate
+    inferior: Endplate
+    pedicles: dict[str, np.ndarray]
+    landmarks: dict[str, np.ndarray]
+
+
+def anatomy(name: str, surface: Surface, sdf: VoxelField, up: np.ndarray) -> Anatomy:
+    """Endplates, pedicle axes and landmarks of a thoracic or lumbar vertebra.
+
+    Raises: ValueError, naming the vertebra, when what is found is not a vertebra's anatomy.
+    """
+    pose = first_frame(surface, sdf, up)
+    pose = _mirror_frame(surface, sdf, pose)
+    plates: tuple[Endplate, Endplate] | None = None
+    for _ in range(2):
+        box = _Box(name, sdf, pose)
+        plates = box.plate("superior"), box.plate("inferior")
+        pose = _mirror_frame(surface, sdf, vertebra_frame(*plates))
+    assert plates is not None
+    superior, inferior = plates
+    _plausible(name, superior, inferior)
+    pose = vertebra_frame(superior, inferior)
+    axes, isthmus = pedicle_axes(name, sdf, pose, superior, inferior)
+    own = rigid(inverse(pose), surface.points_mm)
+    landmarks = {
+        "body_centre": pose[:3, 3],
+        "spinous_tip": surface.points_mm[int(np.argmax(own[:, 1] - 0.5 * np.abs(own[:, 0])))],
+        "pedicle_isthmus_left": isthmus["left"],
+        "pedicle_isthmus_right": isthmus["right"],
+    }
+    return Anatomy(superior, inferior, axes, landmarks)
+
+
+def body_centre(sdf: VoxelField) -> np.ndarray:
+    """A point deep in the vertebral body: the peak of the bone blurred by 7 mm (the body is its thickest part)."""
+    stride = max(round(2.0 / sdf.spacing_mm), 1)
+    bone = (np.asarray(sdf.values)[::stride, ::stride, ::stride] < 0.0).astype(np.float32)
+    blurred = gaussian_filter(bone, 7.0 / (stride * sdf.spacing_mm))
+    peak = np.unravel_index(int(np.argmax(blurred)), blurred.shape)
+    return np.asarray(sdf.origin_mm + stride * sdf.spacing_mm * np.array(peak))
+
+
+def first_frame(surface: Surface, sdf: VoxelField, up: np.ndarray) -> np.ndarray:
+    """Rough frame: z along `up`, y from the body to the centroid of the surface (the processes are behind)."""
+    centre = body_centre(sdf)
+    z = unit(up)
+    back = surface.points_mm.mean(axis=0) - centre
+    back -= (back @ z) * z
+    if np.linalg.norm(back) < 3.0:
+        raise ValueError(
+            "no posterior elements can be told from the body (their centroids are under 3 mm apart); a whole vertebra "
+            "is needed, not a body alone"
+        )
+    return frame(centre, z, np.cross(unit(back), z))
+
+
+def _mirror_frame(surface: Surface, sdf: VoxelField, pose: np.ndarray) -> np.ndarray:
+    """The frame turned about z and y, and moved along x, until its x = 0 plane mirrors the bone best."""
+    points = surface.points_mm[:: max(len(surface.points_mm) // 1500, 1)]
+
+    def turned(parameters: np.ndarray) -> np.ndarray:
+        result = pose.copy()
+        result[:3, :3] = pose[:3, :3] @ rotation(2, parameters[0] / 20.0) @ rotation(1, parameters[1] / 20.0)
+        result[:3, 3] = pose[:3, 3] + parameters[2] * pose[:3, 0]
+        return result
+
+    def misfit(parameters: np.ndarray) -> float:
+        matrix = turned(parameters)
+        own = rigid(inverse(matrix), points) * np.array([-1.0, 1.0, 1.0])
+        return float(np.minimum(np.abs(sdf.sample(rigid(matrix, own))), 3.0).mean())
+
+    starts = [np.array([angle, 0.0, shift]) for angle in (-4.0, 0.0, 4.0) for shift in (-2.0, 0.0, 2.0)]
+    best = min(starts, key=misfit)
+    found = minimize(
+        misfit,
+        best,
+        method="Nelder-Mead",
+        options={
+            "xatol": 2e-3,
+            "fatol": 1e-5,
+            "maxiter": 250,
+            "initial_simplex": best + np.vstack([np.zeros(3), 1.5 * np.eye(3)]),
+        },
+    )
+    return turned(found.x)
+
+
+class _Box:
+    """The signed distance in a box about the body, axes along a vertebra's frame, and the body's extent in it."""
+
+    def __init__(self, name: str, sdf: VoxelField, pose: np.ndarray) -> None:
+        self.name, self.sdf, self.pose = name, sdf, pose
+        self.axes = [np.arange(-half, half + _STEP_MM / 2, _STEP_MM) for half in _BOX_MM]
+        points = np.stack(np.meshgrid(*self.axes, indexing="ij"), axis=-1)
+        self.values = sdf.sample(rigid(pose, points))
+        self.waist, self.wall_mm = self._section()
+
+    def _section(self) -> tuple[np.ndarray, float]:
+        """The body's own section [x, y] at the level where it reaches least far back, and its posterior wall, y."""
+        x, y, z = self.axes
+        best: tuple[float, np.ndarray] | None = None
+        for level in np.flatnonzero(np.abs(z) <= 10.0):
+            parts, _ = label(self.values[:, :, level] < 0.0)
+            middle = parts[np.abs(x) < 5.0][:, np.abs(y) < 5.0]
+            ids = np.bincount(middle[middle > 0]) if (middle > 0).any() else np.array([0])
+            if ids.max() < 20:
+                continue
+            section = parts == int(np.argmax(ids))
+            if section.sum() * _STEP_MM**2 < 250.0:
+                continue
+            back = float(y[section.any(axis=0)].max())
+            if best is None or back < best[0]:
+                best = back, section
+        if best is None:
+            raise ValueError(f"{self.name}: no vertebral body is found; check the label or the surface, and its unit")
+        return best[1], best[0]
+
+    def plate(self, side: str) -> Endplate:
+        """The endplate of that side (module convention)."""
+        sign = 1.0 if side == "superior" else -1.0
+        columns, levels = self.values, self.axes[2]
+        if side == "inferior":
+            columns, levels = columns[:, :, ::-1], -levels[::-1]
+        height, known = _first_bone(columns, levels)
+        x, y, _ = self.axes
+        # the plane as outward height e = a + b·x + c·y (e = ±z), first through the middle of the footprint
+        inner = known & self.waist
+        plane = _robust_plane(np.stack(np.meshgrid(x, y, indexing="ij"), -1)[inner], height[inner])
+        angle = np.linspace(0.0, 2.0 * np.pi, _ANGLES, endpoint=False)
+        heights = VoxelField(np.where(known, height, -50.0)[..., None], np.array([x[0], y[0], 0.0]), _STEP_MM)
+        centre = np.array([0.0, float(y[self.waist.any(axis=0)].mean())])
+        reach = _reach(self.waist, x, y, angle, centre)
+        edge = reach
+        for _ in range(8):
+            radii = np.arange(0.0, 34.0, 0.375)
+            flat = centre + radii[None, :, None] * np.stack([np.cos(angle), np.sin(angle)], -1)[:, None, :]
+            above = heights.sample(np.concatenate([flat, np.zeros((*flat.shape[:2], 1))], -1)) - _at(plane, flat)
+            outside = flat[..., 1] > self.wall_mm + 4.0
+            above[outside] = -50.0
+            edge_index = _edge(above, radii, reach)
+            edge = median_filter(radii[edge_index].astype(float), 5, mode="wrap")
+            crest = _crest(above, flat, radii, edge)
+            new = _robust_plane(crest[:, :2], crest[:, 2] + _at(plane, crest[:, :2]))
+            moved = float(np.abs(new - plane).max())
+            plane = new
+            if moved < 1e-3:
+                break
+        radius = self._rim(plane, sign, centre, angle, edge)
+        rim = centre + radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], -1)
+        rim3 = np.concatenate([rim, sign * _at(plane, rim)[:, None]], -1)
+        point = np.array([*centre, sign * float(_at(plane, centre))])
+        normal = unit(np.array([-plane[1], -plane[2], 1.0]) * np.array([1.0, 1.0, sign]))
+        turn = self.pose[:3, :3]
+        return endplate(rigid(self.pose, point), turn @ (sign * normal), turn[:, 0], rigid(self.pose, rim3), side)
+
+    def _rim(
+        self, plane: np.ndarray, sign: float, centre: np.ndarray, angle: np.ndarray, edge: np.ndarray
+    ) -> np.ndarray:
+        """Radius at which the section 1 mm under the plane leaves the bone, next to the rough edge."""
+        near = np.linspace(-2.5, 2.5, 41)
+        radii = np.maximum(edge[:, None] + near, 0.5)
+        flat = centre + radii[..., None] * np.stack([np.cos(angle), np.sin(angle)], -1)[:, None, :]
+        z = sign * (_at(plane, flat) - RIM_DEPTH_MM * np.sqrt(1.0 + plane[1] ** 2 + plane[2] ** 2))
+        value = self.sdf.sample(rigid(self.pose, np.concatenate([flat, z[..., None]], -1)))
+        exits = (value[:, :-1] <= 0.0) & (value[:, 1:] > 0.0)
+        # the exit closest to the rough edge; none: the rough edge itself (median over neighbours mends it)
+        cost = np.where(exits, np.abs(near[:-1] + near[1:]), np.inf)
+        k = np.argmin(cost, axis=1)
+        rows = np.arange(len(angle))
+        a, b = value[rows, k], value[rows, k + 1]
+        found = exits.any(axis=1)
+        share = np.where(found, -a / np.where(b - a == 0.0, 1.0, b - a), 0.0)
+        radius = np.where(found, radii[rows, k] + share * (radii[rows, k + 1] - radii[rows, k]), edge)
+        return _without_spurs(angle, radius)
+
+
+def _without_spurs(angle: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    """Rim radius with spurs and bites (over 1 mm off a robust Fourier fit of order 4) replaced by that fit.
+
+    Spurs are osteophytes; bites are where a pedicle joins right under the rim.
+    """
+    waves = [f(k * angle) for k in range(1, 5) for f in (np.cos, np.sin)]
+    basis = np.column_stack([np.ones_like(angle), *waves])
+    weight = np.ones(len(angle))
+    fit = radius
+    for _ in range(15):
+        root = np.sqrt(weight)
+        fit = basis @ np.linalg.lstsq(basis * root[:, None], radius * root, rcond=None)[0]
+        scale = max(1.0, 2.5 * float(np.median(np.abs(radius - fit))))
+        weight = np.clip(1.0 - ((radius - fit) / scale) ** 2, 0.0, None) ** 2 + 1e-3
+    return np.where(np.abs(radius - fit) > 1.0, fit, radius)
+
+
+def _first_bone(columns: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Height [x, y] at which a column is first bone coming from its far (outer) end, and where there is one."""
+    inside = columns[:, :, ::-1] < 0.0
+    index = len(z) - 1 - np.argmax(inside, axis=2)
+    known = inside.any(axis=2) & (index < len(z) - 1)
+    index = np.minimum(index, len(z) - 2)
+    rows, cols = np.indices(index.shape)
+    low, high = columns[rows, cols, index], columns[rows, cols, index + 1]
+    share = np.clip(-low / np.where(high - low == 0.0, 1.0, high - low), 0.0, 1.0)
+    return z[index] + share * _STEP_MM, known
+
+
+def _reach(section: np.ndarray, x: np.ndarray, y: np.ndarray, angle: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Radius of the waist's section in each direction."""
+    field = VoxelField(section.astype(float)[..., None], np.array([x[0], y[0], 0.0]), _STEP_MM)
+    radii = np.arange(0.0, 34.0, 0.5)
+    flat = centre + radii[None, :, None] * np.stack([np.cos(angle), np.sin(angle)], -1)[:, None, :]
+    inside = field.sample(np.concatenate([flat, np.zeros((*flat.shape[:2], 1))], -1)) > 0.5
+    return np.asarray(radii[np.argmin(inside, axis=1)])
+
+
+def _at(plane: np.ndarray, flat: np.ndarray) -> np.ndarray:
+    return np.asarray(plane[0] + flat[..., 0] * plane[1] + flat[..., 1] * plane[2])
+
+
+def _edge(above: np.ndarray, radii: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """Index of the last radius of the endplate: it falls 1 mm under the plane there, seen from 0.7 of the waist."""
+    high = above > -RIM_DEPTH_MM
+    result = np.zeros(len(above), int)
+    for row, limit in enumerate(reach):
+        k = int(np.searchsorted(radii, 0.7 * limit))
+        while k < len(radii) - 1 and not high[row, k] and radii[k] < limit:
+            k += 1
+        if not high[row, k] and high[row, :k].any():
+            k = int(np.flatnonzero(high[row, :k])[-1])  # a rounded-off edge: it falls away further in
+        while k < len(radii) - 1 and high[row, k + 1]:
+            k += 1
+        result[row] = k
+    return result
+
+
+def _crest(above: np.ndarray, flat: np.ndarray, radii: np.ndarray, edge: np.ndarray) -> np.ndarray:
+    """Highest point (x, y, height over the plane) of each direction in the outer 30 % of the endplate."""
+    smooth = (np.roll(above, 1, axis=1) + above + np.roll(above, -1, axis=1)) / 3.0
+    outer = (radii >= 0.7 * edge[:, None]) & (radii <= edge[:, None] - _STEP_MM)
+    k = np.argmax(np.where(outer, smooth, -np.inf), axis=1)
+    rows = np.arange(len(above))
+    return np.column_stack([flat[rows, k], smooth[rows, k]])
+
+
+def _robust_plane(flat: np.ndarray, height: np.ndarray) -> np.ndarray:
+    """Plane (a, b, c) of height = a + b·x + c·y by Tukey's biweight of 1.5 mm."""
+    basis = np.column_stack([np.ones(len(flat)), flat])
+    weight = np.ones(len(flat))
+    plane = np.zeros(3)
+    for _ in range(12):
+        root = np.sqrt(weight)
+        plane = np.linalg.lstsq(basis * root[:, None], height * root, rcond=None)[0]
+        residual = height - basis @ plane
+        scale = max(1.5, 2.0 * float(np.median(np.abs(residual))))
+        weight = np.clip(1.0 - (residual / scale) ** 2, 0.0, None) ** 2 + 1e-9
+    return np.asarray(plane)
+
+
+def _plausible(name: str, superior: Endplate, inferior: Endplate) -> None:
+    height = float(np.linalg.norm(superior.centre_mm - inferior.centre_mm))
+    wedge = float(np.degrees(np.arccos(np.clip(-superior.normal @ inferior.normal, -1.0, 1.0))))
+    sizes = (superior.half_width_mm, inferior.half_width_mm, superior.half_depth_mm, inferior.half_depth_mm)
+    if not (8.0 < height < 50.0 and wedge < 35.0 and 6.0 < min(sizes) and max(sizes) < 40.0):
+        raise ValueError(
+            f"{name}: what was found is no vertebral body (height {height:.1f} mm, wedge {wedge:.0f}°, half axes "
+            f"{', '.join(f'{s:.1f}' for s in sizes)} mm); expected a whole thoracic or lumbar vertebra in mm"
+        )

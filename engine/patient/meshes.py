@@ -1,0 +1,150 @@
+"""Reading, checking, repairing and remeshing of triangle surfaces."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pymeshlab
+import pyvista as pv
+
+from engine.patient.distance import polydata, volume_mm3
+from engine.types import Surface
+
+READABLE = (".stl", ".ply", ".obj", ".vtp")
+UNITS_MM = {"mm": 1.0, "cm": 10.0, "m": 1000.0}
+#: Openings wider than this are missing bone, not a defect of the file.
+LARGEST_HOLE_MM = 12.0
+
+
+def read_surface(path: Path, unit: str) -> tuple[Surface, list[str]]:
+    """The triangles of a file in mm, checked to be a vertebra by size.
+
+    Raises: ValueError for an unreadable or empty file, NaN coordinates, or a size that speaks for another unit.
+    """
+    if path.suffix.lower() not in READABLE:
+        raise ValueError(f"{path}: cannot read {path.suffix or 'this kind'}; give one of {', '.join(READABLE)}")
+    if unit not in UNITS_MM:
+        raise ValueError(f"source.unit={unit!r} is unknown; choose one of {', '.join(UNITS_MM)}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # VTK's; what it could not read is empty, which is said below
+        mesh = pv.read(path)
+    if not isinstance(mesh, pv.PolyData) or mesh.n_points == 0 or mesh.n_cells == 0:
+        raise ValueError(f"{path}: holds no triangles; export the vertebra's surface again")
+    bad = int((~np.isfinite(np.asarray(mesh.points))).any(axis=1).sum())
+    if bad:
+        raise ValueError(f"{path}: {bad} of {mesh.n_points} vertices are NaN or infinite; export the surface again")
+    mesh = mesh.triangulate().clean()
+    points = np.asarray(mesh.points, float) * UNITS_MM[unit]
+    faces = mesh.faces.reshape(-1, 4)[:, 1:].astype(np.int64)
+    extent = float(np.ptp(points, axis=0).max())
+    if extent < 1.0:
+        raise ValueError(f"{path}: largest extent {extent:.3g} mm; it looks like metres, set source.unit=m")
+    if extent < 15.0:
+        raise ValueError(f"{path}: largest extent {extent:.3g} mm; it looks like centimetres, set source.unit=cm")
+    if extent > 250.0:
+        raise ValueError(
+            f"{path}: largest extent {extent:.0f} mm; expected one vertebra of 40-150 mm: check source.unit={unit} "
+            "and that the file holds a single vertebra"
+        )
+    return Surface(points, faces), []
+
+
+def repair(name: str, surface: Surface, edge_mm: float) -> tuple[Surface, list[str]]:
+    """Closed, oriented, isotropically remeshed surface with edges of about `edge_mm`, and what was repaired.
+
+    Raises: ValueError when a hole is wider than LARGEST_HOLE_MM, when a second piece holds over 20 % of the area, and
+    when the result is still not a closed manifold.
+    """
+    notes: list[str] = []
+    surface, dropped = _largest_piece(name, surface)
+    notes += dropped
+    holes = _holes(surface)
+    if holes and max(holes) > LARGEST_HOLE_MM:
+        raise ValueError(
+            f"{name}: the surface is open over {max(holes):.0f} mm (at most {LARGEST_HOLE_MM:.0f} mm is closed "
+            "automatically); the bone is cut off or the segmentation has a gap: close it in the segmentation tool"
+        )
+    meshes = pymeshlab.MeshSet()
+    meshes.add_mesh(pymeshlab.Mesh(surface.points_mm, surface.faces))
+    before = meshes.get_topological_measures()
+    for step in (
+        "meshing_remove_duplicate_vertices",
+        "meshing_remove_duplicate_faces",
+        "meshing_remove_null_faces",
+        "meshing_repair_non_manifold_edges",
+        "meshing_repair_non_manifold_vertices",
+        "meshing_remove_unreferenced_vertices",
+    ):
+        meshes.apply_filter(step)
+    if before["non_two_manifold_edges"] or before["non_two_manifold_vertices"]:
+        notes.append(
+            f"{name}: {before['non_two_manifold_edges']} non-manifold edges and "
+            f"{before['non_two_manifold_vertices']} vertices repaired"
+        )
+    opening = meshes.get_topological_measures()["boundary_edges"]
+    if opening:
+        meshes.apply_filter("meshing_close_holes", maxholesize=300)
+        notes.append(f"{name}: holes with {opening} edges closed (widest {max(holes, default=0.0):.1f} mm)")
+    meshes.apply_filter("meshing_re_orient_faces_coherently")
+    original = abs(_volume(meshes))
+    meshes.apply_filter("meshing_isotropic_explicit_remeshing", iterations=5, targetlen=pymeshlab.PureValue(edge_mm))
+    mesh = meshes.current_mesh()
+    result = Surface(np.array(mesh.vertex_matrix()), np.array(mesh.face_matrix(), dtype=np.int64))
+    if volume_mm3(result) < 0.0:
+        result = Surface(result.points_mm, result.faces[:, ::-1].copy())
+    if volume_mm3(surface) < 0.0:
+        notes.append(f"{name}: triangles pointed inwards; turned outwards")
+    closed = polydata(result)
+    if closed.n_open_edges or not closed.is_manifold:
+        raise ValueError(
+            f"{name}: after repair the surface still has {closed.n_open_edges} open or non-manifold edges; repair it "
+            "in MeshLab or the segmentation tool"
+        )
+    change = volume_mm3(result) / original - 1.0 if original > 0.0 else np.nan
+    if not abs(change) < 0.02:
+        raise ValueError(f"{name}: remeshing changed the volume by {change:+.1%} (at most 2 %); mesh it finer")
+    notes.append(f"{name}: remeshed to {edge_mm:g} mm edges, {len(result.faces)} triangles, volume {change:+.2%}")
+    return result, notes
+
+
+def _volume(meshes: pymeshlab.MeshSet) -> float:
+    mesh = meshes.current_mesh()
+    return volume_mm3(Surface(np.array(mesh.vertex_matrix()), np.array(mesh.face_matrix())))
+
+
+def _largest_piece(name: str, surface: Surface) -> tuple[Surface, list[str]]:
+    """The piece of largest area; a second piece above 20 % of the area is an error, smaller ones are dropped."""
+    mesh = polydata(surface).connectivity("all")
+    region = np.asarray(mesh.cell_data["RegionId"])
+    corner = surface.points_mm[surface.faces]
+    area = 0.5 * np.linalg.norm(np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]), axis=1)
+    areas = np.bincount(region, weights=area)
+    if len(areas) == 1:
+        return surface, []
+    order = np.argsort(areas)[::-1]
+    second = areas[order[1]] / areas.sum()
+    if second > 0.2:
+        raise ValueError(
+            f"{name}: the file holds {len(areas)} separate pieces, the second with {second:.0%} of the area; give one "
+            "vertebra per file (inner surfaces of hollow bones removed)"
+        )
+    kept = surface.faces[region == order[0]]
+    used, faces = np.unique(kept, return_inverse=True)
+    share = 1.0 - areas[order[0]] / areas.sum()
+    note = f"{name}: {len(areas) - 1} separate pieces dropped ({share:.1%} of the area)"
+    return Surface(surface.points_mm[used], faces.reshape(-1, 3)), [note]
+
+
+def _holes(surface: Surface) -> list[float]:
+    """Widths (largest extent, mm) of the openings."""
+    edges = polydata(surface).extract_feature_edges(
+        boundary_edges=True, non_manifold_edges=False, feature_edges=False, manifold_edges=False
+    )
+    if edges.n_cells == 0:
+        return []
+    loops = edges.connectivity("all")
+    region = np.asarray(loops.point_data["RegionId"])
+    points = np.asarray(loops.points)
+    return [float(np.linalg.norm(np.ptp(points[region == k], axis=0))) for k in np.unique(region)]

@@ -1,0 +1,290 @@
+"""An analytic L4-L5 whose landmarks, frames, endplates and angles are known exactly.
+
+Each vertebra is an implicit function in its own frame (origin at the body's centre, x left, y posterior, z up): a
+waisted elliptic body with a posterior notch, flat bony rims around concave endplates, pedicles, laminae, articular,
+transverse and spinous processes, joined by smooth booleans and turned into a true signed distance. The caudal
+vertebra sits with its superior endplate's frame as the origin; the cranial one is posed by the asked alignment; its
+inferior articular processes are hollowed so that `facet_gap_mm` stays open to the caudal vertebra, as in a joint.
+
+Endplate convention (that of anatomy.py): the plane through the flat bony rim; the rim polygon is the body's section
+1 mm under that plane, projected onto it; the centre is the polygon's area centroid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from engine.patient.alignment import cranial_pose, measure
+from engine.patient.bone import BoneProfile, assumed_density
+from engine.patient.distance import isosurface, surface_sdf
+from engine.patient.frames import RIM_POINTS, endplate, frame, inverse, move_endplate, move_surface, rotation
+from engine.types import Endplate, PatientModel, SegmentAlignment, Surface, Vertebra, VoxelField, rigid
+
+#: Depth under the rim plane at which the rim polygon is taken (see anatomy.py).
+RIM_DEPTH_MM = 1.0
+#: Rounding of the body's edge; the rim is exactly flat inwards of it.
+EDGE_MM = 1.5
+
+
+class PhantomSpec(BaseModel):
+    """What the phantom is asked to be. Alignment as `SegmentAlignment` defines it (alignment.py)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lordosis_deg: float = Field(default=6.0, ge=-10.0, le=20.0)
+    height_middle_mm: float = Field(default=8.0, ge=4.0, le=16.0)
+    coronal_deg: float = Field(default=2.0, ge=-10.0, le=10.0)
+    axial_deg: float = Field(default=0.0, ge=-8.0, le=8.0)
+    listhesis_mm: float = Field(default=0.0, ge=-6.0, le=8.0)
+    lateral_mm: float = Field(default=0.0, ge=-5.0, le=5.0)
+    concavity_mm: float = Field(default=1.75, ge=0.0, le=3.0)
+    width_mm: float = Field(default=50.0, ge=38.0, le=62.0)
+    depth_mm: float = Field(default=35.0, ge=27.0, le=44.0)
+    body_height_mm: float = Field(default=27.0, ge=22.0, le=34.0)
+    body_wedge_deg: float = Field(default=4.0, ge=0.0, le=10.0, description="of each body, taller in front")
+    facet_gap_mm: float = Field(default=1.5, ge=0.8, le=3.0)
+    trabecular_g_cm3: float = Field(default=0.18, ge=0.05, le=0.35, description="normal 0.18, osteopenic 0.12")
+    texture: float = Field(default=0.08, ge=0.0, le=0.25, description="relative deviation of the core's seeded texture")
+    seed: int = Field(default=0, ge=0)
+    rotation_deg: tuple[float, float, float] = Field(default=(0.0, 0.0, 0.0), description="of the patient, Rz·Ry·Rx")
+    translation_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    spacing_mm: float = Field(default=0.75, ge=0.5, le=1.5)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Implicit vertebra in its own frame: negative inside, about a distance near the surface."""
+
+    spec: PhantomSpec
+
+    def _plane(self, side: int) -> tuple[np.ndarray, np.ndarray]:
+        """Point and outward normal of the superior (+1) or inferior (−1) rim plane."""
+        tilt = 0.5 * np.radians(self.spec.body_wedge_deg)
+        # taller in front: the superior plane falls towards the back, so its normal leans back
+        return np.array([0.0, 0.0, 0.5 * side * self.spec.body_height_mm]), np.array(
+            [0.0, np.sin(tilt), side * np.cos(tilt)]
+        )
+
+    def body(self, p: np.ndarray) -> np.ndarray:
+        """The vertebral body alone at points [..., 3]."""
+        spec = self.spec
+        x, y, z = np.moveaxis(p, -1, 0)
+        a, b, h = 0.5 * spec.width_mm, 0.5 * spec.depth_mm, spec.body_height_mm
+        waist = 1.0 - 0.07 * np.clip(1.0 - (2.0 * z / h) ** 2, 0.0, 1.0)
+        side = _ellipse(x / waist, y / waist, a, b) * waist
+        notch_radius = 0.34 * spec.width_mm
+        notch = notch_radius - np.hypot(x, y - (b + notch_radius - 0.09 * spec.depth_mm))
+        value = _smooth_max(side, notch, 4.0)
+        for which in (1, -1):
+            point, normal = self._plane(which)
+            offset = p - point
+            rho2 = (offset[..., 0] / (0.78 * a)) ** 2 + ((offset[..., 1] + 0.5) / (0.74 * b)) ** 2
+            dish = spec.concavity_mm * np.clip(1.0 - rho2, 0.0, None) ** 2
+            value = _smooth_max(value, offset @ normal + dish, EDGE_MM)
+        return value
+
+    def __call__(self, p: np.ndarray) -> np.ndarray:
+        """The whole vertebra at points [..., 3]."""
+        spec = self.spec
+        sx, sy, sz = spec.width_mm / 50.0, spec.depth_mm / 35.0, spec.body_height_mm / 27.0
+        back = 17.5 * sy
+        q = p.copy()
+        q[..., 0] = np.abs(q[..., 0])
+
+        def at(x: float, y: float, z: float) -> np.ndarray:
+            return np.array([x * sx, back + y, z * sz])
+
+        pedicle = _capsule(q, at(14.5, -8.0, 4.0), at(18.5, 13.0, 4.0), 4.8, squash=(1.0, 1.0, 0.78))
+        lamina = _capsule(q, at(17.0, 13.0, 1.0), at(0.0, 26.0, -4.0), 3.6, squash=(1.0, 1.0, 0.45))
+        upper = _capsule(q, at(18.5, 12.0, 3.0), at(20.5, 16.0, 20.0), 4.8)
+        lower = _capsule(q, at(14.5, 17.5, -5.0), at(14.5, 21.5, -19.0), 5.0)
+        transverse = _capsule(q, at(18.0, 9.0, 4.5), at(37.0, 14.0, 6.5), 4.0)
+        spinous = _box(q - at(0.0, 38.0, -7.5), np.array([3.4, 14.0, 8.5]), 2.6)
+        posterior = _smooth_min(pedicle, lamina, 4.0)
+        for part, blend in ((upper, 3.0), (lower, 3.0), (transverse, 3.0), (spinous, 4.0)):
+            posterior = _smooth_min(posterior, part, blend)
+        return _smooth_min(self.body(p), posterior, 2.5)
+
+    def plate(self, side: str) -> Endplate:
+        """The exact endplate (module convention), from the body's own section."""
+        point, outward = self._plane(1 if side == "superior" else -1)
+        up = outward if side == "superior" else -outward
+        left = np.array([1.0, 0.0, 0.0])
+        y = np.cross(up, left)
+        angles = np.linspace(0.0, 2.0 * np.pi, 4 * RIM_POINTS, endpoint=False)
+        rays = np.cos(angles)[:, None] * left + np.sin(angles)[:, None] * y
+        low, high = np.full(len(rays), 0.3 * self.spec.depth_mm), np.full(len(rays), self.spec.width_mm)
+        for _ in range(40):
+            middle = 0.5 * (low + high)
+            out = self.body(point - RIM_DEPTH_MM * outward + middle[:, None] * rays) > 0.0
+            low, high = np.where(out, low, middle), np.where(out, middle, high)
+        return endplate(point, up, left, point + low[:, None] * rays, side)
+
+    def pedicle(self, side: str) -> np.ndarray:
+        """Axis [2, 3]: entry on the posterior cortex in line with the pedicle, target in the body."""
+        sx, sz, back = self.spec.width_mm / 50.0, self.spec.body_height_mm / 27.0, 0.5 * self.spec.depth_mm
+        front, rear = np.array([14.5 * sx, back - 8.0, 4.0 * sz]), np.array([18.5 * sx, back + 13.0, 4.0 * sz])
+        along = (rear - front) / np.linalg.norm(rear - front)
+        steps = np.arange(0.0, 40.0, 0.05)
+        inside = self(rear + steps[:, None] * along) < 0.0
+        axis = np.array([rear + steps[int(np.argmin(inside))] * along, front - 14.0 * along])
+        return axis * (1.0 if side == "left" else np.array([-1.0, 1.0, 1.0]))
+
+    def surface(self, spacing_mm: float, keep_off: tuple[VoxelField, np.ndarray] | None = None) -> Surface:
+        """Closed surface; `keep_off` = (distance of another bone, its frame from here) opens the facet gap."""
+        reach = np.array([0.5 * self.spec.width_mm + 20.0, 0.0, 0.5 * self.spec.body_height_mm + 22.0])
+        low = np.array([-reach[0], -0.5 * self.spec.depth_mm - 3.0, -reach[2]])
+        high = np.array([reach[0], 0.5 * self.spec.depth_mm + 60.0, reach[2]])
+        axes = [np.arange(a, b + spacing_mm, spacing_mm) for a, b in zip(low, high, strict=True)]
+        points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+        values = self(points)
+        if keep_off is not None:
+            other, matrix = keep_off
+            near = np.abs(values) < 8.0
+            gap = self.spec.facet_gap_mm - other.sample(rigid(matrix, points[near]))
+            values[near] = _smooth_max(values[near], gap, 0.6)
+        return isosurface(VoxelField(values, low, spacing_mm))
+
+
+def phantom(spec: PhantomSpec | None = None, profile: BoneProfile | None = None) -> PatientModel:
+    """The phantom patient, L4 and L5, in LPS. Alignment and endplates are exact, not measured (see `truth`).
+
+    `profile` gives the shells and gradients of the density; the core's mean density is the spec's own.
+    """
+    spec = spec or PhantomSpec()
+    profile = (profile or BoneProfile()).model_copy(update={"trabecular_g_cm3": spec.trabecular_g_cm3})
+    shape = Shape(spec)
+    lps = global_motion(spec)
+    sup = shape.plate("superior")
+    own = inverse(_frame(sup))  # vertebra frame → caudal superior endplate's frame
+    poses = {"L5": lps @ own, "L4": lps @ _cranial(shape, spec)}
+    lower = shape.surface(spec.spacing_mm)
+    sdf5 = surface_sdf(move_surface(poses["L5"], lower), spec.spacing_mm)
+    upper = shape.surface(spec.spacing_mm, (sdf5, poses["L4"]))
+    sdf4 = surface_sdf(move_surface(poses["L4"], upper), spec.spacing_mm)
+    caudal = _vertebra("L5", shape, lower, sdf5, poses["L5"], spec, profile)
+    cranial = _vertebra("L4", shape, upper, sdf4, poses["L4"], spec, profile)
+    return PatientModel(
+        name=f"phantom_{spec.seed}",
+        vertebrae=(cranial, caudal),
+        density_source="phantom",
+        posture="phantom",
+        repairs=(),
+        source={"kind": "phantom", "spec": spec.model_dump(mode="json")},
+    )
+
+
+def truth(spec: PhantomSpec) -> SegmentAlignment:
+    """The exact alignment of the phantom of that spec."""
+    shape = Shape(spec)
+    upper = _cranial(shape, spec)
+    lower = inverse(_frame(shape.plate("superior")))
+    plates = [
+        (move_endplate(m, shape.plate("superior")), move_endplate(m, shape.plate("inferior"))) for m in (upper, lower)
+    ]
+    return measure(plates[0], plates[1])
+
+
+def global_motion(spec: PhantomSpec) -> np.ndarray:
+    """LPS from the caudal superior endplate's frame [4, 4]."""
+    rx, ry, rz = (rotation(axis, np.radians(angle)) for axis, angle in enumerate(spec.rotation_deg))
+    matrix = np.eye(4)
+    matrix[:3, :3] = rz @ ry @ rx
+    matrix[:3, 3] = spec.translation_mm
+    return matrix
+
+
+def _frame(plate: Endplate, up: float = 1.0) -> np.ndarray:
+    return frame(plate.centre_mm, up * plate.normal, plate.axis_left)
+
+
+def _cranial(shape: Shape, spec: PhantomSpec) -> np.ndarray:
+    """The cranial vertebra's frame in the caudal superior endplate's frame, as the spec asks."""
+    pose = cranial_pose(
+        spec.lordosis_deg,
+        spec.coronal_deg,
+        spec.axial_deg,
+        spec.height_middle_mm,
+        spec.listhesis_mm,
+        spec.lateral_mm,
+    )
+    return pose @ inverse(_frame(shape.plate("inferior"), up=-1.0))
+
+
+def _vertebra(
+    name: str,
+    shape: Shape,
+    surface: Surface,
+    sdf: VoxelField,
+    pose: np.ndarray,
+    spec: PhantomSpec,
+    profile: BoneProfile,
+) -> Vertebra:
+    superior, inferior = (move_endplate(pose, shape.plate(side)) for side in ("superior", "inferior"))
+    density = assumed_density(sdf, superior, inferior, profile, _texture(spec, name))
+    spinous = np.array([0.0, 0.5 * spec.depth_mm + 52.0, -7.5 * spec.body_height_mm / 27.0])
+    return Vertebra(
+        name=name,
+        surface=move_surface(pose, surface),
+        sdf=sdf,
+        density=density,
+        superior=superior,
+        inferior=inferior,
+        pedicles={side: rigid(pose, shape.pedicle(side)) for side in ("left", "right")},
+        landmarks={"body_centre": rigid(pose, np.zeros(3)), "spinous_tip": rigid(pose, spinous)},
+    )
+
+
+def _texture(spec: PhantomSpec, name: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Smooth relative deviation by position in the vertebra's frame: 24 seeded plane waves of 8-25 mm."""
+    rng = np.random.default_rng([spec.seed, ord(name[-1])])
+    direction = rng.normal(size=(24, 3))
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    waves = direction * (2.0 * np.pi / rng.uniform(8.0, 25.0, size=(24, 1)))
+    phase = rng.uniform(0.0, 2.0 * np.pi, size=24)
+
+    def deviation(own: np.ndarray) -> np.ndarray:
+        total = sum(np.cos(own @ wave + shift) for wave, shift in zip(waves, phase, strict=True))
+        return np.asarray(np.clip(spec.texture * np.sqrt(2.0 / len(waves)) * total, -0.5, 0.5))
+
+    return deviation
+
+
+def _smooth_min(a: np.ndarray, b: np.ndarray, k: float) -> np.ndarray:
+    """Polynomial smooth minimum: exactly min(a, b) where |a − b| ≥ k."""
+    h = np.clip(k - np.abs(a - b), 0.0, None) / k
+    return np.minimum(a, b) - 0.25 * k * h * h
+
+
+def _smooth_max(a: np.ndarray, b: np.ndarray, k: float) -> np.ndarray:
+    return -_smooth_min(-a, -b, k)
+
+
+def _ellipse(x: np.ndarray, y: np.ndarray, a: float, b: float) -> np.ndarray:
+    """First-order distance to an elliptic cylinder."""
+    value = np.hypot(x / a, y / b)
+    slope = np.hypot(x / a**2, y / b**2)
+    return value * (value - 1.0) / np.maximum(slope, 1e-6)
+
+
+def _capsule(
+    p: np.ndarray, a: np.ndarray, b: np.ndarray, radius: float, squash: tuple[float, float, float] = (1.0, 1.0, 1.0)
+) -> np.ndarray:
+    """Capsule from a to b; `squash` < 1 stretches it along that axis (then a lower bound of the distance)."""
+    scale = np.array(squash)
+    axis, offset = (b - a) * scale, (p - a) * scale
+    t = np.clip(offset @ axis / (axis @ axis), 0.0, 1.0)
+    return np.linalg.norm(offset - t[..., None] * axis, axis=-1) - radius
+
+
+def _box(p: np.ndarray, half: np.ndarray, radius: float) -> np.ndarray:
+    """Box rounded by `radius` (distance)."""
+    q = np.abs(p) - (half - radius)
+    return np.linalg.norm(np.maximum(q, 0.0), axis=-1) + np.minimum(q.max(axis=-1), 0.0) - radius
+
+
+__all__ = ["PhantomSpec", "Shape", "global_motion", "phantom", "truth"]

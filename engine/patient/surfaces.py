@@ -1,0 +1,149 @@
+"""Patients from surface files, one per vertebra, of unknown axes.
+
+Axes: cranial is where the upper of the two named levels lies; posterior is where the processes lie from the body (the
+bone's centroid from its thickest part); left completes the right-handed frame. When these agree with signed file
+axes within 35° the points are permuted exactly, so that the patient's own tilt is kept; otherwise they are rotated
+onto what was found, and it is said. `axes` (three letters: where the file's x, y and z point, e.g. "ALS" for x
+anterior, y left, z superior) overrides the finding and is checked against it; a left-handed code mirrors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from engine.patient.anatomy import body_centre
+from engine.patient.assemble import assemble
+from engine.patient.bone import BoneProfile
+from engine.patient.distance import surface_sdf
+from engine.patient.frames import unit
+from engine.patient.levels import parse_segment
+from engine.patient.meshes import READABLE, read_surface, repair
+from engine.types import PatientModel, Surface
+
+_LPS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1), "I": (2, -1)}
+_WORDS = {"L": "left", "R": "right", "P": "posterior", "A": "anterior", "S": "superior", "I": "inferior"}
+
+
+def from_surfaces(
+    path: str | Path,
+    segment: str,
+    *,
+    unit: str = "mm",
+    axes: str | None = None,
+    edge_mm: float = 1.5,
+    spacing_mm: float = 0.75,
+    posture: str = "unknown",
+    profile: BoneProfile | None = None,
+    name: str | None = None,
+) -> PatientModel:
+    """Patient of the two vertebrae of `segment` from a folder with L4.stl, L5.stl, … (sub-folders are ignored).
+
+    Raises: ValueError for whatever keeps the files from being two neighbouring vertebrae in one frame.
+    """
+    levels = parse_segment(segment)
+    files = {level: _find(Path(path), level) for level in levels}
+    notes: list[str] = []
+    raw: dict[str, Surface] = {}
+    for level in levels:
+        raw[level], _ = read_surface(files[level], unit)
+    if unit != "mm":
+        notes.append(f"coordinates read as {unit}")
+    meshes: dict[str, Surface] = {}
+    for level in levels:
+        meshes[level], lines = repair(level, raw[level], edge_mm)
+        notes += lines
+    matrix, line = file_to_lps(meshes, levels, axes)
+    notes.append(line)
+    surfaces = {level: _turn(matrix, surface) for level, surface in meshes.items()}
+    source = {
+        "kind": "surfaces",
+        "path": str(Path(path).resolve()),
+        "sha256": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files.values()},
+        "unit": unit,
+        "lps_from_file": matrix.tolist(),
+    }
+    return assemble(
+        name or Path(path).resolve().name,
+        surfaces,
+        spacing_mm,
+        edge_mm,
+        profile or BoneProfile(),
+        posture,
+        notes,
+        source,
+    )
+
+
+def file_to_lps(meshes: dict[str, Surface], levels: tuple[str, str], axes: str | None) -> tuple[np.ndarray, str]:
+    """Matrix [3, 3] from file axes to LPS (module docstring) and the line that says how it was found."""
+    fields = {level: surface_sdf(meshes[level], 2.0) for level in levels}
+    centres = {level: body_centre(fields[level]) for level in levels}
+    up = unit(centres[levels[0]] - centres[levels[1]])
+    back = sum((meshes[level].points_mm.mean(axis=0) - centres[level] for level in levels), np.zeros(3))
+    back = unit(back - (back @ up) * up)
+    found = np.stack([np.cross(back, up), back, up])  # rows: left, posterior, superior in file axes
+    exact = np.zeros((3, 3))
+    largest = np.argmax(np.abs(found), axis=1)
+    exact[np.arange(3), largest] = np.sign(found[np.arange(3), largest])
+    fits = len(set(largest)) == 3 and bool((np.abs(found).max(axis=1) > np.cos(np.radians(35.0))).all())
+    if axes is None:
+        if fits:
+            return exact, f"axes found from the anatomy: {_in_words(_code(exact))}; permuted to LPS"
+        return found, "axes found from the anatomy are oblique to the file's; rotated onto left, posterior, superior"
+    given = _matrix(axes)
+    for row, what in ((2, "superior"), (1, "posterior")):
+        if given[row] @ found[row] < 0.5:
+            raise ValueError(
+                f"source.axes={axes} contradicts the anatomy ({what} is elsewhere); found "
+                f"{_code(exact) if fits else 'oblique axes'}: leave source.axes out, or check the level names"
+            )
+    line = f"axes as given: {_in_words(axes)}"
+    return given, line if np.linalg.det(given) > 0 else line + "; left-handed, so the surfaces are mirrored"
+
+
+def _matrix(axes: str) -> np.ndarray:
+    matrix = np.zeros((3, 3))
+    letters = str(axes).upper()
+    if len(letters) == 3 and all(letter in _LPS for letter in letters):
+        for column, letter in enumerate(letters):
+            row, sign = _LPS[letter]
+            matrix[row, column] = sign
+    if abs(np.linalg.det(matrix)) != 1.0:
+        raise ValueError(
+            f"source.axes={axes!r} is not understood; give where x, y, z point with one of L/R, P/A, S/I each, e.g. ALS"
+        )
+    return matrix
+
+
+def _code(matrix: np.ndarray) -> str:
+    letters = {(row, sign): letter for letter, (row, sign) in _LPS.items()}
+    rows = np.argmax(np.abs(matrix), axis=0)
+    return "".join(letters[(int(row), int(matrix[row, column]))] for column, row in enumerate(rows))
+
+
+def _in_words(code: str) -> str:
+    return (
+        ", ".join(f"{axis} {_WORDS[letter]}" for axis, letter in zip("xyz", code.upper(), strict=True)) + f" ({code})"
+    )
+
+
+def _turn(matrix: np.ndarray, surface: Surface) -> Surface:
+    faces = surface.faces if np.linalg.det(matrix) > 0 else surface.faces[:, ::-1].copy()
+    return Surface(surface.points_mm @ matrix.T, faces)
+
+
+def _find(folder: Path, level: str) -> Path:
+    """The file of a level in a folder. Raises ValueError listing what is there."""
+    if not folder.is_dir():
+        raise ValueError(f"source.path={folder} is not a folder; give the folder that holds {level}.stl and the like")
+    there = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in READABLE)
+    hits = [file for file in there if file.stem.upper() == level]
+    if not hits:
+        names = ", ".join(file.name for file in there) or "no surface files"
+        raise ValueError(f"{folder}: no file for {level} (expected {level}{'|'.join(READABLE)}); there is {names}")
+    if len(hits) > 1:
+        raise ValueError(f"{folder}: {level} is there more than once ({', '.join(h.name for h in hits)}); keep one")
+    return hits[0]

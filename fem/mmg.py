@@ -1,0 +1,66 @@
+"""MMG in a process of its own: it can loop without end or crash on odd input, and must not take the run with it.
+
+python -m fem.mmg in.npz out.npz
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+
+def remesh_apart(
+    points: np.ndarray,
+    tets: np.ndarray,
+    refs: np.ndarray,
+    size_mm: np.ndarray,
+    options: dict[str, float],
+    timeout_s: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """MMG3D with references per tetrahedron and the size field [n] in mm. Returns points, tets, references.
+
+    Raises RuntimeError when MMG fails, crashes or takes longer than timeout_s.
+    """
+    with tempfile.TemporaryDirectory(prefix="spinefit-mmg-") as folder:
+        given, made = Path(folder) / "in.npz", Path(folder) / "out.npz"
+        np.savez(given, points=points, tets=tets, refs=refs, size=size_mm, options=json.dumps(options))
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "fem.mmg", str(given), str(made)],
+                cwd=Path(__file__).resolve().parents[1],
+                capture_output=True,
+                text=True,
+                timeout=timeout_s,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(f"it did not end within {timeout_s:g} s") from error
+        if done.returncode or not made.exists():
+            last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+            raise RuntimeError(f"exit {done.returncode}: {last}")
+        with np.load(made) as result:
+            return result["points"], result["tets"], result["refs"]
+
+
+def _main(given: str, made: str) -> None:
+    from mmgpy import MmgMesh3D
+
+    with np.load(given) as data:
+        mesh = MmgMesh3D()
+        mesh.set_mesh_size(vertices=len(data["points"]), tetrahedra=len(data["tets"]))
+        mesh.set_vertices(np.ascontiguousarray(data["points"]))
+        mesh.set_tetrahedra(data["tets"].astype(np.int32), data["refs"].astype(np.int64))
+        mesh.set_field("metric", np.ascontiguousarray(data["size"][:, None]))
+        options = json.loads(str(data["options"]))
+    mesh.remesh(verbose=-1, **options)
+    tets, refs = mesh.get_tetrahedra_with_refs()
+    np.savez(made, points=mesh.get_vertices(), tets=np.asarray(tets, np.int64), refs=np.asarray(refs, np.int64))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:3])

@@ -1,0 +1,276 @@
+"""Stress simulation of a design on its body-fitted mesh: the independent check of the voxel engine.
+
+    −div σ = f,  σ = λ tr(ε) 1 + 2μ ε,  traction −κ w u on the support, links on mean rigid motions of patches
+
+P2 tetrahedra assembled by SfePy (fem/elasticity.py), one factorisation for all load cases (fem/linear.py).
+Moduli at the quadrature points: bone from its density by the bone law, lattice by its homogenised ratio.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import meshio
+import numpy as np
+import scipy.sparse as sp
+
+from engine import materials
+from engine.types import BODIES, REGIONS, Boundary, Design, Patch, Response, Segment, SolverStatus, stack_loads
+from fem import elasticity as el
+from fem.linear import LinkRows, solve_linear
+from fem.mesh import TetMesh
+from fem.tets import components
+
+log = logging.getLogger("spinefit.fem")
+
+
+@dataclass(frozen=True)
+class FemSettings:
+    """How to solve.
+
+    sample           "qp": a sample per quadrature point; "cell": volume average per tetrahedron
+    sample_all       keep samples of all regions (memory), not only near bone, implant and graft
+    max_direct_dofs  above it the iterative solver is taken (PARDISO: about 15 MB per 1000 unknowns)
+    """
+
+    bone_law: str = "morgan2003_vertebra"
+    order: int = 2
+    sample: str = "qp"
+    sample_all: bool = False
+    solver: str = "auto"
+    max_direct_dofs: int = 600_000
+    tolerance: float = 1e-7
+    max_iterations: int = 2000
+
+    def __post_init__(self) -> None:
+        if self.sample not in ("qp", "cell"):
+            raise ValueError(f"sample={self.sample!r} is unknown; choose 'qp' or 'cell'")
+
+
+@dataclass(frozen=True)
+class FemField:
+    """Fields for viewing: displacement_mm [l, n, 3] at the mesh points; per tetrahedron strain and stress
+    [l, m, 6] (volume averages) and e_mpa [m]. figures: unknowns, seconds, memory."""
+
+    loadcases: tuple[str, ...]
+    displacement_mm: np.ndarray
+    strain: np.ndarray
+    stress: np.ndarray
+    e_mpa: np.ndarray
+    figures: dict[str, float]
+
+
+def solve(
+    segment: Segment,
+    design: Design,
+    mesh: TetMesh,
+    boundary: Boundary,
+    settings: FemSettings = FemSettings(),
+) -> tuple[Response, list[SolverStatus], FemField]:
+    """All load cases of `boundary` on one mesh.
+
+    A load case that could not be solved has status "failed" and NaN in every number.
+    Raises ValueError for an empty patch, an unknown material or law, or a mesh that does not fit the design.
+    """
+    names = stack_loads(boundary.loadcases)
+    if not names:
+        raise ValueError("boundary has no load case; add one to loadcases")
+    clock = time.perf_counter()
+    d = el.discretise(mesh, settings.order)
+    e_mpa, poisson, relative_density = moduli(segment, design, d, settings.bone_law)
+    lam, mu = materials.lame(e_mpa, poisson)
+    support, reaction_rows = el.foundation(d, boundary.support, boundary.foundation_mpa_per_mm2)
+    matrix = (el.stiffness(d, lam, mu) + support).tocsr()
+    links = [
+        LinkRows(
+            sp.vstack([
+                el.mean_motion(d, link.patch_a, link.point_a_mm), el.mean_motion(d, link.patch_b, link.point_b_mm)
+            ]).tocsr(),
+            0.5 * (link.stiffness + link.stiffness.T),
+        )
+        for link in boundary.links
+    ]  # fmt: skip
+    loads = _loads(d, boundary)
+    assembly_s = time.perf_counter() - clock
+    solution = solve_linear(
+        matrix, loads, links, el.rigid_modes(d.nodes_mm), solver=settings.solver,
+        max_direct_dofs=settings.max_direct_dofs, tolerance=settings.tolerance,
+        max_iterations=settings.max_iterations, joined=int(components(mesh.tets).max()) == 0,
+    )  # fmt: skip
+    for name, status in zip(names, solution.status, strict=True):
+        level = logging.INFO if status.code == "ok" else logging.ERROR
+        log.log(level, "load case %s: %s, residual %.1e, %s", name, status.code, status.relative_residual, status.text)
+
+    displacement = np.stack([u.reshape(-1, 3) for u in solution.u.T])
+    motion = np.stack([
+        (el.mean_motion(d, _near(boundary, body), _endplate_centre(segment, body)) @ solution.u).T for body in BODIES
+    ], axis=1)  # fmt: skip
+    applied = np.stack([el.nodal_resultant(d.nodes_mm, f.reshape(-1, 3)) for f in loads.T])
+    failed = np.array([s.code == "failed" for s in solution.status])
+    applied[failed] = np.nan
+    near = sum(_weight_only(d, patch) for patch in boundary.near)
+    strain = np.stack([el.strains(d, u) for u in displacement])
+    response, cell_strain, cell_stress = _sample(
+        d, strain, lam, mu, np.asarray(near), relative_density, settings,
+        dict(motion=motion, compliance=np.einsum("dl,dl->l", loads, solution.u),
+             reaction=(reaction_rows @ solution.u).T, applied=applied, loadcases=names),
+    )  # fmt: skip
+    if design.implant is not None:
+        # As in the voxel engine: at every sample the limit of the implant's material at that relative density.
+        alloy = materials.implant_material(design.material)
+        limit = alloy.fatigue_mpa * materials.lattice_fatigue_ratio(response.relative_density)
+        response = replace(response, fatigue_mpa=limit)
+    figures = {
+        "dofs": float(d.dofs),
+        "nnz": float(matrix.nnz),
+        "assembly_s": assembly_s,
+        "solve_s": solution.seconds,
+        "total_s": time.perf_counter() - clock,
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0,
+    }
+    log.info("%s", ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+    volume = d.weight_mm3.sum(1)
+    field = FemField(
+        names, displacement[:, : len(mesh.points_mm)], cell_strain, cell_stress,
+        (e_mpa * d.weight_mm3).sum(1) / volume, figures,
+    )  # fmt: skip
+    return response, solution.status, field
+
+
+def moduli(
+    segment: Segment, design: Design, d: el.Discretisation, law_name: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Young's modulus MPa, Poisson's ratio and lattice relative density, all [m, q] at the quadrature points."""
+    law = materials.bone_law(law_name)
+    e_mpa, poisson = np.empty(d.weight_mm3.shape), np.empty(d.weight_mm3.shape)
+    relative_density = np.ones(d.weight_mm3.shape)
+    for label, vertebra in enumerate((segment.caudal, segment.cranial)):
+        cells = d.labels == label
+        e_mpa[cells] = law.modulus_mpa(vertebra.density.sample(d.points_mm[cells]))
+        poisson[cells] = law.poisson
+    soft = {
+        "graft": materials.SOFT["graft"],
+        "remnant": materials.SOFT["disc" if design.implant is None else "remnant"],
+    }
+    for name, solid in soft.items():
+        cells = d.labels == REGIONS.index(name)
+        e_mpa[cells], poisson[cells] = solid.e_mpa, solid.poisson
+    cells = d.labels == REGIONS.index("implant")
+    if cells.any():
+        if design.implant is None:
+            raise ValueError(f"the mesh has {cells.sum()} implant tetrahedra, but design {design.arm!r} has no implant")
+        alloy = materials.implant_material(design.material)
+        ratio = 1.0
+        if design.relative_density is not None:
+            rho = design.relative_density.sample(d.points_mm[cells])
+            if rho.min() <= 0.0 or rho.max() > 1.0 + 1e-6:
+                raise ValueError(
+                    f"relative density of design {design.arm!r} is {rho.min():.3g} to {rho.max():.3g} inside the "
+                    "implant; it must be in (0, 1]"
+                )
+            relative_density[cells] = rho
+            ratio = materials.lattice_modulus_ratio(rho)
+        e_mpa[cells], poisson[cells] = alloy.e_mpa * ratio, alloy.poisson
+    return e_mpa, poisson, relative_density
+
+
+def _loads(d: el.Discretisation, boundary: Boundary) -> np.ndarray:
+    """Nodal forces [dofs, l] of the load cases' wrenches on the load patch."""
+    columns = []
+    for case in boundary.loadcases:
+        wrench = np.concatenate([case.wrench.force_n, case.wrench.moment_nmm])
+        columns.append(el.mean_motion(d, boundary.load, case.wrench.point_mm).T @ wrench)
+    return np.stack(columns, axis=1)
+
+
+def _near(boundary: Boundary, body: str) -> Patch:
+    for patch in boundary.near:
+        if patch.body == body:
+            return patch
+    raise ValueError(f"boundary.near has no patch of the {body} vertebra; give one per vertebra")
+
+
+def _endplate_centre(segment: Segment, body: str) -> np.ndarray:
+    """Centre of the endplate next to the disc."""
+    return segment.caudal.superior.centre_mm if body == "caudal" else segment.cranial.inferior.centre_mm
+
+
+def _weight_only(d: el.Discretisation, patch: Patch) -> np.ndarray:
+    """The patch's weight [m, q] on its bone, without volume."""
+    bone = d.labels == BODIES.index(patch.body)
+    weight = np.zeros(d.weight_mm3.shape)
+    weight[bone] = patch.weight(d.points_mm[bone])
+    return weight
+
+
+def _sample(
+    d: el.Discretisation,
+    strain: np.ndarray,
+    lam: np.ndarray,
+    mu: np.ndarray,
+    near: np.ndarray,
+    relative_density: np.ndarray,
+    settings: FemSettings,
+    rest: dict,
+) -> tuple[Response, np.ndarray, np.ndarray]:
+    """The Response of strains [l, m, q, 6], and the averages per tetrahedron of strain and stress [l, m, 6]."""
+    stress = el.isotropic_stress(strain, lam, mu)
+    volume = d.weight_mm3.sum(1)
+    share = d.weight_mm3 / volume[:, None]
+    cell_strain = np.einsum("mq,lmqv->lmv", share, strain)
+    cell_stress = np.einsum("mq,lmqv->lmv", share, stress)
+    kept_region = np.isin(d.labels, [REGIONS.index("implant"), REGIONS.index("graft")])
+    keep = (near > 0.0) | kept_region[:, None] | settings.sample_all
+    one_hot = np.eye(len(REGIONS))[d.labels]
+    if settings.sample == "qp":
+        cell = np.nonzero(keep)[0]
+        samples = dict(
+            position=d.points_mm[keep], volume=d.weight_mm3[keep], fraction=one_hot[cell], near=near[keep],
+            strain=strain[:, keep], stress=stress[:, keep], relative_density=relative_density[keep],
+        )  # fmt: skip
+    else:
+        cells = keep.any(1)
+
+        def mean(values: np.ndarray) -> np.ndarray:
+            return (share * values).sum(1)[cells]
+
+        samples = dict(
+            position=np.einsum("mq,mqd->md", share, d.points_mm)[cells], volume=volume[cells],
+            fraction=one_hot[cells], near=mean(near), strain=cell_strain[:, cells], stress=cell_stress[:, cells],
+            relative_density=mean(relative_density),
+        )  # fmt: skip
+    log.info(
+        "samples: %d of %d kept (%s, %s)", len(samples["volume"]), d.weight_mm3.size, settings.sample,
+        "all regions" if settings.sample_all else "bone near the implant, implant and graft",
+    )  # fmt: skip
+    return Response(**samples, **rest), cell_strain, cell_stress
+
+
+def principal(voigt: np.ndarray, shear_factor: float) -> np.ndarray:
+    """Principal values [..., 3], ascending. shear_factor: 0.5 for strain with engineering shear, 1 for stress."""
+    t = np.empty((*voigt.shape[:-1], 3, 3))
+    for k, (i, j) in enumerate([(0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)]):
+        t[..., i, j] = t[..., j, i] = voigt[..., k] * (1.0 if i == j else shear_factor)
+    return np.linalg.eigvalsh(np.nan_to_num(t)) + np.where(np.isnan(voigt).any(-1), np.nan, 0.0)[..., None]
+
+
+def write_vtu(path: Path | str, mesh: TetMesh, field: FemField) -> None:
+    """Write one .vtu for ParaView: per load case `<name>:displacement_mm` on points (use Warp By Vector), and on
+    cells min and max principal strain, von Mises stress, strain energy density; `region` and `e_mpa` once."""
+    cells = {"region": [mesh.labels.astype(np.int32)], "e_mpa": [field.e_mpa]}
+    points = {}
+    for k, name in enumerate(field.loadcases):
+        strain, stress = field.strain[k], field.stress[k]
+        values = principal(strain, 0.5)
+        s = principal(stress, 1.0)
+        mises = np.sqrt(0.5 * ((s[:, 0] - s[:, 1]) ** 2 + (s[:, 1] - s[:, 2]) ** 2 + (s[:, 2] - s[:, 0]) ** 2))
+        points[f"{name}:displacement_mm"] = field.displacement_mm[k]
+        cells[f"{name}:strain_min"] = [values[:, 0]]
+        cells[f"{name}:strain_max"] = [values[:, 2]]
+        cells[f"{name}:von_mises_mpa"] = [mises]
+        cells[f"{name}:sed_mpa"] = [0.5 * (strain * stress).sum(-1)]
+    meshio.Mesh(mesh.points_mm, [("tetra", mesh.tets)], point_data=points, cell_data=cells).write(path)
