@@ -78,7 +78,7 @@ def _rod(segment: Segment, side: str, settings: BoundarySettings) -> Link:
         Patch(body, "capsule", axis[0], end_mm=axis[1], radius_mm=settings.screw_diameter_mm / 2 + 0.75)
         for body, axis in zip(("cranial", "caudal"), axes, strict=True)
     ]
-    return Link(f"rod_{side}", *patches, anchors[0], anchors[1], (condensed + condensed.T) / 2)
+    return Link(f"rod_{side}", patches[0], patches[1], anchors[0], anchors[1], (condensed + condensed.T) / 2)
 
 
 def beam_stiffness(

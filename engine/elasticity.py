@@ -18,6 +18,7 @@ with the 24×24 matrix, which tests/verification keeps as its oracle.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -162,7 +163,7 @@ def _apply_one(medium: Medium, u: Float[Array, "3 x1 y1 z1"], spacing_mm: float)
             terms = [float(k[j]) * mode[j] for j in np.flatnonzero(np.abs(k) > 1e-9 * np.abs(k_mu).max())]
             total = total + field * sum(terms) if terms else total
         force.append(total)
-    back = {corner: jnp.stack(force[3 * a : 3 * a + 3]) for a, corner in enumerate(CORNERS)}
+    back: dict[tuple[int, ...], Array] = {corner: jnp.stack(force[3 * a : 3 * a + 3]) for a, corner in enumerate(CORNERS)}
     for axis in (3, 2, 1):
         low_pad, high_pad = [(0, 0)] * 4, [(0, 0)] * 4
         low_pad[axis], high_pad[axis] = (0, 1), (1, 0)
@@ -203,13 +204,13 @@ def energy_pairing(
     """Σ_b v_bᵀ (∂K/∂λ_e) u_b and the same for μ_e, κ_e, each [x, y, z]: the sensitivity of the operator."""
     matrices = [jnp.asarray(k) for k in element_matrices(spacing_mm)]
 
-    def add(total: tuple[Array, ...], pair: tuple[Array, Array]) -> tuple[tuple[Array, ...], None]:
+    def add(total: Any, pair: Any) -> tuple[Any, None]:
         ue, ve = (gather(w[None])[0] for w in pair)
         terms = (jnp.sum(jnp.einsum("jk,jxyz->kxyz", k, ue) * ve, axis=0) for k in matrices)
         return tuple(t + part for t, part in zip(total, terms, strict=True)), None
 
     zero = jnp.zeros(tuple(n - 1 for n in u.shape[2:]), u.dtype)
-    return jax.lax.scan(add, (zero, zero, zero), (u, v))[0]  # type: ignore[return-value]
+    return jax.lax.scan(add, (zero, zero, zero), (u, v))[0]
 
 
 def strain(u: Float[Array, "b 3 x1 y1 z1"], spacing_mm: float) -> Float[Array, "b x y z 6"]:

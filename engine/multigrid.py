@@ -293,9 +293,7 @@ def _levels(system: System, spacing_mm: float, levels: int) -> tuple[Any, Any, A
         if level < levels - 1:
             links = None if single.links is None else single.links[level + 1]
             inverses.append(_inverse_3x3(_diagonal_blocks(_element_diagonal(k))))
-            eigenvalues.append(
-                _largest_eigenvalue(lambda v, k=k, links=links: _operate_coarse(k, links, v), inverses[-1])
-            )
+            eigenvalues.append(_largest_eigenvalue(partial(_operate_coarse, k, links), inverses[-1]))
     return single, (tuple(inverses), tuple(eigenvalues)), tuple(coarse)
 
 
@@ -327,9 +325,9 @@ def _dense(k: np.ndarray, links: Links | None) -> np.ndarray:
     dense = np.zeros((3 * number.size,) * 2)
     np.add.at(dense, (dof[:, None], dof[None]), k.reshape(24, 24, -1))
     if links is not None:
-        rows = np.zeros((len(links.weight), 3, number.size))
-        rows[:, :, np.asarray(links.node)] = np.moveaxis(np.asarray(links.weight), -1, 1)
-        rows = rows.reshape(len(rows), -1)
+        spread = np.zeros((len(links.weight), 3, number.size))
+        spread[:, :, np.asarray(links.node)] = np.moveaxis(np.asarray(links.weight), -1, 1)
+        rows = spread.reshape(len(spread), -1)
         dense += rows.T @ np.asarray(links.stiffness) @ rows
     empty = np.diag(dense) <= 1e-12 * np.diag(dense).max()
     dense[empty, empty] = np.median(np.diag(dense))

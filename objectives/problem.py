@@ -103,7 +103,7 @@ class Problem:
         (value, evaluation), (slope, warm_bar) = _value_and_grad(
             unit, warm, self.scene, preconditioner, multipliers, jnp.asarray(penalty), self.numerics, self.family, self.goals
         )
-        return evaluation, value, slope, Warm(evaluation.displacement, warm_bar.adjoint, jnp.zeros(2))
+        return evaluation, value, slope, Warm(evaluation.displacement, warm_bar.adjoint, warm_bar.probe)
 
     def table(self, evaluation: Evaluation) -> dict[str, float]:
         """Measures by objective name, in their units."""
@@ -122,7 +122,7 @@ def score(response: Response, every: tuple[Goal, ...]) -> tuple[Array, Array, Ar
     loss = sum(g.weight * m / g.scale for g, m in zip(every, measures, strict=True) if g.kind == "minimise")
     sign = {"at_most": 1.0, "at_least": -1.0}
     constraints = [
-        sign[g.kind] * (m - g.bound) / g.scale for g, m in zip(every, measures, strict=True) if g.kind != "minimise"
+        sign[g.kind] * (m - (g.bound or 0.0)) / g.scale for g, m in zip(every, measures, strict=True) if g.kind != "minimise"
     ]
     return jnp.asarray(loss), jnp.stack(constraints) if constraints else jnp.zeros(0), jnp.stack(measures)
 

@@ -68,8 +68,15 @@ class ImplantFields:
 class Family(Protocol):
     """A parametric device."""
 
-    material: str
-    rods: bool
+    @property
+    def material(self) -> str:
+        """Key of engine.materials.IMPLANTS."""
+        ...
+
+    @property
+    def rods(self) -> bool:
+        """Whether posterior rods and screws go with it."""
+        ...
 
     def groups(self) -> dict[str, Group]:
         """Parameter groups of the family in physical units."""

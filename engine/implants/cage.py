@@ -11,12 +11,16 @@ width, c the bend of a banana-shaped cage (it is inserted along its own arc) and
 parameters, the cage fits through the corridor. The graft chamber is the same outline, moved in by the wall. The
 offset maps g (Bernstein surfaces) let a face stand off (g > 0) or sit in the prepared endplate (g < 0). A lattice's
 relative density is a Bernstein surface over the footprint inside a solid rim.
+
+With faces: stock the same footprint has the plane or domed faces of a catalogue device instead, seated by `seat`:
+
+    z_± = z₀ + t·(x, y) ± ( H/2 − (y − y₀)·tan(w/2) + d (1 − min(q, 1)²) )
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +30,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from engine.implants._abstract import Anatomy, Group, ImplantFields
 from engine.materials import IMPLANTS, implant_material
-from engine.sdf import bernstein, fourier, smooth_max
+from engine.sdf import bernstein, fourier, polygon_distance, smooth_max
+from engine.types import Segment
 
 OUTLINE_RANGE = (0.45, 1.0)
 _OUTLINE_TERMS, _WALL_TERMS = 11, 5
@@ -41,6 +46,7 @@ class Settings(BaseModel):
     material: str = "ti6al4v"
     rods: bool = False
     pair: bool = False
+    faces: Literal["conforming", "stock"] = "conforming"
     length_mm: float = Field(gt=5, le=60)
     width_mm: float = Field(gt=5, le=45)
     x_mm: tuple[float, float]
@@ -95,20 +101,23 @@ class Cage:
 
     def groups(self) -> dict[str, Group]:
         s = self.settings
-        pose = (
-            np.array([s.start_x_mm, s.start_y_mm, np.deg2rad(s.start_yaw_deg), np.mean(s.bend_per_mm)]),
-            *(np.array([s.x_mm[i], s.y_mm[i], np.deg2rad(s.yaw_deg[i]), s.bend_per_mm[i]]) for i in (0, 1)),
-        )
+        pose = np.array([s.start_x_mm, s.start_y_mm, np.deg2rad(s.start_yaw_deg), np.mean(s.bend_per_mm)])
+        low, high = (np.array([s.x_mm[i], s.y_mm[i], np.deg2rad(s.yaw_deg[i]), s.bend_per_mm[i]]) for i in (0, 1))
         outline = np.zeros(_OUTLINE_TERMS)
         outline[0] = 2.5
         wall = np.zeros(_WALL_TERMS)
         share = (s.start_wall_mm - s.wall_mm[0]) / max(s.wall_mm[1] - s.wall_mm[0], 1e-9)
         wall[0] = np.log(np.clip(share, 0.02, 0.98) / (1 - np.clip(share, 0.02, 0.98)))
         groups = {
-            "pose": Group(*pose, unit="mm, mm, rad, 1/mm"),
+            "pose": Group(pose, low, high, "mm, mm, rad, 1/mm"),
             "outline": Group(outline, _box(_OUTLINE_TERMS, -4.0, -1.5), _box(_OUTLINE_TERMS, 4.0, 1.5), "1"),
             "wall": Group(wall, _box(_WALL_TERMS, -4.0, -1.5), _box(_WALL_TERMS, 4.0, 1.5), "1"),
         }
+        if s.faces == "stock":
+            low = np.array([4.0, 0.0, 0.0, -5.0, -0.6, -0.6])
+            high = np.array([22.0, 0.6, 3.0, 25.0, 0.6, 0.6])
+            groups["seat"] = Group(np.array([10.0, 0.1, 0.0, 5.0, 0.0, 0.0]), low, high, "mm, rad, mm, mm, 1, 1")
+            return groups
         for face in ("offset_caudal", "offset_cranial"):
             zero, one = np.zeros(_CONTROL), np.ones(_CONTROL)
             start = np.clip(zero, *s.offset_mm)
@@ -132,8 +141,13 @@ class Cage:
             outline, window, u, v = (
                 jnp.where(here, a, b) for a, b in zip((outline, window, u, v), mirror, strict=True)
             )
-        caudal = bernstein(parameters["offset_caudal"], u, v) - anatomy.caudal
-        cranial = bernstein(parameters["offset_cranial"], u, v) - anatomy.cranial
+        if s.faces == "stock":
+            top, bottom = stock_faces(parameters["seat"], plane[..., 0], plane[..., 1], parameters["pose"][1], u, v)
+            z = anatomy.points_mm[..., 2]
+            caudal, cranial = bottom - z, z - top
+        else:
+            caudal = bernstein(parameters["offset_caudal"], u, v) - anatomy.caudal
+            cranial = bernstein(parameters["offset_cranial"], u, v) - anatomy.cranial
         prism = smooth_max(outline, anatomy.rim + s.rim_inset_mm, s.edge_blend_mm)
         faces = jnp.maximum(jnp.maximum(caudal, cranial), anatomy.slab)
         solid = jnp.maximum(prism, faces)
@@ -182,8 +196,82 @@ class Cage:
             "corridor_length_mm": s.length_mm,
             "corridor_width_mm": s.width_mm,
             "parts": 2 if s.pair else 1,
+            "faces": s.faces,
             "rods": s.rods,
         }
+
+
+def stock_faces(seat: Any, x: Any, y: Any, y0: Any, u: Any, v: Any) -> tuple[Array, Array]:
+    """Heights of the top and bottom face over plane points about the centre of the disc space, mm."""
+    height, wedge, dome, z0, tilt_x, tilt_y = seat
+    middle = z0 + tilt_x * x + tilt_y * y
+    bulge = dome * (1.0 - jnp.clip((u**4 + v**4 + 1e-12) ** 0.5, 0.0, 1.0))
+    half = height / 2 - (y - y0) * jnp.tan(wedge / 2) + bulge
+    return middle + half, middle - half
+
+
+class Catalogue(BaseModel):
+    """Sizes of the stock device and how deep it is seated into each endplate."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    heights_mm: tuple[float, ...] = tuple(float(h) for h in range(6, 19))
+    lordosis_deg: tuple[float, ...] = (0.0, 4.0, 8.0, 12.0, 15.0)
+    domes_mm: tuple[float, ...] = (0.0, 1.0)
+    seat_depth_mm: float = Field(0.75, gt=0, le=3)
+    least_inside: float = Field(0.97, gt=0, le=1)
+
+
+def seat(cage: Cage, segment: Segment, pose: np.ndarray, catalogue: Catalogue) -> np.ndarray | None:
+    """The catalogue size that fits best at this pose, as the group "seat"; None where the pose is not possible.
+
+    The middle plane follows the two endplates under the footprint, the lordosis is the catalogue's nearest, the height
+    the largest that dips no deeper than seat_depth_mm into either endplate (95th percentile under the footprint), the
+    dome the one that touches more of them. A pose is not possible when more than 1 − least_inside of the footprint
+    reaches over the rims, or when the flattest size is too high.
+    """
+    s = cage.settings
+    reach = 0.5 * float(np.hypot(s.length_mm, s.width_mm)) + abs(float(pose[0])) + abs(float(pose[1]))
+    axis = np.arange(-reach, reach + 0.5, 1.0)
+    x, y = (a.ravel() for a in np.meshgrid(axis, axis, indexing="ij"))
+    parameters = {k: jnp.asarray(g.initial) for k, g in cage.groups().items()} | {"pose": jnp.asarray(pose)}
+    outline, _, u, v = (np.asarray(f) for f in cage._footprint(parameters, jnp.asarray(x), jnp.asarray(y)))
+    if s.pair:
+        mirror = [np.asarray(f) for f in cage._footprint(parameters, jnp.asarray(-x), jnp.asarray(y))]
+        here = outline <= mirror[0]
+        outline, u, v = (np.where(here, a, b) for a, b in ((outline, mirror[0]), (u, mirror[2]), (v, mirror[3])))
+    inside = outline < 0
+    x, y, u, v = x[inside], y[inside], u[inside], v[inside]
+    low, high = segment.caudal.superior.centre_mm, segment.cranial.inferior.centre_mm
+    centre = 0.5 * (low + high)
+    plane = np.stack([x, y], -1) + centre[:2]
+    rim = np.maximum(*(polygon_distance(p.rim_mm[:, :2], plane) for p in (segment.caudal.superior, segment.cranial.inferior)))
+    if np.mean(rim + s.rim_inset_mm < 0) < catalogue.least_inside:
+        return None
+    z = np.arange(centre[2] - 12.0, centre[2] + 12.0, 0.25)
+    points = np.concatenate([np.repeat(plane[:, None], len(z), 1), np.broadcast_to(z[None, :, None], (len(plane), len(z), 1))], -1)
+    under = segment.caudal.sdf.sample(points) < 0
+    over = segment.cranial.sdf.sample(points) < 0
+    floor = np.where(under.any(1), z[len(z) - 1 - under[:, ::-1].argmax(1)], z[0])
+    ceiling = np.where(over.any(1), z[over.argmax(1)], z[-1])
+    table = np.stack([np.ones_like(x), x, y], -1)
+    fit_floor, fit_ceiling = (np.linalg.lstsq(table, f, rcond=None)[0] for f in (floor, ceiling))
+    middle = 0.5 * (fit_floor + fit_ceiling)
+    wedge_deg = np.rad2deg(fit_floor[2] - fit_ceiling[2])
+    wedge = np.deg2rad(min(catalogue.lordosis_deg, key=lambda a: abs(a - wedge_deg)))
+    best: tuple[float, np.ndarray] | None = None
+    for dome in catalogue.domes_mm:
+        for height in sorted(catalogue.heights_mm, reverse=True):
+            trial = np.array([height, wedge, dome, middle[0], middle[1], middle[2]])
+            top, bottom = (np.asarray(f) for f in stock_faces(trial, x, y, pose[1], u, v))
+            into_floor, into_ceiling = floor - bottom, top - ceiling
+            shift = 0.5 * (np.quantile(into_floor, 0.95) - np.quantile(into_ceiling, 0.95))
+            into_floor, into_ceiling, trial[3] = into_floor - shift, into_ceiling + shift, trial[3] + shift
+            if max(np.quantile(into_floor, 0.95), np.quantile(into_ceiling, 0.95)) <= catalogue.seat_depth_mm:
+                touching = float(np.mean(into_floor > 0) + np.mean(into_ceiling > 0))
+                if best is None or touching > best[0]:
+                    best = (touching, trial)
+                break
+    return None if best is None else best[1]
 
 
 def _box(terms: int, first: float, others: float) -> np.ndarray:

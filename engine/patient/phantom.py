@@ -47,7 +47,7 @@ class PhantomSpec(BaseModel):
     body_height_mm: float = Field(default=27.0, ge=22.0, le=34.0)
     body_wedge_deg: float = Field(default=4.0, ge=0.0, le=10.0, description="of each body, taller in front")
     facet_gap_mm: float = Field(default=1.5, ge=0.8, le=3.0)
-    trabecular_g_cm3: float = Field(default=0.18, ge=0.05, le=0.35, description="normal 0.18, osteopenic 0.12")
+    trabecular_g_cm3: float = Field(default=0.11, ge=0.05, le=0.35, description="normal 0.18, osteopenic 0.12")
     texture: float = Field(default=0.08, ge=0.0, le=0.25, description="relative deviation of the core's seeded texture")
     seed: int = Field(default=0, ge=0)
     rotation_deg: tuple[float, float, float] = Field(default=(0.0, 0.0, 0.0), description="of the patient, Rz·Ry·Rx")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from engine.patient.distance import MARGIN_MM, grid_around, surface_sdf, volume_mm3
@@ -22,11 +24,16 @@ def build_segment(
     spacing_mm: float,
     density_source: str,
     warnings: tuple[str, ...],
+    facet_clearance_mm: float = 3.0,
 ) -> Segment:
-    """Segment with the cranial vertebra moved by `motion` (patient frame) and all in the segment frame."""
+    """Segment with the cranial vertebra moved by `motion` (patient frame) and all in the segment frame.
+
+    The facets are cleared: bone nearer than facet_clearance_mm to the other vertebra is taken off both (`clear`).
+    """
     lps = superior_frame(caudal)
-    lower = carry(caudal, inverse(lps), spacing_mm)
-    upper = carry(cranial, inverse(lps) @ motion, spacing_mm)
+    lower, upper = clear(
+        carry(caudal, inverse(lps), spacing_mm), carry(cranial, inverse(lps) @ motion, spacing_mm), facet_clearance_mm
+    )
     return Segment(
         name=name,
         patient=patient,
@@ -38,6 +45,22 @@ def build_segment(
         density_source=density_source,
         warnings=warnings,
     )
+
+
+def clear(lower: Vertebra, upper: Vertebra, clearance_mm: float) -> tuple[Vertebra, Vertebra]:
+    """Both vertebrae with the bone trimmed that is nearer than `clearance_mm` to the other one.
+
+        φ_a ← max(φ_a, c − φ_b),   φ_b ← max(φ_b, c − φ_a)      (both from the fields as they were)
+
+    The facet joints are the only such place (endplates are farther apart). They carry nothing in this model; left
+    in, their gap of a fraction of a millimetre would fuse on any grid and make the segment stiffer than it is.
+    """
+    out = []
+    for body, other in ((lower, upper), (upper, lower)):
+        distance = np.asarray(body.sdf.values, float)
+        trimmed = np.maximum(distance, clearance_mm - other.sdf.sample(body.sdf.points()))
+        out.append(replace(body, sdf=replace(body.sdf, values=trimmed.astype(np.float32))))
+    return out[0], out[1]
 
 
 def carry(vertebra: Vertebra, matrix: np.ndarray, spacing_mm: float) -> Vertebra:

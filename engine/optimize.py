@@ -1,0 +1,183 @@
+"""Constrained optimisation as an iterator over explicit, serialisable state.
+
+    for step in run(problem, settings, state):  …      # each step is one evaluated design and the state after it
+
+Adam (optax) on the augmented Lagrangian of the scaled parameters, projected onto [0, 1]:
+
+    p ← clip(p − Adam(∇ L_ρ(p, μ))),    every `multiplier_every` iterations  μ ← max(0, μ + ρ c)  and ρ ← min(γ ρ, ρ_max)
+    while the violation has not halved.
+
+Everything that the next iteration depends on is in `State`: parameters, Adam's moments, multipliers, warm starts of
+both solves, and the design for which the preconditioner was built. So a run that was cut off and resumed continues bit
+for bit on the same machine. Logging, files and signals are the caller's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from pydantic import BaseModel, ConfigDict, Field
+
+from engine.forward import Warm
+from engine.multigrid import Hierarchy
+
+#: A relative residual above this is no solution: the measures and the gradient would be noise.
+UNSOLVED = 1e-3
+
+
+class OptimizerSettings(BaseModel):
+    """See the module's docstring. learning_rate is in scaled parameters (1 = the whole range)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    iterations: int = Field(30, ge=1, le=2000)
+    learning_rate: float = Field(0.03, gt=0, le=0.5)
+    final_learning_rate: float = Field(0.01, gt=0, le=0.5)
+    penalty: float = Field(2.0, gt=0)
+    penalty_growth: float = Field(2.0, ge=1)
+    penalty_max: float = Field(200.0, gt=0)
+    multiplier_every: int = Field(5, ge=1)
+    rebuild_every: int = Field(1, ge=1)
+    feasible: float = Field(0.01, ge=0)
+
+
+class State(NamedTuple):
+    """All that the next iteration depends on."""
+
+    iteration: Array
+    parameters: dict[str, Array]
+    optimiser: Any
+    multipliers: Array
+    penalty: Array
+    violation: Array
+    warm: Warm
+    built_at: dict[str, Array]
+    best_parameters: dict[str, Array]
+    best_loss: Array
+    best_violation: Array
+
+
+class Step(NamedTuple):
+    """One evaluated design: iteration, what the problem said of it, and the state after it."""
+
+    iteration: int
+    loss: float
+    violation: float
+    constraints: np.ndarray
+    evaluation: Any
+    gradient_norm: float
+    adjoint_iterations: int
+    adjoint_residual: float
+    improved: bool
+    state: State
+
+
+class Solvable(Protocol):
+    """What the optimiser asks of a problem (objectives.problem.Problem)."""
+
+    def hierarchy(self, unit: dict[str, Any]) -> Hierarchy: ...
+
+    def gradient(
+        self, unit: dict[str, Any], multipliers: Array, penalty: float, preconditioner: Hierarchy, warm: Warm
+    ) -> tuple[Any, Array, dict[str, Array], Warm]: ...
+
+
+def _adam(settings: OptimizerSettings) -> optax.GradientTransformation:
+    schedule = optax.cosine_decay_schedule(
+        settings.learning_rate, settings.iterations, settings.final_learning_rate / settings.learning_rate
+    )
+    return optax.chain(optax.clip_by_global_norm(1e3), optax.adam(schedule))
+
+
+def start(initial: dict[str, Any], constraints: int, warm: Warm, settings: OptimizerSettings) -> State:
+    """The state before the first iteration."""
+    parameters = {k: jnp.asarray(v, jnp.float64) for k, v in initial.items()}
+    inf = jnp.asarray(jnp.inf)
+    return State(
+        iteration=jnp.asarray(0),
+        parameters=parameters,
+        optimiser=_adam(settings).init(parameters),
+        multipliers=jnp.zeros(constraints),
+        penalty=jnp.asarray(settings.penalty),
+        violation=inf,
+        warm=warm,
+        built_at=parameters,
+        best_parameters=parameters,
+        best_loss=inf,
+        best_violation=inf,
+    )
+
+
+def run(problem: Solvable, settings: OptimizerSettings, state: State) -> Iterator[Step]:
+    """Iterate from `state` to settings.iterations. Raises FloatingPointError when a gradient is not finite.
+
+    The best design is the feasible one (violation ≤ settings.feasible) of least loss, or, while there is none, the one of
+    least violation.
+    """
+    adam = _adam(settings)
+    preconditioner: Hierarchy | None = None
+    while int(state.iteration) < settings.iterations:
+        n = int(state.iteration)
+        if n % settings.rebuild_every == 0 and state.built_at is not state.parameters:
+            state = state._replace(built_at=state.parameters)
+            preconditioner = None
+        if preconditioner is None:
+            preconditioner = problem.hierarchy(state.built_at)
+        evaluation, _, gradient, warm = problem.gradient(
+            state.parameters, state.multipliers, float(state.penalty), preconditioner, state.warm
+        )
+        residual = float(np.max(np.asarray(evaluation.info.relative_residual)))
+        if not residual <= UNSOLVED:
+            if state.built_at is state.parameters:
+                raise FloatingPointError(
+                    f"iteration {n}: the linear solve ended with a relative residual of {residual:.1e}; the best design so "
+                    "far is kept. Walls under two voxels usually cause this: raise wall_mm or lower solver.spacing_mm"
+                )
+            # a preconditioner built for a design that has moved too far since: build it anew and repeat the iteration
+            state = state._replace(built_at=state.parameters)
+            preconditioner = None
+            continue
+        norm = float(optax.global_norm(gradient))
+        if not np.isfinite(norm):
+            raise FloatingPointError(
+                f"iteration {n}: the gradient is not finite; the best design so far is kept. Lower optimizer.learning_rate "
+                "or look at the solver's status in history.jsonl"
+            )
+        constraints = np.asarray(evaluation.constraints)
+        violation = float(np.max(constraints, initial=0.0))
+        loss = float(evaluation.loss)
+        improved = _better(loss, violation, float(state.best_loss), float(state.best_violation), settings.feasible)
+        updates, optimiser = adam.update(gradient, state.optimiser, state.parameters)
+        moved = jax.tree.map(lambda p, d: jnp.clip(p + d, 0.0, 1.0), state.parameters, updates)
+        multipliers, penalty, last = state.multipliers, state.penalty, state.violation
+        if len(constraints) and (n + 1) % settings.multiplier_every == 0:
+            multipliers = jnp.maximum(0.0, multipliers + penalty * evaluation.constraints)
+            if violation > 0.5 * float(last) and violation > settings.feasible:
+                penalty = jnp.minimum(penalty * settings.penalty_growth, settings.penalty_max)
+            last = jnp.asarray(violation)
+        state = State(
+            iteration=state.iteration + 1,
+            parameters=moved,
+            optimiser=optimiser,
+            multipliers=multipliers,
+            penalty=penalty,
+            violation=last,
+            warm=Warm(warm.forward, warm.adjoint, jnp.zeros(2)),
+            built_at=state.built_at,
+            best_parameters=state.parameters if improved else state.best_parameters,
+            best_loss=jnp.asarray(loss) if improved else state.best_loss,
+            best_violation=jnp.asarray(violation) if improved else state.best_violation,
+        )
+        probe = np.asarray(warm.probe)
+        yield Step(n, loss, violation, constraints, evaluation, norm, int(probe[0]), float(probe[1]), improved, state)
+
+
+def _better(loss: float, violation: float, best_loss: float, best_violation: float, feasible: float) -> bool:
+    if violation <= feasible:
+        return best_violation > feasible or loss < best_loss
+    return violation < best_violation

@@ -1,0 +1,106 @@
+"""The check of one arm: the exported surface meshed with the patient, solved, balanced, written for ParaView.
+
+What is simulated is what would be printed: the mesh is cut from the exported triangles, not from the design's fields.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from engine.types import Boundary, Design, Response, Segment, SolverStatus, Surface
+from fem.mesh import MeshError, MeshSettings, TetMesh, build_mesh
+from fem.solve import FemSettings, solve, write_vtu
+
+log = logging.getLogger("spinefit.fem")
+
+
+@dataclass(frozen=True)
+class Check:
+    """What came of one arm. response is None when there is no trustworthy number (see status)."""
+
+    status: SolverStatus
+    response: Response | None
+    solver: tuple[SolverStatus, ...]
+    mesh: dict[str, object]
+    notes: tuple[str, ...]
+    balance: tuple[float, float]
+    figures: dict[str, float]
+
+
+def check(
+    segment: Segment,
+    design: Design,
+    surface: Surface | None,
+    boundary: Boundary,
+    crop_mm: np.ndarray,
+    mesh_settings: MeshSettings,
+    fem_settings: FemSettings,
+    folder: Path,
+) -> Check:
+    """Mesh, solve and balance one arm; writes <folder>/solution.vtu. Never raises for what the geometry does: a mesh
+    that fails its gate or a solve that fails is a status, and then there is no response."""
+    clock = time.perf_counter()
+    try:
+        mesh = build_mesh(segment, design, surface, mesh_settings, crop_mm)
+    except MeshError as error:
+        log.error("%s: %s", design.arm, error)
+        return nothing(f"no mesh: {error}")
+    meshed = time.perf_counter() - clock
+    try:
+        response, solver, field = solve(segment, design, mesh, boundary, fem_settings)
+    except (ValueError, RuntimeError, MemoryError) as error:
+        log.error("%s: %s", design.arm, error)
+        return nothing(f"no solution: {error}")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_vtu(folder / "solution.vtu", mesh, field)
+    bad = [s for s in solver if s.code != "ok"]
+    if bad:
+        return replace(nothing(f"{bad[0].code}: {bad[0].text}"), solver=tuple(solver), mesh=_figures(mesh))
+    figures = {"mesh_s": meshed, **field.figures}
+    return Check(
+        SolverStatus("ok", ""), response, tuple(solver), _figures(mesh), mesh.log, balance(response), figures
+    )
+
+
+def balance(response: Response) -> tuple[float, float]:
+    """Largest |applied + reaction| over the load cases, relative to the largest force and moment applied."""
+    rest = np.asarray(response.applied) + np.asarray(response.reaction)
+    applied = np.asarray(response.applied)
+    force = np.linalg.norm(rest[:, :3], axis=1) / np.linalg.norm(applied[:, :3], axis=1).max()
+    moment = np.linalg.norm(rest[:, 3:], axis=1) / np.linalg.norm(applied[:, 3:], axis=1).max()
+    return float(force.max()), float(moment.max())
+
+
+def carried(intact: Response, points_mm: np.ndarray) -> np.ndarray:
+    """Strain energy density of the intact segment [l, q] at other points, from its own samples (its own mesh).
+
+    Inverse-distance mean of the four nearest samples of bone near the disc space.
+    """
+    bone = np.flatnonzero((np.asarray(intact.near) > 0) & (np.asarray(intact.fraction)[:, :2].sum(1) > 0.5))
+    energy = 0.5 * np.sum(np.asarray(intact.strain)[:, bone] * np.asarray(intact.stress)[:, bone], axis=-1)
+    distance, index = cKDTree(np.asarray(intact.position)[bone]).query(points_mm, k=4)
+    weight = 1.0 / (distance + 1e-6)
+    weight /= weight.sum(1, keepdims=True)
+    return np.einsum("qk,lqk->lq", weight, energy[:, index])
+
+
+def nothing(text: str) -> Check:
+    """An arm without numbers, and why."""
+    nan = float("nan")
+    return Check(SolverStatus("failed", text), None, (), {}, (), (nan, nan), {})
+
+
+def _figures(mesh: TetMesh) -> dict[str, object]:
+    plain: dict[str, object] = {"nodes": len(mesh.points_mm), "tetrahedra": len(mesh.tets)}
+    for key, value in mesh.quality.items():
+        if isinstance(value, bool | int | float | str | np.integer | np.floating):
+            plain[key] = value.item() if isinstance(value, np.generic) else value
+        elif isinstance(value, dict):
+            plain |= {f"{key} {k}": float(v) for k, v in value.items() if isinstance(v, int | float | np.number)}
+    return plain

@@ -1,0 +1,307 @@
+"""The check stage of a run folder: every arm in SfePy, the agreement of both solvers, result.json and the report."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from engine import artifacts, forward
+from engine.patient import load_segment, measure
+from engine.patient.frames import move_endplate
+from engine.types import Response, Segment
+from fem.mesh import MeshSettings
+from fem.render import render_all
+from fem.report import Picture, write_report
+from fem.solve import FemSettings
+from fem.verify import Check, carried, check, nothing
+from objectives import study as studies
+from objectives.study import ARMS, FLOORS, Study
+from scripts.pipeline import Clock, RunConfig, load_design, read_config
+
+log = logging.getLogger("spinefit")
+THREADS = ("MKL_NUM_THREADS", "OMP_NUM_THREADS")
+
+LABELS = {
+    "stock": "stock cage at the best position found",
+    "stock_central": "stock cage, default position",
+    "conforming": "same footprint with the patient's endplates, best position found",
+    "conforming_central": "same footprint with the patient's endplates, default position",
+    "optimised": "optimised cage",
+    "intact": "floor: intact segment, no device, no rods",
+    "full_endplate": "floor: solid block from rim to rim",
+}
+LIMITATIONS = [
+    "spinefit is a research and design tool, not a cleared medical device; nothing here may be used on a patient without "
+    "the judgement and responsibility of qualified people.",
+    "Linear elasticity, bonded interfaces (no separation, no friction): right while the preload keeps the interface closed.",
+    "Facet joints are cleared and ligaments are left out; rods and screws are beams without play or loosening.",
+    "The intact disc is one isotropic material (4.2 MPa, ν 0.45): its strain energy is the reference of stress shielding.",
+    "The lattice is homogenised; struts are not resolved and its printed strength is not verified.",
+    "Stress and strain near sharp edges depend on the mesh; volumes and means are reported, peaks are not a score.",
+]
+
+
+def check_run(folder: Path) -> Path:
+    """Verify every arm of a designed run; returns the report's path.
+
+    A failed arm keeps its status and has no number; the others go on. Raises ValueError when the folder holds no designs.
+    """
+    config = read_config(folder)
+    if not (folder / "engine.json").exists():
+        raise ValueError(f"{folder} holds no finished designs; run scripts/optimize.py with resume=true out={folder} first")
+    segment = load_segment(folder / "segment")
+    study = studies.make(segment, config.study)
+    families = studies.families(study)
+    engine = artifacts.read_json(folder / "engine.json")
+    mesh_settings, fem_settings = MeshSettings(**config.fem.mesh), FemSettings(
+        **({"bone_law": config.study.solver.bone_law} | config.fem.solve)
+    )
+    crop = forward.region_of_interest(segment)
+    clock, arms = Clock(folder), {}
+    wanted = sorted(config.fem.arms, key=lambda a: (*FLOORS, *ARMS).index(a))
+    # one process an arm, two at a time: MMG and SfePy's assembly use one core each, and a crash takes one arm only
+    environment = {k: os.environ.get(k) for k in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    found: dict[str, Check] = {}
+    with clock("SfePy, all arms"), ProcessPoolExecutor(config.fem.processes, get_context("spawn")) as pool:
+        waiting = {}
+        for arm in wanted:
+            design, surface = load_design(folder / "designs" / arm)
+            job = (segment, design, surface, study.boundary_of(families[arm]), crop, mesh_settings, fem_settings, folder / "fem" / arm)
+            waiting[pool.submit(check, *job)] = arm
+        for future in as_completed(waiting):
+            arm = waiting[future]
+            try:
+                found[arm] = future.result()
+            except BrokenProcessPool as error:
+                found[arm] = nothing(f"the process of this arm died ({error}); usually too little memory: coarsen fem.mesh")
+            log.info("SfePy %s: %s %s", arm, found[arm].status.code, found[arm].status.text)
+    os.environ.update({k: v for k, v in environment.items() if v is not None})
+    intact = found["intact"].response if "intact" in found else None
+    for arm in wanted:
+        one = found[arm]
+        if one.response is not None and intact is not None:
+            energy = _energy(one.response) if arm == "intact" else carried(intact, np.asarray(one.response.position))
+            one = replace(one, response=replace(one.response, reference_sed=energy))
+        arms[arm] = _arm(study, arm, one, engine["arms"][arm], folder)
+    with clock("report"):
+        return _report(study, config, folder, arms)
+
+
+def _energy(response: Response) -> np.ndarray:
+    return 0.5 * np.sum(np.asarray(response.strain) * np.asarray(response.stress), axis=-1)
+
+
+def _arm(study: Study, arm: str, found: Check, engine: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """One arm of result.json."""
+    base: dict[str, Any] = {
+        "label": LABELS[arm],
+        "status": {"code": found.status.code, "text": found.status.text},
+        "solver": {
+            case: {"code": s.code, "text": f"{s.text}; relative residual {s.relative_residual:.1e}"}
+            for case, s in zip((c.name for c in study.boundary.loadcases), found.solver, strict=False)
+        },
+        "mesh": found.mesh,
+        "notes": list(found.notes),
+    }
+    response = found.response
+    if response is None:
+        return base
+    measures = {}
+    for goal in study.goals:
+        o = goal.objective
+        if o.name in ("implant_stress", "implant_volume", "graft_volume") and arm == "intact":
+            continue
+        if o.name == "stress_shielding" and response.reference_sed is None:
+            base["notes"].append("stress shielding is not given: the intact segment has no solution to compare with")
+            continue
+        loads = o.per_load(response)
+        measures[o.name] = {
+            "value": float(o.value(response)), "unit": o.unit, "description": o.description,
+            "better": {"graft_volume": "higher", "implant_volume": "neither"}.get(o.name, "lower"),
+            "per_load": {} if loads is None else dict(zip(response.loadcases, map(float, np.asarray(loads)), strict=True)),
+        }  # fmt: skip
+    measures |= _unseen(response, arm)
+    files = {"solution": f"fem/{arm}/solution.vtu"}
+    if arm != "intact":
+        files |= {"surface STL": f"designs/{arm}/implant.stl", "surface 3MF": f"designs/{arm}/implant.3mf"}
+    return base | {
+        "measures": measures,
+        "alignment": asdict(achieved(study.segment, response)),
+        "balance": {"force_rel": found.balance[0], "moment_rel": found.balance[1]},
+        "agreement": _agreement(response, engine, measures),
+        "mesh": found.mesh | {k: round(v, 3) for k, v in found.figures.items()},
+        "files": files,
+    }
+
+
+def _unseen(response: Response, arm: str) -> dict[str, Any]:
+    """Measures that the optimiser never saw: sharp counts and percentiles."""
+    from engine.materials import YIELD_STRAIN_COMPRESSION, YIELD_STRAIN_TENSION
+    from fem.solve import principal
+
+    strain = principal(np.asarray(response.strain), 0.5)
+    ratio = np.maximum(-strain[..., 0] / YIELD_STRAIN_COMPRESSION, strain[..., 2] / YIELD_STRAIN_TENSION)
+    fraction = np.asarray(response.fraction)
+    volume = np.asarray(response.volume) * np.asarray(response.near) * fraction[:, :2].sum(1)
+    sharp = ((ratio > 1.0) * volume).sum(1)
+    low = np.array([_percentile(-s, volume, 99.0) for s in strain[..., 0]])
+
+    def entry(values: np.ndarray, unit: str, text: str, how: Any) -> dict[str, Any]:
+        loads = dict(zip(response.loadcases, map(float, values), strict=True))
+        return {"value": float(how(values)), "unit": unit, "description": text, "better": "lower", "per_load": loads}
+
+    out = {
+        "yielded_bone_sharp": entry(
+            sharp, "mm³", "bone near the implant beyond yield strain, counted without smoothing, mean over load cases", np.mean
+        ),
+        "bone_strain_p99": entry(
+            100 * low, "%", "99th percentile by volume of compressive principal strain in bone near the implant, worst load case", np.max
+        ),
+    }
+    if arm != "intact":
+        part = np.asarray(response.volume) * fraction[:, 2]
+        stress = principal(np.asarray(response.stress), 1.0)
+        mises = np.sqrt(0.5 * sum((stress[..., i] - stress[..., i - 1]) ** 2 for i in range(3)))
+        p99 = np.array([_percentile(m, part, 99.0) for m in mises])
+        out["implant_von_mises_p99"] = entry(
+            p99, "MPa", "99th percentile by volume of the implant's von Mises stress, worst load case", np.max
+        )
+    return out
+
+
+def _percentile(values: np.ndarray, weight: np.ndarray, percent: float) -> float:
+    order = np.argsort(values)
+    total = np.cumsum(weight[order])
+    return float(values[order][np.searchsorted(total, percent / 100 * total[-1])])
+
+
+def achieved(segment: Segment, response: Response, case: str = "standing") -> Any:
+    """Alignment under a load: the plan moved by the cranial vertebra's motion relative to the caudal one."""
+    motion = np.asarray(response.motion)[response.case(case)]
+    relative = motion[1] - motion[0]
+    centre = segment.cranial.inferior.centre_mm
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_rotvec(relative[3:]).as_matrix()
+    matrix[:3, 3] = centre + relative[:3] - matrix[:3, :3] @ centre
+    upper = segment.cranial
+    moved = (move_endplate(matrix, upper.superior), move_endplate(matrix, upper.inferior))
+    return measure(moved, (segment.caudal.superior, segment.caudal.inferior))
+
+
+def _agreement(response: Response, engine: dict[str, Any], measures: dict[str, Any]) -> list[dict[str, Any]]:
+    """Both solvers on the same design: stiffness per load case (from the compliance) and the measures."""
+    rows = []
+    for i, case in enumerate(response.loadcases):
+        # for one load, work fᵀu scales with the inverse of the stiffness
+        ours, theirs = 1.0 / engine["compliance_nmm"][i], 1.0 / float(np.asarray(response.compliance)[i])
+        rows.append({"quantity": "stiffness (1 / fᵀu)", "unit": "1/(N·mm)", "load_case": case, "engine": ours, "sfepy": theirs,
+                     "gap_rel": ours / theirs - 1.0})  # fmt: skip
+    for name in ("yielded_bone", "misalignment", "stress_shielding", "implant_stress"):
+        if name in measures and name in engine["measures"]:
+            ours, theirs = engine["measures"][name], measures[name]["value"]
+            rows.append({"quantity": name, "unit": measures[name]["unit"], "load_case": None, "engine": ours, "sfepy": theirs,
+                         "gap_rel": ours / theirs - 1.0 if abs(theirs) > 1e-9 else None})  # fmt: skip
+    return rows
+
+
+def _report(study: Study, config: RunConfig, folder: Path, arms: dict[str, Any]) -> Path:
+    segment, timings = study.segment, artifacts.read_json(folder / "timings.json")
+    history = artifacts.read_jsonl(folder / "history.jsonl")
+    feasible = [r for r in history if r["violation"] <= config.optimizer.feasible]
+    note = f"{len(history)} iterations; " + (
+        f"best feasible loss {min(r['objective'] for r in feasible):.4f}" if feasible else "no feasible design was found"
+    )
+    pictures, problems = _pictures(study, folder, arms)
+    warnings = [*segment.warnings, *problems]
+    if segment.density_source != "phantom" and not segment.density_source.startswith("ct"):
+        warnings.insert(0, f"Bone density is not measured but {segment.density_source}: tissue measures compare arms only.")
+    if not feasible:
+        warnings.append("The optimised design violates a constraint; see the convergence plot and the measures.")
+    plan = segment.plan
+    result = {
+        "schema_version": 1,
+        "title": config.title or f"{study.cage.settings.approach} cage, {segment.patient} {segment.name}",
+        "created": artifacts.read_json(folder / "meta.json")["created"],
+        "asked": {
+            "patient": segment.patient, "segment": segment.name, "density": segment.density_source,
+            "implant": study.cage.describe() | {"material": study.cage.material},
+            "load cases": {c.name: f"{c.preload_n:g} N, moment {np.round(c.wrench.moment_nmm / 1000, 2).tolist()} Nm; {c.source}"
+                           for c in study.boundary.loadcases},
+            "goals": {g.objective.name: f"{g.kind}, weight {g.weight:g}, scale {g.scale:g}, bound {g.bound}" for g in study.goals},
+            "grid_mm": config.study.solver.spacing_mm, "bone law": config.study.solver.bone_law,
+        },
+        "warnings": warnings,
+        "alignment": {"measured": asdict(plan.measured), "planned": asdict(plan.planned), "load_case": "standing",
+                      "rule": plan.rule, "source": plan.source, "notes": list(plan.notes)},
+        "arms": arms,
+        "optimisation": {"status": {"code": "ok" if feasible else "max_iterations", "text": note}, "history": "history.jsonl",
+                         "figures": {"iterations": len(history)}},
+        "timings_s": timings["seconds"],
+        "memory_mb": timings["peak_mb"] | {"now": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024},
+        "versions": {k: v for k, v in artifacts.versions().items() if isinstance(v, str | int | float | bool | None)},
+        "hashes": {"configuration": artifacts.read_json(folder / "meta.json")["identity"]},
+        "limitations": LIMITATIONS,
+        "files": {"history": "history.jsonl", "search": "search.jsonl", "engine": "engine.json", "configuration": "config.yaml"},
+    }  # fmt: skip
+    return write_report(folder, result, pictures)
+
+
+def _pictures(study: Study, folder: Path, arms: dict[str, Any]) -> tuple[list[Picture], list[str]]:
+    """Anatomy with the cage, the cage alone, footprints, and cuts through the strain."""
+    import pyvista as pv
+
+    pics = folder / "pictures"
+    pics.mkdir(exist_ok=True)
+    bones = []
+    for vertebra in (study.segment.caudal, study.segment.cranial):
+        path = pics / f"{vertebra.name}.ply"
+        faces = np.column_stack([np.full(len(vertebra.surface.faces), 3), vertebra.surface.faces]).ravel()
+        pv.PolyData(np.asarray(vertebra.surface.points_mm, float), faces).save(str(path))
+        bones.append({"path": str(path), "opacity": 0.35})
+    jobs: list[dict[str, Any]] = []
+    part = folder / "designs" / "optimised" / "implant.stl"
+    device = {"path": str(part), "color": "#8fb3c9", "opacity": 1.0}
+    titles = {}
+    for name, view in (("anatomy_left", [0, 10]), ("anatomy_front", [90, 10])):
+        jobs.append({"name": name, "kind": "anatomy", "surfaces": [*bones, device], "view": view, "out": str(pics / f"{name}.png")})
+        titles[name] = ("Anatomy at the planned pose with the optimised cage", "Two vertebrae, half transparent, with the cage")
+    jobs.append({"name": "part", "kind": "part", "path": str(part), "out": str(pics / "part.png")})
+    titles["part"] = ("The optimised cage as exported", "The cage alone, seen obliquely")
+    curves = []
+    for arm in ARMS:
+        if (folder / "designs" / arm / "implant.stl").exists():
+            curves += [{"label": arm, "points_mm": c.tolist()} for c in _outline(folder, arm)]
+    rim = study.segment.caudal.superior.rim_mm[:, :2].tolist()
+    jobs.append({"name": "footprints", "kind": "footprints", "curves": curves, "rim_mm": rim, "out": str(pics / "footprints.png")})
+    titles["footprints"] = ("Footprints on the caudal endplate, seen from above", "Outlines of all arms inside the endplate's rim")
+    for arm in ("stock", "conforming", "optimised"):
+        if arms.get(arm, {}).get("status", {}).get("code") == "ok":
+            for plane in ("sagittal", "coronal"):
+                name = f"strain_{arm}_{plane}"
+                jobs.append({"name": name, "kind": "cut", "path": str(folder / "fem" / arm / "solution.vtu"), "plane": plane,
+                             "field": "flexion:strain_min", "limits": [-1.0, 0.0], "scale": 100.0,
+                             "label": "minimum principal strain, %", "out": str(pics / f"{name}.png")})  # fmt: skip
+                titles[name] = (f"{arm}: strain in flexion, {plane} cut", f"Minimum principal strain of the {arm} arm, {plane} cut")
+    made, problems = render_all(jobs)
+    return [Picture(*titles[job["name"]], made[job["name"]]) for job in jobs if job["name"] in made], list(problems)
+
+
+def _outline(folder: Path, arm: str) -> list[np.ndarray]:
+    """Outer contours of a device seen from above, mm."""
+    from skimage.measure import find_contours
+
+    field = artifacts.load_field(folder / "designs" / arm / "implant.npz")
+    curves = find_contours(np.pad(np.asarray(field.values).min(axis=2), 1, constant_values=5.0), 0.0)
+    longest = max((len(c) for c in curves), default=0)
+    return [np.asarray(field.origin_mm)[:2] + field.spacing_mm * (c - 1) for c in curves if len(c) > 0.45 * longest]

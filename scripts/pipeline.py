@@ -1,0 +1,371 @@
+"""The run folder: where designs, checks and the report meet. The scripts beside this file are thin shells over it.
+
+    config.yaml meta.json            what was asked, versions, hashes
+    segment/                         the planned patient
+    search.jsonl                     every position tried for the rivals
+    history.jsonl state_*.npz        every iteration, and the optimiser's state after it
+    designs/<arm>/                   design.json fields.npz implant.stl implant.3mf density.vtu
+    engine.json                      every arm on the voxel engine
+    fem/<arm>/solution.vtu           every arm in SfePy
+    result.json report.html          the outcome
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from engine import artifacts, forward, optimize, surface
+from engine.optimize import OptimizerSettings
+from engine.patient import load_segment, phantom_segment, save_segment
+from engine.types import Design, Segment, Surface
+from objectives import study as studies
+from objectives.study import ARMS, FLOORS, Study, StudyConfig
+
+log = logging.getLogger("spinefit")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class PatientConfig(BaseModel):
+    """A folder written by prepare_patient.py, or (bundle null) the embedded phantom with these settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    bundle: str | None = None
+    phantom: dict[str, Any] = {}
+
+
+class FemConfig(BaseModel):
+    """SfePy check: mesh sizes and solver; see fem.mesh.MeshSettings and fem.solve.FemSettings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    mesh: dict[str, Any] = {}
+    solve: dict[str, Any] = {}
+    arms: tuple[str, ...] = (*FLOORS, *ARMS)
+    processes: int = Field(2, ge=1, le=16)
+
+
+class RunConfig(BaseModel):
+    """Everything of one run. Unknown keys and values out of range are errors, all named together."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    title: str = ""
+    out: str
+    resume: bool = False
+    patient: PatientConfig = PatientConfig()
+    study: StudyConfig
+    optimizer: OptimizerSettings = OptimizerSettings()
+    fem: FemConfig = FemConfig()
+    keep_states: int = Field(2, ge=1)
+
+    def identity(self) -> str:
+        """Hash of what shapes the result (not of where it goes)."""
+        text = self.model_dump_json(exclude={"out", "resume", "title", "keep_states", "fem"})
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def set_up_jax() -> None:
+    """float64, and compiled code kept between runs."""
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    logging.getLogger("jax").setLevel(logging.WARNING)
+
+
+def open_segment(patient: PatientConfig) -> Segment:
+    """The planned segment. Raises ValueError when the folder is not one that prepare_patient.py wrote."""
+    if patient.bundle is None:
+        return phantom_segment(**patient.phantom)
+    folder = Path(patient.bundle)
+    if not (folder / "segment").is_dir():
+        raise ValueError(
+            f"patient.bundle={patient.bundle} holds no planned segment; give the `out` folder of scripts/prepare_patient.py"
+        )
+    return load_segment(folder / "segment")
+
+
+def open_run(config: RunConfig) -> Path:
+    """Create the run folder, or open it again with resume=true and the same configuration.
+
+    Raises ValueError when the folder holds another run, or the same one without resume=true.
+    """
+    folder = Path(config.out)
+    meta = folder / "meta.json"
+    if meta.exists():
+        before = artifacts.read_json(meta)
+        if before["identity"] != config.identity():
+            raise ValueError(f"{folder} holds a run of another configuration; choose another out=, or restore {folder}/config.yaml")
+        if not config.resume:
+            raise ValueError(f"{folder} already holds this run; add resume=true to go on with it, or choose another out=")
+        log.info("resuming %s", folder)
+        return folder
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} exists and is not a run folder; choose another out=")
+    folder.mkdir(parents=True, exist_ok=True)
+    artifacts.write_text(folder / "config.yaml", yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False))
+    artifacts.write_json(meta, {"identity": config.identity(), "versions": artifacts.versions(), "created": _now()})
+    return folder
+
+
+def read_config(folder: Path) -> RunConfig:
+    """The configuration of a run folder. Raises ValueError when it is none."""
+    if not (folder / "config.yaml").exists():
+        raise ValueError(f"{folder} is not a run folder (no config.yaml); give the `out` of scripts/optimize.py")
+    return RunConfig(**yaml.safe_load((folder / "config.yaml").read_text()))
+
+
+# -- design stage --------------------------------------------------------------------------------------------
+def design_run(config: RunConfig) -> Path:
+    """Search the rivals' positions, optimise, export every arm. Interrupted, it leaves a folder that resumes.
+
+    Raises KeyboardInterrupt after SIGINT or SIGTERM (everything computed is on disk), ValueError for bad input.
+    """
+    segment = open_segment(config.patient)
+    study = studies.make(segment, config.study)
+    folder = open_run(config)
+    clock = Clock(folder)
+    if not (folder / "segment").exists():
+        save_segment(segment, folder / "segment")
+    with artifacts.Interrupt() as stop, _progress() as bar:
+        with clock("position search of the rivals"):
+            poses = _positions(study, folder, bar, stop)
+        with clock("optimisation"):
+            best = _optimise(study, config, poses["conforming"], folder, bar, stop)
+        with clock("engine, all arms"):
+            values = _values(study, poses, best)
+            _engine(study, values, folder)
+        with clock("export"):
+            for arm, family in studies.families(study).items():
+                _export(studies.design(study, arm, family, values[arm]), folder / "designs" / arm)
+    return folder
+
+
+class Stopped(KeyboardInterrupt):
+    """The run was interrupted and can be resumed."""
+
+
+def _stop_if(stop: Any, folder: Path) -> None:
+    if stop:
+        raise Stopped(f"stopped by {stop.signal_name}; go on with: resume=true out={folder}")
+
+
+def _positions(study: Study, folder: Path, bar: Progress, stop: Any) -> dict[str, np.ndarray]:
+    """Best pose of both rivals; positions already on record are not solved again."""
+    record = folder / "search.jsonl"
+    done = artifacts.read_jsonl(record) if record.exists() else []
+    prepared = None
+    best: dict[str, np.ndarray] = {}
+    for arm in ("stock", "conforming"):
+        mine = [row for row in done if row["arm"] == arm]
+        if not any(row.get("finished") for row in mine):
+            if prepared is None:
+                prepared = studies.prepare(study, study.config.search.spacing_mm)
+            family = studies.families(study)[arm]
+            known = {tuple(row["pose"]): row for row in mine}
+            task = bar.add_task(f"{arm}: position", total=None)
+            for trial in studies.search(study, arm, studies.problem(study, prepared, family), known):
+                row = {"arm": arm, "pose": trial.pose.tolist(), "loss": trial.loss, "measures": trial.measures}
+                if tuple(row["pose"]) not in known:
+                    artifacts.append_jsonl(record, row)
+                mine.append(row)
+                bar.update(task, advance=1, note=f"loss {trial.loss:.4f}")
+                _stop_if(stop, folder)
+            mine.append({"arm": arm, "finished": True})
+            artifacts.append_jsonl(record, mine[-1])
+            bar.update(task, total=bar.tasks[task].completed)
+        best[arm] = np.asarray(min((r for r in mine if "loss" in r), key=lambda r: r["loss"])["pose"])
+    return best
+
+
+def _optimise(
+    study: Study, config: RunConfig, pose: np.ndarray, folder: Path, bar: Progress, stop: Any
+) -> dict[str, np.ndarray]:
+    """The best design's scaled parameters."""
+    settings = config.optimizer
+    prepared = studies.prepare(study, study.config.solver.spacing_mm)
+    problem = studies.problem(study, prepared, study.cage)
+    begin = {k: np.asarray(g.initial, float) for k, g in study.cage.groups().items()} | {"pose": pose}
+    constraints = sum(g.kind != "minimise" for g in study.goals)
+    state = optimize.start(studies.unit(study.cage, begin), constraints, forward.cold(problem.scene), settings)
+    states = sorted(folder.glob("state_*.npz"))
+    if states:
+        state = artifacts.load_state(states[-1], state)
+        _drop_after(folder / "history.jsonl", int(state.iteration))
+    task = bar.add_task("optimise", total=settings.iterations, completed=int(state.iteration))
+    started = time.perf_counter()
+    for step in optimize.run(problem, settings, state):
+        state = step.state
+        row = {
+            "iteration": step.iteration,
+            "objective": step.loss,
+            "violation": step.violation,
+            "terms": problem.table(step.evaluation),
+            "constraints": step.constraints.tolist(),
+            "gradient_norm": step.gradient_norm,
+            "solver_iterations": int(step.evaluation.info.iterations),
+            "solver_residual": float(np.max(np.asarray(step.evaluation.info.relative_residual))),
+            "adjoint_iterations": step.adjoint_iterations,
+            "adjoint_residual": step.adjoint_residual,
+            "best": step.improved,
+            "seconds": time.perf_counter() - started,
+        }
+        artifacts.append_jsonl(folder / "history.jsonl", row)
+        artifacts.save_state(folder / f"state_{step.iteration + 1:05d}.npz", state)
+        artifacts.rotate(folder, keep=config.keep_states)
+        bar.update(task, advance=1, note=f"loss {step.loss:.4f}, violation {step.violation:.3f}")
+        if not bar.console.is_terminal:
+            print(f"  iteration {step.iteration + 1}/{settings.iterations}: loss {step.loss:.4f}, violation "
+                  f"{step.violation:.3f}, {row['seconds']:.0f} s", flush=True)  # fmt: skip
+        _stop_if(stop, folder)
+    return {k: np.asarray(v) for k, v in state.best_parameters.items()}
+
+
+def _drop_after(history: Path, iteration: int) -> None:
+    """Lines of the history past the state that is resumed are from an iteration that will be done again."""
+    rows = [r for r in artifacts.read_jsonl(history) if r["iteration"] < iteration] if history.exists() else []
+    artifacts.write_text(history, "".join(json.dumps(r) + "\n" for r in rows))
+
+
+def _values(study: Study, poses: dict[str, np.ndarray], best: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Physical parameters of every arm and floor."""
+    families = studies.families(study)
+    default = studies.default_pose(study)
+    out: dict[str, dict[str, Any]] = {floor: {} for floor in FLOORS}
+    for arm in ARMS[:-1]:
+        pose = default if arm.endswith("_central") else poses[arm]
+        values = studies.parameters_at(study, families[arm], pose)
+        if values is None:
+            log.warning("%s: the device cannot stand at the default position; the searched one is shown", arm)
+            values = studies.parameters_at(study, families[arm], poses[arm.removesuffix("_central")])
+        assert values is not None
+        out[arm] = values
+    groups = study.cage.groups()
+    out["optimised"] = {k: g.lower + best[k] * (g.upper - g.lower) for k, g in groups.items()}
+    return out
+
+
+def _engine(study: Study, values: dict[str, dict[str, Any]], folder: Path) -> None:
+    """Every arm on the voxel engine, at the optimiser's grid."""
+    prepared = studies.prepare(study, study.config.solver.spacing_mm)
+    table: dict[str, Any] = {"grid": list(prepared.grid.shape), "spacing_mm": prepared.grid.spacing_mm, "arms": {}}
+    for arm, family in studies.families(study).items():
+        e, status = studies.evaluate(study, prepared, family, values[arm])
+        worst = studies.worst(status)
+        per_load = {g.objective.name: g.objective.per_load(e.response) for g in study.goals}
+        table["arms"][arm] = {
+            "status": worst.code, "iterations": worst.iterations, "residual": worst.relative_residual,
+            "loss": float(e.loss),
+            "measures": {g.objective.name: float(m) for g, m in zip(study.goals, e.measures, strict=True)},
+            "per_load": {k: np.asarray(v).tolist() for k, v in per_load.items() if v is not None},
+            "compliance_nmm": np.asarray(e.response.compliance).tolist(),
+            "motion": np.asarray(e.response.motion).tolist(),
+        }  # fmt: skip
+        if arm in ("optimised", "conforming", "stock"):
+            _write_engine_fields(prepared, e.response, folder / "designs" / arm / "engine.vti")
+    artifacts.write_json(folder / "engine.json", table)
+
+
+def _write_engine_fields(prepared: studies.Prepared, response: Any, path: Path) -> None:
+    """The voxel engine's fields around the disc space as a ParaView image."""
+    import pyvista as pv
+
+    from objectives._abstract import principal_strains
+
+    (x0, x1), (y0, y1), (z0, z1) = prepared.numerics.box
+    h = prepared.grid.spacing_mm
+    origin = np.asarray(prepared.grid.origin_mm) + h * np.array([x0, y0, z0])
+    image = pv.ImageData(dimensions=(x1 - x0 + 1, y1 - y0 + 1, z1 - z0 + 1), spacing=(h, h, h), origin=origin)
+    shape = (x1 - x0, y1 - y0, z1 - z0)
+
+    def cell(values: Any) -> np.ndarray:
+        return np.asarray(values, np.float32).reshape(shape).ravel(order="F")
+
+    for i, name in enumerate(("caudal", "cranial", "implant", "graft", "remnant")):
+        image.cell_data[f"fraction_{name}"] = cell(response.fraction[:, i])
+    for i, name in enumerate(response.loadcases):
+        image.cell_data[f"{name}:strain_min"] = cell(principal_strains(response.strain[i])[0])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(str(path))
+
+
+def _export(design: Design, folder: Path) -> None:
+    """Fields, parameters and printable surface of one arm."""
+    folder.mkdir(parents=True, exist_ok=True)
+    head = {"arm": design.arm, "family": design.family, "material": design.material, "parameters": design.parameters}
+    found: dict[str, Any] = {}
+    if design.implant is not None:
+        for name in ("implant", "window", "relative_density"):
+            if (field := getattr(design, name)) is not None:
+                artifacts.save_field(folder / f"{name}.npz", field)
+        mesh = surface.extract(design.implant)
+        found = surface.check(mesh)
+        surface.export(mesh, folder, "implant")
+        surface.write_density_vtu(folder / "density.vtu", design.implant, design.relative_density)
+    artifacts.write_json(folder / "design.json", {**head, "measures": design.measures, "surface": _plain(found)})
+
+
+def load_design(folder: Path) -> tuple[Design, Surface | None]:
+    """A design and its exported surface, read back from the STL that would be printed."""
+    head = artifacts.read_json(folder / "design.json")
+    fields = {
+        name: artifacts.load_field(folder / f"{name}.npz") if (folder / f"{name}.npz").exists() else None
+        for name in ("implant", "window", "relative_density")
+    }
+    design = Design(head["arm"], head["family"], head["material"], **fields, parameters=head["parameters"], measures=head["measures"])
+    return design, surface.read(folder / "implant.stl") if design.implant is not None else None
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=lambda v: np.asarray(v).tolist()))
+
+
+# -- bookkeeping ---------------------------------------------------------------------------------------------
+class Clock:
+    """Wall times and peak memory of the stages, kept in timings.json (added up over resumes)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "timings.json"
+        self.stage = ""
+
+    def __call__(self, stage: str) -> Clock:
+        self.stage = stage
+        return self
+
+    def __enter__(self) -> None:
+        log.info("%s …", self.stage)
+        self.begun = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        table = artifacts.read_json(self.path) if self.path.exists() else {"seconds": {}, "peak_mb": {}}
+        spent = time.perf_counter() - self.begun
+        table["seconds"][self.stage] = table["seconds"].get(self.stage, 0.0) + spent
+        table["peak_mb"][self.stage] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        artifacts.write_json(self.path, table)
+        log.info("%s: %.0f s", self.stage, spent)
+
+
+def _progress() -> Progress:
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )  # fmt: skip
+    bar = Progress(*columns)
+    add = bar.add_task
+    bar.add_task = lambda *a, **k: add(*a, **({"note": ""} | k))  # type: ignore[method-assign]
+    return bar
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+

@@ -1,0 +1,45 @@
+"""Check every arm of a run in SfePy and write the report.
+
+    python scripts/verify.py run=<run folder>
+
+Exit code 2 with one line for whatever is wrong with the input; 1 when an arm failed (the report says which and why).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import hydra
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from engine.patient.prepare import one_line
+from scripts import checking, doctor, pipeline
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="verify")
+def main(settings: DictConfig) -> None:
+    """Check one run folder."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        doctor.require()
+        pipeline.set_up_jax()
+        report = checking.check_run(Path(settings.run))
+    except (ValueError, OmegaConfBaseException) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    arms = json.loads((report.parent / "result.json").read_text())["arms"]
+    failed = [name for name, arm in arms.items() if arm["status"]["code"] != "ok"]
+    for name in failed:
+        print(f"{name}: {arms[name]['status']['text']}", file=sys.stderr)
+    print(f"report: {report}")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
