@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from jax import Array
 from engine import elasticity, multigrid
 from engine.elasticity import Grid, Links, Medium
 from engine.implants import Anatomy, Family, ImplantFields, anatomy_at
-from engine.materials import SOFT, Solid, bone_law, implant_material, lame, lattice_fatigue_ratio, lattice_modulus_ratio
+from engine.materials import SOFT, bone_law, implant_material, lame, lattice_fatigue_ratio, lattice_modulus_ratio
 from engine.multigrid import Hierarchy, SolveInfo, SolverSettings, System
 from engine.sdf import fill
 from engine.types import BODIES, REGIONS, Boundary, Link, Patch, Response, Segment, Vertebra, VoxelField, stack_loads
@@ -184,7 +184,7 @@ def fractions(scene: Scene, spacing_mm: float, implant: ImplantFields) -> Array:
     return jnp.stack([shares[name] for name in REGIONS], axis=-1)
 
 
-def medium(scene: Scene, shares: Array, density: Array, material: Solid, poisson_bone: float) -> Medium:
+def medium(scene: Scene, shares: Array, density: Array, material: Alloy, poisson_bone: float) -> Medium:
     """λ, μ of each voxel as the volume average over what is in it, and κ of the foundation under the caudal bone."""
     e = {
         "caudal": (scene.e_caudal, poisson_bone),
@@ -202,25 +202,51 @@ def medium(scene: Scene, shares: Array, density: Array, material: Solid, poisson
     return Medium(lam, mu, scene.support * shares[..., REGIONS.index("caudal")])
 
 
+class Alloy(NamedTuple):
+    """The implant's solid material as numbers (so that compiled code serves every material), MPa."""
+
+    e_mpa: Array
+    poisson: Array
+    fatigue_mpa: Array
+
+
+def alloy(name: str) -> Alloy:
+    """The material of that name. Raises ValueError that lists the known ones."""
+    solid = implant_material(name)
+    return Alloy(jnp.asarray(solid.e_mpa), jnp.asarray(solid.poisson), jnp.asarray(solid.fatigue_mpa))
+
+
+def assemble(scene: Scene, numerics: Numerics, implant: ImplantFields, solid: Alloy) -> tuple[System, Array]:
+    """The linear system of a device given by its fields, and its fractions [x, y, z, r]."""
+    shares = fractions(scene, numerics.grid.spacing_mm, implant)
+    body = medium(scene, shares, implant.relative_density, solid, numerics.poisson_bone)
+    return System(body, None, scene.links), shares
+
+
 def construct(
     scene: Scene, numerics: Numerics, family: Family, parameters: dict[str, Array]
 ) -> tuple[System, Array, Array]:
     """The linear system of a design, its fractions [x, y, z, r] and its lattice density [x, y, z]."""
     implant = family.fields(parameters, scene.anatomy)
-    shares = fractions(scene, numerics.grid.spacing_mm, implant)
-    material = implant_material(family.material)
-    body = medium(scene, shares, implant.relative_density, material, numerics.poisson_bone)
-    return System(body, None, scene.links), shares, implant.relative_density
+    system, shares = assemble(scene, numerics, implant, alloy(family.material))
+    return system, shares, implant.relative_density
 
 
-@partial(jax.jit, static_argnames=("numerics", "family"))
-def _system(scene: Scene, numerics: Numerics, family: Family, parameters: dict[str, Array]) -> System:
-    return construct(scene, numerics, family, parameters)[0]
+@partial(jax.jit, static_argnames="family")
+def fields_of(family: Family, parameters: dict[str, Array], anatomy: Anatomy) -> ImplantFields:
+    """The family's fields, compiled by themselves: all that has to be compiled anew for another family."""
+    return family.fields(parameters, anatomy)
+
+
+@partial(jax.jit, static_argnames="numerics")
+def _system(scene: Scene, numerics: Numerics, implant: ImplantFields, solid: Alloy) -> System:
+    return assemble(scene, numerics, implant, solid)[0]
 
 
 def hierarchy(scene: Scene, numerics: Numerics, family: Family, parameters: dict[str, Array]) -> Hierarchy:
     """The preconditioner for this design (and for those near it). Not differentiated."""
-    return multigrid.build(_system(scene, numerics, family, parameters), numerics.grid)
+    implant = fields_of(family, {k: jnp.asarray(v) for k, v in parameters.items()}, scene.anatomy)
+    return multigrid.build(_system(scene, numerics, implant, alloy(family.material)), numerics.grid)
 
 
 def cold(scene: Scene) -> Warm:
@@ -233,8 +259,17 @@ def respond(
     scene: Scene, numerics: Numerics, family: Family, parameters: dict[str, Array], preconditioner: Hierarchy, warm: Warm
 ) -> tuple[Response, SolveInfo, Array]:
     """The response of a design, how the solve went per basis load, and the basis displacements."""
+    implant = family.fields(parameters, scene.anatomy)
+    return respond_fields(scene, numerics, implant, alloy(family.material), preconditioner, warm)
+
+
+def respond_fields(
+    scene: Scene, numerics: Numerics, implant: ImplantFields, solid: Alloy, preconditioner: Hierarchy, warm: Warm
+) -> tuple[Response, SolveInfo, Array]:
+    """`respond` for a device given by its fields: one compiled program for every family and material."""
     grid = numerics.grid
-    system, shares, density = construct(scene, numerics, family, parameters)
+    system, shares = assemble(scene, numerics, implant, solid)
+    density = implant.relative_density
     u, info = multigrid.solve(
         grid.spacing_mm, numerics.solver, system, scene.forces, preconditioner, warm.forward, warm.adjoint, warm.probe
     )
@@ -253,7 +288,7 @@ def respond(
     work = jnp.einsum("rcxyz,scxyz->rs", scene.forces, u)
     work = jnp.einsum("lr,rs,ls->l", scene.combination, work, scene.combination)
     cases = len(numerics.loadcases)
-    limit = implant_material(family.material).fatigue_mpa * lattice_fatigue_ratio(density)
+    limit = solid.fatigue_mpa * lattice_fatigue_ratio(density)
     response = Response(
         position=scene.anatomy.points_mm[window].reshape(-1, 3),
         volume=jnp.full(int(np.prod(scene.near[window].shape)), grid.spacing_mm**3),
@@ -273,10 +308,7 @@ def respond(
     return response, info, u
 
 
-@partial(jax.jit, static_argnames=("numerics", "family"))
-def _respond(*args: Any, numerics: Numerics, family: Family) -> tuple[Response, SolveInfo, Array]:
-    scene, parameters, preconditioner, warm = args
-    return respond(scene, numerics, family, parameters, preconditioner, warm)
+_respond = jax.jit(respond_fields, static_argnames="numerics")
 
 
 def analyse(
@@ -285,9 +317,8 @@ def analyse(
     """`respond` for one design from scratch: builds the preconditioner and compiles. Not differentiated."""
     parameters = {k: jnp.asarray(v) for k, v in parameters.items()}
     preconditioner = hierarchy(scene, numerics, family, parameters)
-    return _respond(
-        scene, parameters, preconditioner, cold(scene) if warm is None else warm, numerics=numerics, family=family
-    )
+    implant = fields_of(family, parameters, scene.anatomy)
+    return _respond(scene, numerics, implant, alloy(family.material), preconditioner, cold(scene) if warm is None else warm)
 
 
 def with_reference(scene: Scene, numerics: Numerics, intact: Family) -> tuple[Scene, Response, SolveInfo]:

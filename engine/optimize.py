@@ -4,7 +4,7 @@
 
 Adam (optax) on the augmented Lagrangian of the scaled parameters, projected onto [0, 1]:
 
-    p ← clip(p − Adam(∇ L_ρ(p, μ))),    every `multiplier_every` iterations  μ ← max(0, μ + ρ c)  and ρ ← min(γ ρ, ρ_max)
+    p ← clip(p − Adam(∇ L_ρ(p, μ))),   every `multiplier_every` iterations  μ ← max(0, μ + ρ c)  and ρ ← min(γ ρ, ρ_max)
     while the violation has not halved.
 
 Everything that the next iteration depends on is in `State`: parameters, Adam's moments, multipliers, warm starts of
@@ -32,12 +32,17 @@ UNSOLVED = 1e-3
 
 
 class OptimizerSettings(BaseModel):
-    """See the module's docstring. learning_rate is in scaled parameters (1 = the whole range)."""
+    """See the module's docstring. learning_rate is in scaled parameters (1 = the whole range).
+
+    least_gradient is Adam's ε, in loss per whole range of a parameter: what matters less than that moves less than the
+    learning rate. With the usual 1e-8 every parameter moves at full rate, the irrelevant ones at random.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     iterations: int = Field(30, ge=1, le=2000)
     learning_rate: float = Field(0.03, gt=0, le=0.5)
     final_learning_rate: float = Field(0.01, gt=0, le=0.5)
+    least_gradient: float = Field(0.1, gt=0)
     penalty: float = Field(2.0, gt=0)
     penalty_growth: float = Field(2.0, ge=1)
     penalty_max: float = Field(200.0, gt=0)
@@ -91,7 +96,7 @@ def _adam(settings: OptimizerSettings) -> optax.GradientTransformation:
     schedule = optax.cosine_decay_schedule(
         settings.learning_rate, settings.iterations, settings.final_learning_rate / settings.learning_rate
     )
-    return optax.chain(optax.clip_by_global_norm(1e3), optax.adam(schedule))
+    return optax.chain(optax.clip_by_global_norm(1e3), optax.adam(schedule, eps=settings.least_gradient))
 
 
 def start(initial: dict[str, Any], constraints: int, warm: Warm, settings: OptimizerSettings) -> State:

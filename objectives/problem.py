@@ -19,8 +19,8 @@ from jax import Array
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from engine import forward
-from engine.forward import Numerics, Scene, Warm
-from engine.implants import Family, Group
+from engine.forward import Alloy, Numerics, Scene, Warm, alloy
+from engine.implants import Anatomy, Family, Group, ImplantFields
 from engine.multigrid import Hierarchy, SolveInfo
 from engine.types import Response
 from objectives import Goal, load
@@ -94,20 +94,31 @@ class Problem:
         """Everything about one design, no gradient."""
         preconditioner = self.hierarchy(unit) if preconditioner is None else preconditioner
         warm = forward.cold(self.scene) if warm is None else warm
-        return _evaluate(unit, warm, self.scene, preconditioner, self.numerics, self.family, self.goals)
+        implant = _fields(self.family, _arrays(unit), self.scene.anatomy)
+        return _evaluate(
+            implant, warm, self.scene, preconditioner, alloy(self.family.material), numerics=self.numerics, every=self.goals
+        )
 
     def gradient(
         self, unit: dict[str, Any], multipliers: Array, penalty: float, preconditioner: Hierarchy, warm: Warm
     ) -> tuple[Evaluation, Array, dict[str, Array], Warm]:
         """Evaluation, augmented Lagrangian, its gradient in the scaled parameters, and the next warm starts."""
-        (value, evaluation), (slope, warm_bar) = _value_and_grad(
-            unit, warm, self.scene, preconditioner, multipliers, jnp.asarray(penalty), self.numerics, self.family, self.goals
-        )
+        unit = _arrays(unit)
+        implant = _fields(self.family, unit, self.scene.anatomy)
+        (value, evaluation), (bar, warm_bar) = _value_and_grad(
+            implant, warm, self.scene, preconditioner, alloy(self.family.material), multipliers, jnp.asarray(penalty),
+            numerics=self.numerics, every=self.goals,
+        )  # fmt: skip
+        slope = _pull_back(self.family, unit, self.scene.anatomy, bar)
         return evaluation, value, slope, Warm(evaluation.displacement, warm_bar.adjoint, warm_bar.probe)
 
     def table(self, evaluation: Evaluation) -> dict[str, float]:
         """Measures by objective name, in their units."""
         return {g.objective.name: float(m) for g, m in zip(self.goals, evaluation.measures, strict=True)}
+
+
+def _arrays(unit: dict[str, Any]) -> dict[str, Array]:
+    return {k: jnp.asarray(v, float) for k, v in unit.items()}
 
 
 def to_unit(group: Group, value: np.ndarray) -> np.ndarray:
@@ -134,24 +145,35 @@ def augmented_lagrangian(loss: Array, constraints: Array, multipliers: Array, pe
 
 
 def _run(
-    unit: dict[str, Array], warm: Warm, scene: Scene, preconditioner: Hierarchy, numerics: Numerics, family: Family,
+    implant: ImplantFields, warm: Warm, scene: Scene, preconditioner: Hierarchy, solid: Alloy, numerics: Numerics,
     every: tuple[Goal, ...],
 ) -> Evaluation:  # fmt: skip
-    physical = {k: g.lower + unit[k] * (g.upper - g.lower) for k, g in family.groups().items()}
-    response, info, u = forward.respond(scene, numerics, family, physical, preconditioner, warm)
+    response, info, u = forward.respond_fields(scene, numerics, implant, solid, preconditioner, warm)
     return Evaluation(*score(response, every), response, info, u)
 
 
-_evaluate = partial(jax.jit, static_argnums=(4, 5, 6))(_run)
+_evaluate = partial(jax.jit, static_argnames=("numerics", "every"))(_run)
 
 
-@partial(jax.jit, static_argnums=(6, 7, 8))
+@partial(jax.jit, static_argnames=("numerics", "every"))
 def _value_and_grad(
-    unit: dict[str, Array], warm: Warm, scene: Scene, preconditioner: Hierarchy, multipliers: Array, penalty: Array,
-    numerics: Numerics, family: Family, every: tuple[Goal, ...],
+    implant: ImplantFields, warm: Warm, scene: Scene, preconditioner: Hierarchy, solid: Alloy, multipliers: Array,
+    penalty: Array, numerics: Numerics, every: tuple[Goal, ...],
 ) -> Any:  # fmt: skip
-    def lagrangian(unit: dict[str, Array], warm: Warm) -> tuple[Array, Evaluation]:
-        e = _run(unit, warm, scene, preconditioner, numerics, family, every)
+    def lagrangian(implant: ImplantFields, warm: Warm) -> tuple[Array, Evaluation]:
+        e = _run(implant, warm, scene, preconditioner, solid, numerics, every)
         return augmented_lagrangian(e.loss, e.constraints, multipliers, penalty), e
 
-    return jax.value_and_grad(lagrangian, argnums=(0, 1), has_aux=True)(unit, warm)
+    return jax.value_and_grad(lagrangian, argnums=(0, 1), has_aux=True)(implant, warm)
+
+
+@partial(jax.jit, static_argnames="family")
+def _fields(family: Family, unit: dict[str, Array], anatomy: Anatomy) -> ImplantFields:
+    physical = {k: g.lower + unit[k] * (g.upper - g.lower) for k, g in family.groups().items()}
+    return family.fields(physical, anatomy)
+
+
+@partial(jax.jit, static_argnames="family")
+def _pull_back(family: Family, unit: dict[str, Array], anatomy: Anatomy, bar: ImplantFields) -> dict[str, Array]:
+    """The gradient in the scaled parameters from that in the fields."""
+    return jax.vjp(lambda p: _fields(family, p, anatomy), unit)[1](bar)[0]

@@ -325,7 +325,7 @@ def design(study: Study, arm: str, family: Family, values: dict[str, Any]) -> De
 def _export_points(study: Study) -> tuple[np.ndarray, np.ndarray]:
     rims = np.concatenate([study.segment.caudal.superior.rim_mm, study.segment.cranial.inferior.rim_mm])
     h = study.config.export_spacing_mm
-    low, high = rims.min(0) - [3, 3, 8], rims.max(0) + [3, 3, 8]
+    low, high = rims.min(0) - [3, 3, 8], rims.max(0) + [3, 3, 8]  # the disc body reaches 4 mm past the rims
     axes = [lo + h * np.arange(int(np.ceil((hi - lo) / h)) + 1) for lo, hi in zip(low, high, strict=True)]
     return np.stack(np.meshgrid(*axes, indexing="ij"), -1), low
 

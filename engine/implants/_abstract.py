@@ -44,14 +44,15 @@ class Anatomy:
     caudal, cranial      signed distance of the two vertebrae, mm
     rim                  signed distance in the plane to the part of the disc space inside both endplate rims, mm
     centre_mm [3]        middle of the disc space
-    slab                 signed distance to the slab between the middles of the two vertebral bodies, mm
+    disc                 signed distance to the disc-space body between the two rims (it may overlap bone), mm: without
+                         it a part inside the rims could grow a skirt round the waist of a vertebral body
     """
 
     points_mm: Array
     caudal: Array
     cranial: Array
     rim: Array
-    slab: Array
+    disc: Array
     centre_mm: Array
 
 
@@ -98,14 +99,11 @@ def anatomy_at(segment: Segment, points_mm: np.ndarray) -> Anatomy:
     rim = np.maximum(
         polygon_distance(caudal.superior.rim_mm[:, :2], columns), polygon_distance(cranial.inferior.rim_mm[:, :2], columns)
     )
-    low = 0.5 * (caudal.superior.centre_mm + caudal.inferior.centre_mm)[2]
-    high = 0.5 * (cranial.superior.centre_mm + cranial.inferior.centre_mm)[2]
-    z = points_mm[..., 2]
     return Anatomy(
         points_mm=jnp.asarray(points_mm),
         caudal=jnp.asarray(caudal.sdf.sample(points_mm)),
         cranial=jnp.asarray(cranial.sdf.sample(points_mm)),
-        rim=jnp.asarray(np.broadcast_to(rim, z.shape)),
-        slab=jnp.asarray(np.maximum(low - z, z - high)),
+        rim=jnp.asarray(np.broadcast_to(rim, points_mm.shape[:-1])),
+        disc=jnp.asarray(segment.disc.sample(points_mm)),
         centre_mm=jnp.asarray(0.5 * (caudal.superior.centre_mm + cranial.inferior.centre_mm)),
     )

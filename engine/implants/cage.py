@@ -1,6 +1,6 @@
 """Interbody cage whose faces are the patient's own endplates.
 
-    φ = max( outline(x, y), rim + inset, slab, g_caudal − φ_caudal, g_cranial − φ_cranial )
+    φ = max( outline(x, y), rim + inset, disc, g_caudal − φ_caudal, g_cranial − φ_cranial )
 
 The footprint is a smooth closed curve inside the superellipse that the access corridor lets through:
 
@@ -149,7 +149,7 @@ class Cage:
             caudal = bernstein(parameters["offset_caudal"], u, v) - anatomy.caudal
             cranial = bernstein(parameters["offset_cranial"], u, v) - anatomy.cranial
         prism = smooth_max(outline, anatomy.rim + s.rim_inset_mm, s.edge_blend_mm)
-        faces = jnp.maximum(jnp.maximum(caudal, cranial), anatomy.slab)
+        faces = jnp.maximum(jnp.maximum(caudal, cranial), anatomy.disc)
         solid = jnp.maximum(prism, faces)
         chamber = jnp.maximum(window, anatomy.rim + s.rim_inset_mm + s.wall_mm[0])
         implant = jnp.maximum(solid, -chamber)
@@ -160,7 +160,7 @@ class Cage:
         else:
             density = jnp.ones_like(outline)
         return ImplantFields(
-            implant, jnp.maximum(chamber, anatomy.slab), jnp.broadcast_to(density, implant.shape)
+            implant, jnp.maximum(chamber, anatomy.disc), jnp.broadcast_to(density, implant.shape)
         )
 
     def _footprint(self, parameters: dict[str, Array], x: Array, y: Array) -> tuple[Array, Array, Array, Array]:

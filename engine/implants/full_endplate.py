@@ -30,7 +30,7 @@ def build(settings: dict[str, Any]) -> FullEndplate:
 
 @dataclass(frozen=True)
 class FullEndplate:
-    """φ = max(rim + inset, slab, −φ_caudal, −φ_cranial)."""
+    """φ = max(rim + inset, disc, −φ_caudal, −φ_cranial)."""
 
     material: str
     rods: bool
@@ -40,7 +40,7 @@ class FullEndplate:
         return {}
 
     def fields(self, parameters: dict[str, Array], anatomy: Anatomy) -> ImplantFields:
-        prism = jnp.maximum(anatomy.rim + self.rim_inset_mm, anatomy.slab)
+        prism = jnp.maximum(anatomy.rim + self.rim_inset_mm, anatomy.disc)
         solid = jnp.maximum(prism, jnp.maximum(-anatomy.caudal, -anatomy.cranial))
         return ImplantFields(solid, jnp.full_like(solid, FAR_MM), jnp.ones_like(solid))
 

@@ -322,5 +322,5 @@ def test_average_is_the_least_squares_motion(patch_on_grid):
 
 def test_empty_patch_is_refused_by_name():
     grid = Grid((7, 6, 5), (0.0,) * 3, H)
-    with pytest.raises(ValueError, match="'endplate'.*expected at least 20 voxels"):
+    with pytest.raises(ValueError, match=r"'endplate'.*expected at least 20 voxels"):
         elasticity.nodal_patch(grid, np.zeros(grid.shape), "endplate")

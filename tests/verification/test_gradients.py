@@ -2,11 +2,11 @@
 
     R(h) = |m(p + h d) − m(p) − h ∇m·d|,    slope = log₂ R(h)/R(h/2) ≥ 1.9
 
-Steps are in scaled parameters (1 = the whole range), 2e-3 to 5e-4, a tenth and a fifth of that for pose and outline, which move every
-surface at once: small enough that no voxel crosses a switch of max() (at 2e-3 one does: R drops by 2 instead of 4 there, and
-by 4 below it), large enough that the remainder stands out of the solver's tolerance of 1e-10. Where it doesn't (a measure that is linear in the group
-over so short a step), the remainder must lie under a floor of 1e-10 of the measure, as it would not with a wrong gradient:
-the first-order term itself is checked to be at least a hundred times that floor.
+Steps are in scaled parameters (1 = the whole range): 2e-3 to 5e-4; a tenth and a fifth of that for pose and outline, which
+move every surface at once. They are small enough that no voxel crosses a switch of max() (at 2e-3 of the pose one does: R
+falls by 2 instead of 4 there, and by 4 below it) and large enough that R stands out of the solver's tolerance of 1e-10.
+Where it doesn't (a measure that is linear over so short a step), R must lie under a floor of 1e-10 of the measure, which a
+wrong gradient would not: the first-order term is checked to be at least a hundred times that floor.
 """
 
 from __future__ import annotations

@@ -162,8 +162,8 @@ def test_v_cycle_is_symmetric_up_to_float32(cycled):
 
 
 def test_v_cycle_of_a_batch_is_that_of_each_right_hand_side(small, cycled):
-    """Guards a miscompilation of lax.scan in float32 by XLA on CPU (jax 0.10.2): all right-hand sides of a batch but the
-    first came out wrong by 1 % and more. See multigrid._chebyshev."""
+    """Guards a miscompilation of lax.scan in float32 by XLA on CPU (jax 0.10.2), in which every right-hand side of a batch
+    but the first came out wrong. See multigrid._chebyshev."""
     r, together = cycled
     for b in range(1, 3):
         # the same program with this right-hand side in front
@@ -208,7 +208,7 @@ def test_warm_start_from_the_solution_takes_no_iteration(small):
 def test_a_structure_that_is_not_held_is_refused():
     one = jnp.ones(GRID.shape)
     loose = System(Medium(100 * one, 100 * one, 0 * one), None, None)
-    with pytest.raises(ValueError, match="not held.*check the support patch"):
+    with pytest.raises(ValueError, match=r"not held.*check the support patch"):
         multigrid.build(loose, GRID)
 
 

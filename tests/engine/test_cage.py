@@ -1,0 +1,82 @@
+"""The promise of the cage family: whatever its parameters, it fits through the corridor."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from engine import implants
+
+SETTINGS = {
+    "approach": "test", "length_mm": 30, "width_mm": 12, "x_mm": (-8, 8), "y_mm": (-13, 10), "yaw_deg": (-60, 60),
+    "bend_per_mm": (-0.035, 0.035),
+}  # fmt: skip
+X, Y = (a.ravel() for a in np.meshgrid(np.arange(-30, 30, 0.5), np.arange(-30, 30, 0.5), indexing="ij"))
+
+
+@pytest.fixture(scope="module")
+def cage():
+    return implants.load("cage", SETTINGS)
+
+
+def footprint(cage, parameters):
+    return tuple(np.asarray(f) for f in cage._footprint(parameters, jnp.asarray(X), jnp.asarray(Y)))
+
+
+def drawn(cage, seed: int) -> dict:
+    rng = np.random.default_rng(seed)
+    return {k: g.lower + rng.uniform(size=g.lower.shape) * (g.upper - g.lower) for k, g in cage.groups().items()}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_footprint_stays_inside_the_corridor_bent_along_its_own_arc(cage, seed):
+    p = drawn(cage, seed)
+    outline = footprint(cage, p)[0]
+    x0, y0, yaw, bend = p["pose"]
+    u = np.cos(yaw) * (X - x0) + np.sin(yaw) * (Y - y0)
+    v = -np.sin(yaw) * (X - x0) + np.cos(yaw) * (Y - y0) - 0.5 * bend * (u**2 - 15.0**2 / 3)
+    inside = outline < 0
+    assert inside.sum() * 0.25 > 0.2 * 30 * 12  # at least OUTLINE_RANGE's smaller footprint, mm²
+    assert np.abs(u[inside]).max() <= 15.0 and np.abs(v[inside]).max() <= 6.0
+    assert np.all(outline[(np.abs(u) > 15.0) | (np.abs(v) > 6.0)] > 0)
+
+
+def test_yaw_turns_the_cage_and_position_moves_it(cage):
+    p = {k: g.initial for k, g in cage.groups().items()}
+    p["pose"] = np.array([5.0, -4.0, np.deg2rad(30), 0.0])
+    outline = footprint(cage, p)[0]
+    inside = outline < 0
+    centre = np.array([X[inside].mean(), Y[inside].mean()])
+    np.testing.assert_allclose(centre, [5.0, -4.0], atol=0.1)  # grid of 0.5 mm
+    spread = np.cov(X[inside], Y[inside])
+    axis = np.linalg.eigh(spread)[1][:, -1]
+    assert np.rad2deg(np.arctan2(axis[1], axis[0])) % 180 == pytest.approx(30, abs=1)
+
+
+def test_wall_is_as_thick_as_its_bounds_say(cage):
+    """window = outline + wall with the wall between its bounds."""
+    for seed in range(3):
+        outline, window, _, _ = footprint(cage, drawn(cage, seed))
+        assert 2.0 <= (window - outline).min() and (window - outline).max() <= 6.0
+
+
+def test_outline_is_about_a_distance_near_the_boundary(cage):
+    """First order: its gradient is 1 within 25 % in the first 1.5 mm on either side, or fill would misjudge volumes."""
+    p = {k: g.initial for k, g in cage.groups().items()}
+    outline = footprint(cage, p)[0].reshape(120, 120)
+    slope = np.hypot(*np.gradient(outline, 0.5))
+    near = np.abs(outline) < 1.5
+    assert np.quantile(np.abs(slope[near] - 1), 0.95) < 0.25
+
+
+def test_pair_is_mirrored(cage):
+    pair = implants.load("cage", {**SETTINGS, "pair": True, "length_mm": 20, "width_mm": 9, "start_x_mm": 7.5, "yaw_deg": (60, 120),
+                                  "start_yaw_deg": 90})  # fmt: skip
+    points = np.stack([X, Y, 0 * X], -1).reshape(120, 120, 1, 3) + [0.25, 0.25, 0]
+    far = jnp.full((120, 120, 1), 50.0)
+    anatomy = implants.Anatomy(jnp.asarray(points), far, far, -far, -far, jnp.zeros(3))
+    implant = np.asarray(pair.fields({k: jnp.asarray(g.initial) for k, g in pair.groups().items()}, anatomy).implant)[..., 0]
+    np.testing.assert_allclose(implant, implant[::-1], atol=1e-9)
+    part = implant < 0
+    assert part[60:].sum() > 100 and not part[59:61].any()
