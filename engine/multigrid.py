@@ -265,8 +265,9 @@ def _chebyshev(
     sigma = theta / delta
     x = direction = _block_multiply(inverse, residual) / theta
     rho = 1.0 / sigma
-    # Unrolled on purpose: as a lax.scan this body is miscompiled by XLA's CPU back-end (jax 0.10.2) in float32 for
-    # two or more right-hand sides (every one but the first is wrong); tests/verification holds the check.
+    # Unrolled on purpose: as a lax.scan, and with the components last in memory, this body was miscompiled by XLA's CPU
+    # back-end (jax 0.10.2) in float32 for two or more right-hand sides. With components first it has not been seen again;
+    # tests/verification compares a batch with its members.
     for _ in range(settings.smoother_degree - 1):
         residual = residual - matvec(direction)
         rho_next = 1.0 / (2.0 * sigma - rho)

@@ -43,10 +43,10 @@ class VoxelField:
 
     def sample(self, points_mm: np.ndarray, order: int = 1) -> np.ndarray:
         """Interpolated values at `points_mm` [..., 3] (trilinear, or cubic with order=3)."""
-        index = (np.asarray(points_mm, float) - self.origin_mm) / self.spacing_mm
-        return map_coordinates(
-            np.asarray(self.values, float), np.moveaxis(index, -1, 0), order=order, mode="nearest"
-        )
+        points = np.asarray(points_mm, float)
+        index = (points.reshape(-1, 3) - self.origin_mm) / self.spacing_mm
+        values = map_coordinates(np.asarray(self.values, float), index.T, order=order, mode="nearest")
+        return values.reshape(points.shape[:-1])
 
     def points(self) -> np.ndarray:
         """Positions of all samples [x, y, z, 3] in mm."""

@@ -19,6 +19,8 @@ from engine.types import Segment
 
 #: Signed distance that stands for "nowhere near".
 FAR_MM = 1e3
+#: How far a device may reach out of the loft between the rims, to follow the rounded edge of an endplate.
+DISC_MARGIN_MM = 1.5
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,9 @@ class Anatomy:
     caudal, cranial      signed distance of the two vertebrae, mm
     rim                  signed distance in the plane to the part of the disc space inside both endplate rims, mm
     centre_mm [3]        middle of the disc space
-    disc                 signed distance to the disc-space body between the two rims (it may overlap bone), mm: without
-                         it a part inside the rims could grow a skirt round the waist of a vertebral body
+    disc                 signed distance to the disc-space body between the two rims (it may overlap bone), grown by
+                         DISC_MARGIN_MM: without it a part inside the rims could grow a skirt round the waist of a
+                         vertebral body; without the margin it would lose contact on the rims' rounded edge
     """
 
     points_mm: Array
@@ -104,6 +107,6 @@ def anatomy_at(segment: Segment, points_mm: np.ndarray) -> Anatomy:
         caudal=jnp.asarray(caudal.sdf.sample(points_mm)),
         cranial=jnp.asarray(cranial.sdf.sample(points_mm)),
         rim=jnp.asarray(np.broadcast_to(rim, points_mm.shape[:-1])),
-        disc=jnp.asarray(segment.disc.sample(points_mm)),
+        disc=jnp.asarray(segment.disc.sample(points_mm) - DISC_MARGIN_MM),
         centre_mm=jnp.asarray(0.5 * (caudal.superior.centre_mm + cranial.inferior.centre_mm)),
     )

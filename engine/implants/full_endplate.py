@@ -18,7 +18,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     material: str = "ti6al4v"
     rods: bool = False
-    rim_inset_mm: float = Field(0.0, ge=0, le=10)
+    rim_inset_mm: float = Field(1.0, ge=0, le=10)
 
 
 def build(settings: dict[str, Any]) -> FullEndplate:

@@ -96,7 +96,7 @@ def test_a_device_that_cannot_be_is_refused_with_what_to_do(overrides, named, se
 def test_a_collapsed_disc_space_is_refused():
     plan = PlanConfig(rule="explicit", height_middle_mm=3.5, lordosis_deg=1.0, spacing_mm=1.5)
     flat = phantom_segment(plan_config=plan, height_middle_mm=4.0, lordosis_deg=1.0, spacing_mm=1.5)
-    with pytest.raises(ValueError, match="disc space is .* mm high"):
+    with pytest.raises(ValueError, match=r"disc space is .* mm high"):
         studies.make(flat, composed().study)
 
 
