@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 OURS = {"engine", "fem", "objectives", "scripts", "conf"}
 #: Import name → distribution, where they differ.
-DISTRIBUTION = {"hydra": "hydra-core", "omegaconf": "hydra-core", "skimage": "scikit-image", "jaxlib": "jax"}
+DISTRIBUTION = {"hydra": "hydra-core", "omegaconf": "hydra-core", "skimage": "scikit-image", "jaxlib": "jax", "yaml": "pyyaml"}
 
 
 def name_of(requirement: str) -> str:
