@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from engine import elasticity, forward, implants, multigrid
+from engine.implants._abstract import DISC_MARGIN_MM
 from engine.sdf import fill
 from engine.types import REGIONS
 from objectives._abstract import principal_strains
@@ -140,10 +141,11 @@ def test_conforming_faces_leave_no_gap(bench):
     On the full-endplate family, whose solid footprint is many voxels wide; the cage composes its faces alike.
     """
     anatomy, h = bench.scene.anatomy, bench.numerics.grid.spacing_mm
-    implant = implants.load("full_endplate", {}).fields({}, anatomy)
+    family = implants.load("full_endplate", {})
+    implant = family.fields({}, anatomy)
     fractions = np.asarray(forward.fractions(bench.scene, h, implant))
     # where the disc-space body, which ends at the rounded rims, does not cut the part off first
-    clear = (np.asarray(anatomy.rim) < -0.75 * h) & (np.asarray(anatomy.disc) < -0.75 * h)
+    clear = (np.asarray(anatomy.rim) < -0.75 * h - family.rim_inset_mm) & (np.asarray(anatomy.disc) < -0.75 * h - DISC_MARGIN_MM)
     part = fractions[..., IMPLANT]
     face = clear & (part > 0.02) & (part < 0.98)
     assert face.sum() > 100
