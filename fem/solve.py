@@ -32,6 +32,7 @@ log = logging.getLogger("spinefit.fem")
 class FemSettings:
     """How to solve.
 
+    quadrature       polynomial order that the quadrature integrates exactly (6: 24 points a tetrahedron)
     sample           "qp": a sample per quadrature point; "cell": volume average per tetrahedron
     sample_all       keep samples of all regions (memory), not only near bone, implant and graft
     max_direct_dofs  above it the iterative solver is taken (PARDISO: about 15 MB per 1000 unknowns)
@@ -39,6 +40,7 @@ class FemSettings:
 
     bone_law: str = "morgan2003_vertebra"
     order: int = 2
+    quadrature: int = 6
     sample: str = "qp"
     sample_all: bool = False
     solver: str = "auto"
@@ -80,7 +82,7 @@ def solve(
     if not names:
         raise ValueError("boundary has no load case; add one to loadcases")
     clock = time.perf_counter()
-    d = el.discretise(mesh, settings.order)
+    d = el.discretise(mesh, settings.order, settings.quadrature)
     e_mpa, poisson, relative_density = moduli(segment, design, d, settings.bone_law)
     lam, mu = materials.lame(e_mpa, poisson)
     support, reaction_rows = el.foundation(d, boundary.support, boundary.foundation_mpa_per_mm2)
