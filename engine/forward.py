@@ -2,7 +2,7 @@
 
     parameters ──family.fields──► φ_implant, φ_window, ρ      signed distances on the voxel grid
                ──fractions──────► share of each region in each voxel     (fill of max(φ_bone, −φ_implant), …)
-               ──medium─────────► λ, μ, κ per voxel                      (volume average over the regions)
+               ──medium─────────► λ, μ, κ per voxel                      (mixture by the interface's direction)
                ──solve──────────► u for a basis of the load cases        (engine.multigrid; linear, so every
                                                                           case is a combination of the basis)
                ──response───────► strain, stress, rigid motions, reactions where objectives look
@@ -13,6 +13,7 @@ not depend on the design.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,14 +22,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from scipy.ndimage import binary_dilation, label
 
 from engine import elasticity, multigrid
 from engine.elasticity import Grid, Links, Medium
 from engine.implants import Anatomy, Family, ImplantFields, anatomy_at
 from engine.materials import SOFT, bone_law, implant_material, lame, lattice_fatigue_ratio, lattice_modulus_ratio
 from engine.multigrid import Hierarchy, SolveInfo, SolverSettings, System
-from engine.sdf import fill
+from engine.sdf import FILL_WIDTH_VOXELS, fill
 from engine.types import BODIES, REGIONS, Boundary, Link, Patch, Response, Segment, Vertebra, VoxelField, stack_loads
+
+log = logging.getLogger("spinefit")
 
 #: Samples of the moduli inside a voxel, per axis.
 _SUBSAMPLES = 3
@@ -44,6 +48,7 @@ class Scene:
     forces [r, 3, …]       basis loads                    combination [l, r]   load case = combination @ basis
     applied [l, 6]         their resultants about the origin
     motion                 per body: nodes and averaging rows at its endplate
+    bodies [12, 3, …]      rigid motions of either vertebra, for the preconditioner
     """
 
     anatomy: Anatomy
@@ -59,6 +64,7 @@ class Scene:
     applied: Array
     motion: tuple[tuple[Array, Array], ...]
     nodes: Array
+    bodies: Array
     links: tuple[Links, ...] | None
     reference_sed: Array | None
 
@@ -127,6 +133,8 @@ def prepare(
     inside = _inside_region(points, region_of_interest(segment), grid.spacing_mm)
     anatomy = anatomy_at(segment, points)
     distance = {b: np.maximum(np.asarray(getattr(anatomy, b)), inside) for b in BODIES}
+    distance = {b: _largest_piece(b, d, grid.spacing_mm) for b, d in distance.items()}
+    _check_facets(segment, distance, points, grid.spacing_mm)
     volume = {b: np.asarray(fill(jnp.asarray(distance[b]), grid.spacing_mm)) * grid.spacing_mm**3 for b in BODIES}
 
     def nodal(patch: Patch, name: str) -> elasticity.NodalPatch:
@@ -156,6 +164,7 @@ def prepare(
         applied=jnp.asarray(combination @ elasticity.resultant(grid, forces)),
         motion=tuple(motion),
         nodes=jnp.asarray(grid.nodes()),
+        bodies=jnp.asarray(_rigid_bodies(grid, distance), jnp.float32),
         links=_links(boundary.links, nodal, grid) if boundary.links else None,
         reference_sed=None,
     )
@@ -184,8 +193,21 @@ def fractions(scene: Scene, spacing_mm: float, implant: ImplantFields) -> Array:
     return jnp.stack([shares[name] for name in REGIONS], axis=-1)
 
 
-def medium(scene: Scene, shares: Array, density: Array, material: Alloy, poisson_bone: float) -> Medium:
-    """λ, μ of each voxel as the volume average over what is in it, and κ of the foundation under the caudal bone."""
+def medium(scene: Scene, shares: Array, density: Array, material: Alloy, poisson_bone: float) -> tuple[Medium, Array]:
+    """λ, μ of each voxel, κ of the foundation under the caudal bone, and bone's strain over the voxel's [x, y, z].
+
+    What fills the disc space is mixed by the direction of the interfaces in the voxel, since the load runs along z:
+
+        m = H^w · G^(1−w),   H = (Σ a_i/m_i)⁻¹,   G = Π m_i^a_i,   w = D_z / (D_x + D_y + D_z)
+
+    for m = λ and μ, a_i the shares without surrounding tissue and D_c the squared differences of the shares to the
+    neighbours along c. Layers across the load (endplates, a gap under a flat cage) are in series: the harmonic mean H is exact
+    there. At the side walls of a stiff device the geometric mean G puts its edge where the device fills half a voxel. The
+    arithmetic mean made every device a voxel wider and every gap a voxel thinner: yielded bone fell to a fiftieth
+    (docs/decisions.md). Surrounding tissue takes its share in parallel, as free surfaces run along the load.
+
+    In series the stress is shared: bone in a mixed voxel is strained by m_mix/m_bone times the voxel's strain.
+    """
     e = {
         "caudal": (scene.e_caudal, poisson_bone),
         "cranial": (scene.e_cranial, poisson_bone),
@@ -193,13 +215,46 @@ def medium(scene: Scene, shares: Array, density: Array, material: Alloy, poisson
         "graft": (SOFT["graft"].e_mpa, SOFT["graft"].poisson),
         "remnant": (SOFT["remnant"].e_mpa, SOFT["remnant"].poisson),
     }
+    filled = shares.sum(-1)
+    inner = shares / jnp.maximum(filled, 1e-9)[..., None]
+    series = _series_share(shares)
+    parts = []
+    for i in (0, 1):
+        harmonic, logarithm = 0.0, 0.0
+        for k, name in enumerate(REGIONS):
+            modulus = lame(*e[name])[i]
+            harmonic = harmonic + inner[..., k] / modulus
+            logarithm = logarithm + inner[..., k] * jnp.log(modulus)
+        # an empty voxel has harmonic = 0; its mixture is multiplied by filled = 0 below
+        log_harmonic = -jnp.log(jnp.where(filled > 1e-9, harmonic, 1.0))
+        parts.append(jnp.exp(series * log_harmonic + (1.0 - series) * logarithm))
     around = lame(SOFT["surrounding"].e_mpa, SOFT["surrounding"].poisson)
-    left = 1.0 - shares.sum(-1)
-    lam, mu = (left * part for part in around)
-    for i, name in enumerate(REGIONS):
-        l_part, m_part = lame(*e[name])
-        lam, mu = lam + shares[..., i] * l_part, mu + shares[..., i] * m_part
-    return Medium(lam, mu, scene.support * shares[..., REGIONS.index("caudal")])
+    lam, mu = ((1.0 - filled) * soft + filled * part for soft, part in zip(around, parts, strict=True))
+    caudal, cranial = shares[..., REGIONS.index("caudal")], shares[..., REGIONS.index("cranial")]
+    bone = caudal + cranial
+    has_bone = bone > 1e-6
+    e_bone = (caudal * scene.e_caudal + cranial * scene.e_cranial) / jnp.where(has_bone, bone, 1.0)
+    mu_bone = lame(jnp.where(has_bone, e_bone, 1.0), poisson_bone)[1]
+    return Medium(lam, mu, scene.support * caudal), jnp.where(has_bone, parts[1] / mu_bone, 1.0)
+
+
+def _series_share(shares: Array) -> Array:
+    """w of `medium`: how much the interfaces of a voxel lie across z, in [0, 1], from one-sided differences."""
+    bone = shares[..., REGIONS.index("caudal")] + shares[..., REGIONS.index("cranial")]
+    part = shares[..., REGIONS.index("implant")]
+    soft = shares[..., REGIONS.index("graft")] + shares[..., REGIONS.index("remnant")]
+    square = []
+    for axis in range(3):
+        total = 0.0
+        for f in (bone, part, soft):
+            step = jnp.diff(f, axis=axis) ** 2
+            before, after = [(0, 0)] * 3, [(0, 0)] * 3
+            before[axis], after[axis] = (1, 0), (0, 1)
+            # not central differences, which vanish in a gap between two stiff bodies
+            total = total + jnp.pad(step, before) + jnp.pad(step, after)
+        square.append(total)
+    small = 1e-6
+    return (square[2] + small / 3) / (square[0] + square[1] + square[2] + small)
 
 
 class Alloy(NamedTuple):
@@ -216,11 +271,11 @@ def alloy(name: str) -> Alloy:
     return Alloy(jnp.asarray(solid.e_mpa), jnp.asarray(solid.poisson), jnp.asarray(solid.fatigue_mpa))
 
 
-def assemble(scene: Scene, numerics: Numerics, implant: ImplantFields, solid: Alloy) -> tuple[System, Array]:
-    """The linear system of a device given by its fields, and its fractions [x, y, z, r]."""
+def assemble(scene: Scene, numerics: Numerics, implant: ImplantFields, solid: Alloy) -> tuple[System, Array, Array]:
+    """The linear system of a device given by its fields, its fractions [x, y, z, r] and bone's strain over the voxel's."""
     shares = fractions(scene, numerics.grid.spacing_mm, implant)
-    body = medium(scene, shares, implant.relative_density, solid, numerics.poisson_bone)
-    return System(body, None, scene.links), shares
+    body, concentration = medium(scene, shares, implant.relative_density, solid, numerics.poisson_bone)
+    return System(body, None, scene.links, scene.bodies), shares, concentration
 
 
 def construct(
@@ -228,7 +283,7 @@ def construct(
 ) -> tuple[System, Array, Array]:
     """The linear system of a design, its fractions [x, y, z, r] and its lattice density [x, y, z]."""
     implant = family.fields(parameters, scene.anatomy)
-    system, shares = assemble(scene, numerics, implant, alloy(family.material))
+    system, shares, _ = assemble(scene, numerics, implant, alloy(family.material))
     return system, shares, implant.relative_density
 
 
@@ -268,7 +323,7 @@ def respond_fields(
 ) -> tuple[Response, SolveInfo, Array]:
     """`respond` for a device given by its fields: one compiled program for every family and material."""
     grid = numerics.grid
-    system, shares = assemble(scene, numerics, implant, solid)
+    system, shares, concentration = assemble(scene, numerics, implant, solid)
     density = implant.relative_density
     u, info = multigrid.solve(
         grid.spacing_mm, numerics.solver, system, scene.forces, preconditioner, warm.forward, warm.adjoint, warm.probe
@@ -280,6 +335,7 @@ def respond_fields(
     strain = jnp.einsum("lr,rxyzk->lxyzk", scene.combination, basis_strain)
     local = Medium(*(f[window] for f in (system.medium.lam, system.medium.mu, system.medium.kappa)))
     stress = elasticity.stress(local, strain)
+    strain = strain * concentration[window][None, ..., None]
     flat = u.reshape(u.shape[0], 3, -1)
     motion = jnp.stack([jnp.einsum("mnc,rcn->rm", rows, flat[:, :, node]) for node, rows in scene.motion], axis=1)
     support = elasticity.foundation_force(system.medium, u, grid.spacing_mm)
@@ -347,6 +403,55 @@ def _modulus(vertebra: Vertebra, grid: Grid, law: Any) -> np.ndarray:
                 weight += inside
                 plain += e / _SUBSAMPLES**3
     return np.where(weight > 0, total / np.maximum(weight, 1), plain)
+
+
+def _largest_piece(body: str, distance: np.ndarray, spacing_mm: float) -> np.ndarray:
+    """The signed distance without what hangs on nothing: tips that the box or the facets' clearance cut off.
+
+    Such a piece floats in tissue of 0.01 MPa, carries nothing, and costs the solver tens of iterations.
+    """
+    reach = 0.5 * FILL_WIDTH_VOXELS * spacing_mm
+    pieces, count = label(distance < reach)
+    if count < 2:
+        return distance
+    sizes = np.bincount(pieces.ravel())[1:]
+    loose = (pieces > 0) & (pieces != 1 + int(np.argmax(sizes)))
+    lost = float((loose & (distance < 0)).sum()) * spacing_mm**3
+    log.info("%s vertebra: %d loose pieces (%.0f mm³) left out of the voxel model", body, count - 1, lost)
+    return np.where(loose, np.maximum(distance, reach), distance)
+
+
+def _check_facets(segment: Segment, distance: dict[str, np.ndarray], points: np.ndarray, spacing_mm: float) -> None:
+    """Raises ValueError where the vertebrae share nodes behind the disc space: bonded facets, which is not asked for."""
+    wall = max(float(p.rim_mm[:, 1].max()) for p in (segment.caudal.superior, segment.cranial.inferior)) + 3.0
+    reach = 0.5 * FILL_WIDTH_VOXELS * spacing_mm
+    near = binary_dilation(distance["caudal"] < reach, np.ones((3, 3, 3)))
+    touching = near & (distance["cranial"] < reach) & (points[..., 1] > wall)
+    if touching.any():
+        where = points[touching].mean(0).round(0).tolist()
+        raise ValueError(
+            f"the facets fuse on a {spacing_mm:g} mm grid ({int(touching.sum())} voxels round {where} mm); they must be three "
+            "voxels apart: lower solver.spacing_mm, or lower plan.posterior_reach_mm and prepare the patient again"
+        )
+
+
+def _rigid_bodies(grid: Grid, distance: dict[str, np.ndarray]) -> np.ndarray:
+    """The six rigid motions of each vertebra [12, 3, …] on the nodes of its voxels, rotations scaled to the grid's size.
+
+    As a coarse space they take from the Krylov iteration what multigrid cannot see: stiff bodies that move against each
+    other across a gap of one or two voxels (_balanced in engine.multigrid).
+    """
+    nodes = grid.nodes()
+    out = []
+    for d in distance.values():
+        held = elasticity.scatter(jnp.asarray(np.repeat((d < 0.5 * FILL_WIDTH_VOXELS * grid.spacing_mm)[None, None] * 1.0, 8, 1)))
+        mask = np.asarray(held)[0, 0] > 0
+        r = (nodes - nodes[mask].mean(0)) / (0.5 * np.ptp(grid.box_mm, axis=0).max())
+        for axis in range(3):
+            unit = np.eye(3)[axis]
+            out.append(np.where(mask, np.broadcast_to(unit[:, None, None, None], (3, *mask.shape)), 0.0))
+            out.append(np.where(mask, np.moveaxis(np.cross(unit, r), -1, 0), 0.0))
+    return np.stack(out)
 
 
 def _inside_region(points: np.ndarray, box: np.ndarray, spacing_mm: float) -> np.ndarray:

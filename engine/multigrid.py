@@ -5,8 +5,9 @@
                      supports (D zeroes fixed degrees of freedom) and links are inside the chain, or the coarsest
                      operator would keep rigid-body modes that the fine one lacks (docs/decisions.md)
     smoother         Chebyshev polynomial on the 3×3 block-Jacobi scaled operator
-    coarsest level   dense inverse of the Cholesky factor, made on the host: LAPACK inside compiled loops dead-locks
-                     on small CPU back-ends
+    coarsest level   exact: block-tridiagonal Cholesky along the longest axis, factored on the host (LAPACK inside compiled
+                     loops dead-locks on small CPU back-ends). Cells of 6-8 mm there, not 12-16: halves the iterations
+    stiff bodies     the vertebrae's rigid motions, balanced (`_balanced`)
 
 `solve` is differentiable in the medium and the right-hand side by the implicit function theorem, never through the
 iterations: with K λ = ū, the cotangents are b̄ = λ and m̄_e = −λᵀ (∂K/∂m_e) u.
@@ -15,7 +16,7 @@ iterations: with K λ = ū, the cotangents are b̄ = λ and m̄_e = −λᵀ (�
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+import scipy.sparse
 from jax import Array
 from jaxtyping import Float
 
@@ -40,7 +42,8 @@ from engine.elasticity import (
 )
 from engine.types import SolverStatus
 
-MAX_COARSEST_UNKNOWNS = 2600
+#: Coarsest level: unknowns in one plane across its longest axis, and planes.
+MAX_PLANE_UNKNOWNS, MAX_PLANES = 700, 48
 #: The solve gives up when a right-hand side has not bettered its best residual by 2 % in so many iterations.
 STALL_ITERATIONS = 40
 
@@ -58,11 +61,33 @@ class SolverSettings:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class System:
-    """The operator: materials, free degrees of freedom [3, x+1, y+1, z+1] (1 free, 0 fixed) or None, links per level."""
+    """The operator: materials, free degrees of freedom [3, x+1, y+1, z+1] (1 free, 0 fixed) or None, links per level.
+
+    bodies [m, 3, x+1, y+1, z+1], or None: motions that the preconditioner treats exactly (see `_balanced`).
+    """
 
     medium: Medium
     free: Array | None
     links: tuple[Links, ...] | None
+    bodies: Array | None = None
+
+
+class Chain(NamedTuple):
+    """K = L D Lᵀ + Wᵀ S W of the coarsest level by planes: inverse [p, m, m] of D, step [p, m, m] = D_k⁻¹ B_k (last one zero),
+    and of the links (Woodbury) Z = T⁻¹Wᵀ [n, q], core = (1 + S W Z)⁻¹ S [q, q]; both None without links."""
+
+    inverse: Array
+    step: Array
+    z: Array | None
+    core: Array | None
+
+
+class Bodies(NamedTuple):
+    """The coarse space of stiff bodies: W [m, 3, …], K W, and (Wᵀ K W)⁻¹ [m, m]."""
+
+    motion: Array
+    force: Array
+    inverse: Array
 
 
 class Hierarchy(NamedTuple):
@@ -72,7 +97,8 @@ class Hierarchy(NamedTuple):
     block_inverse: tuple[Array, ...]
     eigenvalue: tuple[Array, ...]
     coarse: tuple[Array, ...]
-    coarsest_inverse: Array
+    coarsest: Chain
+    bodies: Bodies | None = None
 
 
 class SolveInfo(NamedTuple):
@@ -170,13 +196,19 @@ def coarsen_links(links: Links, shape: tuple[int, int, int], levels: int) -> tup
 
 
 # -- levels --------------------------------------------------------------------------------------------------
+def _small_enough(shape: tuple[int, ...]) -> bool:
+    """Whether a grid of so many voxels can be the coarsest level."""
+    short, middle, long = sorted(n + 1 for n in shape)
+    return 3 * short * middle <= MAX_PLANE_UNKNOWNS and long <= MAX_PLANES
+
+
 def depth(shape: tuple[int, int, int]) -> int:
-    """Number of coarsenings: as few as bring the coarsest level under MAX_COARSEST_UNKNOWNS.
+    """Number of coarsenings: as few as make the coarsest level small enough for the direct solver.
 
     Raises ValueError when the shape cannot be halved that often (see `padded_shape`).
     """
     level, (x, y, z) = 0, shape
-    while 3 * (x + 1) * (y + 1) * (z + 1) > MAX_COARSEST_UNKNOWNS:
+    while not _small_enough((x, y, z)):
         if x % 2 or y % 2 or z % 2:
             raise ValueError(
                 f"a grid of {shape} voxels cannot be coarsened {level + 1} times; pad it with engine.multigrid.padded_shape"
@@ -190,7 +222,7 @@ def padded_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
     for level in range(1, 12):
         unit = 2**level
         coarse = [-(-n // unit) for n in shape]
-        if 3 * np.prod([n + 1 for n in coarse]) <= MAX_COARSEST_UNKNOWNS:
+        if _small_enough(tuple(coarse)):
             return tuple(int(n * unit) for n in coarse)  # type: ignore[return-value]
     raise ValueError(f"a grid of {shape} voxels is too large for this solver")
 
@@ -278,7 +310,8 @@ def _chebyshev(
 
 @partial(jax.jit, static_argnames=("spacing_mm", "levels"))
 def _levels(system: System, spacing_mm: float, levels: int) -> tuple[Any, Any, Any]:
-    single = jax.tree.map(lambda a: a.astype(jnp.float32) if a.dtype == jnp.float64 else a, system)
+    single = replace(system, bodies=None)
+    single = jax.tree.map(lambda a: a.astype(jnp.float32) if a.dtype == jnp.float64 else a, single)
     diagonals = jnp.stack([_element_diagonal(jnp.asarray(k, jnp.float32)) for k in element_matrices(spacing_mm)])
     fields = jnp.stack([single.medium.lam, single.medium.mu, single.medium.kappa])
     blocks = _diagonal_blocks(jnp.einsum("mxyz,maij->aijxyz", fields, diagonals, precision="highest"))
@@ -305,34 +338,132 @@ def build(system: System, grid: Grid) -> Hierarchy:
         raise ValueError(f"a grid of {grid.shape} voxels is too small for multigrid; refine it to about 12 voxels a side")
     single, (inverses, eigenvalues), coarse = _levels(system, grid.spacing_mm, levels)
     links = None if system.links is None else system.links[levels]
-    dense = _dense(np.asarray(coarse[-1], np.float64), links)
-    try:
-        factor = scipy.linalg.cho_factor(dense)
-    except np.linalg.LinAlgError as error:
-        raise ValueError(
-            "the structure is not held: its coarsest stiffness matrix is not positive definite; "
-            "check the support patch and that the bodies are connected to it"
-        ) from error
-    inverse = scipy.linalg.cho_solve(factor, np.eye(len(dense)))
-    return Hierarchy(single, inverses, eigenvalues, coarse[:-1], jnp.asarray((inverse + inverse.T) / 2, jnp.float32))
+    chain = _chain(np.asarray(coarse[-1], np.float64), links)
+    return Hierarchy(single, inverses, eigenvalues, coarse[:-1], chain, _stiff_bodies(system, grid.spacing_mm))
 
 
-def _dense(k: np.ndarray, links: Links | None) -> np.ndarray:
+@partial(jax.jit, static_argnames="spacing_mm")
+def _body_forces(system: System, spacing_mm: float) -> tuple[Array, Array, Array]:
+    assert system.bodies is not None
+    w = system.bodies.astype(system.medium.mu.dtype)
+    if system.free is not None:
+        w = system.free * w
+    kw = operate(system, w, spacing_mm)
+    return w.astype(jnp.float32), kw.astype(jnp.float32), jnp.einsum("icxyz,jcxyz->ij", w, kw)
+
+
+def _stiff_bodies(system: System, spacing_mm: float) -> Bodies | None:
+    """The coarse space of system.bodies, in the precision of the medium (rigid motions of stiff bodies cancel in K W)."""
+    if system.bodies is None:
+        return None
+    motion, force, gram = _body_forces(system, spacing_mm)
+    inverse = np.linalg.pinv(np.asarray(gram, np.float64), rcond=1e-12, hermitian=True)
+    return Bodies(motion, force, jnp.asarray(inverse, jnp.float32))
+
+
+def _chain(k: np.ndarray, links: Links | None) -> Chain:
+    """Factors of the coarsest operator, element matrices k [24, 24, x, y, z]. Raises ValueError when it is not held."""
+    matrix = _sparse(k)
+    nodes = tuple(n + 1 for n in k.shape[2:])
+    order = _plane_order(nodes)
+    planes = max(nodes)
+    m = matrix.shape[0] // planes
+    ordered = matrix[order][:, order].tocsr()
+    block = [slice(i * m, (i + 1) * m) for i in range(planes)]
+    inverse, step = np.zeros((planes, m, m)), np.zeros((planes, m, m))
+    schur = ordered[block[0], block[0]].toarray()
+    for i in range(planes):
+        try:
+            factor = scipy.linalg.cho_factor(schur)
+            pivot = np.diag(factor[0]) ** 2 / np.maximum(ordered.diagonal()[block[i]], 1e-300)
+            if pivot.min() < 1e-7:
+                raise np.linalg.LinAlgError
+        except np.linalg.LinAlgError as error:
+            raise ValueError(
+                "the structure is not held: its coarsest stiffness matrix is not positive definite; "
+                "check the support patch and that the bodies are connected to it"
+            ) from error
+        inverse[i] = scipy.linalg.cho_solve(factor, np.eye(m))
+        if i + 1 < planes:
+            off = ordered[block[i], block[i + 1]].toarray()
+            step[i] = scipy.linalg.cho_solve(factor, off)
+            schur = ordered[block[i + 1], block[i + 1]].toarray() - off.T @ step[i]
+    inverse = 0.5 * (inverse + inverse.transpose(0, 2, 1))
+    if links is None:
+        return Chain(jnp.asarray(inverse, jnp.float32), jnp.asarray(step, jnp.float32), None, None)
+    rows = _link_rows(links, nodes)
+    z = _back_and_forth(inverse, step, rows[:, order].reshape(len(rows), planes, m))
+    z_natural = np.empty_like(rows)
+    z_natural[:, order] = z.reshape(len(rows), -1)
+    stiffness = np.asarray(links.stiffness, np.float64)
+    core = np.linalg.solve(np.eye(len(rows)) + stiffness @ (rows @ z_natural.T), stiffness)
+    return Chain(*(jnp.asarray(a, jnp.float32) for a in (inverse, step, z_natural.T, 0.5 * (core + core.T))))
+
+
+def _sparse(k: np.ndarray) -> scipy.sparse.csr_matrix:
+    """The assembled matrix of stored element matrices [24, 24, x, y, z]; unknowns ordered [3, x+1, y+1, z+1]."""
     shape = k.shape[2:]
     nodes = tuple(n + 1 for n in shape)
     number = np.arange(np.prod(nodes)).reshape(nodes)
     corner = [number[i : i + shape[0], j : j + shape[1], m : m + shape[2]] for i, j, m in CORNERS]
     dof = np.stack([c + axis * number.size for c in corner for axis in range(3)]).reshape(24, -1)
-    dense = np.zeros((3 * number.size,) * 2)
-    np.add.at(dense, (dof[:, None], dof[None]), k.reshape(24, 24, -1))
-    if links is not None:
-        spread = np.zeros((len(links.weight), 3, number.size))
-        spread[:, :, np.asarray(links.node)] = np.moveaxis(np.asarray(links.weight), -1, 1)
-        rows = spread.reshape(len(spread), -1)
-        dense += rows.T @ np.asarray(links.stiffness) @ rows
-    empty = np.diag(dense) <= 1e-12 * np.diag(dense).max()
-    dense[empty, empty] = np.median(np.diag(dense))
-    return dense
+    row, column = np.broadcast_to(dof[:, None], (24, 24, dof.shape[1])), np.broadcast_to(dof[None], (24, 24, dof.shape[1]))
+    size = 3 * number.size
+    matrix = scipy.sparse.coo_matrix((k.ravel(), (row.ravel(), column.ravel())), shape=(size, size)).tocsr()
+    diagonal = matrix.diagonal()
+    empty = diagonal <= 1e-12 * diagonal.max()
+    return matrix + scipy.sparse.diags(np.where(empty, np.median(diagonal), 0.0)) if empty.any() else matrix
+
+
+def _link_rows(links: Links, nodes: tuple[int, ...]) -> np.ndarray:
+    """W [q, n] dense, unknowns ordered [3, nodes]."""
+    spread = np.zeros((len(links.weight), 3, int(np.prod(nodes))))
+    spread[:, :, np.asarray(links.node)] = np.moveaxis(np.asarray(links.weight), -1, 1)
+    return spread.reshape(len(spread), -1)
+
+
+def _plane_order(nodes: tuple[int, ...]) -> np.ndarray:
+    """Unknown numbers [3, nodes] sorted plane by plane along the longest axis."""
+    number = np.arange(3 * int(np.prod(nodes))).reshape(3, *nodes)
+    return np.moveaxis(number, 1 + int(np.argmax(nodes)), 0).ravel()
+
+
+def _back_and_forth(inverse: np.ndarray, step: np.ndarray, r: np.ndarray) -> np.ndarray:
+    """T⁻¹ r on the host, r [b, p, m]."""
+    y = r.copy()
+    for i in range(1, len(inverse)):
+        y[:, i] -= y[:, i - 1] @ step[i - 1]
+    x = np.einsum("bpm,pnm->bpn", y, inverse)
+    for i in range(len(inverse) - 2, -1, -1):
+        x[:, i] -= x[:, i + 1] @ step[i].T
+    return x
+
+
+def _solve_coarsest(chain: Chain, r: Array) -> Array:
+    """K⁻¹ r of the coarsest level, r [b, 3, x, y, z]: y_k = r_k − E_{k−1}ᵀ y_{k−1}, x_k = D_k⁻¹ y_k − E_k x_{k+1}."""
+    axis = 2 + int(np.argmax(r.shape[2:]))
+    moved = jnp.moveaxis(r, axis, 0)
+    planes = moved.reshape(moved.shape[0], r.shape[0], -1)
+
+    def forth(before: Array, given: tuple[Array, Array]) -> tuple[Array, Array]:
+        right, step = given
+        y = right - before
+        return y @ step, y
+
+    _, y = jax.lax.scan(forth, jnp.zeros_like(planes[0]), (planes, chain.step))
+    middle = jnp.einsum("pbm,pnm->pbn", y, chain.inverse)
+
+    def back(after: Array, given: tuple[Array, Array]) -> tuple[Array, Array]:
+        x, step = given
+        x = x - after @ step.T
+        return x, x
+
+    _, x = jax.lax.scan(back, jnp.zeros_like(planes[0]), (middle, chain.step), reverse=True)
+    out = jnp.moveaxis(x.reshape(moved.shape), 0, axis)
+    if chain.z is None:
+        return out
+    along = r.reshape(r.shape[0], -1) @ chain.z
+    return out - ((along @ chain.core) @ chain.z.T).reshape(r.shape)
 
 
 def _v_cycle(hierarchy: Hierarchy, residual: Array, spacing_mm: float, settings: SolverSettings) -> Array:
@@ -341,7 +472,7 @@ def _v_cycle(hierarchy: Hierarchy, residual: Array, spacing_mm: float, settings:
 
     def cycle(level: int, r: Array) -> Array:
         if level == len(hierarchy.block_inverse):
-            return (r.reshape(r.shape[0], -1) @ hierarchy.coarsest_inverse).reshape(r.shape)
+            return _solve_coarsest(hierarchy.coarsest, r)
         if level == 0:
 
             def matvec(v: Array) -> Array:
@@ -363,6 +494,23 @@ def _v_cycle(hierarchy: Hierarchy, residual: Array, spacing_mm: float, settings:
     return cycle(0, residual)
 
 
+def _balanced(hierarchy: Hierarchy, residual: Array, spacing_mm: float, settings: SolverSettings) -> Array:
+    """The V-cycle M, balanced with the coarse space of stiff bodies (Mandel 1993; "BNN" of Tang et al. 2009, table 1):
+
+        P = Q + (I − Q K) M (I − K Q),   Q = W (Wᵀ K W)⁻¹ Wᵀ
+    """
+    if hierarchy.bodies is None:
+        return _v_cycle(hierarchy, residual, spacing_mm, settings)
+    w, kw, inverse = hierarchy.bodies
+
+    def along(rows: Array, f: Array) -> Array:
+        return jnp.einsum("mcxyz,bcxyz->bm", rows, f) @ inverse
+
+    first = along(w, residual)
+    z = _v_cycle(hierarchy, residual - jnp.einsum("bm,mcxyz->bcxyz", first, kw), spacing_mm, settings)
+    return z + jnp.einsum("bm,mcxyz->bcxyz", first - along(kw, z), w)
+
+
 # -- Krylov --------------------------------------------------------------------------------------------------
 @partial(jax.jit, static_argnames=("spacing_mm", "settings"))
 def _conjugate_gradients(
@@ -379,7 +527,7 @@ def _conjugate_gradients(
     def precondition(r: Array) -> Array:
         size = jnp.sqrt(dot(r, r))
         size = jnp.where(size > 0, size, 1.0)
-        return _v_cycle(
+        return _balanced(
             hierarchy, (r / spread_out(size)).astype(jnp.float32), spacing_mm, settings
         ).astype(r.dtype) * spread_out(size)
 
@@ -458,7 +606,7 @@ def _solve_backward(spacing_mm: float, settings: SolverSettings, kept: Any, cota
     free_u, free_a = (u, adjoint) if system.free is None else (system.free * u, system.free * adjoint)
     sensitivity = Medium(*(-g for g in energy_pairing(free_u, free_a, spacing_mm)))
     nothing = partial(jax.tree.map, _zero_cotangent)
-    system_bar = System(sensitivity, nothing(system.free), nothing(system.links))
+    system_bar = System(sensitivity, nothing(system.free), nothing(system.links), nothing(system.bodies))
     probe = jnp.stack([info.iterations.astype(u.dtype), jnp.max(info.relative_residual)])
     return system_bar, adjoint, nothing(hierarchy), jnp.zeros_like(u), adjoint, probe
 

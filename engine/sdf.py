@@ -8,7 +8,7 @@ from jax import Array
 from jaxtyping import Float
 
 #: Width of the transition from full to empty, in voxels (DESIGN §3: 1-1.5).
-FILL_WIDTH_VOXELS = 1.5
+FILL_WIDTH_VOXELS = 1.0
 
 
 def fill(distance_mm: Array, spacing_mm: float) -> Array:

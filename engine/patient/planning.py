@@ -66,7 +66,8 @@ class PlanConfig(BaseModel):
     listhesis_mm: float | None = Field(default=None, ge=-20.0, le=20.0)
     lateral_mm: float | None = Field(default=None, ge=-20.0, le=20.0)
     spacing_mm: float = Field(default=0.75, ge=0.4, le=2.0, description="of the segment's fields")
-    facet_clearance_mm: float = Field(default=3.0, ge=0.0, le=6.0, description="bone nearer to the other one is cut")
+    #: of the arch, what lies this far above and below the pedicles is simulated; facets and processes are not
+    posterior_reach_mm: float = Field(default=10.0, ge=8.0, le=20.0)
 
 
 def plan(patient: PatientModel, segment_name: str, config: PlanConfig | None = None) -> Segment:
@@ -112,8 +113,7 @@ def plan(patient: PatientModel, segment_name: str, config: PlanConfig | None = N
         warnings.append(
             f"density is {patient.density_source}: no CT of this patient was read; tissue measures are relative"
         )
-    if config.facet_clearance_mm > 0:
-        warnings.append(f"the facet joints are cleared by {config.facet_clearance_mm:g} mm and carry no load")
+    warnings.append("facet joints, processes and ligaments are left out of the simulation and carry no load")
     if patient.posture in ("unknown", "supine"):
         warnings.append(f"posture of the scan is {patient.posture}: angles are not those of standing (S67)")
     return build_segment(
@@ -126,7 +126,7 @@ def plan(patient: PatientModel, segment_name: str, config: PlanConfig | None = N
         config.spacing_mm,
         patient.density_source,
         tuple(warnings),
-        config.facet_clearance_mm,
+        config.posterior_reach_mm,
     )
 
 

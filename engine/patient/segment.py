@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from engine.patient.distance import MARGIN_MM, grid_around, surface_sdf, volume_mm3
-from engine.patient.frames import inverse, move_endplate, move_surface, superior_frame
+from engine.patient.frames import inverse, move_endplate, move_surface, superior_frame, vertebra_frame
 from engine.types import AlignmentPlan, Endplate, Segment, Surface, Vertebra, VoxelField, rigid
 
 #: How far the disc body reaches past the rim planes, and its outline there, to fill the endplates' cavities.
@@ -24,15 +24,16 @@ def build_segment(
     spacing_mm: float,
     density_source: str,
     warnings: tuple[str, ...],
-    facet_clearance_mm: float = 3.0,
+    posterior_reach_mm: float = 10.0,
 ) -> Segment:
     """Segment with the cranial vertebra moved by `motion` (patient frame) and all in the segment frame.
 
-    The facets are cleared: bone nearer than facet_clearance_mm to the other vertebra is taken off both (`clear`).
+    Facets and processes are taken off both vertebrae (`without_processes`); the surfaces keep them.
     """
     lps = superior_frame(caudal)
-    lower, upper = clear(
-        carry(caudal, inverse(lps), spacing_mm), carry(cranial, inverse(lps) @ motion, spacing_mm), facet_clearance_mm
+    lower, upper = (
+        without_processes(carry(vertebra, matrix, spacing_mm), posterior_reach_mm)
+        for vertebra, matrix in ((caudal, inverse(lps)), (cranial, inverse(lps) @ motion))
     )
     return Segment(
         name=name,
@@ -47,20 +48,22 @@ def build_segment(
     )
 
 
-def clear(lower: Vertebra, upper: Vertebra, clearance_mm: float) -> tuple[Vertebra, Vertebra]:
-    """Both vertebrae with the bone trimmed that is nearer than `clearance_mm` to the other one.
+def without_processes(vertebra: Vertebra, reach_mm: float) -> Vertebra:
+    """The vertebra with its body and pedicles, and of the arch what lies within `reach_mm` of the pedicles' level.
 
-        φ_a ← max(φ_a, c − φ_b),   φ_b ← max(φ_b, c − φ_a)      (both from the fields as they were)
+        φ ← max(φ, min(y − y_wall − 3 mm, |z − z_pedicle| − reach))      in the vertebra's own frame
 
-    The facet joints are the only such place (endplates are farther apart). They carry nothing in this model; left
-    in, their gap of a fraction of a millimetre would fuse on any grid and make the segment stiffer than it is.
+    Facets, laminae beyond and processes carry nothing where neither facet contact nor ligaments are modelled. Left in, the
+    facets' gap of a fraction of a millimetre fuses on any grid (the intact phantom was ten times too stiff in extension), and
+    such loose appendages cost the solvers half of their iterations.
     """
-    out = []
-    for body, other in ((lower, upper), (upper, lower)):
-        distance = np.asarray(body.sdf.values, float)
-        trimmed = np.maximum(distance, clearance_mm - other.sdf.sample(body.sdf.points()))
-        out.append(replace(body, sdf=replace(body.sdf, values=trimmed.astype(np.float32))))
-    return out[0], out[1]
+    own = inverse(vertebra_frame(vertebra.superior, vertebra.inferior))
+    wall = max(float(rigid(own, plate.rim_mm)[:, 1].max()) for plate in (vertebra.superior, vertebra.inferior))
+    level = float(np.mean([rigid(own, axis)[:, 2].mean() for axis in vertebra.pedicles.values()]))
+    point = rigid(own, vertebra.sdf.points())
+    beyond = np.minimum(point[..., 1] - wall - 3.0, np.abs(point[..., 2] - level) - reach_mm)
+    values = np.maximum(np.asarray(vertebra.sdf.values, float), beyond).astype(np.float32)
+    return replace(vertebra, sdf=replace(vertebra.sdf, values=values))
 
 
 def carry(vertebra: Vertebra, matrix: np.ndarray, spacing_mm: float) -> Vertebra:
