@@ -44,6 +44,9 @@ class MeshSettings:
     background / _axial       starting lattice: cells across, and along z near the disc space
     hausdorff                 MMG's allowed distance between its surface and the one it was given
     timeout_s                 MMG is stopped after it, which counts as a failed attempt
+    film_mm                   a film of soft remnant thinner than this between implant and bone is closed (fem/regions.py);
+                              doubled at each retry
+    curtain_mm                soft remnant thinner than this beside the implant's wall is left out; half as much again at each retry
     bone_gap_mm               cranial bone closer than this to the caudal is left out (0: touching facets are bonded)
     volume_tolerance          relative, of each region; small regions: volume_tolerance_small or volume_slack_mm3
     remnant_slack_mm3         of the soft disc remnant: round a device that fills the space it is a film thinner than any
@@ -68,6 +71,8 @@ class MeshSettings:
     island_mm3: float = 60.0
     attempts: int = 3
     bone_gap_mm: float = 0.0
+    film_mm: float = 0.2
+    curtain_mm: float = 2.0
     timeout_s: float = 120.0
 
     def __post_init__(self) -> None:
@@ -115,18 +120,18 @@ def build_mesh(
     Tries settings.attempts times with stated changes. Raises MeshError when none passes the gate.
     """
     crop = default_crop(segment) if crop_mm is None else np.asarray(crop_mm, float)
-    regions = region_map(segment, design, implant_surface, crop, settings.bone_gap_mm)
-    reference = regions.volumes_mm3()
     lines: list[str] = [f"crop box {crop[0].round(1).tolist()} to {crop[1].round(1).tolist()} mm"]
     problems: list[str] = []
     for attempt in range(settings.attempts):
         used = _changed(settings, attempt)
+        regions = region_map(segment, design, implant_surface, crop, used.bone_gap_mm, used.film_mm, used.curtain_mm)
+        reference = regions.volumes_mm3()
         if attempt:
             _note(
                 lines,
                 f"attempt {attempt + 1}: background {used.background_mm:.2f} mm, hausdorff {used.hausdorff_mm:.3f} mm, "
                 f"gradation {used.gradation:.2f}, "
-                f"fine {used.size_fine_mm:.2f} mm, because {problems[0]}",
+                f"fine {used.size_fine_mm:.2f} mm, films closed {used.film_mm:.2f} mm, curtains left out {used.curtain_mm:.2f} mm, because {problems[0]}",
             )
         try:
             mesh = _attempt(regions, reference, used, lines)
@@ -143,7 +148,7 @@ def build_mesh(
 
 
 def _changed(settings: MeshSettings, attempt: int) -> MeshSettings:
-    """The settings of a retry: a finer and shifted lattice, a tighter surface."""
+    """The settings of a retry: a finer and shifted lattice, a tighter surface, thicker films closed."""
     shrink = 0.87**attempt
     return replace(
         settings,
@@ -153,6 +158,8 @@ def _changed(settings: MeshSettings, attempt: int) -> MeshSettings:
         hausdorff_mm=settings.hausdorff_mm * shrink**2,
         gradation=1.0 + (settings.gradation - 1.0) * shrink,
         size_fine_mm=settings.size_fine_mm * (1.0 if attempt < 2 else 0.9),
+        film_mm=settings.film_mm * 2.0**attempt,
+        curtain_mm=settings.curtain_mm * 1.5**attempt,
     )
 
 

@@ -7,6 +7,15 @@
     D_remnant = max(φ_disc, φ_box, −φ_implant, −φ_caudal, −φ_cranial, −max(φ_window, φ_disc))
     D_void    = −min of all these
 
+A film of remnant thinner than t = film_mm between implant and bone (where a conforming face leaves the rounded rim the two
+surfaces part at an angle that no tetrahedron can fill) goes to the nearer of the two:
+
+    D_remnant ← max(D_remnant, t − φ_implant − min(φ_caudal, φ_cranial)),   D_void by the remnant before that
+
+A curtain of remnant thinner than curtain_mm between the implant's side wall and the outside becomes void (4 MPa beside metal):
+
+    D_remnant ← max(D_remnant, curtain_mm − φ_implant + φ_disc)
+
 All in mm, negative inside; the label of a point is the region of the smallest D.
 """
 
@@ -94,6 +103,8 @@ class RegionMap:
     window: VoxelField | None
     crop_mm: np.ndarray
     bone_gap_mm: float = 0.0
+    film_mm: float = 0.0
+    curtain_mm: float = 0.0
 
     def fields(self, points_mm: np.ndarray) -> dict[str, np.ndarray]:
         """The raw distances φ at points [n, 3]."""
@@ -121,8 +132,13 @@ class RegionMap:
         outside = np.maximum.reduce([f["disc"], f["box"], -f["implant"], -f["caudal"], -f["cranial"]])
         graft = np.maximum(f["window"], outside)
         remnant = np.maximum(outside, -f["window"])
+        if self.curtain_mm > 0.0 and self.implant is not None:
+            remnant = np.maximum(remnant, self.curtain_mm - f["implant"] + f["disc"])
         every = np.stack([caudal, cranial, implant, graft, remnant], axis=-1)
-        return np.concatenate([every, -every.min(axis=-1, keepdims=True)], axis=-1)
+        void = -every.min(axis=-1, keepdims=True)
+        if self.film_mm > 0.0:
+            every[..., -1] = np.maximum(remnant, self.film_mm - f["implant"] - np.minimum(f["caudal"], f["cranial"]))
+        return np.concatenate([every, void], axis=-1)
 
     def linearised(self, points_mm: np.ndarray, step_mm: float = 0.08) -> tuple[np.ndarray, np.ndarray]:
         """D [n, 6] and ∇D [n, 6, 3] from the four corners of a small regular tetrahedron around each point:
@@ -169,7 +185,13 @@ def default_crop(segment: Segment) -> np.ndarray:
 
 
 def region_map(
-    segment: Segment, design: Design, implant_surface: Surface | None, crop_mm: np.ndarray, bone_gap_mm: float = 0.0
+    segment: Segment,
+    design: Design,
+    implant_surface: Surface | None,
+    crop_mm: np.ndarray,
+    bone_gap_mm: float = 0.0,
+    film_mm: float = 0.0,
+    curtain_mm: float = 0.0,
 ) -> RegionMap:
     """Collect what the mesher needs. Raises ValueError when the design and the surface contradict each other."""
     if (design.implant is None) != (implant_surface is None):
@@ -182,4 +204,4 @@ def region_map(
         raise ValueError(
             f"the implant surface encloses {distance.volume_mm3():.1f} mm³; its normals must point outward"
         )
-    return RegionMap(segment, distance, design.window, np.asarray(crop_mm, float), bone_gap_mm)
+    return RegionMap(segment, distance, design.window, np.asarray(crop_mm, float), bone_gap_mm, film_mm, curtain_mm)

@@ -2,7 +2,7 @@
 
     arms     stock        catalogue device, best-fitting size, at the position that a search finds
              conforming   same footprint with the patient's endplates, solid wall, at the position that a search finds
-             optimised    every parameter of the family, started from the conforming arm's position
+             optimised    every parameter of the family, started from the conforming arm
              *_central    stock and conforming where the family's configuration puts them by default
     floors   intact (no device), full_endplate (solid from rim to rim)
 
@@ -191,6 +191,13 @@ def parameters_at(study: Study, family: Family, pose: np.ndarray) -> dict[str, n
     if fit is None:
         return None
     return values | {"pose": pose} | ({"seat": fit} if "seat" in values else {})
+
+
+def start(study: Study, pose: np.ndarray) -> dict[str, np.ndarray]:
+    """Where the optimiser starts: at the conforming rival, solid and at its best position, so that it cannot end behind it."""
+    groups = study.cage.groups()
+    values = {k: np.asarray(g.initial, float) for k, g in groups.items()} | {"pose": pose}
+    return values | ({"density": groups["density"].upper} if "density" in groups else {})
 
 
 @dataclass(frozen=True)

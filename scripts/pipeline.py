@@ -194,7 +194,7 @@ def _optimise(
     settings = config.optimizer
     prepared = studies.prepare(study, study.config.solver.spacing_mm)
     problem = studies.problem(study, prepared, study.cage)
-    begin = {k: np.asarray(g.initial, float) for k, g in study.cage.groups().items()} | {"pose": pose}
+    begin = studies.start(study, pose)
     constraints = sum(g.kind != "minimise" for g in study.goals)
     state = optimize.start(studies.unit(study.cage, begin), constraints, forward.cold(problem.scene), settings)
     states = sorted(folder.glob("state_*.npz"))
