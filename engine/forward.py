@@ -220,7 +220,7 @@ def medium(scene: Scene, shares: Array, density: Array, material: Alloy, poisson
     series = _series_share(shares)
     parts = []
     for i in (0, 1):
-        harmonic, logarithm = 0.0, 0.0
+        harmonic = logarithm = jnp.zeros_like(filled)
         for k, name in enumerate(REGIONS):
             modulus = lame(*e[name])[i]
             harmonic = harmonic + inner[..., k] / modulus
@@ -245,7 +245,7 @@ def _series_share(shares: Array) -> Array:
     soft = shares[..., REGIONS.index("graft")] + shares[..., REGIONS.index("remnant")]
     square = []
     for axis in range(3):
-        total = 0.0
+        total = jnp.zeros_like(bone)
         for f in (bone, part, soft):
             step = jnp.diff(f, axis=axis) ** 2
             before, after = [(0, 0)] * 3, [(0, 0)] * 3

@@ -203,12 +203,12 @@ def _small_enough(shape: tuple[int, ...]) -> bool:
 
 
 def depth(shape: tuple[int, int, int]) -> int:
-    """Number of coarsenings: as few as make the coarsest level small enough for the direct solver.
+    """Number of coarsenings, at least one: as few as make the coarsest level small enough for the direct solver.
 
     Raises ValueError when the shape cannot be halved that often (see `padded_shape`).
     """
     level, (x, y, z) = 0, shape
-    while not _small_enough((x, y, z)):
+    while level == 0 or not _small_enough((x, y, z)):
         if x % 2 or y % 2 or z % 2:
             raise ValueError(
                 f"a grid of {shape} voxels cannot be coarsened {level + 1} times; pad it with engine.multigrid.padded_shape"
@@ -334,8 +334,6 @@ def _levels(system: System, spacing_mm: float, levels: int) -> tuple[Any, Any, A
 def build(system: System, grid: Grid) -> Hierarchy:
     """The preconditioner of a system. Raises ValueError when the coarsest operator is not positive definite."""
     levels = depth(grid.shape)
-    if levels == 0:
-        raise ValueError(f"a grid of {grid.shape} voxels is too small for multigrid; refine it to about 12 voxels a side")
     single, (inverses, eigenvalues), coarse = _levels(system, grid.spacing_mm, levels)
     links = None if system.links is None else system.links[levels]
     chain = _chain(np.asarray(coarse[-1], np.float64), links)
@@ -460,7 +458,7 @@ def _solve_coarsest(chain: Chain, r: Array) -> Array:
 
     _, x = jax.lax.scan(back, jnp.zeros_like(planes[0]), (middle, chain.step), reverse=True)
     out = jnp.moveaxis(x.reshape(moved.shape), 0, axis)
-    if chain.z is None:
+    if chain.z is None or chain.core is None:
         return out
     along = r.reshape(r.shape[0], -1) @ chain.z
     return out - ((along @ chain.core) @ chain.z.T).reshape(r.shape)

@@ -166,6 +166,9 @@ class AlignmentPlan:
 class Segment:
     """The patient part of a design problem: two vertebrae at the planned pose, in the segment frame.
 
+    The vertebrae's signed distances hold body, pedicles and the arch near them; facets and processes, which carry nothing in
+    this model, are only on their surfaces.
+
     disc            signed distance of the whole disc-space body (loft between the two rims; it may overlap
                     the bones, which win), mm
     lps_from_segment [4, 4]  takes segment coordinates to the scan's LPS (of the caudal vertebra)
@@ -320,8 +323,8 @@ class Response:
     position [q, 3] mm          volume [q] mm³
     fraction [q, r]             share of the sample's volume in each of REGIONS (tetrahedra: one-hot)
     near [q]                    weight of "near the implant" bone in the sample, [0, 1]
-    strain [l, q, 6]            Voigt 11 22 33 12 13 23, engineering shear
-    stress [l, q, 6]            MPa; in a mixed voxel, of the mixture
+    strain [l, q, 6]            Voigt 11 22 33 12 13 23, engineering shear; in a mixed voxel that holds bone, the bone's
+    stress [l, q, 6]            MPa; in a mixed voxel, of the mixture (its phases are in series: they share it)
     relative_density [q]        of the implant's lattice (1 where solid or not implant)
     motion [l, 2, 6]            mean rigid motion of each of BODIES' endplate next to the disc:
                                 translation mm of that endplate's centre, rotation rad

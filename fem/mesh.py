@@ -131,7 +131,8 @@ def build_mesh(
                 lines,
                 f"attempt {attempt + 1}: background {used.background_mm:.2f} mm, hausdorff {used.hausdorff_mm:.3f} mm, "
                 f"gradation {used.gradation:.2f}, "
-                f"fine {used.size_fine_mm:.2f} mm, films closed {used.film_mm:.2f} mm, curtains left out {used.curtain_mm:.2f} mm, because {problems[0]}",
+                f"fine {used.size_fine_mm:.2f} mm, films closed {used.film_mm:.2f} mm, curtains left out "
+                f"{used.curtain_mm:.2f} mm, because {problems[0]}",
             )
         try:
             mesh = _attempt(regions, reference, used, lines)

@@ -6,8 +6,7 @@ A site that keeps less than a quarter of its intact strain energy density lies i
 W⁰ is the same sum in the intact segment at the planned pose, computed by the same solver at the same points.
 
 Shapes: strain, stress [l, q, 6], reference_sed [l, q] MPa.
-Loophole: raising strain anywhere lowers it, up to and beyond yield; never use it without yielded bone. In voxels that are
-part implant the mixture's energy counts as the bone's.
+Loophole: raising strain anywhere lowers it, up to and beyond yield; never use it without yielded bone.
 Raises: ValueError when the response has no intact reference.
 Ref: DOMAIN §6 (−75 % flag); Huiskes et al. 1987, J Biomech 20:1135 (lazy zone).
 """

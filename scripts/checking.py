@@ -44,7 +44,7 @@ LIMITATIONS = [
     "spinefit is a research and design tool, not a cleared medical device; nothing here may be used on a patient without "
     "the judgement and responsibility of qualified people.",
     "Linear elasticity, bonded interfaces (no separation, no friction): right while the preload keeps the interface closed.",
-    "Facet joints are cleared and ligaments are left out; rods and screws are beams without play or loosening.",
+    "Facet joints, processes and ligaments are left out; rods and screws are beams without play or loosening.",
     "The intact disc is one isotropic material (4.2 MPa, ν 0.45): its strain energy is the reference of stress shielding.",
     "The lattice is homogenised; struts are not resolved and its printed strength is not verified.",
     "Stress and strain near sharp edges depend on the mesh; volumes and means are reported, peaks are not a score.",

@@ -10,10 +10,13 @@ import pytest
 
 from engine import elasticity, forward, implants, multigrid
 from engine.implants._abstract import DISC_MARGIN_MM
-from engine.sdf import fill
+from engine.materials import SOFT, lame
+from engine.sdf import FILL_WIDTH_VOXELS, fill
 from engine.types import REGIONS
 from objectives._abstract import principal_strains
 
+#: Half the width of the fill's transition, in voxels.
+HALF = FILL_WIDTH_VOXELS / 2
 IMPLANT, GRAFT = REGIONS.index("implant"), REGIONS.index("graft")
 
 
@@ -145,7 +148,7 @@ def test_conforming_faces_leave_no_gap(bench):
     implant = family.fields({}, anatomy)
     fractions = np.asarray(forward.fractions(bench.scene, h, implant))
     # where the disc-space body, which ends at the rounded rims, does not cut the part off first
-    clear = (np.asarray(anatomy.rim) < -0.75 * h - family.rim_inset_mm) & (np.asarray(anatomy.disc) < -0.75 * h - DISC_MARGIN_MM)
+    clear = (np.asarray(anatomy.rim) < -HALF * h - family.rim_inset_mm) & (np.asarray(anatomy.disc) < -HALF * h - DISC_MARGIN_MM)
     part = fractions[..., IMPLANT]
     face = clear & (part > 0.02) & (part < 0.98)
     assert face.sum() > 100
@@ -192,25 +195,93 @@ def test_fill_is_complementary_smooth_and_bounded():
     assert np.abs(f + np.asarray(fill(-t, 1.0)) - 1).max() <= 2.3e-16
     slope = np.diff(f) / np.diff(np.asarray(t))
     assert slope.max() <= 0.0
-    assert np.abs(np.diff(slope)).max() < 0.03  # no jump in slope: the second derivative is at most 1.5/0.75² ≈ 2.7
+    assert np.abs(np.diff(slope)).max() < 0.006 * 1.5 / HALF**2  # no jump in slope: f'' is at most 1.5/w², steps of 0.006
 
 
 def test_filled_sphere_volume_converges_with_second_order():
     """Σ fill·h³ of a sphere of 10 mm. The smeared shell has no first moment about the surface, so its error is that of
-    curvature, (4π/5·w²)·r-like: O(h²), with w = 0.75 h."""
-    radius, errors = 10.0, []
+    curvature, (4π/5·w²)·r-like: O(h²), with w the half width."""
+    radius, errors, rng = 10.0, [], np.random.default_rng(0)
     spacings = (2.0, 1.0, 0.5)
     for h in spacings:
-        axis = np.arange(-14, 14, h) + 0.37 * h  # off the centre, so that no symmetry helps
-        x, y, z = np.meshgrid(axis, axis, axis, indexing="ij")
-        volume = float(fill(jnp.asarray(np.sqrt(x**2 + y**2 + z**2) - radius), h).sum()) * h**3
-        errors.append(volume / (4 / 3 * np.pi * radius**3) - 1)
+        found = []
+        for shift in rng.random((40, 3)):  # the mean over grid positions: one alone also has the error of sampling the shell
+            x, y, z = np.meshgrid(*(np.arange(-14, 14, h) + h * s for s in shift), indexing="ij")
+            found.append(float(np.asarray(fill(jnp.asarray(np.sqrt(x**2 + y**2 + z**2) - radius), h)).sum()) * h**3)
+        errors.append(np.mean(found) / (4 / 3 * np.pi * radius**3) - 1)
         # exact smeared volume: ∫ f dV = V + 4πr·∫ s² weight = V(1 + (3/5)(w/r)²) for this cubic step
-        predicted = 0.6 * (0.75 * h / radius) ** 2
+        predicted = 0.6 * (HALF * h / radius) ** 2
         assert errors[-1] == pytest.approx(predicted, rel=0.25)
     order = np.log2(errors[0] / errors[-1]) / 2
     print("errors", errors, "order", order)
     assert 1.8 < order < 2.2
+
+
+# -- mixture -------------------------------------------------------------------------------------------------
+def layered(scene, axis: int, at: float):
+    """Shares of bone below and disc remnant above a plane across `axis` that lies at `at` voxels."""
+    shape = scene.e_caudal.shape
+    share = np.clip(at - np.arange(shape[axis]), 0.0, 1.0)
+    bone = np.broadcast_to(share.reshape([-1 if a == axis else 1 for a in range(3)]), shape)
+    shares = np.zeros((*shape, len(REGIONS)))
+    shares[..., REGIONS.index("caudal")], shares[..., REGIONS.index("remnant")] = bone, 1.0 - bone
+    return replace(scene, e_caudal=jnp.full(shape, 900.0)), jnp.asarray(shares)
+
+
+@pytest.mark.parametrize("at", [12.0, 12.1, 12.5, 12.9])
+def test_layers_across_the_load_are_in_series_wherever_the_interface_lies(rodded, at):
+    """Constrained compression of bone (900 MPa) under disc (4.2 MPa): Σ h/M over a column equals that of the layers.
+
+    The part's share of the voxel is exact to 1 % (λ and μ are averaged apart); an arithmetic mean loses the half voxel.
+    """
+    scene, shares = layered(rodded[0], 2, at)
+    body, strain_ratio = forward.medium(scene, shares, jnp.ones(shares.shape[:3]), forward.alloy("peek"), 0.3)
+    m = np.asarray(body.lam + 2 * body.mu)[5, 5]
+    layers = [lam + 2 * mu for lam, mu in (lame(900.0, 0.3), lame(SOFT["remnant"].e_mpa, SOFT["remnant"].poisson))]
+    exact = at / layers[0] + (m.size - at) / layers[1]
+    assert (1 / m).sum() == pytest.approx(exact, rel=2e-3)
+    if at % 1.0:
+        arithmetic = np.sum(1 / (np.asarray(shares)[5, 5, :, 0] * layers[0] + np.asarray(shares)[5, 5, :, 4] * layers[1]))
+        assert abs(arithmetic / exact - 1) > 3e-3
+        # stress is shared: bone's strain there is what the mixture's stress makes of bone alone
+        mixed = int(at)
+        assert float(strain_ratio[5, 5, mixed]) == pytest.approx(float(body.mu[5, 5, mixed]) / lame(900.0, 0.3)[1], rel=1e-9)
+        assert float(strain_ratio[5, 5, mixed]) < 0.1
+    assert np.all(np.asarray(strain_ratio)[..., : int(at)] == pytest.approx(1.0, rel=1e-9))
+
+
+def test_side_walls_take_the_geometric_mean(rodded):
+    scene, shares = layered(rodded[0], 0, 8.5)
+    body, _ = forward.medium(scene, shares, jnp.ones(shares.shape[:3]), forward.alloy("peek"), 0.3)
+    soft = lame(SOFT["remnant"].e_mpa, SOFT["remnant"].poisson)[1]
+    assert float(body.mu[8, 9, 9]) == pytest.approx(np.sqrt(lame(900.0, 0.3)[1] * soft), rel=1e-3)
+
+
+def test_vertebrae_that_share_voxels_behind_the_disc_are_refused(rodded, segment):
+    scene, numerics = rodded
+    distance = {"caudal": np.asarray(scene.caudal), "cranial": np.asarray(scene.cranial)}
+    points = numerics.grid.centres()
+    forward._check_facets(segment, distance, points, numerics.grid.spacing_mm)
+    wall = max(segment.caudal.superior.rim_mm[:, 1].max(), segment.cranial.inferior.rim_mm[:, 1].max())
+    behind = (points[..., 1] > wall + 4.0) & (np.abs(points[..., 0]) < 8.0)
+    fused = {k: np.where(behind, -1.0, d) for k, d in distance.items()}
+    with pytest.raises(ValueError, match=r"facets fuse on a 3 mm grid.*three voxels apart"):
+        forward._check_facets(segment, fused, points, numerics.grid.spacing_mm)
+
+
+def test_a_loose_piece_of_bone_is_left_out(rodded):
+    scene, numerics = rodded
+    h = numerics.grid.spacing_mm
+    distance = np.asarray(scene.cranial).copy()
+    kept = forward._largest_piece("cranial", distance, h)
+    far = np.unravel_index(np.argmax(distance), distance.shape)
+    distance[far] = -0.5 * h
+    assert distance[far] < 0
+    cleaned = forward._largest_piece("cranial", distance, h)
+    assert cleaned[far] >= 0.5 * FILL_WIDTH_VOXELS * h
+    mask = np.ones(distance.shape, bool)
+    mask[far] = False
+    assert np.array_equal(cleaned[mask], kept[mask])
 
 
 # -- refusal -------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -64,7 +64,7 @@ def small(request) -> Small:
         jnp.asarray(np.block([[stiffness, -stiffness], [-stiffness, stiffness]])),
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(multigrid, "MAX_COARSEST_UNKNOWNS", 300)
+        patched.setattr(multigrid, "MAX_PLANE_UNKNOWNS", 27)
         assert multigrid.depth(GRID.shape) == 2
         medium = Medium(*(jnp.asarray(f) for f in (lam, mu, kappa)))
         system = System(
@@ -122,8 +122,53 @@ def test_every_coarse_operator_is_p_transposed_k_p_of_the_assembled_matrix(small
         got = multigrid._operate_coarse(coarse[level - 1], small.system.links[level], jnp.asarray(c, jnp.float32))
         # stored and multiplied in float32: 24 products and 8 children, ε = 6e-8
         assert float(jnp.abs(got - expected).max() / jnp.abs(expected).max()) < 3e-6
-        dense = multigrid._dense(np.asarray(coarse[level - 1], float), small.system.links[level])
+        links = small.system.links[level]
+        rows = multigrid._link_rows(links, shape)
+        dense = multigrid._sparse(np.asarray(coarse[level - 1], float)).toarray() + rows.T @ np.asarray(links.stiffness) @ rows
         assert np.abs(dense @ c[0].ravel() - np.asarray(expected[0]).ravel()).max() < 3e-6 * float(jnp.abs(expected).max())
+
+
+def test_coarsest_solve_is_the_inverse_of_its_matrix(small):
+    """By planes and with the links by Woodbury, against the dense inverse; factors in float32 at contrast 1e6."""
+    levels = len(small.hierarchy.block_inverse)
+    _, _, coarse = multigrid._levels(small.system, GRID.spacing_mm, levels)
+    links = small.system.links[levels]
+    nodes = tuple(n // 2**levels + 1 for n in GRID.shape)
+    rows = multigrid._link_rows(links, nodes)
+    dense = multigrid._sparse(np.asarray(coarse[-1], float)).toarray() + rows.T @ np.asarray(links.stiffness) @ rows
+    r = (np.random.default_rng(5).normal(size=(2, len(rows))) @ rows).reshape(2, 3, *nodes)  # loads that the links feel
+    expected = np.linalg.solve(dense, r.reshape(2, -1).T).T
+    got = np.asarray(multigrid._solve_coarsest(small.hierarchy.coarsest, jnp.asarray(r, jnp.float32))).reshape(2, -1)
+    assert np.abs(got - expected).max() < 2e-4 * np.abs(expected).max()
+    # without the links the answer is another one
+    loose = np.linalg.solve(dense - rows.T @ np.asarray(links.stiffness) @ rows, r.reshape(2, -1).T).T
+    assert np.abs(loose - expected).max() > 1e-2 * np.abs(expected).max()
+
+
+def test_balancing_solves_the_motions_of_stiff_bodies_exactly(rodded):
+    """P K w = w for every motion w of the coarse space, up to float32; without balancing it is far off.
+
+    The intact segment, whose cranial vertebra stands on a soft disc, needs at most 35 iterations with it.
+    """
+    scene, numerics = rodded
+    scene = replace(scene, links=None)
+    system, _, _ = forward.construct(scene, numerics, implants.load("none", {}), {})
+    hierarchy = multigrid.build(system, numerics.grid)
+    h = numerics.grid.spacing_mm
+    w = jnp.asarray(scene.bodies[6:9], jnp.float64)
+    kw = multigrid.operate(system, w, h)
+    size = jnp.sqrt(jnp.sum(kw**2, axis=(1, 2, 3, 4), keepdims=True))
+
+    def error(hierarchy):
+        z = multigrid._balanced(hierarchy, (kw / size).astype(jnp.float32), h, SolverSettings()) * size
+        return float(jnp.abs(z - w).max())
+
+    assert error(hierarchy) < 1e-2
+    assert error(hierarchy._replace(bodies=None)) > 0.1
+    zero = jnp.zeros_like(scene.forces)
+    _, info = multigrid.solve(h, SolverSettings(), system, scene.forces, hierarchy, zero, zero, jnp.zeros(2))
+    assert float(info.relative_residual.max()) <= 1e-6
+    assert int(info.iterations) <= 35
 
 
 def test_links_are_weaker_than_nothing_without_their_coarse_part(small):
@@ -195,13 +240,14 @@ def test_solve_is_the_direct_solution_at_contrast_1e6(small):
     assert int(info.iterations) <= 55  # 35 to 1e-6 at the same rate
 
 
-def test_warm_start_from_the_solution_takes_no_iteration(small):
+def test_warm_start_from_the_solution_takes_hardly_an_iteration(small):
+    """The recursive residual of the first solve met the tolerance, its true one may just miss it."""
     load = jnp.asarray(masked(small, small.load))
     zero = jnp.zeros_like(load)
     arguments = (GRID.spacing_mm, SETTINGS, small.system, load, small.hierarchy)
-    u, _ = multigrid.solve(*arguments, zero, zero, jnp.zeros(2))
+    u, cold = multigrid.solve(*arguments, zero, zero, jnp.zeros(2))
     again, info = multigrid.solve(*arguments, u, zero, jnp.zeros(2))
-    assert int(info.iterations) <= 1
+    assert int(info.iterations) <= max(1, int(cold.iterations) // 6)
     assert float(jnp.abs(again - u).max()) <= 1e-9 * float(jnp.abs(u).max())
 
 
@@ -219,8 +265,7 @@ def test_shapes_that_cannot_be_coarsened_are_refused_and_padding_repairs_them():
         padded = multigrid.padded_shape(shape)
         assert all(p >= n for p, n in zip(padded, shape, strict=True))
         assert multigrid.depth(padded) >= 1
-    with pytest.raises(ValueError, match="too small for multigrid"):
-        multigrid.build(System(Medium(*(jnp.ones((4, 4, 4)),) * 3), None, None), Grid((4, 4, 4), (0.0,) * 3, 1.0))
+    assert multigrid.depth((4, 4, 4)) == 1  # a two-grid method at least
 
 
 def test_statuses_say_what_happened():
@@ -281,7 +326,8 @@ def test_a_solve_that_goes_nowhere_is_reported_and_stops(rodded):
     settings, h = SolverSettings(tolerance=1e-6), numerics.grid.spacing_mm
     zero = jnp.zeros_like(scene.forces)
     nothing = hierarchy._replace(
-        block_inverse=tuple(0 * b for b in hierarchy.block_inverse), coarsest_inverse=0 * hierarchy.coarsest_inverse
+        block_inverse=tuple(0 * b for b in hierarchy.block_inverse), bodies=None,
+        coarsest=jax.tree.map(lambda a: 0 * a, hierarchy.coarsest),
     )
     _, info = multigrid.solve(h, settings, system, scene.forces, nothing, zero, zero, jnp.zeros(2))
     assert int(info.iterations) == multigrid.STALL_ITERATIONS
