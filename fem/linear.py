@@ -104,8 +104,9 @@ def _failed(f: np.ndarray, text: str, clock: float) -> Solution:
 
 
 def _direct(a: sp.csr_matrix, f: np.ndarray, links: list[LinkRows]) -> np.ndarray:
-    """PARDISO mtype 2, two steps of refinement, links by Woodbury. Raises what pypardiso raises."""
+    """PARDISO mtype 2, two steps of refinement, links by Woodbury. Raises RuntimeError when PARDISO fails."""
     import pypardiso
+    from pypardiso.pardiso_wrapper import PyPardisoError
 
     upper = sp.csr_matrix(sp.triu(a, format="csr"))
     upper.sort_indices()
@@ -128,6 +129,8 @@ def _direct(a: sp.csr_matrix, f: np.ndarray, links: list[LinkRows]) -> np.ndarra
         residual = f - apply(a, links, u)
         y = inverse(residual)
         return u + y - z @ np.linalg.solve(core, c @ (w @ y))
+    except PyPardisoError as error:  # not a RuntimeError: it would take the whole check with it
+        raise RuntimeError(str(error)) from error
     finally:
         pardiso.free_memory(everything=True)
 

@@ -13,6 +13,7 @@ import resource
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import meshio
 import numpy as np
@@ -51,6 +52,8 @@ class FemSettings:
     def __post_init__(self) -> None:
         if self.sample not in ("qp", "cell"):
             raise ValueError(f"sample={self.sample!r} is unknown; choose 'qp' or 'cell'")
+        if self.quadrature not in (1, 2, 6):
+            raise ValueError(f"quadrature={self.quadrature}: SfePy's rules of order 3 and 4 have negative weights; choose 2 or 6")
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,8 @@ def solve(
     failed = np.array([s.code == "failed" for s in solution.status])
     applied[failed] = np.nan
     near = sum(_weight_only(d, patch) for patch in boundary.near)
-    strain = np.stack([el.strains(d, u) for u in displacement])
     response, cell_strain, cell_stress = _sample(
-        d, strain, lam, mu, np.asarray(near), relative_density, settings,
+        d, displacement, lam, mu, np.asarray(near), relative_density, settings,
         dict(motion=motion, compliance=np.einsum("dl,dl->l", loads, solution.u),
              reaction=(reaction_rows @ solution.u).T, applied=applied, loadcases=names),
     )  # fmt: skip
@@ -211,7 +213,7 @@ def _weight_only(d: el.Discretisation, patch: Patch) -> np.ndarray:
 
 def _sample(
     d: el.Discretisation,
-    strain: np.ndarray,
+    displacement: np.ndarray,
     lam: np.ndarray,
     mu: np.ndarray,
     near: np.ndarray,
@@ -219,37 +221,45 @@ def _sample(
     settings: FemSettings,
     rest: dict,
 ) -> tuple[Response, np.ndarray, np.ndarray]:
-    """The Response of strains [l, m, q, 6], and the averages per tetrahedron of strain and stress [l, m, 6]."""
-    stress = el.isotropic_stress(strain, lam, mu)
+    """The Response of displacements [l, k, 3], and the averages per tetrahedron of strain and stress [l, m, 6].
+
+    One load case at a time: the strains of all of them at all points would be gigabytes.
+    """
     volume = d.weight_mm3.sum(1)
     share = d.weight_mm3 / volume[:, None]
-    cell_strain = np.einsum("mq,lmqv->lmv", share, strain)
-    cell_stress = np.einsum("mq,lmqv->lmv", share, stress)
     kept_region = np.isin(d.labels, [REGIONS.index("implant"), REGIONS.index("graft")])
     keep = (near > 0.0) | kept_region[:, None] | settings.sample_all
     one_hot = np.eye(len(REGIONS))[d.labels]
-    if settings.sample == "qp":
-        cell = np.nonzero(keep)[0]
+    by_point = settings.sample == "qp"
+    cells = keep.any(1)
+    cell_strain, cell_stress = (np.empty((len(displacement), len(volume), 6)) for _ in range(2))
+    kept_strain, kept_stress = [], []
+    for i, u in enumerate(displacement):
+        strain = el.strains(d, u)
+        stress = el.isotropic_stress(strain, lam, mu)
+        cell_strain[i], cell_stress[i] = (np.einsum("mq,mqv->mv", share, f) for f in (strain, stress))
+        kept_strain.append(strain[keep] if by_point else cell_strain[i, cells])
+        kept_stress.append(stress[keep] if by_point else cell_stress[i, cells])
+    both: dict[str, Any] = {"strain": np.stack(kept_strain), "stress": np.stack(kept_stress)}
+    if by_point:
         samples = dict(
-            position=d.points_mm[keep], volume=d.weight_mm3[keep], fraction=one_hot[cell], near=near[keep],
-            strain=strain[:, keep], stress=stress[:, keep], relative_density=relative_density[keep],
+            position=d.points_mm[keep], volume=d.weight_mm3[keep], fraction=one_hot[np.nonzero(keep)[0]], near=near[keep],
+            relative_density=relative_density[keep],
         )  # fmt: skip
     else:
-        cells = keep.any(1)
 
         def mean(values: np.ndarray) -> np.ndarray:
             return (share * values).sum(1)[cells]
 
         samples = dict(
             position=np.einsum("mq,mqd->md", share, d.points_mm)[cells], volume=volume[cells],
-            fraction=one_hot[cells], near=mean(near), strain=cell_strain[:, cells], stress=cell_stress[:, cells],
-            relative_density=mean(relative_density),
+            fraction=one_hot[cells], near=mean(near), relative_density=mean(relative_density),
         )  # fmt: skip
     log.info(
         "samples: %d of %d kept (%s, %s)", len(samples["volume"]), d.weight_mm3.size, settings.sample,
         "all regions" if settings.sample_all else "bone near the implant, implant and graft",
     )  # fmt: skip
-    return Response(**samples, **rest), cell_strain, cell_stress
+    return Response(**samples, **both, **rest), cell_strain, cell_stress
 
 
 def principal(voigt: np.ndarray, shear_factor: float) -> np.ndarray:

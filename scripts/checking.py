@@ -26,7 +26,7 @@ from fem.solve import FemSettings
 from fem.verify import Check, carried, check, nothing
 from objectives import study as studies
 from objectives.study import ARMS, FLOORS, Study
-from scripts.pipeline import Clock, RunConfig, load_design, read_config
+from scripts.pipeline import Clock, FemConfig, RunConfig, load_design, read_config
 
 log = logging.getLogger("spinefit")
 THREADS = ("MKL_NUM_THREADS", "OMP_NUM_THREADS")
@@ -51,12 +51,14 @@ LIMITATIONS = [
 ]
 
 
-def check_run(folder: Path) -> Path:
-    """Verify every arm of a designed run; returns the report's path.
+def check_run(folder: Path, fem: FemConfig | None = None) -> Path:
+    """Verify every arm of a designed run, by the run's own settings or by `fem`; returns the report's path.
 
     A failed arm keeps its status and has no number; the others go on. Raises ValueError when the folder holds no designs.
     """
     config = read_config(folder)
+    if fem is not None:
+        config = config.model_copy(update={"fem": fem})
     if not (folder / "engine.json").exists():
         raise ValueError(f"{folder} holds no finished designs; run scripts/optimize.py with resume=true out={folder} first")
     segment = load_segment(folder / "segment")
@@ -239,7 +241,7 @@ def _report(study: Study, config: RunConfig, folder: Path, arms: dict[str, Any])
             "load cases": {c.name: f"{c.preload_n:g} N, moment {np.round(c.wrench.moment_nmm / 1000, 2).tolist()} Nm; {c.source}"
                            for c in study.boundary.loadcases},
             "goals": {g.objective.name: f"{g.kind}, weight {g.weight:g}, scale {g.scale:g}, bound {g.bound}" for g in study.goals},
-            "grid_mm": config.study.solver.spacing_mm, "bone law": config.study.solver.bone_law,
+            "check mesh": config.fem.mesh, "grid_mm": config.study.solver.spacing_mm, "bone law": config.study.solver.bone_law,
         },
         "warnings": warnings,
         "alignment": {"measured": asdict(plan.measured), "planned": asdict(plan.planned), "load_case": "standing",

@@ -1,6 +1,7 @@
 """Check every arm of a run in SfePy and write the report.
 
     python scripts/verify.py run=<run folder>
+    python scripts/verify.py run=<run folder> fem=fine      the same designs on another mesh
 
 Exit code 2 with one line for whatever is wrong with the input; 1 when an arm failed (the report says which and why).
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from engine.patient.prepare import one_line
@@ -29,7 +30,8 @@ def main(settings: DictConfig) -> None:
     try:
         doctor.require()
         pipeline.set_up_jax()
-        report = checking.check_run(Path(settings.run))
+        fem = OmegaConf.to_container(settings.fem, resolve=True) if settings.get("fem") else None
+        report = checking.check_run(Path(settings.run), None if fem is None else pipeline.FemConfig(**fem))  # type: ignore[arg-type]
     except (ValueError, OmegaConfBaseException) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
