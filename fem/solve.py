@@ -45,7 +45,7 @@ class FemSettings:
     sample: str = "qp"
     sample_all: bool = False
     solver: str = "auto"
-    max_direct_dofs: int = 600_000
+    max_direct_dofs: int = 700_000
     tolerance: float = 1e-7
     max_iterations: int = 2000
 
