@@ -223,7 +223,7 @@ def _sample(
 ) -> tuple[Response, np.ndarray, np.ndarray]:
     """The Response of displacements [l, k, 3], and the averages per tetrahedron of strain and stress [l, m, 6].
 
-    One load case at a time: the strains of all of them at all points would be gigabytes.
+    One load case at a time, kept in single precision: the strains of all of them at all points would be gigabytes.
     """
     volume = d.weight_mm3.sum(1)
     share = d.weight_mm3 / volume[:, None]
@@ -238,8 +238,8 @@ def _sample(
         strain = el.strains(d, u)
         stress = el.isotropic_stress(strain, lam, mu)
         cell_strain[i], cell_stress[i] = (np.einsum("mq,mqv->mv", share, f) for f in (strain, stress))
-        kept_strain.append(strain[keep] if by_point else cell_strain[i, cells])
-        kept_stress.append(stress[keep] if by_point else cell_stress[i, cells])
+        kept_strain.append((strain[keep] if by_point else cell_strain[i, cells]).astype(np.float32))
+        kept_stress.append((stress[keep] if by_point else cell_stress[i, cells]).astype(np.float32))
     both: dict[str, Any] = {"strain": np.stack(kept_strain), "stress": np.stack(kept_stress)}
     if by_point:
         samples = dict(

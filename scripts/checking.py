@@ -69,35 +69,46 @@ def check_run(folder: Path, fem: FemConfig | None = None) -> Path:
         **({"bone_law": config.study.solver.bone_law} | config.fem.solve)
     )
     crop = forward.region_of_interest(segment)
-    clock, arms = Clock(folder), {}
+    clock, arms = Clock(folder), dict[str, dict[str, Any]]()
     wanted = sorted(config.fem.arms, key=lambda a: (*FLOORS, *ARMS).index(a))
     # one process an arm, two at a time: MMG and SfePy's assembly use one core each, and a crash takes one arm only
     environment = {k: os.environ.get(k) for k in THREADS}
     os.environ.update(dict.fromkeys(THREADS, "1"))
-    found: dict[str, Check] = {}
+    held: dict[str, Check] = {}
+    intact: Response | None = None
     with clock("SfePy, all arms"), ProcessPoolExecutor(config.fem.processes, get_context("spawn")) as pool:
-        waiting = {}
+        waiting: dict[Any, str] = {}
         for arm in wanted:
             design, surface = load_design(folder / "designs" / arm)
             job = (segment, design, surface, study.boundary_of(families[arm]), crop, mesh_settings, fem_settings, folder / "fem" / arm)
             waiting[pool.submit(check, *job)] = arm
-        for future in as_completed(waiting):
-            arm = waiting[future]
+        expected = "intact" in wanted
+        for future in as_completed(list(waiting)):
+            arm = waiting.pop(future)
             try:
-                found[arm] = future.result()
+                held[arm] = future.result()
             except BrokenProcessPool as error:
-                found[arm] = nothing(f"the process of this arm died ({error}); usually too little memory: coarsen fem.mesh")
-            log.info("SfePy %s: %s %s", arm, found[arm].status.code, found[arm].status.text)
+                held[arm] = nothing(f"the process of this arm died ({error}); usually too little memory: coarsen fem.mesh")
+            del future
+            log.info("SfePy %s: %s %s", arm, held[arm].status.code, held[arm].status.text)
+            if arm == "intact":
+                intact, expected = held[arm].response, False
+            if not expected:  # a response is hundreds of megabytes: measured and let go as soon as its reference is there
+                for name in list(held):
+                    arms[name] = _arm(study, name, _referenced(held.pop(name), name, intact), engine["arms"][name], folder)
     os.environ.update({k: v for k, v in environment.items() if v is not None})
-    intact = found["intact"].response if "intact" in found else None
-    for arm in wanted:
-        one = found[arm]
-        if one.response is not None and intact is not None:
-            energy = _energy(one.response) if arm == "intact" else carried(intact, np.asarray(one.response.position))
-            one = replace(one, response=replace(one.response, reference_sed=energy))
-        arms[arm] = _arm(study, arm, one, engine["arms"][arm], folder)
+    arms = {arm: arms[arm] for arm in wanted}
     with clock("report"):
         return _report(study, config, folder, arms)
+
+
+def _referenced(found: Check, arm: str, intact: Response | None) -> Check:
+    """With the intact segment's strain energy at its samples, where there is an intact segment."""
+    response = found.response
+    if response is None or intact is None:
+        return found
+    energy = _energy(response) if arm == "intact" else carried(intact, np.asarray(response.position))
+    return replace(found, response=replace(response, reference_sed=energy))
 
 
 def _energy(response: Response) -> np.ndarray:
@@ -289,14 +300,22 @@ def _pictures(study: Study, folder: Path, arms: dict[str, Any]) -> tuple[list[Pi
     titles["footprints"] = ("Footprints on the caudal endplate, seen from above", "Outlines of all arms inside the endplate's rim")
     for arm in ("stock", "conforming", "optimised"):
         if arms.get(arm, {}).get("status", {}).get("code") == "ok":
-            for plane in ("sagittal", "coronal"):
+            centre = _middle(folder, arm)
+            for axis, plane in enumerate(("sagittal", "coronal")):
                 name = f"strain_{arm}_{plane}"
                 jobs.append({"name": name, "kind": "cut", "path": str(folder / "fem" / arm / "solution.vtu"), "plane": plane,
-                             "field": "flexion:strain_min", "limits": [-1.0, 0.0], "scale": 100.0,
+                             "at_mm": float(centre[axis]), "field": "flexion:strain_min", "limits": [-1.0, 0.0], "scale": 100.0,
                              "label": "minimum principal strain, %", "out": str(pics / f"{name}.png")})  # fmt: skip
-                titles[name] = (f"{arm}: strain in flexion, {plane} cut", f"Minimum principal strain of the {arm} arm, {plane} cut")
+                titles[name] = (f"{arm}: strain in flexion, {plane} cut through the cage's middle",
+                                f"Minimum principal strain of the {arm} arm, {plane} cut")  # fmt: skip
     made, problems = render_all(jobs)
     return [Picture(*titles[job["name"]], made[job["name"]]) for job in jobs if job["name"] in made], list(problems)
+
+
+def _middle(folder: Path, arm: str) -> np.ndarray:
+    """Centre [3] of the device's bounding box, mm."""
+    low, high = artifacts.read_json(folder / "designs" / arm / "design.json")["surface"]["bbox_mm"]
+    return 0.5 * (np.asarray(low) + np.asarray(high))
 
 
 def _outline(folder: Path, arm: str) -> list[np.ndarray]:

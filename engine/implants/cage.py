@@ -8,9 +8,12 @@ The footprint is a smooth closed curve inside the superellipse that the access c
 
 with (u, v) the plane turned by the yaw and moved to the cage's position, a, b the corridor's half length and half
 width, c the bend of a banana-shaped cage (it is inserted along its own arc) and F a Fourier series: whatever the
-parameters, the cage fits through the corridor. The graft chamber is the same outline, moved in by the wall. The
+parameters, the cage fits through the corridor. The distance to it is (q − s)/N(θ), N the norm of ∇(q − s) where the
+ray of that direction meets the outline. The graft chamber is the same outline moved in by the wall; it stays one
+star-shaped hole, as the wall takes at most 3/4 of the half width, s/N (also where wall_mm asks for more). The
 offset maps g (Bernstein surfaces) let a face stand off (g > 0) or sit in the prepared endplate (g < 0). A lattice's
-relative density is a Bernstein surface over the footprint inside a solid rim.
+relative density is a Bernstein surface over the footprint inside a solid rim. By default a face may not stand off: a gap
+of less than half a millimetre unloads bone in the voxels but is lost in the tetrahedra, so no check could confirm it.
 
 With faces: stock the same footprint has the plane or domed faces of a catalogue device instead, seated by `seat`:
 
@@ -34,8 +37,11 @@ from engine.sdf import bernstein, fourier, polygon_distance, smooth_max
 from engine.types import Segment
 
 OUTLINE_RANGE = (0.45, 1.0)
+#: Of the distance from the outline to the cage's middle, so that the graft chamber stays open and in one piece.
+LARGEST_WALL_SHARE = 0.75
 _OUTLINE_TERMS, _WALL_TERMS = 11, 5
 _CONTROL = (4, 3)
+_BLEND_MM = 0.3
 
 
 class Settings(BaseModel):
@@ -59,7 +65,7 @@ class Settings(BaseModel):
     rim_inset_mm: float = Field(1.0, ge=0, le=10)
     wall_mm: tuple[float, float] = (2.0, 6.0)
     start_wall_mm: float = 3.0
-    offset_mm: tuple[float, float] = (-0.5, 0.5)
+    offset_mm: tuple[float, float] = (-0.5, 0.0)
     relative_density: tuple[float, float] = (0.2, 1.0)
     start_relative_density: float = 0.6
     solid_rim_mm: float = Field(1.0, ge=0, le=5)
@@ -168,25 +174,28 @@ class Cage:
         s, pose = self.settings, parameters["pose"]
         a, b = s.length_mm / 2, s.width_mm / 2
 
-        def level(x: Array, y: Array) -> tuple[Array, tuple[Array, ...]]:
+        def level(x: Array, y: Array) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
             dx, dy = x - pose[0], y - pose[1]
             u = jnp.cos(pose[2]) * dx + jnp.sin(pose[2]) * dy
             v = -jnp.sin(pose[2]) * dx + jnp.cos(pose[2]) * dy
             v = v - 0.5 * pose[3] * (u**2 - a**2 / 3)
             un, vn = u / a, v / b
-            radius = jnp.sqrt(un**2 + vn**2 + 1e-6)
+            radius = jnp.sqrt(un**2 + vn**2 + 1e-3)
             low, high = OUTLINE_RANGE
             scale = low + (high - low) * jax.nn.sigmoid(fourier(parameters["outline"], un / radius, vn / radius))
-            q = (un**4 + vn**4 + 1e-8) ** 0.25
-            return q - scale, (un, vn, un / radius, vn / radius)
+            q = (un**4 + vn**4 + 1e-6) ** 0.25
+            return (q, scale), (un, vn, un / radius, vn / radius)
 
         one, zero = jnp.ones_like(x), jnp.zeros_like(x)
-        value, slope_x, (un, vn, cosine, sine) = jax.jvp(level, (x, y), (one, zero), has_aux=True)
-        _, slope_y, _ = jax.jvp(level, (x, y), (zero, one), has_aux=True)
-        # first-order distance: value over the norm of its gradient, the norm bounded away from the centre's kink
-        outline = value / jnp.sqrt(slope_x**2 + slope_y**2 + (0.2 / a) ** 2)
+        (q, scale), (q_x, scale_x), (un, vn, cosine, sine) = jax.jvp(level, (x, y), (one, zero), has_aux=True)
+        _, (q_y, scale_y), _ = jax.jvp(level, (x, y), (zero, one), has_aux=True)
+        # ∇q is constant along a ray and ∇s falls with 1/q: this is the gradient where the ray meets the outline
+        out = q / scale
+        norm = jnp.sqrt((q_x - out * scale_x) ** 2 + (q_y - out * scale_y) ** 2 + (0.05 / a) ** 2)
+        outline = (q - scale) / norm
         low, high = s.wall_mm
         wall = low + (high - low) * jax.nn.sigmoid(fourier(parameters["wall"], cosine, sine))
+        wall = -smooth_max(-wall, -LARGEST_WALL_SHARE * scale / norm, _BLEND_MM)
         return outline, outline + wall, un, vn
 
     def describe(self) -> dict[str, Any]:

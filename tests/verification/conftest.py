@@ -34,7 +34,7 @@ LOADS = {
 }
 CAGE = {
     "approach": "test", "rods": True, "length_mm": 36, "width_mm": 24, "x_mm": (-6, 6), "y_mm": (-8, 8),
-    "yaw_deg": (-30, 30), "bend_per_mm": (-0.02, 0.02),
+    "yaw_deg": (-30, 30), "bend_per_mm": (-0.02, 0.02), "offset_mm": (-0.5, 0.5),
 }  # fmt: skip
 #: Every objective, with steps wide enough that the coarse phantom is in the middle of them.
 GOALS = [

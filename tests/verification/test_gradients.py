@@ -2,7 +2,7 @@
 
     R(h) = |m(p + h d) − m(p) − h ∇m·d|,    slope = log₂ R(h)/R(h/2) ≥ 1.9
 
-Steps are in scaled parameters (1 = the whole range): 2e-3 to 5e-4; a tenth of that for pose, a fifth for outline and wall, which
+Steps are in scaled parameters (1 = the whole range): 2e-3 to 5e-4; a tenth of that for pose and outline, a fifth for wall, which
 move every surface at once, and half for the faces. They are small enough that no voxel crosses a switch of max() (at 2e-3 of
 the pose one does: R falls by 2 instead of 4 there, and by 4 below it) and large enough that R stands out of the solver's
 tolerance of 1e-10. Where it doesn't (a measure that is linear over so short a step), R must lie under a floor of 1e-10 of the
@@ -21,7 +21,7 @@ from engine import forward, implants
 from objectives.problem import Problem, augmented_lagrangian, goals
 
 STEPS = (2e-3, 1e-3, 5e-4)
-FINE = {"pose": 0.1, "outline": 0.2, "wall": 0.2, "offset_caudal": 0.5, "offset_cranial": 0.5}
+FINE = {"pose": 0.1, "outline": 0.1, "wall": 0.2, "offset_caudal": 0.5, "offset_cranial": 0.5}
 GROUPS = ("pose", "outline", "wall", "offset_caudal", "offset_cranial", "density")
 OBJECTIVES = ("yielded_bone", "misalignment", "stress_shielding", "implant_stress", "implant_volume", "graft_volume")
 #: What a lattice's density does not change: volumes count the part's outline.
