@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from multiprocessing import get_context
@@ -76,19 +76,16 @@ def check_run(folder: Path, fem: FemConfig | None = None) -> Path:
     os.environ.update(dict.fromkeys(THREADS, "1"))
     held: dict[str, Check] = {}
     intact: Response | None = None
-    with clock("SfePy, all arms"), ProcessPoolExecutor(config.fem.processes, get_context("spawn")) as pool:
+    with clock("SfePy, all arms"), ThreadPoolExecutor(config.fem.processes) as pool:
         waiting: dict[Any, str] = {}
         for arm in wanted:
             design, surface = load_design(folder / "designs" / arm)
             job = (segment, design, surface, study.boundary_of(families[arm]), crop, mesh_settings, fem_settings, folder / "fem" / arm)
-            waiting[pool.submit(check, *job)] = arm
+            waiting[pool.submit(_apart, *job)] = arm
         expected = "intact" in wanted
         for future in as_completed(list(waiting)):
             arm = waiting.pop(future)
-            try:
-                held[arm] = future.result()
-            except BrokenProcessPool as error:
-                held[arm] = nothing(f"the process of this arm died ({error}); usually too little memory: coarsen fem.mesh")
+            held[arm] = future.result()
             del future
             log.info("SfePy %s: %s %s", arm, held[arm].status.code, held[arm].status.text)
             if arm == "intact":
@@ -100,6 +97,15 @@ def check_run(folder: Path, fem: FemConfig | None = None) -> Path:
     arms = {arm: arms[arm] for arm in wanted}
     with clock("report"):
         return _report(study, config, folder, arms)
+
+
+def _apart(*job: Any) -> Check:
+    """`check` in a process of its own: its memory is given back after the arm, and a crash takes no other arm along."""
+    try:
+        with ProcessPoolExecutor(1, get_context("spawn")) as one:
+            return one.submit(check, *job).result()
+    except BrokenProcessPool as error:
+        return nothing(f"the process of this arm died ({error}); usually too little memory: coarsen fem.mesh")
 
 
 def _referenced(found: Check, arm: str, intact: Response | None) -> Check:

@@ -8,12 +8,12 @@ The footprint is a smooth closed curve inside the superellipse that the access c
 
 with (u, v) the plane turned by the yaw and moved to the cage's position, a, b the corridor's half length and half
 width, c the bend of a banana-shaped cage (it is inserted along its own arc) and F a Fourier series: whatever the
-parameters, the cage fits through the corridor. The distance to it is (q − s)/N(θ), N the norm of ∇(q − s) where the
-ray of that direction meets the outline. The graft chamber is the same outline moved in by the wall; it stays one
-star-shaped hole, as the wall takes at most 3/4 of the half width, s/N (also where wall_mm asks for more). The
-offset maps g (Bernstein surfaces) let a face stand off (g > 0) or sit in the prepared endplate (g < 0). A lattice's
-relative density is a Bernstein surface over the footprint inside a solid rim. By default a face may not stand off: a gap
-of less than half a millimetre unloads bone in the voxels but is lost in the tetrahedra, so no check could confirm it.
+parameters, the cage fits through the corridor. The graft chamber is that curve moved in by the wall (true
+distance); the wall takes at most 3/4 of the circle that fits inside about the middle, so that the chamber stays one
+hole. The offset maps g (Bernstein surfaces) let a face stand off (g > 0) or sit in the prepared endplate (g < 0). A
+lattice's relative density is a Bernstein surface over the footprint inside a solid rim. By default a face may not
+stand off: a gap of less than half a millimetre unloads bone in the voxels but is lost in the tetrahedra, so no
+check could confirm it.
 
 With faces: stock the same footprint has the plane or domed faces of a catalogue device instead, seated by `seat`:
 
@@ -37,11 +37,12 @@ from engine.sdf import bernstein, fourier, polygon_distance, smooth_max
 from engine.types import Segment
 
 OUTLINE_RANGE = (0.45, 1.0)
-#: Of the distance from the outline to the cage's middle, so that the graft chamber stays open and in one piece.
+#: Of the circle that fits into the outline about the cage's middle, so that the graft chamber stays open and in one piece.
 LARGEST_WALL_SHARE = 0.75
 _OUTLINE_TERMS, _WALL_TERMS = 11, 5
 _CONTROL = (4, 3)
 _BLEND_MM = 0.3
+_CURVE_POINTS = 192
 
 
 class Settings(BaseModel):
@@ -173,30 +174,40 @@ class Cage:
         """Outline and window distances and the normalised coordinates u/a, v'/b of plane points about the centre."""
         s, pose = self.settings, parameters["pose"]
         a, b = s.length_mm / 2, s.width_mm / 2
+        low, high = OUTLINE_RANGE
+
+        def scale_of(cosine: Array, sine: Array) -> Array:
+            return low + (high - low) * jax.nn.sigmoid(fourier(parameters["outline"], cosine, sine))
 
         def level(x: Array, y: Array) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
             dx, dy = x - pose[0], y - pose[1]
             u = jnp.cos(pose[2]) * dx + jnp.sin(pose[2]) * dy
             v = -jnp.sin(pose[2]) * dx + jnp.cos(pose[2]) * dy
-            v = v - 0.5 * pose[3] * (u**2 - a**2 / 3)
-            un, vn = u / a, v / b
+            un, vn = u / a, (v - 0.5 * pose[3] * (u**2 - a**2 / 3)) / b
             radius = jnp.sqrt(un**2 + vn**2 + 1e-3)
-            low, high = OUTLINE_RANGE
-            scale = low + (high - low) * jax.nn.sigmoid(fourier(parameters["outline"], un / radius, vn / radius))
-            q = (un**4 + vn**4 + 1e-6) ** 0.25
-            return (q, scale), (un, vn, un / radius, vn / radius)
+            cosine, sine = un / radius, vn / radius
+            return (_superellipse(un, vn), scale_of(cosine, sine)), (u, v, un, vn, cosine, sine)
 
         one, zero = jnp.ones_like(x), jnp.zeros_like(x)
-        (q, scale), (q_x, scale_x), (un, vn, cosine, sine) = jax.jvp(level, (x, y), (one, zero), has_aux=True)
+        (q, scale), (q_x, scale_x), (u, v, un, vn, cosine, sine) = jax.jvp(level, (x, y), (one, zero), has_aux=True)
         _, (q_y, scale_y), _ = jax.jvp(level, (x, y), (zero, one), has_aux=True)
-        # ∇q is constant along a ray and ∇s falls with 1/q: this is the gradient where the ray meets the outline
+        # first-order distance, by the gradient where the point's ray meets the outline: ∇q is constant along the ray and
+        # ∇s falls with 1/q, so that it stays smooth in the middle
         out = q / scale
         norm = jnp.sqrt((q_x - out * scale_x) ** 2 + (q_y - out * scale_y) ** 2 + (0.05 / a) ** 2)
         outline = (q - scale) / norm
-        low, high = s.wall_mm
-        wall = low + (high - low) * jax.nn.sigmoid(fourier(parameters["wall"], cosine, sine))
-        wall = -smooth_max(-wall, -LARGEST_WALL_SHARE * scale / norm, _BLEND_MM)
-        return outline, outline + wall, un, vn
+
+        def curve(angle: Array) -> tuple[Array, Array]:
+            """The outline's point in that direction, in u and v."""
+            cosine, sine = jnp.cos(angle), jnp.sin(angle)
+            reach = scale_of(cosine, sine) / _superellipse(cosine, sine)
+            u, v = a * reach * cosine, b * reach * sine
+            return u, v + 0.5 * pose[3] * (u**2 - a**2 / 3)
+
+        depth, inradius = _depth(curve, u, v)
+        wall = s.wall_mm[0] + (s.wall_mm[1] - s.wall_mm[0]) * jax.nn.sigmoid(fourier(parameters["wall"], cosine, sine))
+        wall = -smooth_max(-wall, -LARGEST_WALL_SHARE * inradius, _BLEND_MM)
+        return outline, jnp.where(outline < 0, wall - depth, wall + depth), un, vn
 
     def describe(self) -> dict[str, Any]:
         s = self.settings
@@ -208,6 +219,36 @@ class Cage:
             "faces": s.faces,
             "rods": s.rods,
         }
+
+
+def _superellipse(u: Array, v: Array) -> Array:
+    return (u**4 + v**4 + 1e-6) ** 0.25
+
+
+def _depth(curve: Any, u: Array, v: Array) -> tuple[Array, Array]:
+    """Distance of points to a closed curve(angle) → (u, v) about the origin, mm, and the circle that fits about the origin.
+
+    The nearest of _CURVE_POINTS, then Newton steps along the curve. The foot is held while differentiating: the
+    distance does not depend on it to first order.
+    """
+    angles = jnp.linspace(-jnp.pi, jnp.pi, _CURVE_POINTS, endpoint=False)
+    points_u, points_v = curve(angles)
+    squared = (u[..., None] - points_u) ** 2 + (v[..., None] - points_v) ** 2
+    angle, spacing = angles[jnp.argmin(squared, axis=-1)], 2 * jnp.pi / _CURVE_POINTS
+    one = jnp.ones_like(angle)
+
+    def along(angle: Array) -> tuple[Any, Any]:
+        return jax.jvp(curve, (angle,), (one,))
+
+    for _ in range(4):
+        ((foot_u, foot_v), (first_u, first_v)), (_, (second_u, second_v)) = jax.jvp(along, (angle,), (one,))
+        du, dv = u - foot_u, v - foot_v
+        square = first_u**2 + first_v**2
+        bend = jnp.maximum(square - du * second_u - dv * second_v, 0.02 * square)
+        angle = angle + jnp.clip((du * first_u + dv * first_v) / bend, -0.5 * spacing, 0.5 * spacing)
+    foot_u, foot_v = curve(jax.lax.stop_gradient(angle))
+    inradius = jnp.sqrt(jnp.min(points_u**2 + points_v**2))
+    return jnp.sqrt((u - foot_u) ** 2 + (v - foot_v) ** 2 + 1e-6), inradius
 
 
 def stock_faces(seat: Any, x: Any, y: Any, y0: Any, u: Any, v: Any) -> tuple[Array, Array]:
