@@ -177,14 +177,16 @@ def fractions(scene: Scene, spacing_mm: float, implant: ImplantFields) -> Array:
     """Share of each of REGIONS in every voxel [x, y, z, r]; what is left to 1 is surrounding tissue.
 
     The implant wins over bone, bone over graft, graft over what remains of the disc. Bone is the fill of
-    max(φ_bone, −φ_implant), not a product of fills: at a conforming face the two then fill the voxel exactly.
+    max(φ_bone, −φ_implant), not a product of fills: at a conforming face the two then fill the voxel exactly. There the two
+    tie all over the face, and the derivative is that of sinking the face into bone: the mean of both sides, which max()
+    has, would mix in that of opening a film.
     """
     part = fill(implant.implant, spacing_mm)
     left = 1.0 - part
     shares = {"implant": part}
     for name, distance in (
-        ("caudal", jnp.maximum(scene.caudal, -implant.implant)),
-        ("cranial", jnp.maximum(scene.cranial, -implant.implant)),
+        ("caudal", jnp.where(-implant.implant >= scene.caudal, -implant.implant, scene.caudal)),
+        ("cranial", jnp.where(-implant.implant >= scene.cranial, -implant.implant, scene.cranial)),
         ("graft", jnp.maximum(implant.window, scene.disc)),
         ("remnant", scene.disc),
     ):

@@ -44,6 +44,8 @@ from engine.types import SolverStatus
 
 #: Coarsest level: unknowns in one plane across its longest axis, and planes.
 MAX_PLANE_UNKNOWNS, MAX_PLANES = 700, 48
+#: A relative residual above this is no solution: neither a measure nor a gradient is taken from it.
+UNSOLVED = 1e-3
 #: The solve gives up when a right-hand side has not bettered its best residual by 2 % in so many iterations.
 STALL_ITERATIONS = 40
 
@@ -410,7 +412,7 @@ def _sparse(k: np.ndarray) -> scipy.sparse.csr_matrix:
     matrix = scipy.sparse.coo_matrix((k.ravel(), (row.ravel(), column.ravel())), shape=(size, size)).tocsr()
     diagonal = matrix.diagonal()
     empty = diagonal <= 1e-12 * diagonal.max()
-    return matrix + scipy.sparse.diags(np.where(empty, np.median(diagonal), 0.0)) if empty.any() else matrix
+    return matrix + scipy.sparse.diags(np.where(empty, diagonal.max(), 0.0)) if empty.any() else matrix
 
 
 def _link_rows(links: Links, nodes: tuple[int, ...]) -> np.ndarray:

@@ -25,10 +25,7 @@ from jax import Array
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.forward import Warm
-from engine.multigrid import Hierarchy
-
-#: A relative residual above this is no solution: the measures and the gradient would be noise.
-UNSOLVED = 1e-3
+from engine.multigrid import UNSOLVED, Hierarchy
 
 
 class OptimizerSettings(BaseModel):
@@ -136,11 +133,12 @@ def run(problem: Solvable, settings: OptimizerSettings, state: State) -> Iterato
         evaluation, _, gradient, warm = problem.gradient(
             state.parameters, state.multipliers, float(state.penalty), preconditioner, state.warm
         )
-        residual = float(np.max(np.asarray(evaluation.info.relative_residual)))
+        probe = np.asarray(warm.probe)  # iterations and residual of the adjoint solve
+        residual = max(float(np.max(np.asarray(evaluation.info.relative_residual))), float(probe[1]))
         if not residual <= UNSOLVED:
             if state.built_at is state.parameters:
                 raise FloatingPointError(
-                    f"iteration {n}: the linear solve ended with a relative residual of {residual:.1e}; the best design so "
+                    f"iteration {n}: the linear solve or its adjoint ended with a relative residual of {residual:.1e}; the best design so "
                     "far is kept. Walls under two voxels usually cause this: raise wall_mm or lower solver.spacing_mm"
                 )
             # a preconditioner built for a design that has moved too far since: build it anew and repeat the iteration
@@ -178,7 +176,6 @@ def run(problem: Solvable, settings: OptimizerSettings, state: State) -> Iterato
             best_loss=jnp.asarray(loss) if improved else state.best_loss,
             best_violation=jnp.asarray(violation) if improved else state.best_violation,
         )
-        probe = np.asarray(warm.probe)
         yield Step(n, loss, violation, constraints, evaluation, norm, int(probe[0]), float(probe[1]), improved, state)
 
 

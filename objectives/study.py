@@ -6,8 +6,8 @@
              *_central    stock and conforming where the family's configuration puts them by default
     floors   intact (no device), full_endplate (solid from rim to rim)
 
-Stock and conforming are searched with the same goals under the same corridor, so that no gain is bought with a badly
-placed rival.
+Stock and conforming are searched under the same corridor with the same loss (the minimised goals; what only the shape
+decides, volumes and the like, is reported of them and not ranked), so that no gain is bought with a badly placed rival.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from engine.elasticity import Grid
 from engine.forward import Numerics, Scene
 from engine.implants import Family, anatomy_at
 from engine.implants.cage import Cage, Catalogue, seat
-from engine.multigrid import SolverSettings, statuses
-from engine.types import Boundary, Design, Response, Segment, SolverStatus, VoxelField
+from engine.multigrid import UNSOLVED, SolverSettings, statuses
+from engine.types import Boundary, Design, Segment, SolverStatus, VoxelField
 from objectives import Goal
 from objectives.problem import Evaluation, Problem, goals, to_unit
 
@@ -221,10 +221,11 @@ def search(
     family = problem.family
     s = study.cage.settings
     tried: dict[tuple[float, ...], Trial] = {}
+    unsolved: set[tuple[float, ...]] = set()
 
     def attempt(pose: np.ndarray) -> Trial | None:
         key = tuple(np.round(pose, 4))
-        values = None if key in tried else parameters_at(study, family, pose)
+        values = None if key in tried or key in unsolved else parameters_at(study, family, pose)
         if values is None:
             return None
         row = (known or {}).get(tuple(pose.tolist()))
@@ -232,6 +233,11 @@ def search(
             tried[key] = Trial(arm, pose, row["loss"], row["measures"])
         else:
             e = problem.evaluate(unit(family, values))
+            residual = float(np.max(np.asarray(e.info.relative_residual)))
+            if not residual <= UNSOLVED:
+                log.warning("%s at %s: not solved (relative residual %.1e), left out", arm, np.round(pose, 2).tolist(), residual)
+                unsolved.add(key)
+                return None
             tried[key] = Trial(arm, pose, float(e.loss), problem.table(e))
         return tried[key]
 
@@ -239,7 +245,9 @@ def search(
         if (trial := attempt(pose)) is not None:
             yield trial
     if not tried:
-        raise ValueError(f"{arm}: the device fits nowhere in the corridor; see implant.settings and stock")
+        raise ValueError(
+            f"{arm}: the device fits nowhere in the corridor ({len(unsolved)} positions did not solve); see implant.settings and stock"
+        )
     best = min(tried.values(), key=lambda t: t.loss)
     step = np.array([_span(s.x_mm) / 6, _span(s.y_mm) / 6, np.deg2rad(_span(s.yaw_deg)) / 6, 0.0])
     low, high = (np.array([s.x_mm[i], s.y_mm[i], np.deg2rad(s.yaw_deg[i]), 0.0]) for i in (0, 1))
@@ -276,27 +284,26 @@ def unit(family: Family, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]
 # -- stages --------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Prepared:
-    """The patient on one grid, with rods and without, and the intact segment's response there."""
+    """The patient on one grid, with rods and without; the intact segment's energy is in the scenes."""
 
     grid: Grid
     scene: Scene
     bare: Scene
     numerics: Numerics
-    intact: Response
-    status: list[SolverStatus]
 
 
 def prepare(study: Study, spacing_mm: float) -> Prepared:
-    """Everything on a grid that the design does not change, and the intact segment as the reference."""
+    """Everything on a grid that the design does not change. Raises ValueError when the intact segment does not solve."""
     grid = forward.make_grid(study.segment, spacing_mm)
     scene, numerics = forward.prepare(
         study.segment, study.boundary, grid, study.config.solver.settings(), study.config.solver.bone_law
     )
-    scene, intact, info = forward.with_reference(scene, numerics, implants.load("none", {}))
+    scene, _, info = forward.with_reference(scene, numerics, implants.load("none", {}))
     names = tuple(f"basis load {i + 1}" for i in range(scene.forces.shape[0]))
-    return Prepared(
-        grid, scene, replace(scene, links=None), numerics, intact, statuses(info, numerics.solver, names)
-    )
+    intact = worst(statuses(info, numerics.solver, names))
+    if not intact.relative_residual <= UNSOLVED:
+        raise ValueError(f"the intact segment, reference of stress shielding, did not solve: {intact.text}")
+    return Prepared(grid, scene, replace(scene, links=None), numerics)
 
 
 def problem(study: Study, prepared: Prepared, family: Family) -> Problem:

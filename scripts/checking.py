@@ -267,7 +267,7 @@ def _report(study: Study, config: RunConfig, folder: Path, arms: dict[str, Any])
         "optimisation": {"status": {"code": "ok" if feasible else "max_iterations", "text": note}, "history": "history.jsonl",
                          "figures": {"iterations": len(history)}},
         "timings_s": timings["seconds"],
-        "memory_mb": timings["peak_mb"] | {"now": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024},
+        "memory_mb": timings["peak_mb"] | {"report": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024},
         "versions": {k: v for k, v in artifacts.versions().items() if isinstance(v, str | int | float | bool | None)},
         "hashes": {"configuration": artifacts.read_json(folder / "meta.json")["identity"]},
         "limitations": LIMITATIONS,

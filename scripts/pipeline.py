@@ -331,7 +331,7 @@ def _plain(value: Any) -> Any:
 
 # -- bookkeeping ---------------------------------------------------------------------------------------------
 class Clock:
-    """Wall times and peak memory of the stages, kept in timings.json (added up over resumes)."""
+    """Wall times and peak memory (of the largest process) of the stages, kept in timings.json (times add up over resumes)."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "timings.json"
@@ -349,7 +349,8 @@ class Clock:
         table = artifacts.read_json(self.path) if self.path.exists() else {"seconds": {}, "peak_mb": {}}
         spent = time.perf_counter() - self.begun
         table["seconds"][self.stage] = table["seconds"].get(self.stage, 0.0) + spent
-        table["peak_mb"][self.stage] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        table["peak_mb"][self.stage] = peak / 1024  # of the largest single process
         artifacts.write_json(self.path, table)
         log.info("%s: %.0f s", self.stage, spent)
 

@@ -204,7 +204,7 @@ class Cage:
             u, v = a * reach * cosine, b * reach * sine
             return u, v + 0.5 * pose[3] * (u**2 - a**2 / 3)
 
-        depth, inradius = _depth(curve, u, v)
+        depth, inradius = _depth(curve, u, v, -pose[3] * a**2 / 6)
         wall = s.wall_mm[0] + (s.wall_mm[1] - s.wall_mm[0]) * jax.nn.sigmoid(fourier(parameters["wall"], cosine, sine))
         wall = -smooth_max(-wall, -LARGEST_WALL_SHARE * inradius, _BLEND_MM)
         return outline, jnp.where(outline < 0, wall - depth, wall + depth), un, vn
@@ -225,8 +225,8 @@ def _superellipse(u: Array, v: Array) -> Array:
     return (u**4 + v**4 + 1e-6) ** 0.25
 
 
-def _depth(curve: Any, u: Array, v: Array) -> tuple[Array, Array]:
-    """Distance of points to a closed curve(angle) → (u, v) about the origin, mm, and the circle that fits about the origin.
+def _depth(curve: Any, u: Array, v: Array, middle_v: Array) -> tuple[Array, Array]:
+    """Distance of points to a closed curve(angle) → (u, v), mm, and the radius of the circle that fits about (0, middle_v).
 
     The nearest of _CURVE_POINTS, then Newton steps along the curve. The foot is held while differentiating: the
     distance does not depend on it to first order.
@@ -247,7 +247,7 @@ def _depth(curve: Any, u: Array, v: Array) -> tuple[Array, Array]:
         bend = jnp.maximum(square - du * second_u - dv * second_v, 0.02 * square)
         angle = angle + jnp.clip((du * first_u + dv * first_v) / bend, -0.5 * spacing, 0.5 * spacing)
     foot_u, foot_v = curve(jax.lax.stop_gradient(angle))
-    inradius = jnp.sqrt(jnp.min(points_u**2 + points_v**2))
+    inradius = jnp.sqrt(jnp.min(points_u**2 + (points_v - middle_v) ** 2))
     return jnp.sqrt((u - foot_u) ** 2 + (v - foot_v) ** 2 + 1e-6), inradius
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -186,6 +187,26 @@ def test_bone_and_implant_volume_follow_the_offset(bench):
     gained = after[IMPLANT] - before[IMPLANT]
     assert gained > 1
     assert after[0] - before[0] == pytest.approx(-gained, rel=0.05)
+
+
+def test_derivative_at_a_conforming_face_is_that_of_sinking_it(bench):
+    """At g = 0 φ_bone and −φ_implant tie all over the face. Against one-sided differences into the bone; max() would give
+    bone half of its derivative and the disc's remnant, which is not there, the other half."""
+    base = {k: jnp.asarray(g.initial) for k, g in bench.family.groups().items()}
+    assert not np.any(base["offset_caudal"])
+
+    def shares(t):
+        p = {**base, "offset_caudal": base["offset_caudal"] - t}
+        return forward.fractions(bench.scene, bench.numerics.grid.spacing_mm, bench.family.fields(p, bench.scene.anatomy))
+
+    at, tangent = jax.jvp(shares, (0.0,), (1.0,))
+    step = 1e-5
+    difference = np.asarray((shares(step) - at) / step)
+    assert np.abs(difference[..., 0]).max() > 0.1  # bone gives way
+    wrong = np.abs(np.asarray(tangent) - difference) > 1e-3
+    # the faces' own rims and the window's edge have other switches of max()
+    assert wrong[..., 0].sum() <= 0.02 * (np.abs(difference[..., 0]) > 1e-3).sum()
+    assert np.abs(np.asarray(tangent)[..., -1]).sum() < 0.02 * np.abs(difference[..., 0]).sum()
 
 
 def test_fill_is_complementary_smooth_and_bounded():
