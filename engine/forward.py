@@ -30,7 +30,7 @@ from engine.implants import Anatomy, Family, ImplantFields, anatomy_at
 from engine.materials import SOFT, bone_law, implant_material, lame, lattice_fatigue_ratio, lattice_modulus_ratio
 from engine.multigrid import Hierarchy, SolveInfo, SolverSettings, System
 from engine.sdf import FILL_WIDTH_VOXELS, fill
-from engine.types import BODIES, REGIONS, Boundary, Link, Patch, Response, Segment, Vertebra, VoxelField, stack_loads
+from engine.types import BODIES, REGIONS, Boundary, Link, Patch, Response, Segment, Vertebra, stack_loads
 
 log = logging.getLogger("spinefit")
 
@@ -490,9 +490,3 @@ def _links(links: tuple[Link, ...], nodal: Any, grid: Grid) -> tuple[Links, ...]
     node = np.flatnonzero(np.abs(every).max(axis=(0, 2)) > 0)
     finest = Links(jnp.asarray(node), jnp.asarray(every[:, node]), jnp.asarray(stiffness))
     return multigrid.coarsen_links(finest, grid.shape, multigrid.depth(grid.shape))
-
-
-def field_on(grid: Grid, values: Array) -> VoxelField:
-    """A voxel field of the engine as data for the other stages (samples at voxel centres)."""
-    origin = np.asarray(grid.origin_mm) + grid.spacing_mm / 2
-    return VoxelField(np.asarray(values), origin, grid.spacing_mm)

@@ -292,7 +292,7 @@ class Design:
     relative_density  lattice relative density in (0, 1], sampled like `implant`; 1 = solid
     material          key of engine.materials.IMPLANTS
     parameters        what made it, by group
-    measures          geometric figures with units in their names (volume_mm3, window_volume_mm3, …)
+    measures          geometric figures with units in their names (volume_mm3, footprint_mm2, …)
     """
 
     arm: str

@@ -5,7 +5,9 @@ python -m fem.mmg in.npz out.npz
 
 from __future__ import annotations
 
+import ctypes
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -47,9 +49,15 @@ def remesh_apart(
             return result["points"], result["tets"], result["refs"]
 
 
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when the one that started it ends, however it ends."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def _main(given: str, made: str) -> None:
     from mmgpy import MmgMesh3D
 
+    die_with_parent()
     with np.load(given) as data:
         mesh = MmgMesh3D()
         mesh.set_mesh_size(vertices=len(data["points"]), tetrahedra=len(data["tets"]))

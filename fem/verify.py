@@ -69,11 +69,13 @@ def check(
 
 
 def balance(response: Response) -> tuple[float, float]:
-    """Largest |applied + reaction| over the load cases, relative to the largest force and moment applied."""
+    """Largest |applied + reaction| over the load cases, relative to the largest force and moment applied (one of which may
+    be nothing: a force then counts as a moment over 50 mm, half a segment's height)."""
     rest = np.asarray(response.applied) + np.asarray(response.reaction)
     applied = np.asarray(response.applied)
-    force = np.linalg.norm(rest[:, :3], axis=1) / np.linalg.norm(applied[:, :3], axis=1).max()
-    moment = np.linalg.norm(rest[:, 3:], axis=1) / np.linalg.norm(applied[:, 3:], axis=1).max()
+    largest_n, largest_nmm = (np.linalg.norm(applied[:, part], axis=1).max() for part in (slice(3), slice(3, 6)))
+    force = np.linalg.norm(rest[:, :3], axis=1) / max(largest_n, largest_nmm / 50.0)
+    moment = np.linalg.norm(rest[:, 3:], axis=1) / max(largest_nmm, largest_n * 50.0)
     return float(force.max()), float(moment.max())
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from engine import forward, implants, loadcases
 from engine.boundary import BoundarySettings, boundary
@@ -27,6 +27,7 @@ from engine.elasticity import Grid
 from engine.forward import Numerics, Scene
 from engine.implants import Family, anatomy_at
 from engine.implants.cage import Cage, Catalogue, seat
+from engine.materials import bone_law
 from engine.multigrid import UNSOLVED, SolverSettings, statuses
 from engine.types import Boundary, Design, Segment, SolverStatus, VoxelField
 from objectives import Goal
@@ -47,6 +48,12 @@ class SolverConfig(BaseModel):
     max_iterations: int = Field(150, ge=5)
     smoother_degree: int = Field(3, ge=1, le=12)
     bone_law: str = "morgan2003_vertebra"
+
+    @field_validator("bone_law")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        bone_law(name)
+        return name
 
     def settings(self) -> SolverSettings:
         return SolverSettings(self.tolerance, self.max_iterations, self.smoother_degree)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import resource
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -18,8 +19,9 @@ from scipy.spatial.transform import Rotation
 from engine import artifacts, forward
 from engine.patient import load_segment, measure
 from engine.patient.frames import move_endplate
-from engine.types import Response, Segment
+from engine.types import Response, Segment, stack_loads
 from fem.mesh import MeshSettings
+from fem.mmg import die_with_parent
 from fem.render import render_all
 from fem.report import Picture, write_report
 from fem.solve import FemSettings
@@ -52,15 +54,21 @@ LIMITATIONS = [
 
 
 def check_run(folder: Path, fem: FemConfig | None = None) -> Path:
-    """Verify every arm of a designed run, by the run's own settings or by `fem`; returns the report's path.
+    """Verify every arm of a designed run, by the run's own settings or by `fem`; returns the report's path. An earlier report of
+    the folder is replaced.
 
     A failed arm keeps its status and has no number; the others go on. Raises ValueError when the folder holds no designs.
     """
     config = read_config(folder)
     if fem is not None:
         config = config.model_copy(update={"fem": fem})
-    if not (folder / "engine.json").exists():
-        raise ValueError(f"{folder} holds no finished designs; run scripts/optimize.py with resume=true out={folder} first")
+    wanted = sorted(config.fem.arms, key=lambda a: (*FLOORS, *ARMS).index(a))
+    missing = [a for a in wanted if not (folder / "designs" / a / "design.json").exists()]
+    if missing or not (folder / "engine.json").exists():
+        raise ValueError(
+            f"{folder} holds no finished designs ({', '.join(missing) or 'engine.json'} missing); run scripts/optimize.py with "
+            f"resume=true out={folder} first"
+        )
     segment = load_segment(folder / "segment")
     study = studies.make(segment, config.study)
     families = studies.families(study)
@@ -70,12 +78,12 @@ def check_run(folder: Path, fem: FemConfig | None = None) -> Path:
     )
     crop = forward.region_of_interest(segment)
     clock, arms = Clock(folder), dict[str, dict[str, Any]]()
-    wanted = sorted(config.fem.arms, key=lambda a: (*FLOORS, *ARMS).index(a))
     # one process an arm, two at a time: MMG and SfePy's assembly use one core each, and a crash takes one arm only
     environment = {k: os.environ.get(k) for k in THREADS}
     os.environ.update(dict.fromkeys(THREADS, "1"))
     held: dict[str, Check] = {}
     intact: Response | None = None
+    clock.forget("SfePy, all arms", "report")
     with clock("SfePy, all arms"), ThreadPoolExecutor(config.fem.processes) as pool:
         waiting: dict[Any, str] = {}
         for arm in wanted:
@@ -83,16 +91,22 @@ def check_run(folder: Path, fem: FemConfig | None = None) -> Path:
             job = (segment, design, surface, study.boundary_of(families[arm]), crop, mesh_settings, fem_settings, folder / "fem" / arm)
             waiting[pool.submit(_apart, *job)] = arm
         expected = "intact" in wanted
-        for future in as_completed(list(waiting)):
-            arm = waiting.pop(future)
-            held[arm] = future.result()
-            del future
-            log.info("SfePy %s: %s %s", arm, held[arm].status.code, held[arm].status.text)
-            if arm == "intact":
-                intact, expected = held[arm].response, False
-            if not expected:  # a response is hundreds of megabytes: measured and let go as soon as its reference is there
-                for name in list(held):
-                    arms[name] = _arm(study, name, _referenced(held.pop(name), name, intact), engine["arms"][name], folder)
+        try:
+            for future in as_completed(list(waiting)):
+                arm = waiting.pop(future)
+                held[arm] = future.result()
+                del future
+                log.info("SfePy %s: %s %s", arm, held[arm].status.code, held[arm].status.text)
+                if arm == "intact":
+                    intact, expected = held[arm].response, False
+                if not expected:  # a response is hundreds of megabytes: measured and let go as soon as its reference is there
+                    for name in list(held):
+                        arms[name] = _arm(study, name, _referenced(held.pop(name), name, intact), engine["arms"][name], folder)
+        except BaseException:  # Ctrl-C above all: nothing goes on behind the user's back
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.kill()
+            raise
     os.environ.update({k: v for k, v in environment.items() if v is not None})
     arms = {arm: arms[arm] for arm in wanted}
     with clock("report"):
@@ -102,10 +116,13 @@ def check_run(folder: Path, fem: FemConfig | None = None) -> Path:
 def _apart(*job: Any) -> Check:
     """`check` in a process of its own: its memory is given back after the arm, and a crash takes no other arm along."""
     try:
-        with ProcessPoolExecutor(1, get_context("spawn")) as one:
+        with ProcessPoolExecutor(1, get_context("spawn"), initializer=die_with_parent) as one:
             return one.submit(check, *job).result()
     except BrokenProcessPool as error:
         return nothing(f"the process of this arm died ({error}); usually too little memory: coarsen fem.mesh")
+    except Exception as error:  # whatever it is, it is this arm's alone
+        log.exception("an arm failed")
+        return nothing(f"{type(error).__name__}: {error}")
 
 
 def _referenced(found: Check, arm: str, intact: Response | None) -> Check:
@@ -133,6 +150,9 @@ def _arm(study: Study, arm: str, found: Check, engine: dict[str, Any], folder: P
         "mesh": found.mesh,
         "notes": list(found.notes),
     }
+    base["notes"] += engine.get("notes", [])
+    if engine["status"] != "ok":
+        base["notes"].append(f"voxel engine: {engine['status']}, relative residual {engine['residual']:.1e}")
     response = found.response
     if response is None:
         return base
@@ -205,8 +225,14 @@ def _percentile(values: np.ndarray, weight: np.ndarray, percent: float) -> float
     return float(values[order][np.searchsorted(total, percent / 100 * total[-1])])
 
 
-def achieved(segment: Segment, response: Response, case: str = "standing") -> Any:
-    """Alignment under a load: the plan moved by the cranial vertebra's motion relative to the caudal one."""
+def shown_case(names: tuple[str, ...]) -> str:
+    """The load case whose alignment is reported: standing, or the first where there is none of that name."""
+    return "standing" if "standing" in names else names[0]
+
+
+def achieved(segment: Segment, response: Response) -> Any:
+    """Alignment under `shown_case`: the plan moved by the cranial vertebra's motion relative to the caudal one."""
+    case = shown_case(response.loadcases)
     motion = np.asarray(response.motion)[response.case(case)]
     relative = motion[1] - motion[0]
     centre = segment.cranial.inferior.centre_mm
@@ -261,8 +287,9 @@ def _report(study: Study, config: RunConfig, folder: Path, arms: dict[str, Any])
             "check mesh": config.fem.mesh, "grid_mm": config.study.solver.spacing_mm, "bone law": config.study.solver.bone_law,
         },
         "warnings": warnings,
-        "alignment": {"measured": asdict(plan.measured), "planned": asdict(plan.planned), "load_case": "standing",
-                      "rule": plan.rule, "source": plan.source, "notes": list(plan.notes)},
+        "alignment": {"measured": asdict(plan.measured), "planned": asdict(plan.planned),
+                      "load_case": shown_case(stack_loads(study.boundary.loadcases)), "rule": plan.rule,
+                      "source": plan.source, "notes": list(plan.notes)},
         "arms": arms,
         "optimisation": {"status": {"code": "ok" if feasible else "max_iterations", "text": note}, "history": "history.jsonl",
                          "figures": {"iterations": len(history)}},

@@ -31,6 +31,9 @@ def run_config(settings: DictConfig) -> pipeline.RunConfig:
     unknown = set(plain) - known - study - parts
     if unknown:
         raise ValueError(f"unknown key {', '.join(sorted(unknown))}; known are {', '.join(sorted(known | study | parts))}")
+    for group, key in (("loadcases", "cases"), ("objectives", "goals")):
+        if extra := set(plain[group]) - {key}:
+            raise ValueError(f"{group}: unknown key {', '.join(sorted(extra))}; it holds {key} and nothing else")
     body = {k: plain[k] for k in study} | {"cases": plain["loadcases"]["cases"], "goals": plain["objectives"]["goals"]}
     return pipeline.RunConfig(**{k: plain[k] for k in known & set(plain)}, study=body | plain["implant"])
 

@@ -4,7 +4,7 @@
     segment/                         the planned patient
     search.jsonl                     every position tried for the rivals
     history.jsonl state_*.npz        every iteration, and the optimiser's state after it
-    designs/<arm>/                   design.json fields.npz implant.stl implant.3mf density.vtu
+    designs/<arm>/                   design.json implant.npz window.npz implant.stl implant.3mf density.vtu
     engine.json                      every arm on the voxel engine
     fem/<arm>/solution.vtu           every arm in SfePy
     result.json report.html          the outcome
@@ -17,19 +17,22 @@ import json
 import logging
 import resource
 import time
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from engine import artifacts, forward, optimize, surface
 from engine.optimize import OptimizerSettings
 from engine.patient import load_segment, phantom_segment, save_segment
 from engine.types import Design, Segment, Surface
+from fem.mesh import MeshSettings
+from fem.solve import FemSettings
 from objectives import study as studies
 from objectives.study import ARMS, FLOORS, Study, StudyConfig
 
@@ -53,6 +56,17 @@ class FemConfig(BaseModel):
     solve: dict[str, Any] = {}
     arms: tuple[str, ...] = (*FLOORS, *ARMS)
     processes: int = Field(2, ge=1, le=16)
+
+    @model_validator(mode="after")
+    def _check(self) -> FemConfig:
+        for kind, given in ((MeshSettings, self.mesh), (FemSettings, self.solve)):
+            known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+            if unknown := set(given) - known:
+                raise ValueError(f"unknown key {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
+            kind(**given)
+        if wrong := [a for a in self.arms if a not in (*FLOORS, *ARMS)]:
+            raise ValueError(f"arms: {', '.join(wrong)} unknown; choose among {', '.join((*FLOORS, *ARMS))}")
+        return self
 
 
 class RunConfig(BaseModel):
@@ -94,26 +108,53 @@ def open_segment(patient: PatientConfig) -> Segment:
     return load_segment(folder / "segment")
 
 
-def open_run(config: RunConfig) -> Path:
-    """Create the run folder, or open it again with resume=true and the same configuration.
+def digest(value: Any) -> str:
+    """SHA-256 of a dataclass with everything in it."""
+    total = hashlib.sha256()
 
-    Raises ValueError when the folder holds another run, or the same one without resume=true.
+    def add(part: Any) -> None:
+        if is_dataclass(part) and not isinstance(part, type):
+            for f in fields(part):
+                total.update(f.name.encode())
+                add(getattr(part, f.name))
+        elif isinstance(part, list | tuple):
+            for item in part:
+                add(item)
+        elif isinstance(part, np.ndarray):
+            total.update(f"{part.dtype}{part.shape}".encode() + np.ascontiguousarray(part).tobytes())
+        else:
+            total.update(repr(part).encode())
+
+    add(value)
+    return total.hexdigest()
+
+
+def open_run(config: RunConfig, segment: Segment) -> Path:
+    """Create the run folder, or open it again with resume=true, the same configuration and the same patient.
+
+    A folder in which nothing has been computed yet is begun anew. Raises ValueError when the folder holds another run, or
+    the same one without resume=true.
     """
     folder = Path(config.out)
     meta = folder / "meta.json"
-    if meta.exists():
+    patient = digest(segment)
+    if meta.exists() and any((folder / name).exists() for name in ("search.jsonl", "history.jsonl", "engine.json")):
         before = artifacts.read_json(meta)
+        if before.get("segment", patient) != patient:
+            raise ValueError(f"the patient has changed since {folder} was begun (prepared again?); choose another out=")
         if before["identity"] != config.identity():
             raise ValueError(f"{folder} holds a run of another configuration; choose another out=, or restore {folder}/config.yaml")
         if not config.resume:
             raise ValueError(f"{folder} already holds this run; add resume=true to go on with it, or choose another out=")
         log.info("resuming %s", folder)
         return folder
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(folder.iterdir()) and not meta.exists():
         raise ValueError(f"{folder} exists and is not a run folder; choose another out=")
     folder.mkdir(parents=True, exist_ok=True)
     artifacts.write_text(folder / "config.yaml", yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False))
-    artifacts.write_json(meta, {"identity": config.identity(), "versions": artifacts.versions(), "created": _now()})
+    save_segment(segment, folder / "segment")
+    head = {"identity": config.identity(), "segment": patient, "versions": artifacts.versions(), "created": _now()}
+    artifacts.write_json(meta, head)
     return folder
 
 
@@ -132,10 +173,8 @@ def design_run(config: RunConfig) -> Path:
     """
     segment = open_segment(config.patient)
     study = studies.make(segment, config.study)
-    folder = open_run(config)
+    folder = open_run(config, segment)
     clock = Clock(folder)
-    if not (folder / "segment").exists():
-        save_segment(segment, folder / "segment")
     with artifacts.Interrupt() as stop, _progress() as bar:
         with clock("position search of the rivals"):
             poses = _positions(study, folder, bar, stop)
@@ -143,10 +182,11 @@ def design_run(config: RunConfig) -> Path:
             best = _optimise(study, config, poses["conforming"], folder, bar, stop)
         with clock("engine, all arms"):
             values = _values(study, poses, best)
-            _engine(study, values, folder)
+            _engine(study, values, folder, stop)
         with clock("export"):
             for arm, family in studies.families(study).items():
                 _export(studies.design(study, arm, family, values[arm]), folder / "designs" / arm)
+                _stop_if(stop, folder)
     return folder
 
 
@@ -200,7 +240,7 @@ def _optimise(
     states = sorted(folder.glob("state_*.npz"))
     if states:
         state = artifacts.load_state(states[-1], state)
-        _drop_after(folder / "history.jsonl", int(state.iteration))
+    _drop_after(folder / "history.jsonl", int(state.iteration))
     task = bar.add_task("optimise", total=settings.iterations, completed=int(state.iteration))
     started = time.perf_counter()
     for step in optimize.run(problem, settings, state):
@@ -232,7 +272,9 @@ def _optimise(
 
 def _drop_after(history: Path, iteration: int) -> None:
     """Lines of the history past the state that is resumed are from an iteration that will be done again."""
-    rows = [r for r in artifacts.read_jsonl(history) if r["iteration"] < iteration] if history.exists() else []
+    if not history.exists():
+        return
+    rows = [r for r in artifacts.read_jsonl(history) if r["iteration"] < iteration]
     artifacts.write_text(history, "".join(json.dumps(r) + "\n" for r in rows))
 
 
@@ -254,13 +296,14 @@ def _values(study: Study, poses: dict[str, np.ndarray], best: dict[str, np.ndarr
     return out
 
 
-def _engine(study: Study, values: dict[str, dict[str, Any]], folder: Path) -> None:
+def _engine(study: Study, values: dict[str, dict[str, Any]], folder: Path, stop: Any) -> None:
     """Every arm on the voxel engine, at the optimiser's grid."""
     prepared = studies.prepare(study, study.config.solver.spacing_mm)
     table: dict[str, Any] = {"grid": list(prepared.grid.shape), "spacing_mm": prepared.grid.spacing_mm, "arms": {}}
     for arm, family in studies.families(study).items():
         e, status = studies.evaluate(study, prepared, family, values[arm])
         worst = studies.worst(status)
+        elsewhere = arm.endswith("_central") and not np.array_equal(values[arm]["pose"], studies.default_pose(study))
         per_load = {g.objective.name: g.objective.per_load(e.response) for g in study.goals}
         table["arms"][arm] = {
             "status": worst.code, "iterations": worst.iterations, "residual": worst.relative_residual,
@@ -269,7 +312,9 @@ def _engine(study: Study, values: dict[str, dict[str, Any]], folder: Path) -> No
             "per_load": {k: np.asarray(v).tolist() for k, v in per_load.items() if v is not None},
             "compliance_nmm": np.asarray(e.response.compliance).tolist(),
             "motion": np.asarray(e.response.motion).tolist(),
+            "notes": ["cannot stand at the default position: shown at the searched one"] if elsewhere else [],
         }  # fmt: skip
+        _stop_if(stop, folder)
         if arm in ("optimised", "conforming", "stock"):
             _write_engine_fields(prepared, e.response, folder / "designs" / arm / "engine.vti")
     artifacts.write_json(folder / "engine.json", table)
@@ -336,6 +381,13 @@ class Clock:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "timings.json"
         self.stage = ""
+
+    def forget(self, *stages: str) -> None:
+        """Begin these stages from zero: they are done anew, not gone on with."""
+        if self.path.exists():
+            table = artifacts.read_json(self.path)
+            kept = {kind: {k: v for k, v in values.items() if k not in stages} for kind, values in table.items()}
+            artifacts.write_json(self.path, kept)
 
     def __call__(self, stage: str) -> Clock:
         self.stage = stage

@@ -3,13 +3,15 @@
     python scripts/verify.py run=<run folder>
     python scripts/verify.py run=<run folder> fem=fine      the same designs on another mesh
 
-Exit code 2 with one line for whatever is wrong with the input; 1 when an arm failed (the report says which and why).
+Exit code 2 with one line for whatever is wrong with the input; 1 when an arm failed (the report says which and why); 130 when
+interrupted (the designs are as they were: run it again).
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -27,11 +29,15 @@ from scripts import checking, doctor, pipeline
 def main(settings: DictConfig) -> None:
     """Check one run folder."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         doctor.require()
         pipeline.set_up_jax()
         fem = OmegaConf.to_container(settings.fem, resolve=True) if settings.get("fem") else None
         report = checking.check_run(Path(settings.run), None if fem is None else pipeline.FemConfig(**fem))  # type: ignore[arg-type]
+    except KeyboardInterrupt:
+        print("stopped; the designs are as they were, run it again", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, OmegaConfBaseException) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)

@@ -23,7 +23,7 @@ With faces: stock the same footprint has the plane or domed faces of a catalogue
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +82,8 @@ class Settings(BaseModel):
                 raise ValueError(f"{name}=[{low}, {high}] is not an interval; give the lower bound first")
         if self.wall_mm[0] < 0.5:
             raise ValueError(f"wall_mm={self.wall_mm[0]} is thinner than the 0.5 mm that can be printed; raise it")
+        if not self.wall_mm[0] <= self.start_wall_mm <= self.wall_mm[1]:
+            raise ValueError(f"start_wall_mm={self.start_wall_mm:g} is outside wall_mm={list(self.wall_mm)}")
         if not 0.05 <= self.relative_density[0] <= self.relative_density[1] <= 1.0:
             raise ValueError(f"relative_density={self.relative_density} must lie in [0.05, 1]")
         return self
@@ -132,7 +134,7 @@ class Cage:
         if implant_material(s.material).lattice:
             one = np.ones(_CONTROL)
             groups["density"] = Group(
-                s.start_relative_density * one, s.relative_density[0] * one, s.relative_density[1] * one, "1"
+                np.clip(s.start_relative_density, *s.relative_density) * one, s.relative_density[0] * one, s.relative_density[1] * one, "1"
             )
         return groups
 
@@ -172,12 +174,26 @@ class Cage:
 
     def _footprint(self, parameters: dict[str, Array], x: Array, y: Array) -> tuple[Array, Array, Array, Array]:
         """Outline and window distances and the normalised coordinates u/a, v'/b of plane points about the centre."""
+        s, bend = self.settings, parameters["pose"][3]
+        a, b = s.length_mm / 2, s.width_mm / 2
+        outline, u, v, un, vn, cosine, sine = self._outline(parameters, x, y)
+
+        def curve(angle: Array) -> tuple[Array, Array]:
+            """The outline's point in that direction, in u and v."""
+            cosine, sine = jnp.cos(angle), jnp.sin(angle)
+            reach = _scale(parameters, cosine, sine) / _superellipse(cosine, sine)
+            u, v = a * reach * cosine, b * reach * sine
+            return u, v + 0.5 * bend * (u**2 - a**2 / 3)
+
+        depth, inradius = _depth(curve, u, v, -bend * a**2 / 6)
+        wall = s.wall_mm[0] + (s.wall_mm[1] - s.wall_mm[0]) * jax.nn.sigmoid(fourier(parameters["wall"], cosine, sine))
+        wall = -smooth_max(-wall, -LARGEST_WALL_SHARE * inradius, _BLEND_MM)
+        return outline, jnp.where(outline < 0, wall - depth, wall + depth), un, vn
+
+    def _outline(self, parameters: dict[str, Array], x: Array, y: Array) -> tuple[Array, ...]:
+        """First-order distance to the outline, (u, v) in mm, (u/a, v'/b), and cosine and sine of the latter's direction."""
         s, pose = self.settings, parameters["pose"]
         a, b = s.length_mm / 2, s.width_mm / 2
-        low, high = OUTLINE_RANGE
-
-        def scale_of(cosine: Array, sine: Array) -> Array:
-            return low + (high - low) * jax.nn.sigmoid(fourier(parameters["outline"], cosine, sine))
 
         def level(x: Array, y: Array) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
             dx, dy = x - pose[0], y - pose[1]
@@ -186,28 +202,16 @@ class Cage:
             un, vn = u / a, (v - 0.5 * pose[3] * (u**2 - a**2 / 3)) / b
             radius = jnp.sqrt(un**2 + vn**2 + 1e-3)
             cosine, sine = un / radius, vn / radius
-            return (_superellipse(un, vn), scale_of(cosine, sine)), (u, v, un, vn, cosine, sine)
+            return (_superellipse(un, vn), _scale(parameters, cosine, sine)), (u, v, un, vn, cosine, sine)
 
         one, zero = jnp.ones_like(x), jnp.zeros_like(x)
-        (q, scale), (q_x, scale_x), (u, v, un, vn, cosine, sine) = jax.jvp(level, (x, y), (one, zero), has_aux=True)
+        (q, scale), (q_x, scale_x), rest = jax.jvp(level, (x, y), (one, zero), has_aux=True)
         _, (q_y, scale_y), _ = jax.jvp(level, (x, y), (zero, one), has_aux=True)
-        # first-order distance, by the gradient where the point's ray meets the outline: ∇q is constant along the ray and
-        # ∇s falls with 1/q, so that it stays smooth in the middle
+        # the gradient where the point's ray meets the outline: ∇q is constant along the ray and ∇s falls with 1/q, so that
+        # the distance stays smooth in the middle
         out = q / scale
         norm = jnp.sqrt((q_x - out * scale_x) ** 2 + (q_y - out * scale_y) ** 2 + (0.05 / a) ** 2)
-        outline = (q - scale) / norm
-
-        def curve(angle: Array) -> tuple[Array, Array]:
-            """The outline's point in that direction, in u and v."""
-            cosine, sine = jnp.cos(angle), jnp.sin(angle)
-            reach = scale_of(cosine, sine) / _superellipse(cosine, sine)
-            u, v = a * reach * cosine, b * reach * sine
-            return u, v + 0.5 * pose[3] * (u**2 - a**2 / 3)
-
-        depth, inradius = _depth(curve, u, v, -pose[3] * a**2 / 6)
-        wall = s.wall_mm[0] + (s.wall_mm[1] - s.wall_mm[0]) * jax.nn.sigmoid(fourier(parameters["wall"], cosine, sine))
-        wall = -smooth_max(-wall, -LARGEST_WALL_SHARE * inradius, _BLEND_MM)
-        return outline, jnp.where(outline < 0, wall - depth, wall + depth), un, vn
+        return ((q - scale) / norm, *rest)
 
     def describe(self) -> dict[str, Any]:
         s = self.settings
@@ -219,6 +223,11 @@ class Cage:
             "faces": s.faces,
             "rods": s.rods,
         }
+
+
+def _scale(parameters: dict[str, Array], cosine: Array, sine: Array) -> Array:
+    low, high = OUTLINE_RANGE
+    return low + (high - low) * jax.nn.sigmoid(fourier(parameters["outline"], cosine, sine))
 
 
 def _superellipse(u: Array, v: Array) -> Array:
@@ -264,9 +273,9 @@ class Catalogue(BaseModel):
     """Sizes of the stock device and how deep it is seated into each endplate."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    heights_mm: tuple[float, ...] = tuple(float(h) for h in range(6, 19))
-    lordosis_deg: tuple[float, ...] = (0.0, 4.0, 8.0, 12.0, 15.0)
-    domes_mm: tuple[float, ...] = (0.0, 1.0)
+    heights_mm: tuple[Annotated[float, Field(ge=4, le=22)], ...] = tuple(float(h) for h in range(6, 19))
+    lordosis_deg: tuple[Annotated[float, Field(ge=0, le=34)], ...] = (0.0, 4.0, 8.0, 12.0, 15.0)
+    domes_mm: tuple[Annotated[float, Field(ge=0, le=3)], ...] = (0.0, 1.0)
     seat_depth_mm: float = Field(0.75, gt=0, le=3)
     least_inside: float = Field(0.97, gt=0, le=1)
 
@@ -284,11 +293,11 @@ def seat(cage: Cage, segment: Segment, pose: np.ndarray, catalogue: Catalogue) -
     axis = np.arange(-reach, reach + 0.5, 1.0)
     x, y = (a.ravel() for a in np.meshgrid(axis, axis, indexing="ij"))
     parameters = {k: jnp.asarray(g.initial) for k, g in cage.groups().items()} | {"pose": jnp.asarray(pose)}
-    outline, _, u, v = (np.asarray(f) for f in cage._footprint(parameters, jnp.asarray(x), jnp.asarray(y)))
+    outline, _, _, u, v, *_ = (np.asarray(f) for f in cage._outline(parameters, jnp.asarray(x), jnp.asarray(y)))
     if s.pair:
-        mirror = [np.asarray(f) for f in cage._footprint(parameters, jnp.asarray(-x), jnp.asarray(y))]
+        mirror = [np.asarray(f) for f in cage._outline(parameters, jnp.asarray(-x), jnp.asarray(y))]
         here = outline <= mirror[0]
-        outline, u, v = (np.where(here, a, b) for a, b in ((outline, mirror[0]), (u, mirror[2]), (v, mirror[3])))
+        outline, u, v = (np.where(here, a, b) for a, b in ((outline, mirror[0]), (u, mirror[3]), (v, mirror[4])))
     inside = outline < 0
     x, y, u, v = x[inside], y[inside], u[inside], v[inside]
     low, high = segment.caudal.superior.centre_mm, segment.cranial.inferior.centre_mm

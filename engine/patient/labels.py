@@ -10,6 +10,7 @@ an isotropic grid, blurred by 0.8 voxel, and cut at the level that encloses exac
 from __future__ import annotations
 
 import hashlib
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,9 @@ def from_mask(
         raise ValueError(f"source.path={file} is no file; give a label image (.nii or .nii.gz)")
     try:
         image: Any = nib.load(file)
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
-        raise ValueError(f"{file}: not a readable NIfTI image ({error}); give .nii or .nii.gz") from error
-    values = np.asarray(image.dataobj)
+        values = np.asarray(image.dataobj)
+    except (nib.filebasedimages.ImageFileError, OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{file}: not a readable NIfTI image, or cut short ({error}); give .nii or .nii.gz") from error
     if values.ndim != 3:
         raise ValueError(f"{file}: a label image has three axes; this has shape {values.shape}")
     matrix, notes = index_to_lps(np.asarray(image.affine, float))

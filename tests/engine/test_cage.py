@@ -58,15 +58,15 @@ def test_yaw_turns_the_cage_and_position_moves_it(cage):
 @pytest.mark.parametrize("seed", range(6))
 def test_wall_is_as_thick_as_its_bounds_say(cage, seed):
     """The true distance from the chamber to the outside: at least the least wall, or 3/4 of what fits into a narrow cage."""
-    axis = np.arange(-18, 18, 0.1)
+    axis = np.arange(-18, 18, 0.2)
     x, y = np.meshgrid(axis, axis, indexing="ij")
     p = drawn(cage, seed)
     p["pose"][:2] = 0.0
     outline, window = (np.asarray(f).reshape(x.shape) for f in cage._footprint(p, jnp.asarray(x.ravel()), jnp.asarray(y.ravel()))[:2])
-    wall = ndimage.distance_transform_edt(outline < 0) * 0.1
+    wall = ndimage.distance_transform_edt(outline < 0) * 0.2
     inradius = wall[np.hypot(x, y).argmin() // len(axis), np.hypot(x, y).argmin() % len(axis)]
     least = wall[window < 0].min()
-    assert min(2.0, 0.75 * inradius) - 0.2 < least < 6.1
+    assert min(2.0, 0.75 * inradius) - 0.3 < least < 6.1
 
 
 def test_window_is_a_distance_near_its_boundary(cage):
@@ -74,10 +74,10 @@ def test_window_is_a_distance_near_its_boundary(cage):
     for seed in range(4):
         p = drawn(cage, seed)
         p["pose"][:2] = 0.0
-        axis = np.arange(-17, 17, 0.1)
+        axis = np.arange(-17, 17, 0.15)
         x, y = np.meshgrid(axis, axis, indexing="ij")
         window = np.asarray(cage._footprint(p, jnp.asarray(x.ravel()), jnp.asarray(y.ravel()))[1]).reshape(x.shape)
-        slope = np.hypot(*np.gradient(window, 0.1))
+        slope = np.hypot(*np.gradient(window, 0.15))
         assert np.quantile(np.abs(slope[np.abs(window) < 0.2] - 1), 0.9) < 0.4
 
 
@@ -85,12 +85,12 @@ def test_window_is_a_distance_near_its_boundary(cage):
 def test_the_graft_chamber_is_one_hole_whatever_the_parameters(width_mm):
     """A wall of 6 mm in a cage of 9 mm once closed the chamber in its middle and left webs that cannot be printed."""
     cage = implants.load("cage", {**SETTINGS, "width_mm": width_mm, "wall_mm": (2.0, 6.0)})
-    x, y = (a.ravel() for a in np.meshgrid(np.arange(-17, 17, 0.08), np.arange(-17, 17, 0.08), indexing="ij"))
+    x, y = (a.ravel() for a in np.meshgrid(np.arange(-17, 17, 0.16), np.arange(-17, 17, 0.16), indexing="ij"))
     for seed in range(8):
         p = drawn(cage, seed)
         p["pose"][:2] = 0.0
         outline, window = (np.asarray(f) for f in cage._footprint(p, jnp.asarray(x), jnp.asarray(y))[:2])
-        pieces, count = ndimage.label((window < 0).reshape(425, 425), np.ones((3, 3)))
+        pieces, count = ndimage.label((window < 0).reshape(213, 213), np.ones((3, 3)))
         sizes = np.bincount(pieces.ravel())[1:]
         assert count >= 1 and sizes.max() > 0.98 * sizes.sum(), sizes  # a radial spike of the last seeds is under 1 %
         assert (window < 0).sum() > 0.04 * (outline < 0).sum()

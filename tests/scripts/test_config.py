@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from pydantic import ValidationError
 
-from engine.patient import PlanConfig, phantom_segment
+from engine.patient import PlanConfig, load_segment, phantom_segment
 from objectives import study as studies
 from scripts import pipeline
 from scripts.optimize import run_config
@@ -64,6 +65,13 @@ def test_the_values_of_an_experiment_win():
         (["+stocks.heights_mm=[1]"], "stocks"),
         (["+boundary.rod_diameter_mm=50"], "rod_diameter_mm"),
         (["patient.bundel=x"], "bundel"),
+        (["+fem.mesh.size_mm=2"], "size_fine_mm"),
+        (["+fem.solve.speed=2"], "max_direct_dofs"),
+        (["+fem.arms=[stok]"], "conforming_central"),
+        (["+loadcases.case.x=1"], "cases and nothing else"),
+        (["solver.bone_law=steel"], "morgan2003_vertebra"),
+        (["implant.settings.start_wall_mm=9"], "start_wall_mm"),
+        (["+stock.domes_mm=[5]"], "domes_mm"),
     ],
 )
 def test_unknown_keys_and_values_out_of_range_are_named(overrides, named, segment):
@@ -80,15 +88,9 @@ def test_unknown_keys_and_values_out_of_range_are_named(overrides, named, segmen
         (["implant.settings.wall_mm=[0.1,2]"], "0.5 mm"),
         (["implant.settings.x_mm=[5,-5]"], "not an interval"),
         (["+stock.heights_mm=[21,22]"], "no stock cage of 21-22 mm"),
-        (["solver.bone_law=steel"], None),
     ],
 )
 def test_a_device_that_cannot_be_is_refused_with_what_to_do(overrides, named, segment):
-    if named is None:
-        study = studies.make(segment, composed(*overrides).study)
-        with pytest.raises(ValueError, match="morgan2003_vertebra"):
-            studies.prepare(study, 4.0)
-        return
     with pytest.raises(ValueError, match=named):
         studies.make(segment, composed(*overrides).study)
 
@@ -105,15 +107,22 @@ def test_a_bundle_that_is_none_is_refused(tmp_path):
         pipeline.open_segment(pipeline.PatientConfig(bundle=str(tmp_path)))
 
 
-def test_a_run_folder_is_never_mixed_with_another_configuration(tmp_path):
+def test_a_run_folder_is_never_mixed_with_another_configuration_or_patient(tmp_path, segment):
     out = f"out={tmp_path / 'run'}"
-    folder = pipeline.open_run(composed(out))
+    # nothing computed yet: a corrected configuration may begin it anew
+    pipeline.open_run(composed(out, "optimizer.iterations=7"), segment)
+    folder = pipeline.open_run(composed(out), segment)
+    (folder / "search.jsonl").write_text("")
     with pytest.raises(ValueError, match="resume=true"):
-        pipeline.open_run(composed(out))
-    assert pipeline.open_run(composed(out, "resume=true")) == folder
+        pipeline.open_run(composed(out), segment)
+    assert pipeline.open_run(composed(out, "resume=true"), segment) == folder
+    assert pipeline.open_run(composed(out, "resume=true"), load_segment(folder / "segment")) == folder
     with pytest.raises(ValueError, match="another configuration"):
-        pipeline.open_run(composed(out, "resume=true", "optimizer.iterations=7"))
+        pipeline.open_run(composed(out, "resume=true", "optimizer.iterations=7"), segment)
+    lower = replace(segment.caudal, sdf=replace(segment.caudal.sdf, values=segment.caudal.sdf.values + 0.1))
+    with pytest.raises(ValueError, match="patient has changed"):
+        pipeline.open_run(composed(out, "resume=true"), replace(segment, caudal=lower))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="not a run folder"):
-        pipeline.open_run(composed(f"out={tmp_path / 'other'}"))
+        pipeline.open_run(composed(f"out={tmp_path / 'other'}"), segment)
