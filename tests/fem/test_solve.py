@@ -126,7 +126,8 @@ def test_samples_per_cell_and_per_quadrature_point_hold_the_same_integrals(twist
     assert len(qp.volume) == 4 * len(cell.volume)
     for name in ("strain", "stress"):
         a = np.einsum("q,lqv->lv", qp.volume, getattr(qp, name))
-        assert np.allclose(a, np.einsum("q,lqv->lv", cell.volume, getattr(cell, name)), rtol=1e-9, atol=1e-9)
+        b = np.einsum("q,lqv->lv", cell.volume, getattr(cell, name))
+        assert np.abs(a - b).max() < 1e-6 * np.abs(a).max()  # samples are kept in single precision
     assert np.allclose(qp.volume @ qp.fraction, cell.volume @ cell.fraction)
     assert qp.near.sum() > 0 and np.allclose(qp.volume @ qp.near, cell.volume @ cell.near)
 
