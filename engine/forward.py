@@ -182,11 +182,11 @@ def fractions(scene: Scene, spacing_mm: float, implant: ImplantFields) -> Array:
     has, would mix in that of opening a film.
     """
     part = fill(implant.implant, spacing_mm)
-    left = 1.0 - part
+    left, outside = 1.0 - part, -implant.implant
     shares = {"implant": part}
     for name, distance in (
-        ("caudal", jnp.where(-implant.implant >= scene.caudal, -implant.implant, scene.caudal)),
-        ("cranial", jnp.where(-implant.implant >= scene.cranial, -implant.implant, scene.cranial)),
+        ("caudal", jnp.where(outside >= scene.caudal, outside, scene.caudal)),
+        ("cranial", jnp.where(outside >= scene.cranial, outside, scene.cranial)),
         ("graft", jnp.maximum(implant.window, scene.disc)),
         ("remnant", scene.disc),
     ):

@@ -110,6 +110,10 @@ class SolveInfo(NamedTuple):
     relative_residual: Array
     stalled: Array
 
+    def worst(self) -> float:
+        """The largest true relative residual, on the host."""
+        return float(np.max(np.asarray(self.relative_residual)))
+
 
 # -- transfer ------------------------------------------------------------------------------------------------
 def prolong(c: Float[Array, "b c x y z"]) -> Float[Array, "b c x2 y2 z2"]:

@@ -134,7 +134,7 @@ def run(problem: Solvable, settings: OptimizerSettings, state: State) -> Iterato
             state.parameters, state.multipliers, float(state.penalty), preconditioner, state.warm
         )
         probe = np.asarray(warm.probe)  # iterations and residual of the adjoint solve
-        residual = max(float(np.max(np.asarray(evaluation.info.relative_residual))), float(probe[1]))
+        residual = max(evaluation.info.worst(), float(probe[1]))
         if not residual <= UNSOLVED:
             if state.built_at is state.parameters:
                 raise FloatingPointError(

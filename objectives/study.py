@@ -240,7 +240,7 @@ def search(
             tried[key] = Trial(arm, pose, row["loss"], row["measures"])
         else:
             e = problem.evaluate(unit(family, values))
-            residual = float(np.max(np.asarray(e.info.relative_residual)))
+            residual = e.info.worst()
             if not residual <= UNSOLVED:
                 log.warning("%s at %s: not solved (relative residual %.1e), left out", arm, np.round(pose, 2).tolist(), residual)
                 unsolved.add(key)

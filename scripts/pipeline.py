@@ -151,10 +151,11 @@ def open_run(config: RunConfig, segment: Segment) -> Path:
     if folder.exists() and any(folder.iterdir()) and not meta.exists():
         raise ValueError(f"{folder} exists and is not a run folder; choose another out=")
     folder.mkdir(parents=True, exist_ok=True)
-    artifacts.write_text(folder / "config.yaml", yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False))
-    save_segment(segment, folder / "segment")
+    # meta.json first: with it, a folder that was cut off here counts as a run in which nothing is computed yet
     head = {"identity": config.identity(), "segment": patient, "versions": artifacts.versions(), "created": _now()}
     artifacts.write_json(meta, head)
+    artifacts.write_text(folder / "config.yaml", yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False))
+    save_segment(segment, folder / "segment")
     return folder
 
 
@@ -253,7 +254,7 @@ def _optimise(
             "constraints": step.constraints.tolist(),
             "gradient_norm": step.gradient_norm,
             "solver_iterations": int(step.evaluation.info.iterations),
-            "solver_residual": float(np.max(np.asarray(step.evaluation.info.relative_residual))),
+            "solver_residual": step.evaluation.info.worst(),
             "adjoint_iterations": step.adjoint_iterations,
             "adjoint_residual": step.adjoint_residual,
             "best": step.improved,

@@ -176,22 +176,22 @@ class Cage:
         """Outline and window distances and the normalised coordinates u/a, v'/b of plane points about the centre."""
         s, bend = self.settings, parameters["pose"][3]
         a, b = s.length_mm / 2, s.width_mm / 2
-        outline, u, v, un, vn, cosine, sine = self._outline(parameters, x, y)
+        outline, un, vn, u, v, cosine, sine = self._outline(parameters, x, y)
 
         def curve(angle: Array) -> tuple[Array, Array]:
             """The outline's point in that direction, in u and v."""
             cosine, sine = jnp.cos(angle), jnp.sin(angle)
             reach = _scale(parameters, cosine, sine) / _superellipse(cosine, sine)
             u, v = a * reach * cosine, b * reach * sine
-            return u, v + 0.5 * bend * (u**2 - a**2 / 3)
+            return u, v + _arc(bend, a, u)
 
-        depth, inradius = _depth(curve, u, v, -bend * a**2 / 6)
+        depth, inradius = _depth(curve, u, v, _arc(bend, a, 0.0))
         wall = s.wall_mm[0] + (s.wall_mm[1] - s.wall_mm[0]) * jax.nn.sigmoid(fourier(parameters["wall"], cosine, sine))
         wall = -smooth_max(-wall, -LARGEST_WALL_SHARE * inradius, _BLEND_MM)
         return outline, jnp.where(outline < 0, wall - depth, wall + depth), un, vn
 
     def _outline(self, parameters: dict[str, Array], x: Array, y: Array) -> tuple[Array, ...]:
-        """First-order distance to the outline, (u, v) in mm, (u/a, v'/b), and cosine and sine of the latter's direction."""
+        """First-order distance to the outline, (u/a, v'/b), (u, v) in mm, and cosine and sine of the former's direction."""
         s, pose = self.settings, parameters["pose"]
         a, b = s.length_mm / 2, s.width_mm / 2
 
@@ -199,10 +199,10 @@ class Cage:
             dx, dy = x - pose[0], y - pose[1]
             u = jnp.cos(pose[2]) * dx + jnp.sin(pose[2]) * dy
             v = -jnp.sin(pose[2]) * dx + jnp.cos(pose[2]) * dy
-            un, vn = u / a, (v - 0.5 * pose[3] * (u**2 - a**2 / 3)) / b
+            un, vn = u / a, (v - _arc(pose[3], a, u)) / b
             radius = jnp.sqrt(un**2 + vn**2 + 1e-3)
             cosine, sine = un / radius, vn / radius
-            return (_superellipse(un, vn), _scale(parameters, cosine, sine)), (u, v, un, vn, cosine, sine)
+            return (_superellipse(un, vn), _scale(parameters, cosine, sine)), (un, vn, u, v, cosine, sine)
 
         one, zero = jnp.ones_like(x), jnp.zeros_like(x)
         (q, scale), (q_x, scale_x), rest = jax.jvp(level, (x, y), (one, zero), has_aux=True)
@@ -223,6 +223,11 @@ class Cage:
             "faces": s.faces,
             "rods": s.rods,
         }
+
+
+def _arc(bend: Array, a: float, u: Any) -> Array:
+    """The bent cage's middle line v(u), its mean over the length at v = 0."""
+    return 0.5 * bend * (u**2 - a**2 / 3)
 
 
 def _scale(parameters: dict[str, Array], cosine: Array, sine: Array) -> Array:
@@ -293,11 +298,11 @@ def seat(cage: Cage, segment: Segment, pose: np.ndarray, catalogue: Catalogue) -
     axis = np.arange(-reach, reach + 0.5, 1.0)
     x, y = (a.ravel() for a in np.meshgrid(axis, axis, indexing="ij"))
     parameters = {k: jnp.asarray(g.initial) for k, g in cage.groups().items()} | {"pose": jnp.asarray(pose)}
-    outline, _, _, u, v, *_ = (np.asarray(f) for f in cage._outline(parameters, jnp.asarray(x), jnp.asarray(y)))
+    outline, u, v = (np.asarray(f) for f in cage._outline(parameters, jnp.asarray(x), jnp.asarray(y))[:3])
     if s.pair:
-        mirror = [np.asarray(f) for f in cage._outline(parameters, jnp.asarray(-x), jnp.asarray(y))]
+        mirror = [np.asarray(f) for f in cage._outline(parameters, jnp.asarray(-x), jnp.asarray(y))[:3]]
         here = outline <= mirror[0]
-        outline, u, v = (np.where(here, a, b) for a, b in ((outline, mirror[0]), (u, mirror[3]), (v, mirror[4])))
+        outline, u, v = (np.where(here, a, b) for a, b in zip((outline, u, v), mirror, strict=True))
     inside = outline < 0
     x, y, u, v = x[inside], y[inside], u[inside], v[inside]
     low, high = segment.caudal.superior.centre_mm, segment.cranial.inferior.centre_mm

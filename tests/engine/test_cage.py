@@ -64,7 +64,7 @@ def test_wall_is_as_thick_as_its_bounds_say(cage, seed):
     p["pose"][:2] = 0.0
     outline, window = (np.asarray(f).reshape(x.shape) for f in cage._footprint(p, jnp.asarray(x.ravel()), jnp.asarray(y.ravel()))[:2])
     wall = ndimage.distance_transform_edt(outline < 0) * 0.2
-    inradius = wall[np.hypot(x, y).argmin() // len(axis), np.hypot(x, y).argmin() % len(axis)]
+    inradius = wall.ravel()[np.hypot(x, y).argmin()]
     least = wall[window < 0].min()
     assert min(2.0, 0.75 * inradius) - 0.3 < least < 6.1
 
