@@ -135,7 +135,18 @@ def scatter(f: Float[Array, "b k x y z"]) -> Float[Array, "b c x1 y1 z1"]:
     return total
 
 
-def _mode_matrix(k: np.ndarray) -> np.ndarray:
+def child_interpolation() -> np.ndarray:
+    """P_c [8, 24, 24]: nodal values of each child from those of the coarse element."""
+    out = np.zeros((8, 24, 24))
+    for child, corner in enumerate(CORNERS):
+        for a, node in enumerate(CORNERS):
+            xi = (np.array(corner) + np.array(node)) / 2
+            shape = [np.prod([x if c else 1 - x for x, c in zip(xi, b, strict=True)]) for b in CORNERS]
+            out[child, 3 * a : 3 * a + 3] = np.kron(shape, np.eye(3))
+    return out
+
+
+def mode_matrix(k: np.ndarray) -> np.ndarray:
     """H K Hᵀ / 64 with H the sums and differences over the corners: an element matrix in the trilinear modes."""
     signs = 2.0 * np.array(CORNERS) - 1.0
     modes = np.array([[np.prod(s ** np.array(mode)) for s in signs] for mode in CORNERS])
@@ -143,10 +154,8 @@ def _mode_matrix(k: np.ndarray) -> np.ndarray:
     return transform @ k @ transform.T / 64
 
 
-def _apply_one(medium: Medium, u: Float[Array, "3 x1 y1 z1"], spacing_mm: float) -> Float[Array, "3 x1 y1 z1"]:
-    """K u of one right-hand side by sums and differences along the axes (see the module's docstring)."""
-    k_lam, k_mu, _ = (_mode_matrix(k) for k in element_matrices(spacing_mm))
-    lam, mu = medium.lam.astype(u.dtype), medium.mu.astype(u.dtype)
+def _modes(u: Float[Array, "3 x1 y1 z1"]) -> list[Array]:
+    """The 24 modal values of every element, in the order of CORNERS and components: sums and differences along the axes."""
     parts: dict[tuple[int, ...], Array] = {(): u}
     for axis in (1, 2, 3):
         split: dict[tuple[int, ...], Array] = {}
@@ -155,7 +164,14 @@ def _apply_one(medium: Medium, u: Float[Array, "3 x1 y1 z1"], spacing_mm: float)
             high = jax.lax.slice_in_dim(f, 1, f.shape[axis], axis=axis)
             split[(*key, 0)], split[(*key, 1)] = low + high, high - low
         parts = split
-    mode = [parts[corner][c] for corner in CORNERS for c in range(3)]
+    return [parts[corner][c] for corner in CORNERS for c in range(3)]
+
+
+def _apply_one(medium: Medium, u: Float[Array, "3 x1 y1 z1"], spacing_mm: float) -> Float[Array, "3 x1 y1 z1"]:
+    """K u of one right-hand side by sums and differences along the axes (see the module's docstring)."""
+    k_lam, k_mu, _ = (mode_matrix(k) for k in element_matrices(spacing_mm))
+    lam, mu = medium.lam.astype(u.dtype), medium.mu.astype(u.dtype)
+    mode = _modes(u)
     force = []
     for i in range(24):
         total = jnp.zeros_like(mu)
@@ -202,12 +218,18 @@ def energy_pairing(
     u: Float[Array, "b 3 x1 y1 z1"], v: Float[Array, "b 3 x1 y1 z1"], spacing_mm: float
 ) -> tuple[Array, Array, Array]:
     """Σ_b v_bᵀ (∂K/∂λ_e) u_b and the same for μ_e, κ_e, each [x, y, z]: the sensitivity of the operator."""
-    matrices = [jnp.asarray(k) for k in element_matrices(spacing_mm)]
+    k_lam, k_mu, _ = (mode_matrix(k) for k in element_matrices(spacing_mm))
 
     def add(total: Any, pair: Any) -> tuple[Any, None]:
-        ue, ve = (gather(w[None])[0] for w in pair)
-        terms = (jnp.sum(jnp.einsum("jk,jxyz->kxyz", k, ue) * ve, axis=0) for k in matrices)
-        return tuple(t + part for t, part in zip(total, terms, strict=True)), None
+        a, b = (_modes(w) for w in pair)
+        parts = []
+        for k in (k_lam, k_mu):
+            rows = [i for i in range(24) if np.abs(k[i]).max() > 1e-9 * np.abs(k).max()]
+            terms = ((i, [j for j in np.flatnonzero(np.abs(k[i]) > 1e-9 * np.abs(k).max())]) for i in rows)
+            parts.append(sum(b[i] * sum(float(k[i, j]) * a[j] for j in columns) for i, columns in terms))
+        nodal = jnp.sum(pair[0] * pair[1], axis=0)[None, None]
+        parts.append(spacing_mm**3 / 8 * jnp.sum(gather(nodal)[0], axis=0))
+        return tuple(t + part for t, part in zip(total, parts, strict=True)), None
 
     zero = jnp.zeros(tuple(n - 1 for n in u.shape[2:]), u.dtype)
     return jax.lax.scan(add, (zero, zero, zero), (u, v))[0]

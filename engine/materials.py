@@ -12,7 +12,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class BoneLaw:
-    """E = intercept + coefficient·ρ^exponent, E in MPa and ρ the density in g/cm³, never below floor_mpa."""
+    """E = intercept + coefficient·ρ^exponent, E in MPa and ρ in g/cm³, never below floor_mpa.
+
+    Which density ρ is (apparent, or a mineral equivalent as calibrated CT gives) differs by law: see its source.
+    """
 
     coefficient: float
     exponent: float
@@ -36,7 +39,9 @@ BONE_LAWS = {
         3230.0, 1.0, -34.7, 5.0, 0.3, "Kopperdahl, Morgan, Keaveny 2002, QCT density [M: not re-read]"
     ),
     "verse19fem": BoneLaw(
-        2980.0, 1.05, 0.0, 0.0, 0.3, "law of the published L2 benchmark, doi 10.1101/2025.04.19.649449"
+        2980.0, 1.05, 0.0, 0.0, 0.3,
+        "L2 benchmark, doi 10.1101/2025.04.19.649449; its code (Bonelab/Ogo) ascribes it to Kopperdahl 2002 [M: not re-read]; "
+        "QCT density equivalent to K2HPO4, not apparent density",
     ),
 }
 

@@ -28,6 +28,7 @@ import scipy.sparse
 from jax import Array
 from jaxtyping import Float
 
+from engine import native
 from engine.elasticity import (
     CORNERS,
     Grid,
@@ -35,6 +36,7 @@ from engine.elasticity import (
     Medium,
     apply,
     apply_links,
+    child_interpolation,
     element_matrices,
     energy_pairing,
     gather,
@@ -43,7 +45,7 @@ from engine.elasticity import (
 from engine.types import SolverStatus
 
 #: Coarsest level: unknowns in one plane across its longest axis, and planes.
-MAX_PLANE_UNKNOWNS, MAX_PLANES = 700, 48
+MAX_PLANE_UNKNOWNS, MAX_PLANES = 1100, 48
 #: A relative residual above this is no solution: neither a measure nor a gradient is taken from it.
 UNSOLVED = 1e-3
 #: The solve gives up when a right-hand side has not bettered its best residual by 2 % in so many iterations.
@@ -56,8 +58,8 @@ class SolverSettings:
 
     tolerance: float = 1e-6
     max_iterations: int = 200
-    smoother_degree: int = 3
-    eigenvalue_ratio: float = 8.0
+    smoother_degree: int = 4
+    eigenvalue_ratio: float = 20.0
 
 
 @jax.tree_util.register_dataclass
@@ -65,7 +67,8 @@ class SolverSettings:
 class System:
     """The operator: materials, free degrees of freedom [3, x+1, y+1, z+1] (1 free, 0 fixed) or None, links per level.
 
-    bodies [m, 3, x+1, y+1, z+1], or None: motions that the preconditioner treats exactly (see `_balanced`).
+    bodies [x+1, y+1, z+1], or None: number of the stiff body that a node belongs to, from 1, 0 for none; their rigid
+    motions are treated exactly by the preconditioner (see `_balanced`).
     """
 
     medium: Medium
@@ -103,6 +106,19 @@ class Hierarchy(NamedTuple):
     bodies: Bodies | None = None
 
 
+class Compiled(NamedTuple):
+    """The preconditioner of engine/multigrid.cc: the system it is built from, its medium float32, links of the finest level only.
+
+    The levels themselves live on the other side, which keeps the last one by content: the backward pass and a next solve
+    with the same preconditioner find it again.
+    """
+
+    system: System
+
+
+Preconditioner = Hierarchy | Compiled
+
+
 class SolveInfo(NamedTuple):
     """Iterations of the batch, true relative residual and best-residual stall flag per right-hand side."""
 
@@ -138,17 +154,6 @@ def restrict(f: Float[Array, "b c x2 y2 z2"]) -> Float[Array, "b c x y z"]:
     return f
 
 
-def _child_interpolation() -> np.ndarray:
-    """P_c [8, 24, 24]: nodal values of each child from those of the coarse element."""
-    out = np.zeros((8, 24, 24))
-    for child, corner in enumerate(CORNERS):
-        for a, node in enumerate(CORNERS):
-            xi = (np.array(corner) + np.array(node)) / 2
-            shape = [np.prod([x if c else 1 - x for x, c in zip(xi, b, strict=True)]) for b in CORNERS]
-            out[child, 3 * a : 3 * a + 3] = np.kron(shape, np.eye(3))
-    return out
-
-
 def _children(field: Array) -> Array:
     """Voxel fields [..., x, y, z] as [8, ..., x/2, y/2, z/2], in the order of CORNERS."""
     return jnp.stack([field[..., i::2, j::2, k::2] for i, j, k in CORNERS])
@@ -157,7 +162,7 @@ def _children(field: Array) -> Array:
 def _coarsen_medium(system: System, spacing_mm: float) -> Array:
     """Element matrices of the first coarse level, [24, 24, x/2, y/2, z/2], straight from the fields."""
     matrices = jnp.asarray(np.stack(element_matrices(spacing_mm)), jnp.float32)
-    transfer = jnp.asarray(_child_interpolation(), jnp.float32)
+    transfer = jnp.asarray(child_interpolation(), jnp.float32)
     medium = system.medium
     fields = _children(jnp.stack([medium.lam, medium.mu, medium.kappa]).astype(jnp.float32))
     if system.free is None:
@@ -176,7 +181,7 @@ def _coarsen_medium(system: System, spacing_mm: float) -> Array:
 
 def _coarsen_elements(k: Array) -> Array:
     """Galerkin coarse element matrices of stored fine ones, [24, 24, x, y, z]."""
-    transfer = jnp.asarray(_child_interpolation(), k.dtype)
+    transfer = jnp.asarray(child_interpolation(), k.dtype)
 
     def add(total: Array, child: tuple[Array, Array]) -> tuple[Array, None]:
         fine, p = child
@@ -242,6 +247,11 @@ def operate(system: System, u: Array, spacing_mm: float) -> Array:
     return free * apply(system.medium, free * u, spacing_mm, links) + (1 - free) * u
 
 
+def touched(medium: Medium) -> Float[Array, "x1 y1 z1"]:
+    """1 on the nodes of voxels that hold material, else 0. The others have no displacement; it is reported as zero."""
+    return (scatter(jnp.repeat((medium.mu > 0)[None, None].astype(jnp.float32), 8, axis=1))[0, 0] > 0).astype(jnp.float64)
+
+
 def _operate_coarse(k: Array, links: Links | None, u: Array) -> Array:
     ue = gather(u)
     # a sum of 24 fused products over contiguous voxels; as an einsum it is a batch of tiny products, three times slower
@@ -265,10 +275,15 @@ def _element_diagonal(k: Array) -> Array:
 
 
 def _inverse_3x3(m: Array) -> Array:
-    """Closed-form inverse of symmetric blocks [3, 3, ...]; a zero block (a node nothing touches) becomes the identity."""
+    """Closed-form inverse of symmetric semidefinite blocks [3, 3, ...].
+
+    A direction without stiffness becomes its own unit vector: all three of a node that nothing touches, or those of a coarse
+    node in which every fine node under it is fixed (beside a roller that no coarse plane meets, void behind it).
+    """
     size = jnp.max(jnp.abs(m), axis=(0, 1), keepdims=True)
     dead = size == 0
-    m = jnp.where(dead, jnp.eye(3, dtype=m.dtype).reshape(3, 3, 1, 1, 1), m / jnp.where(dead, 1.0, size))
+    loose = jnp.stack([m[i, i] == 0 for i in range(3)])
+    m = m / jnp.where(dead, 1.0, size) + jnp.eye(3, dtype=m.dtype).reshape(3, 3, 1, 1, 1) * loose[:, None]
     a, b, c = m[0], m[1], m[2]
     adjugate = jnp.stack([jnp.cross(b, c, axis=0), jnp.cross(c, a, axis=0), jnp.cross(a, b, axis=0)], axis=1)
     determinant = jnp.sum(a * adjugate[:, 0], axis=0)
@@ -317,7 +332,7 @@ def _chebyshev(
 @partial(jax.jit, static_argnames=("spacing_mm", "levels"))
 def _levels(system: System, spacing_mm: float, levels: int) -> tuple[Any, Any, Any]:
     single = replace(system, bodies=None)
-    single = jax.tree.map(lambda a: a.astype(jnp.float32) if a.dtype == jnp.float64 else a, single)
+    single = _single(single)
     diagonals = jnp.stack([_element_diagonal(jnp.asarray(k, jnp.float32)) for k in element_matrices(spacing_mm)])
     fields = jnp.stack([single.medium.lam, single.medium.mu, single.medium.kappa])
     blocks = _diagonal_blocks(jnp.einsum("mxyz,maij->aijxyz", fields, diagonals, precision="highest"))
@@ -337,8 +352,18 @@ def _levels(system: System, spacing_mm: float, levels: int) -> tuple[Any, Any, A
     return single, (tuple(inverses), tuple(eigenvalues)), tuple(coarse)
 
 
-def build(system: System, grid: Grid) -> Hierarchy:
-    """The preconditioner of a system. Raises ValueError when the coarsest operator is not positive definite."""
+def build(system: System, grid: Grid, compiled: bool = True) -> Preconditioner:
+    """The preconditioner of a system: the compiled one on CPUs where it is available, unless compiled is False.
+
+    Raises ValueError when the coarsest operator is not positive definite.
+    """
+    if compiled and native.available():
+        first = None if system.links is None else system.links[:1]
+        single = replace(system, medium=_single(system.medium), links=first)
+        status = int(_native_build(single, grid.spacing_mm))
+        if status:
+            raise ValueError(_NOT_HELD if status == 1 else _EMPTY)
+        return Compiled(single)
     levels = depth(grid.shape)
     single, (inverses, eigenvalues), coarse = _levels(system, grid.spacing_mm, levels)
     links = None if system.links is None else system.links[levels]
@@ -346,10 +371,90 @@ def build(system: System, grid: Grid) -> Hierarchy:
     return Hierarchy(single, inverses, eigenvalues, coarse[:-1], chain, _stiff_bodies(system, grid.spacing_mm))
 
 
+_NOT_HELD = (
+    "the structure is not held: its coarsest stiffness matrix is not positive definite; "
+    "check the support patch and that the bodies are connected to it"
+)
+_EMPTY = "there is no material in the domain (every modulus is zero or not finite); check the masks and the grid's extent"
+
+
+@jax.jit
+def _single(tree: Any) -> Any:
+    return jax.tree.map(lambda a: a.astype(jnp.float32) if a.dtype == jnp.float64 else a, tree)
+
+
+def _native_arguments(single: System) -> tuple[Array, ...]:
+    """The system as engine/multigrid.cc takes it: λ, μ, κ, fixed unknowns, bodies, links; absent parts have no entries."""
+    m, none = single.medium, jnp.zeros((0,), jnp.uint8)
+    fixed = none if single.free is None else (single.free == 0).astype(jnp.uint8)
+    label = none if single.bodies is None else single.bodies.astype(jnp.uint8)
+    if single.links is None:
+        links: tuple[Array, ...] = (jnp.zeros(0, jnp.int32), jnp.zeros((0, 0, 3)), jnp.zeros((0, 0)))
+    else:
+        first = single.links[0]
+        links = (first.node.astype(jnp.int32), first.weight.astype(jnp.float64), first.stiffness.astype(jnp.float64))
+    return (*(f.astype(jnp.float32) for f in (m.lam, m.mu, m.kappa)), fixed, label, *links)
+
+
+def _native_attributes(spacing_mm: float, field: Array) -> dict[str, Any]:
+    x, y, z = field.shape
+    return {"spacing": np.float64(spacing_mm), "levels": np.int64(depth((x, y, z)))}
+
+
 @partial(jax.jit, static_argnames="spacing_mm")
-def _body_forces(system: System, spacing_mm: float) -> tuple[Array, Array, Array]:
-    assert system.bodies is not None
-    w = system.bodies.astype(system.medium.mu.dtype)
+def _native_build(single: System, spacing_mm: float) -> Array:
+    call = jax.ffi.ffi_call("spinefit_build", jax.ShapeDtypeStruct((1,), jnp.int32))
+    return call(*_native_arguments(single), **_native_attributes(spacing_mm, single.medium.mu))[0]
+
+
+def _native_solve(
+    system: System, preconditioner: Compiled, b: Array, start: Array, spacing_mm: float, settings: SolverSettings
+) -> tuple[Array, SolveInfo]:
+    m, count = system.medium, b.shape[0]
+    outputs = (
+        jax.ShapeDtypeStruct(b.shape, jnp.float64), jax.ShapeDtypeStruct((count,), jnp.int32),
+        jax.ShapeDtypeStruct((count,), jnp.float64), jax.ShapeDtypeStruct((count,), jnp.bool_),
+    )  # fmt: skip
+    x, iterations, residual, stalled = jax.ffi.ffi_call("spinefit_solve", outputs)(
+        *_native_arguments(preconditioner.system), *(f.astype(jnp.float64) for f in (m.lam, m.mu, m.kappa)), b, start,
+        **_native_attributes(spacing_mm, m.mu),
+        tolerance=np.float64(settings.tolerance), limit=np.int64(settings.max_iterations), stall=np.int64(STALL_ITERATIONS),
+        degree=np.int64(settings.smoother_degree), ratio=np.float64(settings.eigenvalue_ratio),
+    )  # fmt: skip
+    return x, SolveInfo(jnp.max(iterations), residual, stalled)
+
+
+@partial(jax.jit, static_argnames=("spacing_mm", "settings"))
+def precondition(
+    preconditioner: Preconditioner, r: Float[Array, "b 3 x1 y1 z1"], spacing_mm: float, settings: SolverSettings
+) -> Float[Array, "b 3 x1 y1 z1"]:
+    """M r in float32: one balanced V-cycle."""
+    if isinstance(preconditioner, Hierarchy):
+        return _balanced(preconditioner, r, spacing_mm, settings)
+    return jax.ffi.ffi_call("spinefit_precondition", jax.ShapeDtypeStruct(r.shape, jnp.float32))(
+        *_native_arguments(preconditioner.system), r.astype(jnp.float32),
+        **_native_attributes(spacing_mm, preconditioner.system.medium.mu),
+        degree=np.int64(settings.smoother_degree), ratio=np.float64(settings.eigenvalue_ratio),
+    )  # fmt: skip
+
+
+def rigid_motions(bodies: Array) -> Array:
+    """The six rigid motions of every body [6 m, 3, x+1, y+1, z+1], float64: translations, then rotations about its centre
+    scaled to half the grid's longest side. `bodies` as in System, with at least one body, not traced."""
+    label = np.asarray(bodies)
+    nodes = np.stack(np.meshgrid(*(np.arange(n, dtype=float) for n in label.shape), indexing="ij"), axis=-1)
+    out = []
+    for k in range(1, int(label.max()) + 1):
+        mask = label == k
+        r = (nodes - nodes[mask].mean(0)) / (0.5 * (max(label.shape) - 1))
+        for motion in (*(np.broadcast_to(e, r.shape) for e in np.eye(3)), *(np.cross(e, r) for e in np.eye(3))):
+            out.append(np.moveaxis(np.where(mask[..., None], motion, 0.0), -1, 0))
+    return jnp.asarray(np.stack(out))
+
+
+@partial(jax.jit, static_argnames="spacing_mm")
+def _body_forces(system: System, w: Array, spacing_mm: float) -> tuple[Array, Array, Array]:
+    w = w.astype(system.medium.mu.dtype)
     if system.free is not None:
         w = system.free * w
     kw = operate(system, w, spacing_mm)
@@ -358,9 +463,9 @@ def _body_forces(system: System, spacing_mm: float) -> tuple[Array, Array, Array
 
 def _stiff_bodies(system: System, spacing_mm: float) -> Bodies | None:
     """The coarse space of system.bodies, in the precision of the medium (rigid motions of stiff bodies cancel in K W)."""
-    if system.bodies is None:
+    if system.bodies is None or not np.any(np.asarray(system.bodies)):
         return None
-    motion, force, gram = _body_forces(system, spacing_mm)
+    motion, force, gram = _body_forces(system, rigid_motions(system.bodies), spacing_mm)
     inverse = np.linalg.pinv(np.asarray(gram, np.float64), rcond=1e-12, hermitian=True)
     return Bodies(motion, force, jnp.asarray(inverse, jnp.float32))
 
@@ -383,10 +488,7 @@ def _chain(k: np.ndarray, links: Links | None) -> Chain:
             if pivot.min() < 1e-7:
                 raise np.linalg.LinAlgError
         except np.linalg.LinAlgError as error:
-            raise ValueError(
-                "the structure is not held: its coarsest stiffness matrix is not positive definite; "
-                "check the support patch and that the bodies are connected to it"
-            ) from error
+            raise ValueError(_NOT_HELD) from error
         inverse[i] = scipy.linalg.cho_solve(factor, np.eye(m))
         if i + 1 < planes:
             off = ordered[block[i], block[i + 1]].toarray()
@@ -516,6 +618,13 @@ def _balanced(hierarchy: Hierarchy, residual: Array, spacing_mm: float, settings
 
 
 # -- Krylov --------------------------------------------------------------------------------------------------
+def _run(
+    system: System, hierarchy: Preconditioner, b: Array, start: Array, spacing_mm: float, settings: SolverSettings
+) -> tuple[Array, SolveInfo]:
+    one = _native_solve if isinstance(hierarchy, Compiled) else _conjugate_gradients
+    return one(system, hierarchy, b, start, spacing_mm, settings)  # type: ignore[arg-type]
+
+
 @partial(jax.jit, static_argnames=("spacing_mm", "settings"))
 def _conjugate_gradients(
     system: System, hierarchy: Hierarchy, b: Array, start: Array, spacing_mm: float, settings: SolverSettings
@@ -567,6 +676,7 @@ def _conjugate_gradients(
     zero = jnp.zeros_like(size)
     carry = (start, r, r, jnp.zeros_like(r), zero, jnp.zeros((), jnp.int32), size, jnp.zeros(b.shape[0], jnp.int32))
     x, _, _, _, _, n, _, since = jax.lax.while_loop(unfinished, step, carry)
+    x = x * touched(system.medium)
     true = b - operate(system, x, spacing_mm)
     norm = jnp.sqrt(dot(b, b))
     relative = jnp.sqrt(dot(true, true)) / jnp.where(norm > 0, norm, 1.0)
@@ -579,39 +689,47 @@ def solve(
     settings: SolverSettings,
     system: System,
     b: Float[Array, "b 3 x1 y1 z1"],
-    hierarchy: Hierarchy,
+    hierarchy: Preconditioner,
     start: Float[Array, "b 3 x1 y1 z1"],
     adjoint_start: Float[Array, "b 3 x1 y1 z1"],
-    probe: Float[Array, "2"],
+    probe: Float[Array, "3"],
 ) -> tuple[Array, SolveInfo]:
     """Displacements u with K u = b, all right-hand sides at once, and how it went.
 
     `start` warm-starts the solve and `adjoint_start` that of the backward pass. Neither changes the result beyond
     the tolerance, so their cotangents are free to carry the adjoint out: the cotangent of `adjoint_start` *is* the
-    adjoint solution (next time's warm start) and that of `probe` is (iterations, largest true residual) of its solve.
+    adjoint solution λ (next time's warm start) and that of `probe` is (iterations, largest true residual, λᵀ(b − K u)).
+
+    The last one corrects a functional for the residual of the solve: J(u) + λᵀ(b − K u) is wrong by second order in both
+    residuals only (Pierce & Giles 2000, SIAM Rev. 42:247), so that loose solves leave line searches clean.
     """
-    return _conjugate_gradients(system, hierarchy, b, start, spacing_mm, settings)
+    return _run(system, hierarchy, b, start, spacing_mm, settings)
 
 
 def _solve_forward(
-    spacing_mm: float, settings: SolverSettings, system: System, b: Array, hierarchy: Hierarchy, start: Array,
+    spacing_mm: float, settings: SolverSettings, system: System, b: Array, hierarchy: Preconditioner, start: Array,
     adjoint_start: Array, probe: Array,
 ) -> tuple[Any, Any]:  # fmt: skip
-    out = _conjugate_gradients(system, hierarchy, b, start, spacing_mm, settings)
-    return out, (system, hierarchy, out[0], adjoint_start)
+    out = _run(system, hierarchy, b, start, spacing_mm, settings)
+    return out, (system, hierarchy, b, out[0], adjoint_start)
 
 
 def _solve_backward(spacing_mm: float, settings: SolverSettings, kept: Any, cotangent: Any) -> tuple[Any, ...]:
-    system, hierarchy, u, adjoint_start = kept
+    system, hierarchy, b, u, adjoint_start = kept
     ubar = cotangent[0]
     if system.free is not None:
         ubar = system.free * ubar
-    adjoint, info = _conjugate_gradients(system, hierarchy, ubar, adjoint_start, spacing_mm, settings)
+    adjoint, info = _run(system, hierarchy, ubar, adjoint_start, spacing_mm, settings)
     free_u, free_a = (u, adjoint) if system.free is None else (system.free * u, system.free * adjoint)
-    sensitivity = Medium(*(-g for g in energy_pairing(free_u, free_a, spacing_mm)))
+    pairing = energy_pairing(free_u, free_a, spacing_mm)
+    held = sum(jnp.sum(f * g) for f, g in zip((system.medium.lam, system.medium.mu, system.medium.kappa), pairing, strict=True))
+    if system.links is not None:
+        held = held + jnp.sum(free_a * apply_links(system.links[0], free_u))
+    correction = jnp.sum(free_a * b) - held
+    sensitivity = Medium(*(-g for g in pairing))
     nothing = partial(jax.tree.map, _zero_cotangent)
     system_bar = System(sensitivity, nothing(system.free), nothing(system.links), nothing(system.bodies))
-    probe = jnp.stack([info.iterations.astype(u.dtype), jnp.max(info.relative_residual)])
+    probe = jnp.stack([info.iterations.astype(u.dtype), jnp.max(info.relative_residual), correction])
     return system_bar, adjoint, nothing(hierarchy), jnp.zeros_like(u), adjoint, probe
 
 

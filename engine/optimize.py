@@ -25,7 +25,7 @@ from jax import Array
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.forward import Warm
-from engine.multigrid import UNSOLVED, Hierarchy
+from engine.multigrid import UNSOLVED, Preconditioner
 
 
 class OptimizerSettings(BaseModel):
@@ -82,10 +82,10 @@ class Step(NamedTuple):
 class Solvable(Protocol):
     """What the optimiser asks of a problem (objectives.problem.Problem)."""
 
-    def hierarchy(self, unit: dict[str, Any]) -> Hierarchy: ...
+    def hierarchy(self, unit: dict[str, Any]) -> Preconditioner: ...
 
     def gradient(
-        self, unit: dict[str, Any], multipliers: Array, penalty: float, preconditioner: Hierarchy, warm: Warm
+        self, unit: dict[str, Any], multipliers: Array, penalty: float, preconditioner: Preconditioner, warm: Warm
     ) -> tuple[Any, Array, dict[str, Array], Warm]: ...
 
 
@@ -122,7 +122,7 @@ def run(problem: Solvable, settings: OptimizerSettings, state: State) -> Iterato
     least violation.
     """
     adam = _adam(settings)
-    preconditioner: Hierarchy | None = None
+    preconditioner: Preconditioner | None = None
     while int(state.iteration) < settings.iterations:
         n = int(state.iteration)
         if n % settings.rebuild_every == 0 and state.built_at is not state.parameters:
@@ -170,7 +170,7 @@ def run(problem: Solvable, settings: OptimizerSettings, state: State) -> Iterato
             multipliers=multipliers,
             penalty=penalty,
             violation=last,
-            warm=Warm(warm.forward, warm.adjoint, jnp.zeros(2)),
+            warm=Warm(warm.forward, warm.adjoint, jnp.zeros(3)),
             built_at=state.built_at,
             best_parameters=state.parameters if improved else state.best_parameters,
             best_loss=jnp.asarray(loss) if improved else state.best_loss,

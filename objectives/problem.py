@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from engine import forward
 from engine.forward import Alloy, Numerics, Scene, Warm, alloy
 from engine.implants import Anatomy, Family, Group, ImplantFields
-from engine.multigrid import Hierarchy, SolveInfo
+from engine.multigrid import Preconditioner, SolveInfo
 from engine.types import Response
 from objectives import Goal, load
 
@@ -86,11 +86,11 @@ class Problem:
         """Parameters in physical units from scaled ones."""
         return {k: g.lower + jnp.asarray(unit[k]) * (g.upper - g.lower) for k, g in self.groups().items()}
 
-    def hierarchy(self, unit: dict[str, Any]) -> Hierarchy:
+    def hierarchy(self, unit: dict[str, Any]) -> Preconditioner:
         """The preconditioner for this design."""
         return forward.hierarchy(self.scene, self.numerics, self.family, self.physical(unit))
 
-    def evaluate(self, unit: dict[str, Any], preconditioner: Hierarchy | None = None, warm: Warm | None = None) -> Evaluation:
+    def evaluate(self, unit: dict[str, Any], preconditioner: Preconditioner | None = None, warm: Warm | None = None) -> Evaluation:
         """Everything about one design, no gradient."""
         preconditioner = self.hierarchy(unit) if preconditioner is None else preconditioner
         warm = forward.cold(self.scene) if warm is None else warm
@@ -100,9 +100,13 @@ class Problem:
         )
 
     def gradient(
-        self, unit: dict[str, Any], multipliers: Array, penalty: float, preconditioner: Hierarchy, warm: Warm
+        self, unit: dict[str, Any], multipliers: Array, penalty: float, preconditioner: Preconditioner, warm: Warm
     ) -> tuple[Evaluation, Array, dict[str, Array], Warm]:
-        """Evaluation, augmented Lagrangian, its gradient in the scaled parameters, and the next warm starts."""
+        """Evaluation, augmented Lagrangian, its gradient in the scaled parameters, and the next warm starts.
+
+        The augmented Lagrangian is corrected for the residual of the solve (see multigrid.solve): its error is of second
+        order in the tolerance, that of evaluation.loss and the measures of first order.
+        """
         unit = _arrays(unit)
         implant = _fields(self.family, unit, self.scene.anatomy)
         (value, evaluation), (bar, warm_bar) = _value_and_grad(
@@ -110,7 +114,7 @@ class Problem:
             numerics=self.numerics, every=self.goals,
         )  # fmt: skip
         slope = _pull_back(self.family, unit, self.scene.anatomy, bar)
-        return evaluation, value, slope, Warm(evaluation.displacement, warm_bar.adjoint, warm_bar.probe)
+        return evaluation, value + warm_bar.probe[2], slope, Warm(evaluation.displacement, warm_bar.adjoint, warm_bar.probe)
 
     def table(self, evaluation: Evaluation) -> dict[str, float]:
         """Measures by objective name, in their units."""
@@ -145,7 +149,7 @@ def augmented_lagrangian(loss: Array, constraints: Array, multipliers: Array, pe
 
 
 def _run(
-    implant: ImplantFields, warm: Warm, scene: Scene, preconditioner: Hierarchy, solid: Alloy, numerics: Numerics,
+    implant: ImplantFields, warm: Warm, scene: Scene, preconditioner: Preconditioner, solid: Alloy, numerics: Numerics,
     every: tuple[Goal, ...],
 ) -> Evaluation:  # fmt: skip
     response, info, u = forward.respond_fields(scene, numerics, implant, solid, preconditioner, warm)
@@ -157,7 +161,7 @@ _evaluate = partial(jax.jit, static_argnames=("numerics", "every"))(_run)
 
 @partial(jax.jit, static_argnames=("numerics", "every"))
 def _value_and_grad(
-    implant: ImplantFields, warm: Warm, scene: Scene, preconditioner: Hierarchy, solid: Alloy, multipliers: Array,
+    implant: ImplantFields, warm: Warm, scene: Scene, preconditioner: Preconditioner, solid: Alloy, multipliers: Array,
     penalty: Array, numerics: Numerics, every: tuple[Goal, ...],
 ) -> Any:  # fmt: skip
     def lagrangian(implant: ImplantFields, warm: Warm) -> tuple[Array, Evaluation]:

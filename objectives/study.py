@@ -46,7 +46,7 @@ class SolverConfig(BaseModel):
     spacing_mm: float = Field(1.5, ge=0.4, le=4.0)
     tolerance: float = Field(1e-6, gt=0, le=1e-2)
     max_iterations: int = Field(150, ge=5)
-    smoother_degree: int = Field(3, ge=1, le=12)
+    smoother_degree: int = Field(4, ge=1, le=12)
     bone_law: str = "morgan2003_vertebra"
 
     @field_validator("bone_law")

@@ -59,3 +59,7 @@ kill "$ticker" 2>/dev/null || true
 # 4. Is everything there that the work will need?
 say "doctor"
 "$VENV/bin/python" scripts/doctor.py
+
+# 5. The compiled solver: 20 s, once; without a compiler it says so and the slower XLA one is used.
+say "solver"
+"$VENV/bin/python" -c "import logging; logging.basicConfig(format='   %(message)s'); from engine import native; native.available()"

@@ -102,7 +102,7 @@ class Bench:
         )
         return Run(
             np.asarray(values), {k: np.asarray(v) for k, v in slope.items()},
-            Warm(u, warm_bar.adjoint, jnp.zeros(2)), response, info, u, np.asarray(warm_bar.probe),
+            Warm(u, warm_bar.adjoint, jnp.zeros(3)), response, info, u, np.asarray(warm_bar.probe),
         )  # fmt: skip
 
     def names(self) -> list[str]:

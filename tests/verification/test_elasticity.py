@@ -167,7 +167,7 @@ def test_patch_test_uniform_strain_under_prescribed_displacements():
     load = -system.free * elasticity.apply(system.medium, held, 2.0)
     settings = SolverSettings(tolerance=1e-12)
     zero = jnp.zeros_like(load)
-    u, info = solve(2.0, settings, system, load, build(system, grid), zero, zero, jnp.zeros(2))
+    u, info = solve(2.0, settings, system, load, build(system, grid), zero, zero, jnp.zeros(3))
     assert float(info.relative_residual.max()) < 2e-12
     # error ≤ condition number (~1e2 on eight voxels) × residual × displacements (~20 mm)
     assert np.abs(np.asarray(u + held - exact)).max() < 1e-8

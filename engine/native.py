@@ -1,0 +1,146 @@
+"""The compiled solve (multigrid.cc) behind JAX's foreign-function interface: built on first use, kept in .cache/native.
+
+One g++ call, about twenty seconds, once per source, compiler, jaxlib and processor. Constants of the element come from
+engine.elasticity, so that both implementations share them. Without a compiler `available` says so in the log and the
+caller uses the XLA implementation of the same algorithm, which is several times slower on CPUs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.metadata
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from engine.elasticity import CORNERS, child_interpolation, element_matrices, mode_matrix
+
+log = logging.getLogger("spinefit")
+
+_SOURCE = Path(__file__).with_name("multigrid.cc")
+_TARGETS = ("build", "solve", "precondition")
+_FLAGS = ("-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-w")
+
+
+def cache_dir() -> Path:
+    """Where compiled code is kept: $SPINEFIT_CACHE, else .cache of the checkout, else ~/.cache/spinefit."""
+    given = os.environ.get("SPINEFIT_CACHE")
+    if given:
+        return Path(given)
+    root = Path(__file__).resolve().parents[1]
+    return root / ".cache" if (root / "pyproject.toml").is_file() else Path.home() / ".cache" / "spinefit"
+
+
+@cache
+def available() -> bool:
+    """Whether the compiled solve can be used here; builds and registers it at the first call. The reason is logged if not."""
+    if jax.default_backend() != "cpu":
+        return False
+    if os.environ.get("SPINEFIT_NATIVE", "1") == "0":
+        log.warning("SPINEFIT_NATIVE=0: the XLA implementation of the solver is used")
+        return False
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        log.warning("no C++ compiler (g++): the XLA implementation of the solver is used, several times slower; install build-essential")
+        return False
+    try:
+        library = ctypes.CDLL(str(_build(compiler)))
+    except (OSError, subprocess.CalledProcessError) as error:
+        detail = error.stderr.strip()[-500:] if isinstance(error, subprocess.CalledProcessError) else str(error)
+        log.warning("the compiled solver cannot be used (%s); the XLA implementation is used, several times slower", detail)
+        return False
+    for name in _TARGETS:
+        jax.ffi.register_ffi_target(f"spinefit_{name}", jax.ffi.pycapsule(getattr(library, f"spinefit_{name}")), platform="cpu")
+    return True
+
+
+def _build(compiler: str) -> Path:
+    """The shared library, compiled if it is not there. Raises CalledProcessError with the compiler's words."""
+    tables = _tables(moment_matrices())
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    told = [_SOURCE.read_text(), tables, version, importlib.metadata.version("jaxlib"), " ".join(_FLAGS), _processor()]
+    key = hashlib.sha256("\0".join(told).encode()).hexdigest()[:16]
+    folder = cache_dir() / "native"
+    library = folder / f"multigrid-{key}.so"
+    if library.is_file():
+        return library
+    log.info("compiling the solver (once, about twenty seconds)")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        (Path(scratch) / "multigrid_tables.h").write_text(tables)
+        made = Path(scratch) / "made.so"
+        include = [f"-I{scratch}", f"-I{jax.ffi.include_dir()}"]
+        subprocess.run([compiler, *_FLAGS, *include, str(_SOURCE), "-o", str(made)], capture_output=True, text=True, check=True)
+        os.replace(made, library)  # whole or not at all, whoever else compiles
+    return library
+
+
+def _processor() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _tables(coarse: np.ndarray) -> str:
+    """C++ text of the constants and of the products in the trilinear modes, for unit spacing."""
+    matrices = [np.asarray(k) for k in element_matrices(1.0)]
+    fine = [mode_matrix(k) for k in matrices]
+    lines = ["template <class T> inline void modes0(const Vec<T>* m, Vec<T> mu, Vec<T> lam, Vec<T>* f) {"]
+    for i in range(24):
+        terms = [f"{name} * ({_row(fine[k][i], np.abs(fine[1]).max())})" for k, name in ((1, "mu"), (0, "lam")) if _any(fine[k][i])]
+        lines.append(f"  f[{i}] = {' + '.join(terms) or 'Vec<T>{}'};")
+    lines.append("}")
+    lines.append("template <class T> inline void modes1(const Vec<T>* m, const Vec<T>* w, Vec<T>* f) {")
+    for i in range(24):
+        terms = [f"w[{k}] * ({_row(coarse[k, i], np.abs(coarse).max())})" for k in range(16) if _any(coarse[k, i])]
+        lines.append(f"  f[{i}] = {' + '.join(terms) or 'Vec<T>{}'};")
+    lines.append("}")
+    lines.append("struct Entry { int field, i, j; double value; };")
+    entries = [f"{{{k}, {i}, {j}, {float(coarse[k, i, j])!r}}}" for k, i, j in np.argwhere(np.abs(coarse) > 1e-12).tolist()]
+    lines.append(f"constexpr Entry kMode1Entries[] = {{{', '.join(entries)}}};")
+    blocks = [[k[3 * a : 3 * a + 3, 3 * a : 3 * a + 3] for a in range(8)] for k in matrices[:2]]
+    pick = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
+    diagonal = [[[float(m[p]) for p in pick] for m in every] for every in blocks]
+    lines.append(f"constexpr double kDiagonal[2][8][6] = {_braces(diagonal)};")
+    lines.append(f"constexpr double kElement[3][576] = {_braces([[float(v) for v in k.ravel()] for k in matrices])};")
+    return "\n".join(lines) + "\n"
+
+
+def moment_matrices() -> np.ndarray:
+    """Mode matrices [16, 24, 24] of a first-coarse-level element for its moments of λ (8) and μ (8), unit fine spacing.
+
+    With w_m = mean over the children of f · Π_{axes in m} (−1 low, +1 high), K = Σ_m w_m(λ) B_m + w_m(μ) B_{8+m}.
+    """
+    transfer = child_interpolation()
+    signs = 2.0 * np.array(CORNERS) - 1.0
+    products = np.array([[np.prod(s ** np.array(mode)) for s in signs] for mode in CORNERS])
+    out = []
+    for k in element_matrices(1.0)[:2]:
+        children = np.einsum("cji,jk,ckl->cil", transfer, k, transfer)
+        out += [mode_matrix(b) for b in np.einsum("mc,cij->mij", products, children)]
+    dense = np.stack(out)
+    return np.where(np.abs(dense) > 1e-12 * np.abs(dense).max(), dense, 0.0)
+
+
+def _any(row: np.ndarray) -> bool:
+    return bool(np.any(np.abs(row) > 1e-12))
+
+
+def _row(row: np.ndarray, largest: float) -> str:
+    return " + ".join(f"T({float(row[j])!r}) * m[{j}]" for j in np.flatnonzero(np.abs(row) > 1e-12 * largest))
+
+
+def _braces(nested: list) -> str:
+    return "{" + ", ".join(_braces(v) if isinstance(v, list) else repr(v) for v in nested) + "}"
