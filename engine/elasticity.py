@@ -77,8 +77,8 @@ class Links:
     stiffness [m, m]    S, symmetric positive semidefinite
     """
 
-    node: Array
-    weight: Array
+    node: Array | np.ndarray
+    weight: Array | np.ndarray
     stiffness: Array
 
 

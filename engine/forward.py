@@ -14,7 +14,7 @@ not depend on the design.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -36,6 +36,8 @@ log = logging.getLogger("spinefit")
 
 #: Samples of the moduli inside a voxel, per axis.
 _SUBSAMPLES = 3
+#: Grids and windows come in multiples of so many voxels, lists of nodes in multiples of _NODE_BUCKET.
+_BUCKET, _NODE_BUCKET = 16, 4096
 #: How far outside the disc space a device may reach (see _surrounding).
 _OVERHANG_MM = 4.0
 
@@ -51,6 +53,7 @@ class Scene:
     forces [r, 3, …]       basis loads                    combination [l, r]   load case = combination @ basis
     applied [l, 6]         their resultants about the origin
     motion                 per body: nodes and averaging rows at its endplate
+    corner [3]             low corner of the window that objectives look at, voxels
     bodies [x+1, y+1, z+1] the vertebra that a node belongs to (1, 2; 0 for none), for the preconditioner
     """
 
@@ -67,6 +70,7 @@ class Scene:
     combination: Array
     applied: Array
     motion: tuple[tuple[Array, Array], ...]
+    corner: Array
     nodes: Array
     bodies: Array
     links: tuple[Links, ...] | None
@@ -75,13 +79,18 @@ class Scene:
 
 @dataclass(frozen=True)
 class Numerics:
-    """What the compiled code depends on besides array shapes."""
+    """What the compiled code depends on besides array shapes: not where the grid stands, so that patients share it.
 
-    grid: Grid
+    window (voxels) is the size of the part that objectives look at, box its corners on this patient's grid.
+    """
+
     solver: SolverSettings
-    box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    spacing_mm: float
+    window: tuple[int, int, int]
     loadcases: tuple[str, ...]
     poisson_bone: float
+    grid: Grid = field(compare=False)
+    box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] = field(compare=False)
 
 
 @jax.tree_util.register_dataclass
@@ -117,12 +126,19 @@ def region_of_interest(segment: Segment) -> np.ndarray:
 
 
 def make_grid(segment: Segment, spacing_mm: float) -> Grid:
-    """The voxel grid over `region_of_interest`, padded evenly to a shape that multigrid can coarsen."""
+    """The voxel grid over `region_of_interest`, padded evenly to multiples of _BUCKET voxels.
+
+    So most patients share their shapes and with them the compiled code; what is added is empty and costs the solver nothing.
+    """
     low, high = region_of_interest(segment)
-    needed = tuple(int(np.ceil(e)) for e in (high - low) / spacing_mm)
+    needed = tuple(_bucket(int(np.ceil(e))) for e in (high - low) / spacing_mm)
     shape = multigrid.padded_shape(needed)  # type: ignore[arg-type]
     origin = 0.5 * (low + high) - 0.5 * spacing_mm * np.asarray(shape)
     return Grid(shape, tuple(float(o) for o in origin), spacing_mm)  # type: ignore[arg-type]
+
+
+def _bucket(count: int, step: int = _BUCKET) -> int:
+    return -(-count // step) * step
 
 
 def prepare(
@@ -152,13 +168,16 @@ def prepare(
     motion = []
     for patch, plate in zip(boundary.near, (segment.caudal.superior, segment.cranial.inferior), strict=True):
         near = nodal(patch, f"near {patch.body}")
-        motion.append((jnp.asarray(near.node), jnp.asarray(near.average(plate.centre_mm))))
+        motion.append(_padded(near.node, near.average(plate.centre_mm)))
     near_weight = sum(p.weight(points) * (volume[p.body] > 0) for p in boundary.near)
+    disc = segment.disc.sample(points)
+    interesting = (near_weight > 0) | (disc < grid.spacing_mm)
+    corner, window = _window(interesting)
     scene = Scene(
         anatomy=anatomy,
         caudal=jnp.asarray(distance["caudal"]),
         cranial=jnp.asarray(distance["cranial"]),
-        disc=jnp.asarray(segment.disc.sample(points)),
+        disc=jnp.asarray(disc),
         e_caudal=jnp.asarray(_modulus(segment.caudal, grid, law)),
         e_cranial=jnp.asarray(_modulus(segment.cranial, grid, law)),
         near=jnp.asarray(np.clip(near_weight, 0.0, 1.0)),
@@ -168,14 +187,34 @@ def prepare(
         combination=jnp.asarray(combination),
         applied=jnp.asarray(combination @ elasticity.resultant(grid, forces)),
         motion=tuple(motion),
+        corner=jnp.asarray(corner),
         nodes=jnp.asarray(grid.nodes()),
         bodies=jnp.asarray(_stiff_bodies(grid, distance)),
         links=_links(boundary.links, nodal, grid) if boundary.links else None,
         reference_sed=None,
     )
-    interesting = (near_weight > 0) | (np.asarray(scene.disc) < grid.spacing_mm)
-    box = tuple((int(i.min()), int(i.max()) + 1) for i in np.nonzero(interesting))
-    return scene, Numerics(grid, solver, box, stack_loads(boundary.loadcases), law.poisson)  # type: ignore[arg-type]
+    box = tuple((int(low), int(low) + size) for low, size in zip(corner, window, strict=True))
+    numerics = Numerics(
+        solver, grid.spacing_mm, window, stack_loads(boundary.loadcases), law.poisson, grid, box  # type: ignore[arg-type]
+    )
+    return scene, numerics
+
+
+def _window(interesting: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """Low corner and size of the box round the voxels asked for, its size in buckets."""
+    corner, window = [], []
+    for places, limit in zip(np.nonzero(interesting), interesting.shape, strict=True):
+        low, high = int(places.min()), int(places.max()) + 1
+        size = min(_bucket(high - low), limit)
+        corner.append(min(max(0, low - (size - (high - low)) // 2), limit - size))
+        window.append(size)
+    return np.array(corner, np.int32), (window[0], window[1], window[2])
+
+
+def _padded(node: np.ndarray, rows: np.ndarray) -> tuple[Array, Array]:
+    """Nodes [n] and rows on them [m, n, 3], filled up with rows of zeros to a whole bucket."""
+    more = _bucket(len(node), _NODE_BUCKET) - len(node)
+    return jnp.asarray(np.pad(node, (0, more))), jnp.asarray(np.pad(rows, [(0, 0), (0, more), (0, 0)]))
 
 
 def fractions(scene: Scene, spacing_mm: float, implant: ImplantFields) -> Array:
@@ -280,7 +319,7 @@ def alloy(name: str) -> Alloy:
 
 def assemble(scene: Scene, numerics: Numerics, implant: ImplantFields, solid: Alloy) -> tuple[System, Array, Array]:
     """The linear system of a device given by its fields, its fractions [x, y, z, r] and bone's strain over the voxel's."""
-    shares = fractions(scene, numerics.grid.spacing_mm, implant)
+    shares = fractions(scene, numerics.spacing_mm, implant)
     body, concentration = medium(scene, shares, implant.relative_density, solid, numerics.poisson_bone)
     return System(body, None, scene.links, scene.bodies), shares, concentration
 
@@ -301,14 +340,15 @@ def fields_of(family: Family, parameters: dict[str, Array], anatomy: Anatomy) ->
 
 
 @partial(jax.jit, static_argnames="numerics")
-def _system(scene: Scene, numerics: Numerics, implant: ImplantFields, solid: Alloy) -> System:
+def linear_system(scene: Scene, numerics: Numerics, implant: ImplantFields, solid: Alloy) -> System:
+    """The system of a device given by its fields, compiled."""
     return assemble(scene, numerics, implant, solid)[0]
 
 
 def hierarchy(scene: Scene, numerics: Numerics, family: Family, parameters: dict[str, Array]) -> Preconditioner:
     """The preconditioner for this design (and for those near it). Not differentiated."""
     implant = fields_of(family, {k: jnp.asarray(v) for k, v in parameters.items()}, scene.anatomy)
-    return multigrid.build(_system(scene, numerics, implant, alloy(family.material)), numerics.grid)
+    return multigrid.build(linear_system(scene, numerics, implant, alloy(family.material)), numerics.grid)
 
 
 def cold(scene: Scene) -> Warm:
@@ -329,23 +369,27 @@ def respond_fields(
     scene: Scene, numerics: Numerics, implant: ImplantFields, solid: Alloy, preconditioner: Preconditioner, warm: Warm
 ) -> tuple[Response, SolveInfo, Array]:
     """`respond` for a device given by its fields: one compiled program for every family and material."""
-    grid = numerics.grid
+    h = numerics.spacing_mm
     system, shares, concentration = assemble(scene, numerics, implant, solid)
     density = implant.relative_density
     u, info = multigrid.solve(
-        grid.spacing_mm, numerics.solver, system, scene.forces, preconditioner, warm.forward, warm.adjoint, warm.probe
+        h, numerics.solver, system, scene.forces, preconditioner, warm.forward, warm.adjoint, warm.probe
     )
-    (x0, x1), (y0, y1), (z0, z1) = numerics.box
-    window = (slice(x0, x1), slice(y0, y1), slice(z0, z1))
-    nodal = (slice(None), slice(None), slice(x0, x1 + 1), slice(y0, y1 + 1), slice(z0, z1 + 1))
-    basis_strain = elasticity.strain(u[nodal], grid.spacing_mm)
+
+    def cut(f: Array, axis: int = 0, more: int = 0) -> Array:
+        """The window of a field whose axes x, y, z begin at `axis`; more = 1 for nodal fields."""
+        start = [jnp.int32(0)] * axis + [scene.corner[i] for i in range(3)] + [jnp.int32(0)] * (f.ndim - axis - 3)
+        size = (*f.shape[:axis], *(n + more for n in numerics.window), *f.shape[axis + 3 :])
+        return jax.lax.dynamic_slice(f, start, size)
+
+    basis_strain = elasticity.strain(cut(u, 2, 1), h)
     strain = jnp.einsum("lr,rxyzk->lxyzk", scene.combination, basis_strain)
-    local = Medium(*(f[window] for f in (system.medium.lam, system.medium.mu, system.medium.kappa)))
+    local = Medium(*(cut(f) for f in (system.medium.lam, system.medium.mu, system.medium.kappa)))
     stress = elasticity.stress(local, strain)
-    strain = strain * concentration[window][None, ..., None]
+    strain = strain * cut(concentration)[None, ..., None]
     flat = u.reshape(u.shape[0], 3, -1)
     motion = jnp.stack([jnp.einsum("mnc,rcn->rm", rows, flat[:, :, node]) for node, rows in scene.motion], axis=1)
-    support = elasticity.foundation_force(system.medium, u, grid.spacing_mm)
+    support = elasticity.foundation_force(system.medium, u, h)
     turning = jnp.cross(jnp.moveaxis(scene.nodes, -1, 0)[None], support, axis=1)
     total = jnp.concatenate([support.sum((2, 3, 4)), turning.sum((2, 3, 4))], axis=-1)
     work = jnp.einsum("rcxyz,scxyz->rs", scene.forces, u)
@@ -353,19 +397,19 @@ def respond_fields(
     cases = len(numerics.loadcases)
     limit = solid.fatigue_mpa * lattice_fatigue_ratio(density)
     response = Response(
-        position=scene.anatomy.points_mm[window].reshape(-1, 3),
-        volume=jnp.full(int(np.prod(scene.near[window].shape)), grid.spacing_mm**3),
-        fraction=shares[window].reshape(-1, len(REGIONS)),
-        near=scene.near[window].reshape(-1),
+        position=cut(scene.anatomy.points_mm).reshape(-1, 3),
+        volume=jnp.full(int(np.prod(numerics.window)), h**3),
+        fraction=cut(shares).reshape(-1, len(REGIONS)),
+        near=cut(scene.near).reshape(-1),
         strain=strain.reshape(cases, -1, 6),
         stress=stress.reshape(cases, -1, 6),
-        relative_density=density[window].reshape(-1),
+        relative_density=cut(density).reshape(-1),
         motion=jnp.einsum("lr,rbm->lbm", scene.combination, motion),
         compliance=work,
         reaction=scene.combination @ total,
         applied=scene.applied,
         reference_sed=scene.reference_sed,
-        fatigue_mpa=limit[window].reshape(-1),
+        fatigue_mpa=cut(limit).reshape(-1),
         loadcases=numerics.loadcases,
     )
     return response, info, u
@@ -499,5 +543,9 @@ def _links(links: tuple[Link, ...], nodal: Any, grid: Grid) -> tuple[Links, ...]
             rows.append(dense)
     every = np.concatenate(rows)
     node = np.flatnonzero(np.abs(every).max(axis=(0, 2)) > 0)
-    finest = Links(jnp.asarray(node), jnp.asarray(every[:, node]), jnp.asarray(stiffness))
-    return multigrid.coarsen_links(finest, grid.shape, multigrid.depth(grid.shape))
+    first = Links(node, every[:, node], jnp.asarray(stiffness))
+    out = []
+    for level in multigrid.coarsen_links(first, grid.shape, multigrid.depth(grid.shape)):
+        nodes, weight = _padded(np.asarray(level.node), np.asarray(level.weight))
+        out.append(replace(level, node=nodes, weight=weight))
+    return tuple(out)

@@ -211,33 +211,52 @@ inline void add_row(int n, const T* g, int cap, T* const* out) {
   }
 }
 
-// Springs between averaged motions on one level: rows W on nodes, sorted by node.
+// Springs between averaged motions on one level: the rows of W that are not zero on a node, nodes in order.
 struct LinkRows {
   int rows = 0;
   std::vector<size_t> at;
   std::vector<int> stride;
-  std::vector<double> weight;  // [node][row][3]
+  std::vector<int> start{0};        // of each node in `row`
+  std::vector<int> row;
+  std::vector<double> weight;       // [entry][3]
   std::vector<double> stiffness;
 
+  // Adds a node with its rows' weights [rows][3] (given as a function of row and component).
+  template <class W>
+  void add(size_t where, int step, W&& w) {
+    bool any = false;
+    for (int m = 0; m < rows; ++m) {
+      double a = w(m, 0), b = w(m, 1), c = w(m, 2);
+      if (a == 0 && b == 0 && c == 0) continue;
+      any = true;
+      row.push_back(m);
+      weight.insert(weight.end(), {a, b, c});
+    }
+    if (!any) return;
+    at.push_back(where), stride.push_back(step), start.push_back((int)row.size());
+  }
+  // f(node, entry, row) on every entry.
+  template <class F>
+  void each(F&& f) const {
+    for (size_t n = 0; n < at.size(); ++n)
+      for (int e = start[n]; e < start[n + 1]; ++e) f(n, e, row[e]);
+  }
   template <class T>
   std::vector<double> pull(const T* v) const {  // S W v
     std::vector<double> motion(rows, 0.0), out(rows, 0.0);
-    for (size_t n = 0; n < at.size(); ++n)
-      for (int m = 0; m < rows; ++m)
-        for (int c = 0; c < 3; ++c) motion[m] += weight[(n * rows + m) * 3 + c] * v[at[n] + c * stride[n]];
+    each([&](size_t n, int e, int m) {
+      for (int c = 0; c < 3; ++c) motion[m] += weight[3 * e + c] * v[at[n] + (size_t)c * stride[n]];
+    });
     for (int i = 0; i < rows; ++i)
       for (int j = 0; j < rows; ++j) out[i] += stiffness[i * rows + j] * motion[j];
     return out;
   }
   template <class T>
   void push(const std::vector<double>& t, size_t first, size_t last, T* plane) const {  // += Wᵀ t on unknowns [first, last)
-    auto begin = std::lower_bound(at.begin(), at.end(), first) - at.begin();
-    for (size_t n = begin; n < at.size() && at[n] < last; ++n)
-      for (int c = 0; c < 3; ++c) {
-        double f = 0;
-        for (int m = 0; m < rows; ++m) f += t[m] * weight[(n * rows + m) * 3 + c];
-        plane[at[n] + c * stride[n] - first] += (T)f;
-      }
+    size_t n = std::lower_bound(at.begin(), at.end(), first) - at.begin();
+    for (; n < at.size() && at[n] < last; ++n)
+      for (int e = start[n]; e < start[n + 1]; ++e)
+        for (int c = 0; c < 3; ++c) plane[at[n] + (size_t)c * stride[n] - first] += (T)(t[row[e]] * weight[3 * e + c]);
   }
 };
 
@@ -438,31 +457,32 @@ void sweep(const Level& l, const float* v, Sink&& sink) {
     sweep_stencil(l, v, sink);
 }
 
-// d = alpha d_old + beta D⁻¹ r on the columns of unknowns [first, first + count).
+// d = alpha d_old + beta D⁻¹ r on the columns of unknowns [first, first + count); old may be null.
 inline void scale_plane(const Level& l, size_t first, size_t count, float alpha, const float* old, float beta, const float* r, float* d) {
   const Packing& p = l.p;
   size_t node = first / 3, last = (first + count) / 3;
   size_t c = std::upper_bound(p.off.begin(), p.off.end(), node) - p.off.begin() - 1;
   for (; c + 1 < p.off.size() && p.off[c] < last; ++c) {
     int n = p.len[c];
-    const float* q = l.inverse.data() + 6 * p.off[c];
     size_t at = 3 * p.off[c];
-    const float *r0 = r + at, *r1 = r0 + n, *r2 = r1 + n;
-    float *d0 = d + at, *d1 = d0 + n, *d2 = d1 + n;
-    if (old) {
-      const float *o0 = old + at, *o1 = o0 + n, *o2 = o1 + n;
-      for (int z = 0; z < n; ++z) {
-        float a = r0[z], b = r1[z], e = r2[z];
-        d0[z] = alpha * o0[z] + beta * (q[z] * a + q[3 * n + z] * b + q[4 * n + z] * e);
-        d1[z] = alpha * o1[z] + beta * (q[3 * n + z] * a + q[n + z] * b + q[5 * n + z] * e);
-        d2[z] = alpha * o2[z] + beta * (q[4 * n + z] * a + q[5 * n + z] * b + q[2 * n + z] * e);
-      }
-    } else {
-      for (int z = 0; z < n; ++z) {
-        float a = r0[z], b = r1[z], e = r2[z];
-        d0[z] = beta * (q[z] * a + q[3 * n + z] * b + q[4 * n + z] * e);
-        d1[z] = beta * (q[3 * n + z] * a + q[n + z] * b + q[5 * n + z] * e);
-        d2[z] = beta * (q[4 * n + z] * a + q[5 * n + z] * b + q[2 * n + z] * e);
+    const float* __restrict q = l.inverse.data() + 6 * p.off[c];
+    const float* __restrict x = r + at;
+    float* __restrict y = d + at;
+    const float* o = old ? old + at : nullptr;
+    for (int z = 0; z < n; z += kWidth<float>) {
+      int rest = n - z;
+      Vec<float> a = load(x + z), b = load(x + n + z), e = load(x + 2 * n + z);
+      Vec<float> f[3] = {
+          beta * (load(q + z) * a + load(q + 3 * n + z) * b + load(q + 4 * n + z) * e),
+          beta * (load(q + 3 * n + z) * a + load(q + n + z) * b + load(q + 5 * n + z) * e),
+          beta * (load(q + 4 * n + z) * a + load(q + 5 * n + z) * b + load(q + 2 * n + z) * e),
+      };
+      for (int k = 0; k < 3; ++k) {
+        if (o) f[k] += alpha * load(o + k * n + z);
+        if (rest >= kWidth<float>)
+          store(y + k * n + z, f[k]);
+        else
+          std::memcpy(y + k * n + z, &f[k], rest * sizeof(float));
       }
     }
   }
@@ -647,20 +667,49 @@ struct Direct {
   }
 };
 
+// out[i][j] = Σ_t p_i[t] q_j[t] over t in [from, to), for four rows p and four rows q: sixteen products from eight loads.
+inline void dots(const double* const* p, const double* const* q, int from, int to, double (*out)[4]) {
+  using V = Vec<double>;
+  V sum[4][4] = {};
+  int t = from;
+  for (; t + kWidth<double> <= to; t += kWidth<double>) {
+    V a[4], b[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) a[i] = load(p[i] + t), b[i] = load(q[i] + t);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) sum[i][j] += a[i] * b[j];
+  }
+  for (int i = 0; i < 4; ++i)
+    for (int j = 0; j < 4; ++j) {
+      double s = 0;
+      for (int k = 0; k < kWidth<double>; ++k) s += sum[i][j][k];
+      for (int k = t; k < to; ++k) s += p[i][k] * q[j][k];
+      out[i][j] = s;
+    }
+}
+
 // The inverse of a symmetric positive definite matrix a [m][m] in place; returns the least pivot over `scale`.
 double invert(std::vector<double>& a, int m, const std::vector<double>& scale) {
   double least = 1e300;
-  constexpr int B = 48;
-  for (int k = 0; k < m; k += B) {  // blocked left-looking Cholesky, lower triangle by rows
+  constexpr int B = 32;
+  auto row = [&](int i) { return &a[(size_t)std::min(i, m - 1) * m]; };
+  for (int k = 0; k < m; k += B) {  // left-looking Cholesky by blocks of columns, lower triangle by rows
     int e = std::min(m, k + B);
+#pragma omp parallel for schedule(dynamic, 4)
+    for (int i = k; i < m; i += 4)  // a[i][k..e) −= Σ over the columns done
+      for (int j = k; j < e; j += 4) {
+        const double *p[4] = {row(i), row(i + 1), row(i + 2), row(i + 3)}, *q[4] = {row(j), row(j + 1), row(j + 2), row(j + 3)};
+        double d[4][4];
+        dots(p, q, 0, k, d);
+        for (int u = 0; u < 4 && i + u < m; ++u)
+          for (int v = 0; v < 4 && j + v < e; ++v) a[(size_t)(i + u) * m + j + v] -= d[u][v];
+      }
     for (int i = k; i < e; ++i)
       for (int j = k; j <= i; ++j) {
         double s = a[(size_t)i * m + j];
-        const double *p = &a[(size_t)i * m], *q = &a[(size_t)j * m];
-        double sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int t = 0; t < j; ++t) sum += p[t] * q[t];
-        s -= sum;
+        for (int t = k; t < j; ++t) s -= a[(size_t)i * m + t] * a[(size_t)j * m + t];
         if (i == j) {
           least = std::min(least, s / scale[i]);
           if (!(s > 0)) return -1;
@@ -669,38 +718,45 @@ double invert(std::vector<double>& a, int m, const std::vector<double>& scale) {
           a[(size_t)i * m + j] = s / a[(size_t)j * m + j];
         }
       }
-#pragma omp parallel for schedule(dynamic, 8)
+#pragma omp parallel for schedule(static)
     for (int i = e; i < m; ++i)
       for (int j = k; j < e; ++j) {
-        const double *p = &a[(size_t)i * m], *q = &a[(size_t)j * m];
-        double sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int t = 0; t < j; ++t) sum += p[t] * q[t];
-        a[(size_t)i * m + j] = (a[(size_t)i * m + j] - sum) / a[(size_t)j * m + j];
+        double s = a[(size_t)i * m + j];
+        for (int t = k; t < j; ++t) s -= a[(size_t)i * m + t] * a[(size_t)j * m + t];
+        a[(size_t)i * m + j] = s / a[(size_t)j * m + j];
       }
   }
-  // T = L⁻¹, stored as its transpose's rows: u[j][i] = T[i][j], i ≥ j
-  std::vector<double> u((size_t)m * m, 0.0);
-#pragma omp parallel for schedule(dynamic, 8)
-  for (int j = 0; j < m; ++j) {
-    double* t = &u[(size_t)j * m];
-    t[j] = 1 / a[(size_t)j * m + j];
-    for (int i = j + 1; i < m; ++i) {
+  // T = L⁻¹, kept by columns: u[j][i] = T[i][j], i ≥ j, four columns at a time
+  std::vector<double> u((size_t)(m + 3) * m, 0.0);
+#pragma omp parallel for schedule(dynamic, 2)
+  for (int j = 0; j < m; j += 4) {
+    double* t[4] = {&u[(size_t)j * m], &u[(size_t)(j + 1) * m], &u[(size_t)(j + 2) * m], &u[(size_t)(j + 3) * m]};
+    int columns = std::min(4, m - j);
+    for (int i = j; i < m; ++i) {
       const double* l = &a[(size_t)i * m];
-      double sum = 0;
+      for (int c = 0; c < columns; ++c) {
+        if (i < j + c) continue;
+        if (i == j + c) {
+          t[c][i] = 1 / l[i];
+          continue;
+        }
+        double sum = 0;
 #pragma omp simd reduction(+ : sum)
-      for (int q = j; q < i; ++q) sum += l[q] * t[q];
-      t[i] = -sum / l[i];
+        for (int q = j; q < i; ++q) sum += l[q] * t[c][q];
+        t[c][i] = -sum / l[i];
+      }
     }
   }
-#pragma omp parallel for schedule(dynamic, 8)
-  for (int i = 0; i < m; ++i)
-    for (int j = 0; j <= i; ++j) {  // (TᵀT)_ij = Σ_{q ≥ i} T_qi T_qj
-      const double *p = &u[(size_t)i * m], *q = &u[(size_t)j * m];
-      double sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int t = i; t < m; ++t) sum += p[t] * q[t];
-      a[(size_t)i * m + j] = sum;
+#pragma omp parallel for schedule(dynamic, 2)
+  for (int i = 0; i < m; i += 4)
+    for (int j = 0; j <= i; j += 4) {  // (TᵀT)_ij = Σ_{t ≥ i} T_ti T_tj
+      auto column = [&](int k) { return &u[(size_t)k * m]; };
+      const double *p[4] = {column(i), column(i + 1), column(i + 2), column(i + 3)};
+      const double *q[4] = {column(j), column(j + 1), column(j + 2), column(j + 3)};
+      double d[4][4];
+      dots(p, q, i, m, d);
+      for (int x = 0; x < 4 && i + x < m; ++x)
+        for (int y = 0; y < 4 && j + y < m; ++y) a[(size_t)(i + x) * m + j + y] = d[x][y];
     }
   for (int i = 0; i < m; ++i)
     for (int j = 0; j < i; ++j) a[(size_t)j * m + i] = a[(size_t)i * m + j];
@@ -942,22 +998,17 @@ void coarsen_links(const Packing& fine, const LinkRows& from, const Packing& coa
   Buffer dense(fine.unknowns() + kPadding);
   for (int m = 0; m < from.rows; ++m) {
     std::fill(dense.begin(), dense.end(), 0.0f);
-    for (size_t n = 0; n < from.at.size(); ++n)
-      for (int c = 0; c < 3; ++c) dense[from.at[n] + c * from.stride[n]] = (float)from.weight[(n * from.rows + m) * 3 + c];
+    from.each([&](size_t n, int e, int row) {
+      if (row == m)
+        for (int c = 0; c < 3; ++c) dense[from.at[n] + (size_t)c * from.stride[n]] = (float)from.weight[3 * e + c];
+    });
     rows[m].assign(coarse.unknowns() + kPadding, 0.0f);
     restrict_to(fine, coarse, dense.data(), rows[m].data());
   }
   for (int c = 0; c < (int)coarse.len.size(); ++c)
     for (int z = 0; z < coarse.len[c]; ++z) {
       size_t at = 3 * coarse.off[c] + z;
-      bool any = false;
-      for (int m = 0; m < to.rows; ++m)
-        for (int k = 0; k < 3; ++k) any |= rows[m][at + (size_t)k * coarse.len[c]] != 0;
-      if (!any) continue;
-      to.at.push_back(at);
-      to.stride.push_back(coarse.len[c]);
-      for (int m = 0; m < to.rows; ++m)
-        for (int k = 0; k < 3; ++k) to.weight.push_back(rows[m][at + (size_t)k * coarse.len[c]]);
+      to.add(at, coarse.len[c], [&](int m, int k) { return rows[m][at + (size_t)k * coarse.len[c]]; });
     }
 }
 
@@ -978,10 +1029,7 @@ LinkRows link_rows(const Packing& p, int count, int rows, const int32_t* node, c
   }
   std::sort(order.begin(), order.end());
   for (auto [at, n] : order) {
-    l.at.push_back(at);
-    l.stride.push_back(strides[n]);
-    for (int m = 0; m < rows; ++m)
-      for (int c = 0; c < 3; ++c) l.weight.push_back(weight[((size_t)m * count + n) * 3 + c]);
+    l.add(at, strides[n], [&](int m, int c) { return weight[((size_t)m * count + n) * 3 + c]; });
   }
   return l;
 }
@@ -1090,9 +1138,9 @@ std::string factor(const Packing& p, const std::vector<double>& elements, const 
   if (!links.rows) return "";
   int q = links.rows;
   Buffer w((size_t)q * n, 0.0f), z((size_t)q * n, 0.0f);
-  for (size_t i = 0; i < links.at.size(); ++i)
-    for (int m = 0; m < q; ++m)
-      for (int c = 0; c < 3; ++c) w[m * n + links.at[i] + c * links.stride[i]] = (float)links.weight[(i * q + m) * 3 + c];
+  links.each([&](size_t i, int e, int m) {
+    for (int c = 0; c < 3; ++c) w[m * n + links.at[i] + (size_t)c * links.stride[i]] = (float)links.weight[3 * e + c];
+  });
   // Z = T⁻¹ Wᵀ in double precision through the exact inverses
   for (int m = 0; m < q; ++m) {
     std::vector<std::vector<double>> y(planes);

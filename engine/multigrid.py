@@ -27,6 +27,7 @@ import scipy.linalg
 import scipy.sparse
 from jax import Array
 from jaxtyping import Float
+from scipy.ndimage import label
 
 from engine import native
 from engine.elasticity import (
@@ -201,7 +202,7 @@ def coarsen_links(links: Links, shape: tuple[int, int, int], levels: int) -> tup
         fine = jnp.asarray(np.moveaxis(rows, -1, 1).reshape(len(rows), 3, *nodes))
         coarse = np.moveaxis(np.asarray(restrict(fine)).reshape(len(rows), 3, -1), 1, -1)
         node = np.flatnonzero(np.abs(coarse).max(axis=(0, 2)) > 0)
-        out.append(Links(jnp.asarray(node), jnp.asarray(coarse[:, node]), last.stiffness))
+        out.append(Links(node, coarse[:, node], last.stiffness))
         shape = tuple(n // 2 for n in shape)  # type: ignore[assignment]
     return tuple(out)
 
@@ -355,8 +356,9 @@ def _levels(system: System, spacing_mm: float, levels: int) -> tuple[Any, Any, A
 def build(system: System, grid: Grid, compiled: bool = True) -> Preconditioner:
     """The preconditioner of a system: the compiled one on CPUs where it is available, unless compiled is False.
 
-    Raises ValueError when the coarsest operator is not positive definite.
+    Raises ValueError for what `check` refuses, and when the coarsest operator is not positive definite.
     """
+    check(system, grid)
     if compiled and native.available():
         first = None if system.links is None else system.links[:1]
         single = replace(system, medium=_single(system.medium), links=first)
@@ -369,6 +371,64 @@ def build(system: System, grid: Grid, compiled: bool = True) -> Preconditioner:
     links = None if system.links is None else system.links[levels]
     chain = _chain(np.asarray(coarse[-1], np.float64), links)
     return Hierarchy(single, inverses, eigenvalues, coarse[:-1], chain, _stiff_bodies(system, grid.spacing_mm))
+
+
+def check(system: System, grid: Grid, forces: Array | None = None) -> None:
+    """Refuse what no solver can answer. Raises ValueError that names it and its place in mm:
+
+    moduli that are not finite or negative, no material at all, forces on nodes that no material touches, and pieces of
+    material (connected by faces, edges or corners) that no foundation, fixed unknown or link holds.
+    """
+    fields = [np.asarray(f) for f in (system.medium.lam, system.medium.mu, system.medium.kappa)]
+    wrong = ~np.all(np.isfinite(fields), axis=0) | (fields[1] < 0) | (fields[2] < 0)
+    if wrong.any():
+        raise ValueError(
+            f"moduli must be finite and not negative; {int(wrong.sum())} voxels are not, {_place(wrong, grid)}; "
+            "check the density and its law"
+        )
+    solid = fields[1] > 0
+    if not solid.any():
+        raise ValueError(_EMPTY)
+    if forces is not None:
+        loaded = np.any(np.asarray(forces) != 0, axis=(0, 1)) & (np.asarray(touched(system.medium)) == 0)
+        if loaded.any():
+            raise ValueError(
+                f"{int(loaded.sum())} loaded nodes touch no material, {_place(loaded, grid, 0.0)}; move the load patch onto bone"
+            )
+    pieces, count = label(solid, np.ones((3, 3, 3)))
+    holding = fields[2] > 0
+    held_nodes = np.zeros(tuple(n + 1 for n in solid.shape), bool)
+    if system.free is not None:
+        held_nodes |= np.any(np.asarray(system.free) == 0, axis=0)
+    if system.links is not None:
+        first = system.links[0]
+        held_nodes.ravel()[np.asarray(first.node)[np.any(np.asarray(first.weight) != 0, axis=(0, 2))]] = True
+    x, y, z = solid.shape
+    for i, j, k in CORNERS:
+        holding = holding | held_nodes[i : i + x, j : j + y, k : k + z]
+    loose = sorted(set(range(1, count + 1)) - set(np.unique(pieces[holding]).tolist()))
+    if loose:
+        told = [f"{int((pieces == n).sum())} voxels {_place(pieces == n, grid)}" for n in loose[:5]]
+        raise ValueError(
+            f"{len(loose)} piece{'s' * (len(loose) > 1)} of material held by nothing: {'; '.join(told)}{'; …' * (len(loose) > 5)}; "
+            "the structure is not held: check the support patch, or drop small pieces with engine.multigrid.without_islands"
+        )
+
+
+def without_islands(medium: Medium, grid: Grid, below_mm3: float) -> tuple[Medium, list[str]]:
+    """The medium without its pieces (connected by nodes) smaller than a volume, and a line for each that was dropped."""
+    solid = np.asarray(medium.mu) > 0
+    pieces, count = label(solid, np.ones((3, 3, 3)))
+    volume = np.bincount(pieces.ravel(), minlength=count + 1) * grid.spacing_mm**3
+    small = [n for n in range(1, count + 1) if volume[n] < below_mm3]
+    keep = jnp.asarray(~np.isin(pieces, small))
+    lines = [f"dropped an island of {volume[n]:.1f} mm³ {_place(pieces == n, grid)}" for n in small]
+    return Medium(*(f * keep for f in (medium.lam, medium.mu, medium.kappa))), lines
+
+
+def _place(mask: np.ndarray, grid: Grid, shift: float = 0.5) -> str:
+    centre = np.asarray(grid.origin_mm) + grid.spacing_mm * (np.argwhere(mask).mean(0) + shift)
+    return f"round ({', '.join(f'{v:.1f}' for v in centre)}) mm"
 
 
 _NOT_HELD = (
@@ -392,7 +452,7 @@ def _native_arguments(single: System) -> tuple[Array, ...]:
         links: tuple[Array, ...] = (jnp.zeros(0, jnp.int32), jnp.zeros((0, 0, 3)), jnp.zeros((0, 0)))
     else:
         first = single.links[0]
-        links = (first.node.astype(jnp.int32), first.weight.astype(jnp.float64), first.stiffness.astype(jnp.float64))
+        links = (jnp.asarray(first.node, jnp.int32), jnp.asarray(first.weight, jnp.float64), jnp.asarray(first.stiffness, jnp.float64))
     return (*(f.astype(jnp.float32) for f in (m.lam, m.mu, m.kappa)), fixed, label, *links)
 
 

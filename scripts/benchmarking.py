@@ -1,0 +1,316 @@
+"""What scripts/benchmark.py measures. Results go to JSON beside a table on the screen; a solver's run is a process of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from scripts import peers
+
+ROOT = Path(__file__).resolve().parents[1]
+log = logging.getLogger("spinefit")
+
+
+class BenchmarkConfig(BaseModel):
+    """conf/benchmark.yaml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    problem: Literal["anatomy", "box", "gyroid"] = "anatomy"
+    unknowns: list[float] = Field([1e5], min_length=1)
+    solvers: list[str] = Field(["engine"], min_length=1)
+    element: Literal["engine", "full"] = "engine"
+    tolerance: float = Field(1e-6, gt=0, lt=1)
+    device: Literal["cpu", "gpu"] = "cpu"
+    time_limit_s: float = Field(600, gt=0)
+    memory_limit_gb: float = Field(20, gt=0)
+    bundle: str | None = None
+    spacing_mm: list[float] = Field([1.0], min_length=1)
+    out: str = "runs/benchmark"
+
+    @field_validator("solvers")
+    @classmethod
+    def _known(cls, names: list[str]) -> list[str]:
+        if wrong := [n for n in names if n not in peers.SOLVERS]:
+            raise ValueError(f"solvers: {', '.join(wrong)} unknown; choose among {', '.join(peers.SOLVERS)}")
+        return names
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return {"processor": model, "cores": peers.cores(), "python": platform.python_version(), "date": time.strftime("%Y-%m-%d %H:%M")}
+
+
+# -- solvers -------------------------------------------------------------------------------------------------
+def solver(config: BenchmarkConfig) -> None:
+    """Every solver on every size, one process each, in turn."""
+    out = _folder(config)
+    results: list[dict[str, Any]] = []
+    given_up: set[str] = set()
+    for wanted in config.unknowns:
+        path = out / f"{config.problem}_{int(wanted)}.npz"
+        np.savez(path, **peers.make_problem(config.problem, int(wanted)))
+        for name in config.solvers:
+            result = {"solver": name, "wanted": wanted, "status": "not tried: failed at a smaller size"}
+            if name not in given_up:
+                result = _one(name, path, out / "one.json", config) | {"wanted": wanted}
+                if result["status"] != "ok":
+                    given_up.add(name)
+            results.append(result)
+            log.info("%s", _line(result))
+            _write(out / "solver.json", {"machine": machine(), "config": config.model_dump(), "results": results})
+        path.unlink()
+    print(_table(results))
+    _plot_solvers(results, out / "solver.png")
+    print(f"{out / 'solver.json'}, {out / 'solver.png'}")
+
+
+def size(config: BenchmarkConfig) -> None:
+    """The engine alone: cost against size and its exponent."""
+    solver(config.model_copy(update={"solvers": ["engine"]}))
+    results = [r for r in json.loads((_folder(config) / "solver.json").read_text())["results"] if r["status"] == "ok"]
+    if len(results) > 1:
+        n, t = (np.log([r[key] for r in results]) for key in ("unknowns", "total_s"))
+        print(f"time ~ unknowns^{np.polyfit(n, t, 1)[0]:.2f}")
+
+
+def _one(name: str, problem: Path, out: Path, config: BenchmarkConfig) -> dict[str, Any]:
+    """A solver in a process of its own, stopped at the limits of time and memory."""
+    out.unlink(missing_ok=True)
+    environment = os.environ | {"JAX_PLATFORMS": "cuda" if config.device == "gpu" and name == "engine" else "cpu"}
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.peers",
+        name,
+        str(problem.resolve()),
+        str(config.tolerance),
+        str(out.resolve()),
+        config.element,
+    ]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    started, why = time.monotonic(), ""
+    while process.poll() is None and not why:
+        time.sleep(0.2)
+        if time.monotonic() - started > config.time_limit_s:
+            why = f"stopped after {config.time_limit_s:.0f} s"
+        elif _session_gb(process.pid) > config.memory_limit_gb:
+            why = f"stopped above {config.memory_limit_gb:g} GB"
+    if why:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return {"solver": name, "status": why}
+    error = process.communicate()[1]
+    if not out.is_file():
+        last = (error or "").strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
+        return {"solver": name, "status": f"failed: {last[0][:200]}"}
+    return json.loads(out.read_text())
+
+
+def _session_gb(leader: int) -> float:
+    """Resident memory of a session's processes."""
+    pages = 0
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if os.getsid(int(entry)) == leader:
+                pages += int(Path(f"/proc/{entry}/statm").read_text().split()[1])
+        except (OSError, IndexError):  # it ended meanwhile
+            continue
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**30
+
+
+_COLUMNS = ("solver", "unknowns", "iterations", "setup_s", "solve_s", "total_s", "peak_mb", "times ours", "status")
+
+
+def _cells(result: dict[str, Any], ours: float | None = None) -> list[str]:
+    total = result.get("total_s")
+    shown = {**result, "times ours": total / ours if total and ours else None}
+    texts = []
+    for key in _COLUMNS:
+        value = shown.get(key)
+        texts.append(
+            "–"
+            if value is None
+            else f"{value:.3g}"
+            if isinstance(value, float) and key != "peak_mb"
+            else f"{value:.0f}"
+            if key == "peak_mb"
+            else str(value)
+        )
+    return texts
+
+
+def _line(result: dict[str, Any]) -> str:
+    return "  ".join(f"{k} {v}" for k, v in zip(_COLUMNS, _cells(result), strict=True) if v != "–")
+
+
+def _table(results: list[dict[str, Any]]) -> str:
+    ours = {r["wanted"]: r["total_s"] for r in results if r["solver"] == "engine" and r["status"] == "ok"}
+    rows = [list(_COLUMNS), ["---"] * len(_COLUMNS), *(_cells(r, ours.get(r["wanted"])) for r in results)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _plot_solvers(results: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    for name in dict.fromkeys(r["solver"] for r in results):
+        mine = [r for r in results if r["solver"] == name and r["status"] == "ok"]
+        for axis, key, label in zip(axes, ("total_s", "peak_mb"), ("time to solution, s", "peak memory, MB"), strict=True):
+            axis.loglog([r["unknowns"] for r in mine], [r[key] for r in mine], "o-", label=name, lw=2.5 if name == "engine" else 1.2)
+            axis.set(xlabel="unknowns", ylabel=label)
+            axis.grid(True, which="both", alpha=0.25)
+    axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+# -- design iterations ---------------------------------------------------------------------------------------
+def _study(config: BenchmarkConfig) -> Any:
+    """The study of conf/config.yaml on the bundle. Runs inside a Hydra application."""
+    from hydra import compose
+
+    from objectives import study
+    from scripts import optimize, pipeline
+
+    pipeline.set_up_jax()
+    patient = "null" if config.bundle is None else config.bundle
+    run = optimize.run_config(compose("config", [f"patient.bundle={patient}"]))
+    return study.make(pipeline.open_segment(run.patient), run.study)
+
+
+def iteration(config: BenchmarkConfig) -> None:
+    """One design iteration: what its parts cost, and what warm starts, loose tolerances and the basis of the loads save."""
+    from objectives import study
+
+    made = _study(config)
+    for spacing in config.spacing_mm:
+        started = time.perf_counter()
+        prepared = study.prepare(made, spacing)
+        problem = study.problem(made, prepared, study.families(made)["optimised"])
+        prepared_s = time.perf_counter() - started
+        start = study.unit(problem.family, study.start(made, study.default_pose(made)))
+        seconds, counts = _measure_iteration(problem, start)
+        box = 3 * int(np.prod([n + 1 for n in problem.numerics.grid.shape]))
+        print(f"{spacing:g} mm: {box} unknowns in the box, {counts['basis']} basis loads for {counts['cases']} load cases")
+        for name, value in {"prepare the patient, with the intact reference": prepared_s, **seconds}.items():
+            print(f"  {name:62s} {value:8.2f}")
+        print(f"  iterations: {counts}; peak memory {peers.peak_mb():.0f} MB")
+        record = {"machine": machine(), "bundle": config.bundle, "spacing_mm": spacing, "unknowns": box, "peak_mb": peers.peak_mb()}
+        _write(_folder(config) / f"iteration_{spacing:g}.json", record | {"seconds": seconds, "counts": counts})
+
+
+def _measure_iteration(problem: Any, start: dict[str, np.ndarray]) -> tuple[dict[str, float], dict[str, int]]:
+    """Seconds of one iteration and its parts; every timed call has been compiled by one before it."""
+    import jax
+    import jax.numpy as jnp
+
+    from engine import forward, multigrid
+
+    scene, h, settings = problem.scene, problem.numerics.grid.spacing_mm, problem.numerics.solver
+    zero, cold = jnp.zeros(sum(g.kind != "minimise" for g in problem.goals)), forward.cold(scene)
+
+    def moved(step: float) -> dict[str, Any]:
+        return {k: jnp.clip(jnp.asarray(v) + step, 0.0, 1.0) for k, v in start.items()}
+
+    def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+        began = time.perf_counter()
+        value = call()
+        jax.block_until_ready(value)
+        return time.perf_counter() - began, value
+
+    def design(p: Any, at: dict[str, Any], warm: Any, preconditioner: Any = None) -> tuple[float, Any]:
+        return timed(lambda: p.gradient(at, zero, 1.0, p.hierarchy(at) if preconditioner is None else preconditioner, warm))
+
+    def solves(loads: Any, system: Any, preconditioner: Any) -> tuple[float, Any]:
+        none = jnp.zeros_like(loads)
+        return timed(lambda: multigrid.solve(h, settings, system, loads, preconditioner, none, none, jnp.zeros(3)))
+
+    first_s, _ = design(problem, moved(0.0), cold)
+    full_s, (evaluation, _, _, warm) = design(problem, moved(0.01), cold)
+    build_s, lagged = timed(lambda: problem.hierarchy(moved(0.0)))
+    device = forward.fields_of(problem.family, problem.physical(moved(0.01)), scene.anatomy)
+    system = forward.linear_system(scene, problem.numerics, device, forward.alloy(problem.family.material))
+    preconditioner = multigrid.build(system, problem.numerics.grid)
+    solves(scene.forces, system, preconditioner)
+    solve_s, _ = solves(scene.forces, system, preconditioner)
+    every = jnp.einsum("lr,rcxyz->lcxyz", scene.combination, scene.forces)
+    solves(every[:1], system, preconditioner)
+    single_s = sum(solves(every[i : i + 1], system, preconditioner)[0] for i in range(len(every)))
+    warm_s, (warmed, _, _, last) = design(problem, moved(0.013), warm)
+    reused_s, _ = design(problem, moved(0.013), warm, lagged)
+    loose = replace(problem, numerics=replace(problem.numerics, solver=replace(settings, tolerance=1e-4)))
+    design(loose, moved(0.012), warm)
+    loose_s, (loosened, _, _, _) = design(loose, moved(0.013), warm)
+    seconds = {
+        "first iteration of the process (compiles, or reads its cache)": first_s,
+        "design iteration, cold": full_s,
+        "  of it the preconditioner": build_s,
+        "  of it the forward solve of all loads": solve_s,
+        "  ratio of the iteration to its forward solve": full_s / solve_s,
+        "design iteration, warm start": warm_s,
+        "design iteration, warm, preconditioner of the last design": reused_s,
+        "design iteration, warm, tolerance 1e-4": loose_s,
+        "forward solves of the load cases one by one, no basis": single_s,
+    }
+    counts = {
+        "basis": len(scene.forces), "cases": len(problem.numerics.loadcases), "cold": int(evaluation.info.iterations),
+        "warm": int(warmed.info.iterations), "warm adjoint": int(last.probe[0]), "loose": int(loosened.info.iterations),
+    }  # fmt: skip
+    return seconds, counts
+
+
+def refinement(config: BenchmarkConfig) -> None:
+    """Measures of fixed designs on ever finer grids."""
+    from objectives import study
+
+    made = _study(config)
+    families = study.families(made)
+    rows: list[dict[str, Any]] = []
+    for spacing in config.spacing_mm:
+        prepared = study.prepare(made, spacing)
+        for arm in ("stock_central", "conforming_central", "full_endplate"):
+            family = families[arm]
+            values = study.parameters_at(made, family, study.default_pose(made)) if family.groups() else {}
+            if values is None:
+                continue
+            started = time.perf_counter()
+            evaluation, status = study.evaluate(made, prepared, family, values)
+            measures = dict(zip((g.objective.name for g in made.goals), map(float, evaluation.measures), strict=True))
+            work = float(np.mean(np.asarray(evaluation.response.compliance)))
+            rows.append({"arm": arm, "spacing_mm": spacing, **measures, "compliance": work, "status": study.worst(status).code,
+                         "iterations": int(evaluation.info.iterations), "seconds": time.perf_counter() - started})  # fmt: skip
+            print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()), flush=True)
+            _write(_folder(config) / "refinement.json", {"machine": machine(), "bundle": config.bundle, "results": rows})
+
+
+KINDS: dict[str, Callable[[BenchmarkConfig], None]] = {"solver": solver, "size": size, "iteration": iteration, "refinement": refinement}
+
+
+def _folder(config: BenchmarkConfig) -> Path:
+    path = ROOT / config.out
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n")
