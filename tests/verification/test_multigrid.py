@@ -423,6 +423,45 @@ def test_statuses_say_what_happened():
     assert "max_iterations" in got[1].text and got[1].relative_residual == 3e-3
 
 
+# -- loose solves --------------------------------------------------------------------------------------------
+def test_corrected_functional_is_wrong_by_second_order_and_gradient_by_first(small):
+    """J(u) = w·u + (w·u)²/2 and dJ/dμ for solves to 1e-2 … 1e-5 against 1e-12: J and the gradient follow the tolerance, and
+    J + λᵀ(b − K u) follows its square (Pierce & Giles 2000). Prints the table."""
+    load = jnp.asarray(masked(small, small.load))
+    rng = np.random.default_rng(9)
+    w = jnp.asarray(masked(small, rng.normal(size=load.shape) * (np.asarray(small.load) != 0)))
+    zero, hierarchy = jnp.zeros_like(load), multigrid.build(small.system, GRID)
+    scale = 1.0
+
+    def measured(tolerance: float):
+        settings = SolverSettings(tolerance=tolerance)
+
+        def functional(mu, probe):
+            system = replace(small.system, medium=Medium(small.system.medium.lam, mu, small.system.medium.kappa))
+            u, _ = multigrid.solve(GRID.spacing_mm, settings, system, load, hierarchy, zero, zero, probe)
+            along = jnp.sum(w * u) / scale
+            return along + along**2 / 2
+
+        value, (slope, probe) = jax.value_and_grad(functional, argnums=(0, 1))(small.system.medium.mu, jnp.zeros(3))
+        return float(value), float(value + probe[2]), np.asarray(slope)
+
+    u, _ = multigrid.solve(GRID.spacing_mm, SolverSettings(tolerance=1e-12), small.system, load, hierarchy, zero, zero, jnp.zeros(3))
+    scale = float(jnp.sqrt(jnp.sum(w**2)) * jnp.sqrt(jnp.sum(u**2)))
+    exact, exact_corrected, slope = measured(1e-12)
+    assert exact_corrected == pytest.approx(exact, rel=1e-10)
+    size, rows = np.abs(slope).max(), []
+    for tolerance in (1e-2, 1e-3, 1e-4, 1e-5):
+        plain_value, corrected, gradient = measured(tolerance)
+        rows.append([abs(plain_value - exact), abs(corrected - exact), np.abs(gradient - slope).max() / size])
+        print(f"{tolerance:.0e}  J {rows[-1][0]:.1e}  corrected {rows[-1][1]:.1e}  gradient {rows[-1][2]:.1e}")
+    errors = np.array(rows)
+    orders = np.log10(errors[0] / np.maximum(errors[-1], 1e-16)) / 3
+    print("orders", orders.round(2))
+    assert orders[0] > 0.6 and orders[2] > 0.6
+    assert orders[1] > 1.6
+    assert np.all(errors[1:, 1] < 0.05 * errors[1:, 0])
+
+
 # -- the phantom ---------------------------------------------------------------------------------------------
 RING = {
     "approach": "ALIF", "rods": True, "length_mm": 38, "width_mm": 26, "x_mm": (-4, 4), "y_mm": (-6, 6),
