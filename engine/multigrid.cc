@@ -868,21 +868,31 @@ void invert_block(const double* m, float* out, int stride) {
   for (int i = 0; i < 6; ++i) out[(size_t)i * stride] = (float)v[i];
 }
 
+// Sums by planes, so that the result does not depend on the threads' timing.
+template <class F>
+double plane_sum(const Packing& p, F&& f) {
+  std::vector<double> part(p.nx + 1, 0.0);
+#pragma omp parallel for schedule(static)
+  for (int x = 0; x <= p.nx; ++x) part[x] = f(p.plane(x), p.plane(x + 1));
+  double sum = 0;
+  for (double s : part) sum += s;
+  return sum;
+}
+
 void largest_eigenvalue(Level& l) {
   size_t n = l.p.unknowns();
   float *v = l.x.data(), *d = l.d.data(), *r = l.r.data();
   for (size_t i = 0; i < n; ++i) v[i] = std::sin(12.9898f * (float)(i % 1000003)) + 0.1f * std::cos(78.233f * (float)(i % 1000003));
   double size = 1;
   for (int step = 0; step < 20; ++step) {
-    // the last product is measured in the D-norm: the Rayleigh quotient of a symmetric problem converges twice as fast
-    double norm = 0;
     sweep(l, v, [&](size_t first, size_t count, const float* w) {
       std::memcpy(r + first, w, count * sizeof(float));
       scale_plane(l, first, count, 0, nullptr, 1, r, d);
+    });
+    double norm = plane_sum(l.p, [&](size_t first, size_t last) {
       double part = 0;
-      for (size_t i = first; i < first + count; ++i) part += (double)d[i] * d[i];
-#pragma omp atomic
-      norm += part;
+      for (size_t i = first; i < last; ++i) part += (double)d[i] * d[i];
+      return part;
     });
     size = std::sqrt(norm);
     float scale = size > 0 ? (float)(1 / size) : 1;
@@ -1597,17 +1607,6 @@ struct Result {
   bool stalled = false;
 };
 
-// Sums by planes, so that the result does not depend on the threads' timing.
-template <class F>
-double plane_sum(const Packing& p, F&& f) {
-  std::vector<double> part(p.nx + 1, 0.0);
-#pragma omp parallel for schedule(static)
-  for (int x = 0; x <= p.nx; ++x) part[x] = f(p.plane(x), p.plane(x + 1));
-  double sum = 0;
-  for (double s : part) sum += s;
-  return sum;
-}
-
 struct Krylov {
   std::vector<double> x, r, p, kp;
   explicit Krylov(size_t n) : x(n + kPadding), r(n + kPadding), p(n + kPadding), kp(n + kPadding) {}
@@ -1800,7 +1799,6 @@ ffi::Error solve_impl(double spacing, int64_t levels, double tolerance, int64_t 
     pack(p, start.typed_data() + dense * i, k.x.data());
     for (size_t f : h->level[0].fixed) k.r[f] = 0, k.x[f] = 0;
     double all = 0, held = 0;
-#pragma omp parallel for reduction(+ : all)
     for (size_t j = 0; j < dense; ++j) all += load[j] * load[j];
     for (size_t j = 0; j < p.unknowns(); ++j) held += k.r[j] * k.r[j];
     double lost = all - held > 1e-12 * all || !std::isfinite(all) ? all - held : 0;
