@@ -161,30 +161,37 @@ void pack_elements(const Packing& p, const S* dense, T factor, T* packed) {
 }
 
 // -- products ------------------------------------------------------------------------------------------------------
+// The trilinear modes of the elements z, z + 1, … of a row: sums and differences of the corners along each axis.
+template <class T>
+inline void trilinear_modes(const T* const* p, int z, Vec<T>* m) {
+  using V = Vec<T>;
+#pragma GCC unroll 3
+  for (int c = 0; c < 3; ++c) {
+    V q[2][2][2];
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i)
+#pragma GCC unroll 2
+      for (int j = 0; j < 2; ++j) {
+        V a = load(p[(i * 2 + j) * 3 + c] + z), b = load(p[(i * 2 + j) * 3 + c] + z + 1);
+        q[i][j][0] = a + b, q[i][j][1] = b - a;
+      }
+#pragma GCC unroll 2
+    for (int k = 0; k < 2; ++k) {
+      V s0 = q[0][0][k] + q[0][1][k], d0 = q[0][1][k] - q[0][0][k];
+      V s1 = q[1][0][k] + q[1][1][k], d1 = q[1][1][k] - q[1][0][k];
+      m[(0 * 4 + 0 * 2 + k) * 3 + c] = s0 + s1, m[(1 * 4 + 0 * 2 + k) * 3 + c] = s1 - s0;
+      m[(0 * 4 + 1 * 2 + k) * 3 + c] = d0 + d1, m[(1 * 4 + 1 * 2 + k) * 3 + c] = d1 - d0;
+    }
+  }
+}
+
 // Forces of one row of elements. p[12]: the four columns' components at the row's first node; g[2][12][cap]: even and odd part in z.
 template <class T, class Modes>
 inline void row_forces(int n, const T* const* p, T* g, int cap, Modes&& modes) {
   using V = Vec<T>;
   for (int z = 0; z < n; z += kWidth<T>) {
     V m[24], f[24];
-#pragma GCC unroll 3
-    for (int c = 0; c < 3; ++c) {
-      V q[2][2][2];
-#pragma GCC unroll 2
-      for (int i = 0; i < 2; ++i)
-#pragma GCC unroll 2
-        for (int j = 0; j < 2; ++j) {
-          V a = load(p[(i * 2 + j) * 3 + c] + z), b = load(p[(i * 2 + j) * 3 + c] + z + 1);
-          q[i][j][0] = a + b, q[i][j][1] = b - a;
-        }
-#pragma GCC unroll 2
-      for (int k = 0; k < 2; ++k) {
-        V s0 = q[0][0][k] + q[0][1][k], d0 = q[0][1][k] - q[0][0][k];
-        V s1 = q[1][0][k] + q[1][1][k], d1 = q[1][1][k] - q[1][0][k];
-        m[(0 * 4 + 0 * 2 + k) * 3 + c] = s0 + s1, m[(1 * 4 + 0 * 2 + k) * 3 + c] = s1 - s0;
-        m[(0 * 4 + 1 * 2 + k) * 3 + c] = d0 + d1, m[(1 * 4 + 1 * 2 + k) * 3 + c] = d1 - d0;
-      }
-    }
+    trilinear_modes<T>(p, z, m);
     modes(z, m, f);
 #pragma GCC unroll 3
     for (int c = 0; c < 3; ++c)
@@ -270,6 +277,11 @@ struct Finest {  // the operator of the finest level in one precision
   std::vector<T> lam, mu, kappa;  // λ h, μ h of the elements; κ h³/8 summed at the nodes
 };
 
+// Vectors of a V-cycle: right-hand side, solution, residual, the smoother's direction and its next.
+struct Work {
+  Buffer b, x, r, d, e;
+};
+
 struct Level {
   Packing p;
   int kind = 2;                   // 0 finest, 1 by moments, 2 by stencil
@@ -281,8 +293,7 @@ struct Level {
   float eigenvalue = 1;
   LinkRows links;
   std::vector<size_t> fixed;      // unknowns held at zero (finest level)
-  // work space
-  Buffer b, x, r, d, e;
+  std::vector<Work> work;         // one for each right-hand side
 };
 
 template <class T>
@@ -494,22 +505,22 @@ struct Smoother {
 template <class F>
 void for_planes(const Packing& p, F&& f) {
 #pragma omp parallel for schedule(static)
-  for (int x = 0; x <= p.nx; ++x) f(p.plane(x), p.plane(x + 1) - p.plane(x));
+  for (int x = 0; x <= p.nx; ++x) f(p.plane(x), p.plane(x + 1) - p.plane(x), x);
 }
 
 // Chebyshev semi-iteration on K x = b from x = 0, or from x with its residual still to be computed.
 // Leaves r = the residual before the last direction, d = the last direction (already in x).
-void chebyshev(Level& l, Smoother s, bool start_from_x) {
+void chebyshev(const Level& l, Work& v, Smoother s, bool start_from_x) {
   float upper = l.eigenvalue, lower = upper / s.ratio;
   float theta = 0.5f * (upper + lower), delta = 0.5f * (upper - lower), sigma = theta / delta, rho = 1.0f / sigma;
-  float *b = l.b.data(), *x = l.x.data(), *r = l.r.data(), *d = l.d.data(), *e = l.e.data();
+  float *b = v.b.data(), *x = v.x.data(), *r = v.r.data(), *d = v.d.data(), *e = v.e.data();
   if (start_from_x) {
     sweep(l, x, [&](size_t first, size_t count, const float* w) {
       for (size_t i = 0; i < count; ++i) r[first + i] = b[first + i] - w[i];
       scale_plane(l, first, count, 0, nullptr, 1 / theta, r, d);
     });
   } else {
-    for_planes(l.p, [&](size_t first, size_t count) {
+    for_planes(l.p, [&](size_t first, size_t count, int) {
       scale_plane(l, first, count, 0, nullptr, 1 / theta, b, d);
       std::memcpy(x + first, d + first, count * sizeof(float));
       if (s.degree == 1) std::memcpy(r + first, b + first, count * sizeof(float));
@@ -528,12 +539,12 @@ void chebyshev(Level& l, Smoother s, bool start_from_x) {
       else
         for (size_t i = first; i < first + count; ++i) x[i] += e[i];
     });
-    std::swap(l.d, l.e);
+    std::swap(v.d, v.e);
     std::swap(d, e);
     rho = rho_next, first_step = false;
   }
   if (s.degree == 1 && start_from_x)
-    for_planes(l.p, [&](size_t first, size_t count) {
+    for_planes(l.p, [&](size_t first, size_t count, int) {
       for (size_t i = first; i < first + count; ++i) x[i] += d[i];
     });
 }
@@ -612,55 +623,66 @@ struct Direct {
   int rows = 0;                                // Woodbury of the links
   Buffer z, core;                              // z [rows][n], core [rows][rows]
 
-  void solve(size_t n, const float* r, float* x) const {
-    std::fill(x, x + n, 0.0f);
+  // x = K⁻¹ r of every right-hand side; together, since reading the inverses is what it costs.
+  void solve(size_t n, int batch, const std::vector<Buffer>& r, std::vector<Buffer>& x) const {
     size_t planes = plane.size();
-    std::vector<Buffer> y(planes);
-    Buffer right;
+    std::vector<std::vector<Buffer>> y(planes, std::vector<Buffer>(batch));
+    std::vector<Buffer> right(batch), out(batch);
     for (size_t k = 0; k < planes; ++k) {
       size_t m = plane[k].size();
-      right.resize(m);
-      for (size_t i = 0; i < m; ++i) right[i] = r[plane[k][i]];
-      if (k)
-        for (size_t i = 0; i < plane[k - 1].size(); ++i)
-          for (int e = start[k - 1][i]; e < start[k - 1][i + 1]; ++e) right[to[k - 1][e]] -= value[k - 1][e] * y[k - 1][i];
-      y[k].assign(m, 0.0f);
-      multiply(inverse[k], right, y[k]);
+      for (int b = 0; b < batch; ++b) {
+        right[b].resize(m);
+        for (size_t i = 0; i < m; ++i) right[b][i] = r[b][plane[k][i]];
+        if (k)
+          for (size_t i = 0; i < plane[k - 1].size(); ++i)
+            for (int e = start[k - 1][i]; e < start[k - 1][i + 1]; ++e) right[b][to[k - 1][e]] -= value[k - 1][e] * y[k - 1][b][i];
+      }
+      multiply(inverse[k], m, right, y[k]);
     }
     for (size_t k = planes; k-- > 0;) {
       size_t m = plane[k].size();
       if (k + 1 < planes && m) {
-        right.assign(m, 0.0f);
-        for (size_t i = 0; i < m; ++i) {
-          float sum = 0;
-          for (int e = start[k][i]; e < start[k][i + 1]; ++e) sum += value[k][e] * y[k + 1][to[k][e]];
-          right[i] = sum;
+        for (int b = 0; b < batch; ++b) {
+          right[b].resize(m);
+          for (size_t i = 0; i < m; ++i) {
+            float sum = 0;
+            for (int e = start[k][i]; e < start[k][i + 1]; ++e) sum += value[k][e] * y[k + 1][b][to[k][e]];
+            right[b][i] = sum;
+          }
         }
-        Buffer out(m, 0.0f);
-        multiply(inverse[k], right, out);
-        for (size_t i = 0; i < m; ++i) y[k][i] -= out[i];
+        multiply(inverse[k], m, right, out);
+        for (int b = 0; b < batch; ++b)
+          for (size_t i = 0; i < m; ++i) y[k][b][i] -= out[b][i];
       }
-      for (size_t i = 0; i < m; ++i) x[plane[k][i]] = y[k][i];
+      for (int b = 0; b < batch; ++b)
+        for (size_t i = 0; i < m; ++i) x[b][plane[k][i]] = y[k][b][i];
     }
     if (!rows) return;
-    std::vector<double> along(rows, 0.0), back(rows, 0.0);
-    for (int m = 0; m < rows; ++m)
-      for (size_t i = 0; i < n; ++i) along[m] += (double)z[m * n + i] * r[i];
-    for (int i = 0; i < rows; ++i)
-      for (int j = 0; j < rows; ++j) back[i] += core[i * rows + j] * along[j];
-    for (int m = 0; m < rows; ++m)
-      for (size_t i = 0; i < n; ++i) x[i] -= (float)back[m] * z[m * n + i];
+    for (int b = 0; b < batch; ++b) {
+      std::vector<double> along(rows, 0.0), back(rows, 0.0);
+      for (int m = 0; m < rows; ++m)
+        for (size_t i = 0; i < n; ++i) along[m] += (double)z[m * n + i] * r[b][i];
+      for (int i = 0; i < rows; ++i)
+        for (int j = 0; j < rows; ++j) back[i] += core[i * rows + j] * along[j];
+      for (int m = 0; m < rows; ++m)
+        for (size_t i = 0; i < n; ++i) x[b][i] -= (float)back[m] * z[m * n + i];
+    }
   }
 
-  static void multiply(const Buffer& a, const Buffer& x, Buffer& y) {
-    int m = x.size();
-#pragma omp parallel for if (m > 384) schedule(static)
+  // y_b = A x_b for a matrix of m rows.
+  static void multiply(const Buffer& a, int m, const std::vector<Buffer>& x, std::vector<Buffer>& y) {
+    int batch = x.size();
+    for (Buffer& v : y) v.resize(m);
+#pragma omp parallel for if (m > 256) schedule(static)
     for (int i = 0; i < m; ++i) {
       const float* row = a.data() + (size_t)i * m;
-      float sum = 0;
+      for (int b = 0; b < batch; ++b) {
+        const float* v = x[b].data();
+        float sum = 0;
 #pragma omp simd reduction(+ : sum)
-      for (int j = 0; j < m; ++j) sum += row[j] * x[j];
-      y[i] = sum;
+        for (int j = 0; j < m; ++j) sum += row[j] * v[j];
+        y[b][i] = sum;
+      }
     }
   }
 };
@@ -794,19 +816,20 @@ struct Hierarchy {
   Packing coarsest;
   Direct direct;
   Bodies bodies;
-  Buffer cb, cx;
+  std::vector<Buffer> cb, cx;
   std::string error;
   uint64_t key[2];
 };
 
-Packing packing_of(int nx, int ny, int nz, const float* mu) {
+template <class S>
+Packing packing_of(int nx, int ny, int nz, const S* mu) {
   Packing p;
   p.nx = nx, p.ny = ny, p.nz = nz;
   p.elo.assign(nx * ny, 0);
   p.elen.assign(nx * ny, 0);
 #pragma omp parallel for
   for (int r = 0; r < nx * ny; ++r) {
-    const float* m = mu + (size_t)r * nz;
+    const S* m = mu + (size_t)r * nz;
     int low = 0, high = nz;
     while (low < nz && !(m[low] > 0)) ++low;
     while (high > low && !(m[high - 1] > 0)) --high;
@@ -879,7 +902,7 @@ double plane_sum(const Packing& p, F&& f) {
 
 void largest_eigenvalue(Level& l) {
   size_t n = l.p.unknowns();
-  float *v = l.x.data(), *d = l.d.data(), *r = l.r.data();
+  float *v = l.work[0].x.data(), *d = l.work[0].d.data(), *r = l.work[0].r.data();
   for (size_t i = 0; i < n; ++i) v[i] = std::sin(12.9898f * (float)(i % 1000003)) + 0.1f * std::cos(78.233f * (float)(i % 1000003));
   double size = 1;
   for (int step = 0; step < 20; ++step) {
@@ -894,7 +917,7 @@ void largest_eigenvalue(Level& l) {
     });
     size = std::sqrt(norm);
     float scale = size > 0 ? (float)(1 / size) : 1;
-    for_planes(l.p, [&](size_t first, size_t count) {
+    for_planes(l.p, [&](size_t first, size_t count, int) {
       for (size_t i = first; i < first + count; ++i) v[i] = scale * d[i];
     });
   }
@@ -974,8 +997,12 @@ void invert_diagonal(Level& l, const std::vector<double>& diagonal) {
   }
 }
 
-void work_space(Level& l) {
-  for (Buffer* v : {&l.b, &l.x, &l.r, &l.d, &l.e}) v->assign(l.p.unknowns() + kPadding, 0.0f);
+void work_space(Level& l, size_t batch) {
+  while (l.work.size() < batch) {
+    Work w;
+    for (Buffer* v : {&w.b, &w.x, &w.r, &w.d, &w.e}) v->assign(l.p.unknowns() + kPadding, 0.0f);
+    l.work.push_back(std::move(w));
+  }
 }
 
 void coarsen_links(const Packing& fine, const LinkRows& from, const Packing& coarse, LinkRows& to) {
@@ -1184,9 +1211,12 @@ std::string factor(const Packing& p, const std::vector<double>& elements, const 
   return "";
 }
 
-// Pseudo-inverse of a symmetric positive semidefinite matrix by Jacobi's rotations.
-std::vector<double> pseudo_inverse(std::vector<double> a, int n) {
-  std::vector<double> v((size_t)n * n, 0.0), out((size_t)n * n, 0.0);
+// Eigenvalues of a symmetric matrix and its eigenvectors, the columns of v, by Jacobi's rotations.
+struct Eigen {
+  std::vector<double> value, v;
+};
+Eigen eigen(std::vector<double> a, int n) {
+  std::vector<double> v((size_t)n * n, 0.0);
   for (int i = 0; i < n; ++i) v[i * n + i] = 1;
   for (int sweep = 0; sweep < 60; ++sweep) {
     double offd = 0, diag = 0;
@@ -1210,12 +1240,20 @@ std::vector<double> pseudo_inverse(std::vector<double> a, int n) {
         }
       }
   }
-  double top = 0;
-  for (int i = 0; i < n; ++i) top = std::max(top, a[i * n + i]);
+  std::vector<double> value(n);
+  for (int i = 0; i < n; ++i) value[i] = a[i * n + i];
+  return {value, v};
+}
+
+// Pseudo-inverse of a symmetric positive semidefinite matrix.
+std::vector<double> pseudo_inverse(const std::vector<double>& a, int n) {
+  std::vector<double> out((size_t)n * n, 0.0);
+  Eigen e = eigen(a, n);
+  double top = *std::max_element(e.value.begin(), e.value.end());
   for (int k = 0; k < n; ++k) {
-    if (!(a[k * n + k] > 1e-12 * top)) continue;
+    if (!(e.value[k] > 1e-12 * top)) continue;
     for (int i = 0; i < n; ++i)
-      for (int j = 0; j < n; ++j) out[i * n + j] += v[i * n + k] * v[j * n + k] / a[k * n + k];
+      for (int j = 0; j < n; ++j) out[i * n + j] += e.v[i * n + k] * e.v[j * n + k] / e.value[k];
   }
   return out;
 }
@@ -1382,7 +1420,7 @@ void build(const Input& in, Hierarchy& h) {
       }
     invert_diagonal(first, diagonal);
   }
-  work_space(first);
+  work_space(first, 1);
   largest_eigenvalue(first);
   make_bodies(h, in);
 
@@ -1507,41 +1545,53 @@ void build(const Input& in, Hierarchy& h) {
       });
     }
     invert_diagonal(level, diagonal);
-    work_space(level);
+    work_space(level, 1);
     largest_eigenvalue(level);
   }
   h.coarsest = packing;
   h.error = factor(packing, elements, links, h.direct);
-  h.cb.assign(packing.unknowns() + kPadding, 0.0f);
-  h.cx.assign(packing.unknowns() + kPadding, 0.0f);
 }
 
 // -- preconditioner ------------------------------------------------------------------------------------------------
-// x = M b on level l (b and x are the level's own work space).
-void cycle(Hierarchy& h, size_t l, Smoother s) {
+constexpr size_t kRepeatFrom = 2;  // levels from here on are visited twice (W-cycle); engine.multigrid.REPEAT_FROM
+
+// x = M b of the first right-hand sides on level l (b and x are the level's own work space), or a further cycle from x.
+void cycle(Hierarchy& h, size_t l, int batch, Smoother s, bool from_x) {
   Level& v = h.level[l];
   bool last = l + 1 == h.level.size();
-  chebyshev(v, s, false);
-  sweep(v, v.d.data(), [&](size_t first, size_t count, const float* w) {
-    for (size_t i = 0; i < count; ++i) v.r[first + i] -= w[i];
-  });
-  if (l == 0) zero(v.fixed, v.r.data());
   const Packing& coarse = last ? h.coarsest : h.level[l + 1].p;
-  restrict_to(v.p, coarse, v.r.data(), last ? h.cb.data() : h.level[l + 1].b.data());
-  if (last)
-    h.direct.solve(coarse.unknowns(), h.cb.data(), h.cx.data());
-  else
-    cycle(h, l + 1, s);
-  prolong_add(coarse, v.p, last ? h.cx.data() : h.level[l + 1].x.data(), v.x.data());
-  if (l == 0) zero(v.fixed, v.x.data());
-  chebyshev(v, s, true);
+  for (int k = 0; k < batch; ++k) {
+    Work& w = v.work[k];
+    chebyshev(v, w, s, from_x);
+    sweep(v, w.d.data(), [&](size_t first, size_t count, const float* kd) {
+      for (size_t i = 0; i < count; ++i) w.r[first + i] -= kd[i];
+    });
+    if (l == 0) zero(v.fixed, w.r.data());
+    restrict_to(v.p, coarse, w.r.data(), last ? h.cb[k].data() : h.level[l + 1].work[k].b.data());
+  }
+  if (last) {
+    h.direct.solve(coarse.unknowns(), batch, h.cb, h.cx);
+  } else {
+    cycle(h, l + 1, batch, s, false);
+    if (l + 1 >= kRepeatFrom) cycle(h, l + 1, batch, s, true);
+  }
+  for (int k = 0; k < batch; ++k) {
+    Work& w = v.work[k];
+    prolong_add(coarse, v.p, last ? h.cx[k].data() : h.level[l + 1].work[k].x.data(), w.x.data());
+    if (l == 0) zero(v.fixed, w.x.data());
+    chebyshev(v, w, s, true);
+  }
 }
 
-// level[0].x = P level[0].b, the cycle balanced with the bodies' motions (BNN).
-void precondition(Hierarchy& h, Smoother s) {
+// work[k].x = P work[k].b on the finest level for the first right-hand sides, the cycle balanced with the bodies' motions (BNN).
+void precondition(Hierarchy& h, int batch, Smoother s) {
   Bodies& b = h.bodies;
   Level& v = h.level[0];
-  if (!b.count) return cycle(h, 0, s);
+  for (Level& l : h.level) work_space(l, batch);
+  h.cb.resize(batch), h.cx.resize(batch);
+  for (int k = 0; k < batch; ++k)
+    for (Buffer* c : {&h.cb[k], &h.cx[k]}) c->resize(h.coarsest.unknowns() + kPadding, 0.0f);
+  if (!b.count) return cycle(h, 0, batch, s, false);
   int rows = b.size();
   auto scaled = [&](const std::vector<double>& sum) {
     std::vector<double> out(rows, 0.0);
@@ -1549,25 +1599,32 @@ void precondition(Hierarchy& h, Smoother s) {
       for (int j = 0; j < rows; ++j) out[i] += b.inverse[i * rows + j] * sum[j];
     return out;
   };
-  std::vector<double> first = scaled(pull_motions(v.p, b, v.b.data()));
-  for (int k = 0; k < b.count; ++k) {
-    const Bodies::Force& f = b.force[k];
-    for (size_t n = 0; n < f.at.size(); ++n)
-      for (int m = 0; m < 6; ++m)
-        for (int c = 0; c < 3; ++c) v.b[f.at[n] + c * f.stride[n]] -= (float)(first[6 * k + m] * f.value[(6 * n + m) * 3 + c]);
+  std::vector<std::vector<double>> along(batch);
+  for (int q = 0; q < batch; ++q) {
+    Work& w = v.work[q];
+    along[q] = scaled(pull_motions(v.p, b, w.b.data()));
+    for (int k = 0; k < b.count; ++k) {
+      const Bodies::Force& f = b.force[k];
+      for (size_t n = 0; n < f.at.size(); ++n)
+        for (int m = 0; m < 6; ++m)
+          for (int c = 0; c < 3; ++c) w.b[f.at[n] + c * f.stride[n]] -= (float)(along[q][6 * k + m] * f.value[(6 * n + m) * 3 + c]);
+    }
   }
-  cycle(h, 0, s);
-  std::vector<double> sum(rows, 0.0);
-  for (int k = 0; k < b.count; ++k) {
-    const Bodies::Force& f = b.force[k];
-    for (size_t n = 0; n < f.at.size(); ++n)
-      for (int m = 0; m < 6; ++m)
-        for (int c = 0; c < 3; ++c) sum[6 * k + m] += (double)f.value[(6 * n + m) * 3 + c] * v.x[f.at[n] + c * f.stride[n]];
+  cycle(h, 0, batch, s, false);
+  for (int q = 0; q < batch; ++q) {
+    Work& w = v.work[q];
+    std::vector<double> sum(rows, 0.0);
+    for (int k = 0; k < b.count; ++k) {
+      const Bodies::Force& f = b.force[k];
+      for (size_t n = 0; n < f.at.size(); ++n)
+        for (int m = 0; m < 6; ++m)
+          for (int c = 0; c < 3; ++c) sum[6 * k + m] += (double)f.value[(6 * n + m) * 3 + c] * w.x[f.at[n] + c * f.stride[n]];
+    }
+    std::vector<double> second = scaled(sum);
+    for (int i = 0; i < rows; ++i) along[q][i] -= second[i];
+    push_motions(v.p, b, along[q], w.x.data());
+    zero(v.fixed, w.x.data());
   }
-  std::vector<double> second = scaled(sum);
-  for (int i = 0; i < rows; ++i) first[i] -= second[i];
-  push_motions(v.p, b, first, v.x.data());
-  zero(v.fixed, v.x.data());
 }
 
 // -- Krylov --------------------------------------------------------------------------------------------------------
@@ -1577,98 +1634,192 @@ struct Result {
   bool stalled = false;
 };
 
-struct Krylov {
-  std::vector<double> x, r, p, kp;
-  explicit Krylov(size_t n) : x(n + kPadding), r(n + kPadding), p(n + kPadding), kp(n + kPadding) {}
+struct Column {  // one right-hand side of the block iteration
+  std::vector<double> x, r;
+  double lost = 0;  // squared norm of the load on nodes that hold no material
+  double norm = 0, size = 0, best = 0;
+  int since = 0;
+  Result out;
 };
 
-Result conjugate_gradients(Hierarchy& h, const Finest<double>& op, const LinkRows& links, double tolerance, int limit, int stall,
-                           Smoother s, double lost, Krylov& k) {
-  // on entry k.r = b, k.x = start; `lost` is the squared norm of the load on nodes that hold no material
+// out[i][j] = Σ_n a_i[n] b_j[n], summed by planes so that it does not depend on the threads' timing.
+template <class A, class B>
+std::vector<double> products(const Packing& p, const std::vector<const A*>& a, const std::vector<const B*>& b) {
+  size_t rows = a.size(), columns = b.size();
+  std::vector<double> part((size_t)(p.nx + 1) * rows * columns, 0.0), out(rows * columns, 0.0);
+  for_planes(p, [&](size_t first, size_t count, int x) {
+    constexpr size_t kBlock = 512;  // stays in cache while every pair is multiplied
+    double* sum = part.data() + (size_t)x * rows * columns;
+    for (size_t n = first; n < first + count; n += kBlock) {
+      size_t end = std::min(n + kBlock, first + count);
+      for (size_t i = 0; i < rows; ++i)
+        for (size_t j = 0; j < columns; ++j) {
+          double t = 0;
+          const A* u = a[i];
+          const B* v = b[j];
+#pragma omp simd reduction(+ : t)
+          for (size_t m = n; m < end; ++m) t += (double)u[m] * (double)v[m];
+          sum[i * columns + j] += t;
+        }
+    }
+  });
+  for (int x = 0; x <= p.nx; ++x)
+    for (size_t i = 0; i < rows * columns; ++i) out[i] += part[(size_t)x * rows * columns + i];
+  return out;
+}
+
+// to_j = base(j, ·) + Σ_i f_ij from_i; `to` may be among `from`.
+template <class Base>
+void combine(const Packing& p, const std::vector<double>& f, const std::vector<double*>& from, const std::vector<double*>& to, Base&& base) {
+  int rows = from.size(), columns = to.size();
+  constexpr size_t kBlock = 256;
+  for_planes(p, [&](size_t first, size_t count, int) {
+    std::vector<double> sum((size_t)columns * kBlock);
+    for (size_t n = first; n < first + count; n += kBlock) {
+      size_t m = std::min(kBlock, first + count - n);
+      for (int j = 0; j < columns; ++j) {
+        double* t = sum.data() + (size_t)j * kBlock;
+        for (size_t i = 0; i < m; ++i) t[i] = base(j, n + i);
+        for (int k = 0; k < rows; ++k) {
+          double w = f[k * columns + j];
+          const double* u = from[k] + n;
+          for (size_t i = 0; i < m; ++i) t[i] += w * u[i];
+        }
+      }
+      for (int j = 0; j < columns; ++j) std::memcpy(to[j] + n, sum.data() + (size_t)j * kBlock, m * sizeof(double));
+    }
+  });
+}
+
+// A Gram matrix scaled to unit diagonal, and the scale.
+std::vector<double> unit_diagonal(std::vector<double>& g, int n) {
+  std::vector<double> scale(n, 0.0);
+  for (int i = 0; i < n; ++i) scale[i] = g[i * n + i] > 0 ? 1 / std::sqrt(g[i * n + i]) : 0;
+  for (int i = 0; i < n; ++i)
+    for (int j = 0; j <= i; ++j) g[i * n + j] = g[j * n + i] = 0.5 * (g[i * n + j] + g[j * n + i]) * scale[i] * scale[j];
+  return scale;
+}
+
+// T [n][m], m ≤ n, such that the columns of R T are orthonormal and span those of R, from Rᵀ R; near-dependent ones are left out.
+std::vector<double> orthonormal(std::vector<double> gram, int n, int* m) {
+  std::vector<double> scale = unit_diagonal(gram, n);
+  Eigen e = eigen(gram, n);
+  double top = *std::max_element(e.value.begin(), e.value.end());
+  std::vector<int> kept;
+  for (int k = 0; k < n; ++k)
+    if (e.value[k] > 1e-12 * top) kept.push_back(k);
+  *m = kept.size();
+  std::vector<double> t((size_t)n * *m);
+  for (int i = 0; i < n; ++i)
+    for (int j = 0; j < *m; ++j) t[i * *m + j] = scale[i] * e.v[i * n + kept[j]] / std::sqrt(e.value[kept[j]]);
+  return t;
+}
+
+// a [rows][inner] times b [inner][columns].
+std::vector<double> times(const std::vector<double>& a, const std::vector<double>& b, int rows, int inner, int columns) {
+  std::vector<double> out((size_t)rows * columns, 0.0);
+  for (int i = 0; i < rows; ++i)
+    for (int k = 0; k < inner; ++k)
+      for (int j = 0; j < columns; ++j) out[i * columns + j] += a[i * inner + k] * b[k * columns + j];
+  return out;
+}
+
+// Block conjugate gradients (O'Leary 1980) in double precision: all right-hand sides search the space of all of them.
+//     Z = M Q,   P ← Z − P G⁺ (KP)ᵀ Z,   G = Pᵀ K P,   X ← X + P G⁺ Pᵀ R,   R ← R − KP G⁺ Pᵀ R
+// Q is an orthonormal basis of the residuals (Dubrulle 2001): they grow alike, and in the single precision of M their
+// differences would be lost. One that has converged leaves the block; `load(k, r)` gives right-hand side k, packed.
+template <class Load>
+void block_conjugate_gradients(Hierarchy& h, const Finest<double>& op, double tolerance, int limit, int stall, Smoother s,
+                               Load&& load, std::vector<Column>& columns) {
   Level& v = h.level[0];
   const Packing& p = v.p;
-  size_t n = p.unknowns();
-  auto length = [&]() {
-    return std::sqrt(lost + plane_sum(p, [&](size_t a, size_t b) {
-      double t = 0;
-      for (size_t i = a; i < b; ++i) t += k.r[i] * k.r[i];
-      return t;
-    }));
+  auto residual = [&](int k) {  // r = b − K x and its norm
+    Column& c = columns[k];
+    load(k, c.r.data());
+    sweep_finest<double>(p, op, v.links, c.x.data(), [&](size_t first, size_t count, const double* w) {
+      for (size_t i = 0; i < count; ++i) c.r[first + i] -= w[i];
+    });
+    for (size_t i : v.fixed) c.r[i] = 0;
+    return std::sqrt(c.lost + products<double, double>(p, {c.r.data()}, {c.r.data()})[0]);
   };
-  double norm = length();
-  std::vector<double> load(k.r.begin(), k.r.begin() + n);
-  auto residual = [&]() {  // k.r = load − K x
-    sweep_finest<double>(p, op, links, k.x.data(), [&](size_t first, size_t count, const double* w) {
-      for (size_t i = 0; i < count; ++i) k.r[first + i] = load[first + i] - w[i];
-    });
-    for (size_t i : v.fixed) k.r[i] = 0;
-    return length();
-  };
-  Result out;
-  double size = residual(), goal = tolerance * norm, best = size, rz = 0, alpha = 0;
-  int since = 0;
-  std::fill(k.p.begin(), k.p.end(), 0.0);
-  std::fill(k.kp.begin(), k.kp.end(), 0.0);
-  while (size > goal && out.iterations < limit && since < stall) {
-    double scale = size > 0 ? size : 1;
-    for_planes(p, [&](size_t first, size_t count) {
-      for (size_t i = first; i < first + count; ++i) v.b[i] = (float)(k.r[i] / scale);
-    });
-    precondition(h, s);
-    const float* z = v.x.data();
-    // β of Polak-Ribière with r − r_last = −α K p
-    double change = 0, rz_next = 0;
-    {
-      std::vector<double> a(p.nx + 1), c(p.nx + 1);
-#pragma omp parallel for schedule(static)
-      for (int x = 0; x <= p.nx; ++x) {
-        double s0 = 0, s1 = 0;
-        for (size_t i = p.plane(x); i < p.plane(x + 1); ++i) s0 += k.r[i] * z[i], s1 += k.kp[i] * z[i];
-        a[x] = s0, c[x] = s1;
-      }
-      for (int x = 0; x <= p.nx; ++x) rz_next += a[x] * scale, change -= alpha * c[x] * scale;
-    }
-    double beta = rz != 0 ? std::max(0.0, change / rz) : 0;
-    rz = rz_next;
-    for_planes(p, [&](size_t first, size_t count) {
-      for (size_t i = first; i < first + count; ++i) k.p[i] = scale * z[i] + beta * k.p[i];
-    });
-    sweep_finest<double>(p, op, links, k.p.data(), [&](size_t first, size_t count, const double* w) {
-      std::memcpy(k.kp.data() + first, w, count * sizeof(double));
-    });
-    for (size_t i : v.fixed) k.kp[i] = 0;
-    double pkp = 0, rp = 0;
-    {
-      std::vector<double> a(p.nx + 1), c(p.nx + 1);
-#pragma omp parallel for schedule(static)
-      for (int x = 0; x <= p.nx; ++x) {
-        double s0 = 0, s1 = 0;
-        for (size_t i = p.plane(x); i < p.plane(x + 1); ++i) s0 += k.p[i] * k.kp[i], s1 += k.p[i] * k.r[i];
-        a[x] = s0, c[x] = s1;
-      }
-      for (int x = 0; x <= p.nx; ++x) pkp += a[x], rp += c[x];
-    }
-    alpha = pkp > 0 ? rp / pkp : 0;
-    double square = plane_sum(p, [&](size_t a, size_t b) {
-      double t = 0;
-      for (size_t i = a; i < b; ++i) {
-        k.x[i] += alpha * k.p[i];
-        k.r[i] -= alpha * k.kp[i];
-        t += k.r[i] * k.r[i];
-      }
-      return t;
-    });
-    size = std::sqrt(lost + square);
-    ++out.iterations;
-    if (!std::isfinite(size)) break;
-    if (size < 0.98 * best)
-      best = size, since = 0;
-    else
-      ++since;
+  std::vector<int> active;
+  for (int k = 0; k < (int)columns.size(); ++k) {
+    Column& c = columns[k];
+    load(k, c.r.data());
+    c.norm = std::sqrt(c.lost + products<double, double>(p, {c.r.data()}, {c.r.data()})[0]);
+    c.size = c.best = residual(k);
+    if (std::isfinite(c.size) && c.size > tolerance * c.norm) active.push_back(k);
   }
-  out.stalled = since >= stall;
-  out.residual = residual() / (norm > 0 ? norm : 1);
-  return out;
+  std::vector<std::vector<double>> direction(active.size()), force(active.size());  // P and K P
+  for (auto* block : {&direction, &force})
+    for (auto& d : *block) d.assign(p.unknowns() + kPadding, 0.0);
+  auto first_of = [](const std::vector<std::vector<double>>& block, int n) {
+    std::vector<double*> out;
+    for (int i = 0; i < n; ++i) out.push_back(const_cast<double*>(block[i].data()));
+    return out;
+  };
+  auto fixed = [](const std::vector<double*>& block) { return std::vector<const double*>(block.begin(), block.end()); };
+  std::vector<double> inverse;  // G⁺ of the last block
+  int last = 0;                 // its directions
+  for (int iteration = 0; !active.empty() && iteration < limit; ++iteration) {
+    int n = active.size(), m;
+    std::vector<double*> r, x;
+    for (int k : active) r.push_back(columns[k].r.data()), x.push_back(columns[k].x.data());
+    std::vector<double> basis = orthonormal(products<double, double>(p, fixed(r), fixed(r)), n, &m);
+    if (!m) {  // what is left lies on nodes without material
+      for (int k : active) columns[k].out.stalled = true;
+      break;
+    }
+    work_space(v, m);
+    for_planes(p, [&](size_t first, size_t count, int) {
+      for (int j = 0; j < m; ++j) {
+        float* b = v.work[j].b.data();
+        for (size_t i = first; i < first + count; ++i) {
+          double sum = 0;
+          for (int k = 0; k < n; ++k) sum += basis[k * m + j] * r[k][i];
+          b[i] = (float)sum;
+        }
+      }
+    });
+    precondition(h, m, s);
+    std::vector<const float*> z(m);
+    for (int j = 0; j < m; ++j) z[j] = v.work[j].x.data();
+    std::vector<double> beta;
+    if (last) beta = times(inverse, products<double, float>(p, fixed(first_of(force, last)), z), last, last, m);
+    for (double& b : beta) b = -b;
+    std::vector<double*> d = first_of(direction, m), f = first_of(force, m);
+    combine(p, beta, first_of(direction, last), d, [&](int j, size_t i) { return z[j][i]; });
+    for (int j = 0; j < m; ++j) {
+      sweep_finest<double>(p, op, v.links, d[j], [&](size_t first, size_t count, const double* w) {
+        std::memcpy(f[j] + first, w, count * sizeof(double));
+      });
+      for (size_t i : v.fixed) f[j][i] = 0;
+    }
+    std::vector<double> gram = products<double, double>(p, fixed(d), fixed(f));
+    std::vector<double> scale = unit_diagonal(gram, m);
+    inverse = pseudo_inverse(gram, m);
+    for (int i = 0; i < m; ++i)
+      for (int j = 0; j < m; ++j) inverse[i * m + j] *= scale[i] * scale[j];
+    last = m;
+    std::vector<double> alpha = times(inverse, products<double, double>(p, fixed(d), fixed(r)), m, m, n);
+    combine(p, alpha, d, x, [&](int j, size_t i) { return x[j][i]; });
+    for (double& a : alpha) a = -a;
+    combine(p, alpha, f, r, [&](int j, size_t i) { return r[j][i]; });
+    std::vector<int> going;
+    for (int k : active) {
+      Column& c = columns[k];
+      c.size = std::sqrt(c.lost + products<double, double>(p, {c.r.data()}, {c.r.data()})[0]);
+      c.out.iterations = iteration + 1;
+      if (c.size < 0.98 * c.best)
+        c.best = c.size, c.since = 0;
+      else
+        ++c.since;
+      c.out.stalled = c.since >= stall;
+      if (std::isfinite(c.size) && c.size > tolerance * c.norm && !c.out.stalled) going.push_back(k);
+    }
+    active.swap(going);
+  }
+  for (int k = 0; k < (int)columns.size(); ++k) columns[k].out.residual = residual(k) / (columns[k].norm > 0 ? columns[k].norm : 1);
 }
 
 // -- the last hierarchy, by content ------------------------------------------------------------------------------
@@ -1755,30 +1906,86 @@ ffi::Error solve_impl(double spacing, int64_t levels, double tolerance, int64_t 
   if (outside) return ffi::Error(ffi::ErrorCode::kInvalidArgument, "the preconditioner was built for a domain that is smaller than this one");
   Finest<double> op;
   fill_finest<double>(p, spacing, lam.typed_data(), mu.typed_data(), kappa.typed_data(), op);
-  Krylov k(p.unknowns());
+  const Level& finest = h->level[0];
   int batch = b.dimensions()[0];
+  auto given = [&](int i, double* r) {
+    pack(p, b.typed_data() + dense * i, r);
+    for (size_t f : finest.fixed) r[f] = 0;
+  };
+  std::vector<Column> columns(batch);
   for (int i = 0; i < batch; ++i) {
+    Column& c = columns[i];
+    for (auto* v : {&c.x, &c.r}) v->assign(p.unknowns() + kPadding, 0.0);
+    given(i, c.r.data());
+    pack(p, start.typed_data() + dense * i, c.x.data());
+    for (size_t f : finest.fixed) c.x[f] = 0;
     const double* load = b.typed_data() + dense * i;
-    pack(p, load, k.r.data());
-    pack(p, start.typed_data() + dense * i, k.x.data());
-    for (size_t f : h->level[0].fixed) k.r[f] = 0, k.x[f] = 0;
     double all = 0, held = 0;
     for (size_t j = 0; j < dense; ++j) all += load[j] * load[j];
-    for (size_t j = 0; j < p.unknowns(); ++j) held += k.r[j] * k.r[j];
-    double lost = all - held > 1e-12 * all || !std::isfinite(all) ? all - held : 0;
-    if (!h->level[0].fixed.empty()) lost = std::isfinite(all) ? 0 : all;  // loads on fixed unknowns go into the support
-    Result r = conjugate_gradients(*h, op, h->level[0].links, tolerance, (int)limit, (int)stall, Smoother{(int)degree, (float)ratio}, lost, k);
+    for (size_t j = 0; j < p.unknowns(); ++j) held += c.r[j] * c.r[j];
+    c.lost = all - held > 1e-12 * all || !std::isfinite(all) ? all - held : 0;
+    if (!finest.fixed.empty()) c.lost = std::isfinite(all) ? 0 : all;  // loads on fixed unknowns go into the support
+  }
+  block_conjugate_gradients(*h, op, tolerance, (int)limit, (int)stall, Smoother{(int)degree, (float)ratio}, given, columns);
+  for (int i = 0; i < batch; ++i) {
+    Column& k = columns[i];
     // nodes inside a run that no material touches carry what interpolation left there
     for (int c = 0; c < (int)p.len.size(); ++c) {
-      const float* d = h->level[0].inverse.data() + 6 * p.off[c];
+      const float* d = finest.inverse.data() + 6 * p.off[c];
       for (int z = 0, n = p.len[c]; z < n; ++z)
         for (int q = 0; q < 3; ++q)
           if (d[q * n + z] == 0) k.x[3 * p.off[c] + (size_t)q * n + z] = 0;
     }
     unpack(p, k.x.data(), x->typed_data() + dense * i);
-    iterations->typed_data()[i] = r.iterations;
-    residual->typed_data()[i] = r.residual;
-    stalled->typed_data()[i] = r.stalled;
+    iterations->typed_data()[i] = k.out.iterations;
+    residual->typed_data()[i] = k.out.residual;
+    stalled->typed_data()[i] = k.out.stalled;
+  }
+  return ffi::Error::Success();
+}
+
+// Σ over the right-hand sides of vᵀ (∂K/∂λ_e) u and the same for μ_e and κ_e on the elements of the packed runs, zero elsewhere.
+ffi::Error pairing_impl(double spacing, F64 mu, F64 u, F64 v, ffi::ResultBuffer<ffi::F64> lam_bar, ffi::ResultBuffer<ffi::F64> mu_bar,
+                        ffi::ResultBuffer<ffi::F64> kappa_bar) {
+  auto shape = mu.dimensions();
+  Packing p = packing_of((int)shape[0], (int)shape[1], (int)shape[2], mu.typed_data());
+  int batch = u.dimensions()[0];
+  size_t dense = 3 * (size_t)(p.nx + 1) * (p.ny + 1) * (p.nz + 1);
+  std::vector<std::vector<double>> a(batch), b(batch);
+  for (int i = 0; i < batch; ++i) {
+    a[i].assign(p.unknowns() + kPadding, 0.0), b[i].assign(p.unknowns() + kPadding, 0.0);
+    pack(p, u.typed_data() + dense * i, a[i].data());
+    pack(p, v.typed_data() + dense * i, b[i].data());
+  }
+  double *out[3] = {lam_bar->typed_data(), mu_bar->typed_data(), kappa_bar->typed_data()};
+  using V = Vec<double>;
+#pragma omp parallel for schedule(dynamic, 8)
+  for (int r = 0; r < p.nx * p.ny; ++r) {
+    int n = p.elen[r], x = r / p.ny, y = r % p.ny;
+    for (double* o : out) std::memset(o + (size_t)r * p.nz, 0, p.nz * sizeof(double));
+    for (int z = 0; z < n; z += kWidth<double>) {
+      V sum[3] = {};
+      for (int i = 0; i < batch; ++i) {
+        const double *pa[12], *pb[12];
+        for (int c = 0; c < 4; ++c) {
+          int column = p.column(x + c / 2, y + c % 2);
+          size_t at = 3 * p.off[column] + (p.elo[r] - p.lo[column]);
+          for (int k = 0; k < 3; ++k) pa[3 * c + k] = a[i].data() + at + (size_t)k * p.len[column], pb[3 * c + k] = b[i].data() + at + (size_t)k * p.len[column];
+        }
+        V ma[24], mb[24], f[24], zero = {}, one = zero + 1.0;
+        trilinear_modes<double>(pa, z, ma);
+        trilinear_modes<double>(pb, z, mb);
+        modes0<double>(ma, zero, one, f);
+        for (int k = 0; k < 24; ++k) sum[0] += f[k] * mb[k];
+        modes0<double>(ma, one, zero, f);
+        for (int k = 0; k < 24; ++k) sum[1] += f[k] * mb[k], sum[2] += ma[k] * mb[k];
+      }
+      double scale[3] = {spacing, spacing, spacing * spacing * spacing / 64};
+      for (int k = 0; k < 3; ++k) {
+        sum[k] *= scale[k];
+        std::memcpy(out[k] + (size_t)r * p.nz + p.elo[r] + z, &sum[k], std::min(n - z, kWidth<double>) * sizeof(double));
+      }
+    }
   }
   return ffi::Error::Success();
 }
@@ -1791,12 +1998,14 @@ ffi::Error precondition_impl(double spacing, int64_t levels, int64_t degree, dou
   if (!h->error.empty()) return ffi::Error(ffi::ErrorCode::kInvalidArgument, "the preconditioner cannot be built: " + h->error);
   const Packing& p = h->level[0].p;
   size_t dense = 3 * (size_t)(p.nx + 1) * (p.ny + 1) * (p.nz + 1);
-  for (int i = 0; i < (int)r.dimensions()[0]; ++i) {
-    pack(p, r.typed_data() + dense * i, h->level[0].b.data());
-    zero(h->level[0].fixed, h->level[0].b.data());
-    precondition(*h, Smoother{(int)degree, (float)ratio});
-    unpack(p, h->level[0].x.data(), z->typed_data() + dense * i);
+  int batch = r.dimensions()[0];
+  work_space(h->level[0], batch);
+  for (int i = 0; i < batch; ++i) {
+    pack(p, r.typed_data() + dense * i, h->level[0].work[i].b.data());
+    zero(h->level[0].fixed, h->level[0].work[i].b.data());
   }
+  precondition(*h, batch, Smoother{(int)degree, (float)ratio});
+  for (int i = 0; i < batch; ++i) unpack(p, h->level[0].work[i].x.data(), z->typed_data() + dense * i);
   return ffi::Error::Success();
 }
 
@@ -1824,6 +2033,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(spinefit_solve, solve_impl,
                                   .Ret<ffi::Buffer<ffi::S32>>()
                                   .Ret<F64>()
                                   .Ret<ffi::Buffer<ffi::PRED>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(spinefit_pairing, pairing_impl,
+                              ffi::Ffi::Bind().Attr<double>("spacing").Arg<F64>().Arg<F64>().Arg<F64>().Ret<F64>().Ret<F64>().Ret<F64>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(spinefit_precondition, precondition_impl,
                               ffi::Ffi::Bind().Attr<double>("spacing").Attr<int64_t>("levels").Attr<int64_t>("degree").Attr<double>(

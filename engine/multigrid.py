@@ -47,6 +47,8 @@ from engine.types import SolverStatus
 
 #: Coarsest level: unknowns in one plane across its longest axis, and planes.
 MAX_PLANE_UNKNOWNS, MAX_PLANES = 1100, 48
+#: Levels from here on are visited twice in a cycle (W), the ones before once: they are a tenth of the work (multigrid.cc has the same).
+REPEAT_FROM = 2
 #: A relative residual above this is no solution: neither a measure nor a gradient is taken from it.
 UNSOLVED = 1e-3
 #: The solve gives up when a right-hand side has not bettered its best residual by 2 % in so many iterations.
@@ -484,6 +486,13 @@ def _native_solve(
     return x, SolveInfo(jnp.max(iterations), residual, stalled)
 
 
+def _native_pairing(mu: Array, u: Array, v: Array, spacing_mm: float) -> tuple[Array, Array, Array]:
+    """elasticity.energy_pairing, zero outside of what the solve stores (from each column's first to its last voxel of material)."""
+    shape = jax.ShapeDtypeStruct(mu.shape, jnp.float64)
+    lam, own, kappa = jax.ffi.ffi_call("spinefit_pairing", (shape,) * 3)(mu.astype(jnp.float64), u, v, spacing=np.float64(spacing_mm))
+    return lam, own, kappa
+
+
 @partial(jax.jit, static_argnames=("spacing_mm", "settings"))
 def precondition(
     preconditioner: Preconditioner, r: Float[Array, "b 3 x1 y1 z1"], spacing_mm: float, settings: SolverSettings
@@ -632,28 +641,27 @@ def _solve_coarsest(chain: Chain, r: Array) -> Array:
     return out - ((along @ chain.core) @ chain.z.T).reshape(r.shape)
 
 
-def _v_cycle(hierarchy: Hierarchy, residual: Array, spacing_mm: float, settings: SolverSettings) -> Array:
-    """One V-cycle on float32 residuals [b, ...]; symmetric up to rounding."""
+def _cycle(hierarchy: Hierarchy, residual: Array, spacing_mm: float, settings: SolverSettings) -> Array:
+    """One cycle on float32 residuals [b, ...]; symmetric up to rounding."""
     system = hierarchy.system
+
+    def matvec_of(level: int) -> Callable[[Array], Array]:
+        if level == 0:
+            return lambda v: operate(system, v, spacing_mm)
+        return partial(_operate_coarse, hierarchy.coarse[level - 1], None if system.links is None else system.links[level])
 
     def cycle(level: int, r: Array) -> Array:
         if level == len(hierarchy.block_inverse):
             return _solve_coarsest(hierarchy.coarsest, r)
-        if level == 0:
-
-            def matvec(v: Array) -> Array:
-                return operate(system, v, spacing_mm)
-        else:
-            k, links = hierarchy.coarse[level - 1], None if system.links is None else system.links[level]
-
-            def matvec(v: Array) -> Array:
-                return _operate_coarse(k, links, v)
-
-        inverse, upper = hierarchy.block_inverse[level], hierarchy.eigenvalue[level]
+        matvec, inverse, upper = matvec_of(level), hierarchy.block_inverse[level], hierarchy.eigenvalue[level]
         x = _chebyshev(matvec, inverse, upper, r, settings)
         down = r - matvec(x)
         free = system.free[None] if level == 0 and system.free is not None else None
-        correction = prolong(cycle(level + 1, restrict(down if free is None else free * down)))
+        right = restrict(down if free is None else free * down)
+        below = cycle(level + 1, right)
+        if REPEAT_FROM <= level + 1 < len(hierarchy.block_inverse):
+            below = below + cycle(level + 1, right - matvec_of(level + 1)(below))
+        correction = prolong(below)
         x = x + (correction if free is None else free * correction)
         return x + _chebyshev(matvec, inverse, upper, r - matvec(x), settings)
 
@@ -666,14 +674,14 @@ def _balanced(hierarchy: Hierarchy, residual: Array, spacing_mm: float, settings
         P = Q + (I − Q K) M (I − K Q),   Q = W (Wᵀ K W)⁻¹ Wᵀ
     """
     if hierarchy.bodies is None:
-        return _v_cycle(hierarchy, residual, spacing_mm, settings)
+        return _cycle(hierarchy, residual, spacing_mm, settings)
     w, kw, inverse = hierarchy.bodies
 
     def along(rows: Array, f: Array) -> Array:
         return jnp.einsum("mcxyz,bcxyz->bm", rows, f) @ inverse
 
     first = along(w, residual)
-    z = _v_cycle(hierarchy, residual - jnp.einsum("bm,mcxyz->bcxyz", first, kw), spacing_mm, settings)
+    z = _cycle(hierarchy, residual - jnp.einsum("bm,mcxyz->bcxyz", first, kw), spacing_mm, settings)
     return z + jnp.einsum("bm,mcxyz->bcxyz", first - along(kw, z), w)
 
 
@@ -781,7 +789,10 @@ def _solve_backward(spacing_mm: float, settings: SolverSettings, kept: Any, cota
         ubar = system.free * ubar
     adjoint, info = _run(system, hierarchy, ubar, adjoint_start, spacing_mm, settings)
     free_u, free_a = (u, adjoint) if system.free is None else (system.free * u, system.free * adjoint)
-    pairing = energy_pairing(free_u, free_a, spacing_mm)
+    if isinstance(hierarchy, Compiled):
+        pairing = _native_pairing(system.medium.mu, free_u, free_a, spacing_mm)
+    else:
+        pairing = energy_pairing(free_u, free_a, spacing_mm)
     held = sum(jnp.sum(f * g) for f, g in zip((system.medium.lam, system.medium.mu, system.medium.kappa), pairing, strict=True))
     if system.links is not None:
         held = held + jnp.sum(free_a * apply_links(system.links[0], free_u))

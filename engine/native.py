@@ -27,7 +27,7 @@ from engine.elasticity import CORNERS, child_interpolation, element_matrices, mo
 log = logging.getLogger("spinefit")
 
 _SOURCE = Path(__file__).with_name("multigrid.cc")
-_TARGETS = ("build", "solve", "precondition")
+_TARGETS = ("build", "solve", "pairing", "precondition")
 _FLAGS = ("-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-w")
 
 
