@@ -237,12 +237,21 @@ def energy_pairing(
 
 def strain(u: Float[Array, "b 3 x1 y1 z1"], spacing_mm: float) -> Float[Array, "b x y z 6"]:
     """Volume-averaged strain of every voxel (Voigt, engineering shear); the average equals the centre value."""
-    b = _strain_matrix(_gradients(np.zeros(3), spacing_mm))
-    return jnp.einsum("sk,bkxyz->bxyzs", jnp.asarray(b, u.dtype), gather(u))
+
+    def derivative(f: Array, along: int) -> Array:
+        for axis in (1, 2, 3):
+            low, high = (jax.lax.slice_in_dim(f, i, f.shape[axis] - 1 + i, axis=axis) for i in (0, 1))
+            f = high - low if axis == along + 1 else high + low
+        return f / (4 * spacing_mm)
+
+    rows = [
+        derivative(u[:, i], j) if i == j else derivative(u[:, i], j) + derivative(u[:, j], i) for i, j in _VOIGT
+    ]
+    return jnp.moveaxis(jnp.stack(rows, axis=1), 1, -1)
 
 
-def stress(medium: Medium, eps: Float[Array, "b x y z 6"]) -> Float[Array, "b x y z 6"]:
-    """σ = λ tr(ε) I + 2 μ ε of the voxel's mixture, MPa."""
+def stress(medium: Medium, eps: Float[Array, "b *q 6"]) -> Float[Array, "b *q 6"]:
+    """σ = λ tr(ε) I + 2 μ ε of the voxels' mixtures, MPa; λ and μ have the shape of the strain without its first and last axis."""
     trace = eps[..., :3].sum(-1, keepdims=True)
     scale = jnp.asarray([2.0, 2.0, 2.0, 1.0, 1.0, 1.0], eps.dtype)
     volumetric = jnp.asarray([1.0, 1.0, 1.0, 0.0, 0.0, 0.0], eps.dtype)
@@ -318,6 +327,13 @@ def resultant(grid: Grid, forces: np.ndarray) -> np.ndarray:
     return np.concatenate([forces.sum(axes), np.cross(grid.nodes(), forces).sum(axes)], axis=-1)
 
 
-def foundation_force(medium: Medium, u: Array, spacing_mm: float) -> Array:
-    """Nodal forces that the elastic foundation exerts on the body, −∫ κ u."""
-    return -foundation(medium.kappa, spacing_mm).astype(u.dtype) * u
+def foundation_resultant(
+    medium: Medium, u: Float[Array, "b 3 n"], nodes_mm: Float[Array, "x1 y1 z1 3"], spacing_mm: float
+) -> Float[Array, "b 6"]:
+    """Force and moment about the origin that the elastic foundation exerts on the body, −∫ κ u and −∫ κ x × u."""
+    weight = foundation(medium.kappa, spacing_mm).ravel()
+    weighted = jnp.concatenate([weight[:, None], weight[:, None] * nodes_mm.reshape(-1, 3)], axis=1)
+    sums = -jnp.einsum("bcn,na->bca", u, weighted)
+    first = sums[:, :, 1:]  # [b, c, a] = −∫ κ x_a u_c
+    moment = [first[:, (i + 2) % 3, (i + 1) % 3] - first[:, (i + 1) % 3, (i + 2) % 3] for i in range(3)]
+    return jnp.concatenate([sums[:, :, 0], jnp.stack(moment, axis=-1)], axis=-1)

@@ -53,7 +53,10 @@ class Scene:
     forces [r, 3, …]       basis loads                    combination [l, r]   load case = combination @ basis
     applied [l, 6]         their resultants about the origin
     motion                 per body: nodes and averaging rows at its endplate
-    corner [3]             low corner of the window that objectives look at, voxels
+    corner [3]             low corner of the window round the samples, voxels
+    sample [q]             the voxels that objectives look at (numbers within the window), filled up with the last one
+    sample_mm3 [q]         their volume, 0 for what fills up
+    place [w]              sample that holds each voxel of the window, q for none
     bodies [x+1, y+1, z+1] the vertebra that a node belongs to (1, 2; 0 for none), for the preconditioner
     """
 
@@ -71,6 +74,9 @@ class Scene:
     applied: Array
     motion: tuple[tuple[Array, Array], ...]
     corner: Array
+    sample: Array
+    sample_mm3: Array
+    place: Array
     nodes: Array
     bodies: Array
     links: tuple[Links, ...] | None
@@ -81,7 +87,7 @@ class Scene:
 class Numerics:
     """What the compiled code depends on besides array shapes: not where the grid stands, so that patients share it.
 
-    window (voxels) is the size of the part that objectives look at, box its corners on this patient's grid.
+    window (voxels) is the size of the box round the samples.
     """
 
     solver: SolverSettings
@@ -90,7 +96,6 @@ class Numerics:
     loadcases: tuple[str, ...]
     poisson_bone: float
     grid: Grid = field(compare=False)
-    box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] = field(compare=False)
 
 
 @jax.tree_util.register_dataclass
@@ -171,8 +176,9 @@ def prepare(
         motion.append(_padded(near.node, near.average(plate.centre_mm)))
     near_weight = sum(p.weight(points) * (volume[p.body] > 0) for p in boundary.near)
     disc = segment.disc.sample(points)
-    interesting = (near_weight > 0) | (disc < grid.spacing_mm)
+    interesting = (near_weight > 0) | (disc < _OVERHANG_MM)
     corner, window = _window(interesting)
+    sample, sample_mm3, place = _samples(interesting, corner, window, grid.spacing_mm)
     scene = Scene(
         anatomy=anatomy,
         caudal=jnp.asarray(distance["caudal"]),
@@ -188,15 +194,15 @@ def prepare(
         applied=jnp.asarray(combination @ elasticity.resultant(grid, forces)),
         motion=tuple(motion),
         corner=jnp.asarray(corner),
+        sample=jnp.asarray(sample),
+        sample_mm3=jnp.asarray(sample_mm3),
+        place=jnp.asarray(place),
         nodes=jnp.asarray(grid.nodes()),
         bodies=jnp.asarray(_stiff_bodies(grid, distance)),
         links=_links(boundary.links, nodal, grid) if boundary.links else None,
         reference_sed=None,
     )
-    box = tuple((int(low), int(low) + size) for low, size in zip(corner, window, strict=True))
-    numerics = Numerics(
-        solver, grid.spacing_mm, window, stack_loads(boundary.loadcases), law.poisson, grid, box  # type: ignore[arg-type]
-    )
+    numerics = Numerics(solver, grid.spacing_mm, window, stack_loads(boundary.loadcases), law.poisson, grid)
     return scene, numerics
 
 
@@ -211,6 +217,19 @@ def _window(interesting: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
     return np.array(corner, np.int32), (window[0], window[1], window[2])
 
 
+def _samples(
+    interesting: np.ndarray, corner: np.ndarray, window: tuple[int, int, int], spacing_mm: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scene.sample, sample_mm3 and place; the samples are filled up to 2ⁿ or 3·2ⁿ so that patients share the code."""
+    inside = interesting[tuple(slice(low, low + size) for low, size in zip(corner, window, strict=True))]
+    number = np.flatnonzero(inside)
+    size = next(n for k in range(40) for n in (2**k, 3 * 2**k // 2) if n >= len(number))
+    more = size - len(number)
+    place = np.full(inside.size, size, np.int32)
+    place[number] = np.arange(len(number))
+    return np.pad(number, (0, more), mode="edge").astype(np.int32), np.pad(np.full(len(number), spacing_mm**3), (0, more)), place
+
+
 def _padded(node: np.ndarray, rows: np.ndarray) -> tuple[Array, Array]:
     """Nodes [n] and rows on them [m, n, 3], filled up with rows of zeros to a whole bucket."""
     more = _bucket(len(node), _NODE_BUCKET) - len(node)
@@ -218,7 +237,12 @@ def _padded(node: np.ndarray, rows: np.ndarray) -> tuple[Array, Array]:
 
 
 def fractions(scene: Scene, spacing_mm: float, implant: ImplantFields) -> Array:
-    """Share of each of REGIONS in every voxel [x, y, z, r]; what is left to 1 is surrounding tissue.
+    """Share of each of REGIONS in every voxel [x, y, z, r]; what is left to 1 is surrounding tissue. See `_shares`."""
+    return jnp.stack(_shares(scene, spacing_mm, implant), axis=-1)
+
+
+def _shares(scene: Scene, spacing_mm: float, implant: ImplantFields) -> list[Array]:
+    """The shares as one field for each of REGIONS: stacked, their gradients cost ten times as much.
 
     The implant wins over bone, bone over graft, graft over what remains of the disc. Bone is the fill of
     max(φ_bone, −φ_implant), not a product of fills: at a conforming face the two then fill the voxel exactly. There the two
@@ -236,10 +260,17 @@ def fractions(scene: Scene, spacing_mm: float, implant: ImplantFields) -> Array:
     ):
         shares[name] = jnp.minimum(fill(distance, spacing_mm), left)
         left = left - shares[name]
-    return jnp.stack([shares[name] for name in REGIONS], axis=-1)
+    return [shares[name] for name in REGIONS]
 
 
 def medium(scene: Scene, shares: Array, density: Array, material: Alloy, poisson_bone: float) -> tuple[Medium, Array]:
+    """The mixture of `_mixture` from shares [x, y, z, r]."""
+    return _mixture(scene, [shares[..., k] for k in range(len(REGIONS))], density, material, poisson_bone)
+
+
+def _mixture(
+    scene: Scene, shares: list[Array], density: Array, material: Alloy, poisson_bone: float
+) -> tuple[Medium, Array]:
     """λ, μ of each voxel, κ of the foundation under the caudal bone, and bone's strain over the voxel's [x, y, z].
 
     What fills the disc space is mixed by the direction of the interfaces in the voxel, since the load runs along z:
@@ -261,22 +292,22 @@ def medium(scene: Scene, shares: Array, density: Array, material: Alloy, poisson
         "graft": (SOFT["graft"].e_mpa, SOFT["graft"].poisson),
         "remnant": (SOFT["remnant"].e_mpa, SOFT["remnant"].poisson),
     }
-    filled = shares.sum(-1)
-    inner = shares / jnp.maximum(filled, 1e-9)[..., None]
+    filled = sum(shares[1:], shares[0])
+    inner = [share / jnp.maximum(filled, 1e-9) for share in shares]
     series = _series_share(shares)
     parts = []
     for i in (0, 1):
         harmonic = logarithm = jnp.zeros_like(filled)
         for k, name in enumerate(REGIONS):
             modulus = lame(*e[name])[i]
-            harmonic = harmonic + inner[..., k] / modulus
-            logarithm = logarithm + inner[..., k] * jnp.log(modulus)
+            harmonic = harmonic + inner[k] / modulus
+            logarithm = logarithm + inner[k] * jnp.log(modulus)
         # an empty voxel has harmonic = 0; its mixture is multiplied by filled = 0 below
         log_harmonic = -jnp.log(jnp.where(filled > 1e-9, harmonic, 1.0))
         parts.append(jnp.exp(series * log_harmonic + (1.0 - series) * logarithm))
     around = lame(SOFT["surrounding"].e_mpa, SOFT["surrounding"].poisson)
     lam, mu = ((1.0 - filled) * scene.tissue * soft + filled * part for soft, part in zip(around, parts, strict=True))
-    caudal, cranial = shares[..., REGIONS.index("caudal")], shares[..., REGIONS.index("cranial")]
+    caudal, cranial = shares[REGIONS.index("caudal")], shares[REGIONS.index("cranial")]
     bone = caudal + cranial
     has_bone = bone > 1e-6
     e_bone = (caudal * scene.e_caudal + cranial * scene.e_cranial) / jnp.where(has_bone, bone, 1.0)
@@ -284,11 +315,10 @@ def medium(scene: Scene, shares: Array, density: Array, material: Alloy, poisson
     return Medium(lam, mu, scene.support * caudal), jnp.where(has_bone, parts[1] / mu_bone, 1.0)
 
 
-def _series_share(shares: Array) -> Array:
-    """w of `medium`: how much the interfaces of a voxel lie across z, in [0, 1], from one-sided differences."""
-    bone = shares[..., REGIONS.index("caudal")] + shares[..., REGIONS.index("cranial")]
-    part = shares[..., REGIONS.index("implant")]
-    soft = shares[..., REGIONS.index("graft")] + shares[..., REGIONS.index("remnant")]
+def _series_share(shares: list[Array]) -> Array:
+    """w of `_mixture`: how much the interfaces of a voxel lie across z, in [0, 1], from one-sided differences."""
+    by_name = dict(zip(REGIONS, shares, strict=True))
+    bone, part, soft = by_name["caudal"] + by_name["cranial"], by_name["implant"], by_name["graft"] + by_name["remnant"]
     square = []
     for axis in range(3):
         total = jnp.zeros_like(bone)
@@ -317,17 +347,17 @@ def alloy(name: str) -> Alloy:
     return Alloy(jnp.asarray(solid.e_mpa), jnp.asarray(solid.poisson), jnp.asarray(solid.fatigue_mpa))
 
 
-def assemble(scene: Scene, numerics: Numerics, implant: ImplantFields, solid: Alloy) -> tuple[System, Array, Array]:
-    """The linear system of a device given by its fields, its fractions [x, y, z, r] and bone's strain over the voxel's."""
-    shares = fractions(scene, numerics.spacing_mm, implant)
-    body, concentration = medium(scene, shares, implant.relative_density, solid, numerics.poisson_bone)
+def assemble(scene: Scene, numerics: Numerics, implant: ImplantFields, solid: Alloy) -> tuple[System, list[Array], Array]:
+    """The linear system of a device given by its fields, its share of each of REGIONS and bone's strain over the voxel's."""
+    shares = _shares(scene, numerics.spacing_mm, implant)
+    body, concentration = _mixture(scene, shares, implant.relative_density, solid, numerics.poisson_bone)
     return System(body, None, scene.links, scene.bodies), shares, concentration
 
 
 def construct(
     scene: Scene, numerics: Numerics, family: Family, parameters: dict[str, Array]
-) -> tuple[System, Array, Array]:
-    """The linear system of a design, its fractions [x, y, z, r] and its lattice density [x, y, z]."""
+) -> tuple[System, list[Array], Array]:
+    """The linear system of a design, its share of each of REGIONS and its lattice density, each [x, y, z]."""
     implant = family.fields(parameters, scene.anatomy)
     system, shares, _ = assemble(scene, numerics, implant, alloy(family.material))
     return system, shares, implant.relative_density
@@ -365,6 +395,19 @@ def respond(
     return respond_fields(scene, numerics, implant, alloy(family.material), preconditioner, warm)
 
 
+@jax.custom_vjp
+def _at(flat: Array, sample: Array, place: Array) -> Array:
+    """flat[..., sample]. Its gradient is gathered by `place`; what fills the samples up has no volume, hence no gradient."""
+    return flat[..., sample]
+
+
+def _at_backward(place: Array, bar: Array) -> tuple[Array, None, None]:
+    return jnp.pad(bar, [(0, 0)] * (bar.ndim - 1) + [(0, 1)])[..., place], None, None
+
+
+_at.defvjp(lambda flat, sample, place: (flat[..., sample], place), _at_backward)
+
+
 def respond_fields(
     scene: Scene, numerics: Numerics, implant: ImplantFields, solid: Alloy, preconditioner: Preconditioner, warm: Warm
 ) -> tuple[Response, SolveInfo, Array]:
@@ -376,40 +419,42 @@ def respond_fields(
         h, numerics.solver, system, scene.forces, preconditioner, warm.forward, warm.adjoint, warm.probe
     )
 
-    def cut(f: Array, axis: int = 0, more: int = 0) -> Array:
+    def cut(f: Array, axis: int, more: int = 0) -> Array:
         """The window of a field whose axes x, y, z begin at `axis`; more = 1 for nodal fields."""
-        start = [jnp.int32(0)] * axis + [scene.corner[i] for i in range(3)] + [jnp.int32(0)] * (f.ndim - axis - 3)
-        size = (*f.shape[:axis], *(n + more for n in numerics.window), *f.shape[axis + 3 :])
-        return jax.lax.dynamic_slice(f, start, size)
+        start = [jnp.int32(0)] * axis + [scene.corner[i] for i in range(3)]
+        return jax.lax.dynamic_slice(f, start, (*f.shape[:axis], *(n + more for n in numerics.window)))
 
-    basis_strain = elasticity.strain(cut(u, 2, 1), h)
-    strain = jnp.einsum("lr,rxyzk->lxyzk", scene.combination, basis_strain)
-    local = Medium(*(cut(f) for f in (system.medium.lam, system.medium.mu, system.medium.kappa)))
+    def sampled(f: Array) -> Array:
+        """A voxel field [..., x, y, z] at the samples, [..., q]."""
+        lead = f.ndim - 3
+        return _at(cut(f, lead).reshape(*f.shape[:lead], -1), scene.sample, scene.place)
+
+    basis_strain = jnp.moveaxis(elasticity.strain(cut(u, 2, 1), h), -1, 1)
+    basis_strain = _at(basis_strain.reshape(*basis_strain.shape[:2], -1), scene.sample, scene.place)
+    strain = jnp.einsum("lr,rkq->lqk", scene.combination, basis_strain)
+    local = Medium(*(sampled(f) for f in (system.medium.lam, system.medium.mu, system.medium.kappa)))
     stress = elasticity.stress(local, strain)
-    strain = strain * cut(concentration)[None, ..., None]
+    strain = strain * sampled(concentration)[None, :, None]
     flat = u.reshape(u.shape[0], 3, -1)
     motion = jnp.stack([jnp.einsum("mnc,rcn->rm", rows, flat[:, :, node]) for node, rows in scene.motion], axis=1)
-    support = elasticity.foundation_force(system.medium, u, h)
-    turning = jnp.cross(jnp.moveaxis(scene.nodes, -1, 0)[None], support, axis=1)
-    total = jnp.concatenate([support.sum((2, 3, 4)), turning.sum((2, 3, 4))], axis=-1)
+    total = elasticity.foundation_resultant(system.medium, flat, scene.nodes, h)
     work = jnp.einsum("rcxyz,scxyz->rs", scene.forces, u)
     work = jnp.einsum("lr,rs,ls->l", scene.combination, work, scene.combination)
-    cases = len(numerics.loadcases)
     limit = solid.fatigue_mpa * lattice_fatigue_ratio(density)
     response = Response(
-        position=cut(scene.anatomy.points_mm).reshape(-1, 3),
-        volume=jnp.full(int(np.prod(numerics.window)), h**3),
-        fraction=cut(shares).reshape(-1, len(REGIONS)),
-        near=cut(scene.near).reshape(-1),
-        strain=strain.reshape(cases, -1, 6),
-        stress=stress.reshape(cases, -1, 6),
-        relative_density=cut(density).reshape(-1),
+        position=jnp.moveaxis(sampled(jnp.moveaxis(scene.anatomy.points_mm, -1, 0)), 0, -1),
+        volume=scene.sample_mm3,
+        fraction=jnp.stack([sampled(share) for share in shares], axis=-1),
+        near=sampled(scene.near),
+        strain=strain,
+        stress=stress,
+        relative_density=sampled(density),
         motion=jnp.einsum("lr,rbm->lbm", scene.combination, motion),
         compliance=work,
         reaction=scene.combination @ total,
         applied=scene.applied,
         reference_sed=scene.reference_sed,
-        fatigue_mpa=cut(limit).reshape(-1),
+        fatigue_mpa=sampled(limit),
         loadcases=numerics.loadcases,
     )
     return response, info, u

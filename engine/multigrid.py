@@ -46,7 +46,7 @@ from engine.elasticity import (
 from engine.types import SolverStatus
 
 #: Coarsest level: unknowns in one plane across its longest axis, and planes.
-MAX_PLANE_UNKNOWNS, MAX_PLANES = 1100, 48
+MAX_PLANE_UNKNOWNS, MAX_PLANES = 500, 48
 #: Levels from here on are visited twice in a cycle (W), the ones before once: they are a tenth of the work (multigrid.cc has the same).
 REPEAT_FROM = 2
 #: A relative residual above this is no solution: neither a measure nor a gradient is taken from it.

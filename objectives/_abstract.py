@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -50,14 +51,23 @@ class Goal:
     bound: float | None
 
 
+@jax.custom_vjp
+def components(tensor: Array) -> tuple[Array, ...]:
+    """The six fields of Voigt tensors [..., 6]. Their gradient is stacked once; taken apart by slices it was padded six times."""
+    return tuple(tensor[..., i] for i in range(6))
+
+
+components.defvjp(lambda tensor: (components(tensor), None), lambda _, bars: (jnp.stack(bars, axis=-1),))
+
+
 def principal_strains(strain: Array) -> tuple[Array, Array]:
     """Smallest and largest principal strain of Voigt strains [..., 6] (engineering shear), smooth in the strain.
 
     Trigonometric solution of the characteristic cubic (Smith 1961). The deviator's norm is bounded below by 1e-9 and
     the cosine kept inside ±(1 − 1e-9), so that gradients stay finite at repeated strains.
     """
-    a, b, c = strain[..., 0], strain[..., 1], strain[..., 2]
-    d, e, f = (strain[..., i] / 2 for i in (3, 4, 5))
+    a, b, c, *shear = components(strain)
+    d, e, f = (g / 2 for g in shear)
     mean = (a + b + c) / 3
     a, b, c = a - mean, b - mean, c - mean
     size = jnp.sqrt((a**2 + b**2 + c**2 + 2 * (d**2 + e**2 + f**2)) / 6 + 1e-18)
@@ -69,9 +79,9 @@ def principal_strains(strain: Array) -> tuple[Array, Array]:
 
 def von_mises(stress: Array) -> Array:
     """Von Mises equivalent of Voigt stresses [..., 6], MPa; smooth at zero (floor 1e-9 MPa)."""
-    s = stress
-    normal = (s[..., 0] - s[..., 1]) ** 2 + (s[..., 1] - s[..., 2]) ** 2 + (s[..., 2] - s[..., 0]) ** 2
-    return jnp.sqrt(0.5 * normal + 3 * jnp.sum(s[..., 3:] ** 2, axis=-1) + 1e-18)
+    a, b, c, d, e, f = components(stress)
+    normal = (a - b) ** 2 + (b - c) ** 2 + (c - a) ** 2
+    return jnp.sqrt(0.5 * normal + 3 * (d**2 + e**2 + f**2) + 1e-18)
 
 
 def smooth_step(t: Array) -> Array:

@@ -3,6 +3,8 @@
     python scripts/benchmark.py solver                           engine and peers on the same problem: table, JSON, plot
     python scripts/benchmark.py solver device=gpu solvers=[engine] unknowns=[1e6,4e6]
     python scripts/benchmark.py size unknowns=[1e5,1e6,1e7]      the engine alone: cost against size and its exponent
+    python scripts/benchmark.py iterations bundle=cases/x spacing_mm=[2,1.5,1,0.75] unknowns=[3e5,1e6]
+                                                                 iterations over contrasts, sizes, designs
     python scripts/benchmark.py iteration bundle=cases/x         one design iteration, its parts and what each device saves
     python scripts/benchmark.py refinement bundle=cases/x spacing_mm=[2,1.5,1,0.75]    measures of fixed designs against the grid
 

@@ -279,6 +279,79 @@ def _measure_iteration(problem: Any, start: dict[str, np.ndarray]) -> tuple[dict
     return seconds, counts
 
 
+#: Stiffest over weakest material of `iterations`' synthetic problems, whose void is filled with the weakest.
+CONTRASTS = (1e2, 1e4, 1e6, 1e9)
+
+
+def iterations(config: BenchmarkConfig) -> None:
+    """Iterations to the tolerance: gyroid and anatomy, void filled, over contrasts and sizes; the patient over designs and grids."""
+    rows: list[dict[str, Any]] = []
+
+    def add(row: dict[str, Any]) -> None:
+        rows.append(row)
+        print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
+        _write(_folder(config) / "iterations.json", {"machine": machine(), "config": config.model_dump(), "results": rows})
+
+    for name in ("anatomy", "gyroid"):
+        for wanted in config.unknowns:
+            problem = peers.make_problem(name, int(wanted))
+            solid = problem["modulus"]
+            for contrast in CONTRASTS:
+                floor = np.float32(solid.max() / contrast).astype(float)
+                done = peers.run("engine", problem | {"modulus": np.maximum(solid, floor)}, config.tolerance)
+                add({"problem": name, "contrast": contrast} | {k: done[k] for k in ("unknowns", "iterations", "total_s", "status")})
+    made = _study(config)
+    for spacing in config.spacing_mm:
+        for design, system, grid, settings, forces in _designs(made, spacing, config.tolerance):
+            add({"spacing_mm": spacing, "design": design} | _counted(system, grid, settings, forces))
+    print(f"most: {max(r['iterations'] for r in rows)}")
+
+
+def _counted(system: Any, grid: Any, settings: Any, forces: Any) -> dict[str, Any]:
+    """The basis loads solved together."""
+    import jax.numpy as jnp
+
+    from engine import multigrid
+
+    started = time.perf_counter()
+    preconditioner, zero = multigrid.build(system, grid), jnp.zeros_like(forces)
+    _, info = multigrid.solve(grid.spacing_mm, settings, system, forces, preconditioner, zero, zero, jnp.zeros(3))
+    worst = info.worst()
+    stored = 3 * int(np.asarray(multigrid.touched(system.medium)).sum())
+    return {"unknowns": stored, "iterations": int(info.iterations), "total_s": time.perf_counter() - started,
+            "status": "ok" if worst <= 1.05 * settings.tolerance else f"residual {worst:.1e}"}  # fmt: skip
+
+
+def _designs(made: Any, spacing_mm: float, tolerance: float) -> Any:
+    """Designs that are hard in different ways, as linear systems: (name, system, grid, settings, basis loads)."""
+    import jax.numpy as jnp
+
+    from engine import forward
+    from objectives import study
+
+    grid = forward.make_grid(made.segment, spacing_mm)
+    settings = replace(made.config.solver.settings(), tolerance=tolerance)
+    rodded, numerics = forward.prepare(made.segment, made.boundary, grid, settings, made.config.solver.bone_law)
+    families, cage = study.families(made), made.cage
+    values = {k: np.asarray(g.initial, float) for k, g in cage.groups().items()}
+    low, high = ({k: getattr(g, end) for k, g in cage.groups().items()} for end in ("lower", "upper"))
+    thick, thin = (np.r_[w["wall"][:1], values["wall"][1:]] for w in (high, low))
+    graded = np.linspace(low["density"].min(), 1.0, low["density"].size).reshape(low["density"].shape)
+    designs = {
+        "solid": {"wall": thick, "density": high["density"]}, "thin ring": {"wall": thin, "density": high["density"]},
+        "graded": {"density": graded}, "near-void": {"density": low["density"]},
+    }  # fmt: skip
+    every = {"intact": (families["intact"], {})} | {k: (cage, values | v) for k, v in designs.items()}
+    for arm in ("stock_central", "conforming_central"):
+        if (found := study.parameters_at(made, families[arm], study.default_pose(made))) is not None:
+            every[arm] = (families[arm], found)
+    for name, (family, parameters) in every.items():
+        scene = rodded if family.rods else replace(rodded, links=None)
+        fields = forward.fields_of(family, {k: jnp.asarray(v) for k, v in parameters.items()}, scene.anatomy)
+        system = forward.linear_system(scene, numerics, fields, forward.alloy(family.material))
+        yield name, system, grid, settings, scene.forces
+
+
 def refinement(config: BenchmarkConfig) -> None:
     """Measures of fixed designs on ever finer grids."""
     from objectives import study
@@ -303,7 +376,9 @@ def refinement(config: BenchmarkConfig) -> None:
             _write(_folder(config) / "refinement.json", {"machine": machine(), "bundle": config.bundle, "results": rows})
 
 
-KINDS: dict[str, Callable[[BenchmarkConfig], None]] = {"solver": solver, "size": size, "iteration": iteration, "refinement": refinement}
+KINDS: dict[str, Callable[[BenchmarkConfig], None]] = {
+    "solver": solver, "size": size, "iterations": iterations, "iteration": iteration, "refinement": refinement,
+}  # fmt: skip
 
 
 def _folder(config: BenchmarkConfig) -> Path:

@@ -327,14 +327,16 @@ def _write_engine_fields(prepared: studies.Prepared, response: Any, path: Path) 
 
     from objectives._abstract import principal_strains
 
-    (x0, x1), (y0, y1), (z0, z1) = prepared.numerics.box
-    h = prepared.grid.spacing_mm
-    origin = np.asarray(prepared.grid.origin_mm) + h * np.array([x0, y0, z0])
-    image = pv.ImageData(dimensions=(x1 - x0 + 1, y1 - y0 + 1, z1 - z0 + 1), spacing=(h, h, h), origin=origin)
-    shape = (x1 - x0, y1 - y0, z1 - z0)
+    scene, shape, h = prepared.scene, prepared.numerics.window, prepared.grid.spacing_mm
+    origin = np.asarray(prepared.grid.origin_mm) + h * np.asarray(scene.corner)
+    image = pv.ImageData(dimensions=tuple(n + 1 for n in shape), spacing=(h, h, h), origin=origin)
+    filled = np.asarray(scene.sample_mm3) > 0
 
     def cell(values: Any) -> np.ndarray:
-        return np.asarray(values, np.float32).reshape(shape).ravel(order="F")
+        """On the window's voxels; not a number where no objective looks."""
+        whole = np.full(int(np.prod(shape)), np.nan, np.float32)
+        whole[np.asarray(scene.sample)[filled]] = np.asarray(values)[filled]
+        return whole.reshape(shape).ravel(order="F")
 
     for i, name in enumerate(("caudal", "cranial", "implant", "graft", "remnant")):
         image.cell_data[f"fraction_{name}"] = cell(response.fraction[:, i])

@@ -139,8 +139,7 @@ def bench(segment, rodded) -> Bench:
     where every voxel takes part in the gradient.)
     """
     scene, numerics = rodded
-    x, y, z = (high - low for low, high in numerics.box)
-    scene = replace(scene, reference_sed=jnp.ones((len(numerics.loadcases), x * y * z)))
+    scene = replace(scene, reference_sed=jnp.ones((len(numerics.loadcases), len(scene.sample))))
     first = Bench(segment, scene, numerics, implants.load("cage", CAGE), goals(GOALS))
     response = first.run(first.initial()).response
     energy = 0.5 * jnp.sum(response.strain * response.stress, axis=-1)

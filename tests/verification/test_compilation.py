@@ -38,8 +38,7 @@ def design_iteration(segment) -> np.ndarray:
     held = boundary(segment, load_cases(segment), True, BoundarySettings())
     grid = forward.make_grid(segment, SPACING_MM)
     scene, numerics = forward.prepare(segment, held, grid, SolverSettings(), "morgan2003_vertebra")
-    x, y, z = numerics.window
-    scene = replace(scene, reference_sed=jnp.ones((len(numerics.loadcases), x * y * z)))
+    scene = replace(scene, reference_sed=jnp.ones((len(numerics.loadcases), len(scene.sample))))
     problem = Problem(scene, numerics, implants.load("cage", CAGE), goals(GOALS))
     unit = problem.initial()
     evaluation, _, slope, _ = problem.gradient(unit, jnp.zeros(0), 1.0, problem.hierarchy(unit), forward.cold(scene))

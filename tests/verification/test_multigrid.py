@@ -331,12 +331,81 @@ def test_compiled_cycle_is_the_cycle_of_the_oracle(small, monkeypatch):
     assert np.abs(a - b).max() < 0.02 * np.abs(a).max()
     # and in the norm that matters: how fast each of them reduces the error
     zero = jnp.zeros(r.shape)
-    load = jnp.asarray(masked(small, small.load))[:2]
+    zero, load = zero[:1], jnp.asarray(masked(small, small.load))[:1]  # of several loads the compiled solve makes a block
     counts = [
         int(multigrid.solve(GRID.spacing_mm, SETTINGS, system, load, m, zero, zero, jnp.zeros(3))[1].iterations)
         for m in (oracle, compiled)
     ]
     assert abs(counts[0] - counts[1]) <= 2
+
+
+def test_compiled_w_cycle_is_that_of_the_oracle(monkeypatch):
+    """With three coarsenings the second coarse level is visited twice; one visit gives another cycle and needs more iterations."""
+    monkeypatch.setattr(multigrid, "MAX_PLANE_UNKNOWNS", 27)
+    grid = Grid((16, 16, 24), (0.0, 0.0, 0.0), 1.0)
+    assert multigrid.depth(grid.shape) == 3
+    rng = np.random.default_rng(6)
+    e = np.where(rng.random((4, 4, 6)) < 0.5, 1e3, 1.0).repeat(4, 0).repeat(4, 1).repeat(4, 2)
+    lam, mu = plain.lame(e, 0.3)
+    kappa = np.zeros(e.shape)
+    kappa[..., 0] = 10.0
+    system = System(Medium(*map(jnp.asarray, (lam, mu, kappa))), None, None)
+    r = jnp.asarray(rng.normal(size=(2, 3, 17, 17, 25)), jnp.float32)
+    found = {}
+    for name, compiled, repeat in (("oracle", False, 2), ("compiled", True, 2), ("V-cycle", False, 99)):
+        monkeypatch.setattr(multigrid, "REPEAT_FROM", repeat)
+        jax.clear_caches()
+        m = multigrid.build(system, grid, compiled)
+        z = np.asarray(multigrid.precondition(m, r, grid.spacing_mm, SolverSettings()), float)
+        load, zero = jnp.asarray(r[:1], float), jnp.zeros((1, *r.shape[1:]))
+        found[name] = z, int(multigrid.solve(grid.spacing_mm, SETTINGS, system, load, m, zero, zero, jnp.zeros(3))[1].iterations)
+    off, other = (np.abs(found["oracle"][0] - found[k][0]).max() for k in ("compiled", "V-cycle"))
+    print({k: v[1] for k, v in found.items()}, off / np.abs(found["oracle"][0]).max(), other / off)
+    assert off < 0.02 * np.abs(found["oracle"][0]).max() and off < 0.5 * other
+    assert abs(found["oracle"][1] - found["compiled"][1]) <= 1 and found["compiled"][1] < found["V-cycle"][1]
+
+
+def test_block_takes_dependent_empty_and_equal_loads_and_needs_fewer_iterations(small):
+    """Two loads, their sum, nothing, twice the first, the first again, and one that is warm: each as if solved by itself."""
+    first, second = jnp.asarray(masked(small, small.load))[:2]
+    loads = jnp.stack([first, second, first + second, 0 * first, 2 * first, first, second])
+    zero, hierarchy = jnp.zeros(loads.shape), multigrid.build(small.system, GRID)
+
+    def solved(b, start):
+        return multigrid.solve(GRID.spacing_mm, SETTINGS, small.system, b, hierarchy, start, jnp.zeros_like(b), jnp.zeros(3))
+
+    alone = [solved(b[None], zero[:1]) for b in (first, second)]
+    u, info = solved(loads, zero.at[6].set(alone[1][0][0]))
+    x, y = alone[0][0][0], alone[1][0][0]
+    for got, expected in zip(u, (x, y, x + y, 0 * x, 2 * x, x, y), strict=True):
+        assert float(jnp.abs(got - expected).max()) < 1e-7 * float(jnp.abs(x).max())
+    assert np.all(np.asarray(info.relative_residual) < 2 * SETTINGS.tolerance)
+    assert not np.any(np.asarray(info.stalled))
+    assert int(info.iterations) <= min(int(a[1].iterations) for a in alone)
+
+
+def test_block_keeps_a_load_that_is_not_a_number_to_itself(small):
+    loads = jnp.asarray(masked(small, small.load))[:2]
+    zero, hierarchy = jnp.zeros(loads.shape), multigrid.build(small.system, GRID)
+    u, info = multigrid.solve(
+        GRID.spacing_mm, SETTINGS, small.system, loads.at[0, 0, 3, 3, 3].set(jnp.nan), hierarchy, zero, zero, jnp.zeros(3)
+    )
+    assert [s.code for s in multigrid.statuses(info, SETTINGS, ("broken", "whole"))] == ["failed", "ok"]
+    assert np.all(np.isfinite(np.asarray(u)[1]))
+
+
+def test_compiled_sensitivities_are_those_of_the_oracle():
+    """vᵀ ∂K/∂(λ, μ, κ) u of every voxel; zero before the first and after the last voxel of material in a column."""
+    rng = np.random.default_rng(8)
+    mu = rng.uniform(1.0, 2.0, GRID.shape)
+    mu[0], mu[3, 4, :4], mu[5, 5, 6], mu[2, 2] = 0.0, 0.0, 0.0, 0.0
+    u, v = (jnp.asarray(rng.normal(size=(3, 3, *NODES))) for _ in range(2))
+    solid = mu > 0
+    run = np.maximum.accumulate(solid, 2) & np.maximum.accumulate(solid[..., ::-1], 2)[..., ::-1]
+    got = multigrid._native_pairing(jnp.asarray(mu), u, v, GRID.spacing_mm)
+    for mine, oracle in zip(got, elasticity.energy_pairing(u, v, GRID.spacing_mm), strict=True):
+        expected = np.where(run, np.asarray(oracle), 0.0)
+        assert np.abs(np.asarray(mine) - expected).max() < 1e-12 * np.abs(expected).max()
 
 
 def test_compiled_solve_in_a_void_domain_equals_the_oracle(small):
