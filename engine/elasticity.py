@@ -135,6 +135,15 @@ def scatter(f: Float[Array, "b k x y z"]) -> Float[Array, "b c x1 y1 z1"]:
     return total
 
 
+def nodal_sum(field: Float[np.ndarray, "x y z"]) -> Float[np.ndarray, "x1 y1 z1"]:
+    """The sum of a voxel field over the voxels that touch each node."""
+    out = np.zeros(tuple(n + 1 for n in field.shape), field.dtype)
+    x, y, z = field.shape
+    for i, j, k in CORNERS:
+        out[i : i + x, j : j + y, k : k + z] += field
+    return out
+
+
 def child_interpolation() -> np.ndarray:
     """P_c [8, 24, 24]: nodal values of each child from those of the coarse element."""
     out = np.zeros((8, 24, 24))
@@ -297,7 +306,7 @@ def _cross(r: np.ndarray) -> np.ndarray:
 
 def nodal_patch(grid: Grid, volume_mm3: np.ndarray, name: str) -> NodalPatch:
     """Patch of the voxels' weighted volumes [x, y, z] (weight × bone volume). Raises ValueError when it is empty."""
-    nodal = np.asarray(scatter(jnp.asarray(np.repeat(volume_mm3[None, None] / 8, 8, 1)))).ravel()
+    nodal = nodal_sum(volume_mm3 / 8).ravel()
     node = np.flatnonzero(nodal > 1e-9 * max(nodal.max(), 1e-30))
     if nodal.sum() < 20 * grid.spacing_mm**3 or len(node) < 12:
         raise ValueError(

@@ -220,10 +220,10 @@ def _window(interesting: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
 def _samples(
     interesting: np.ndarray, corner: np.ndarray, window: tuple[int, int, int], spacing_mm: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scene.sample, sample_mm3 and place; the samples are filled up to 2ⁿ or 3·2ⁿ so that patients share the code."""
+    """Scene.sample, sample_mm3 and place; the samples are filled up to quarters of the window so that patients share the code."""
     inside = interesting[tuple(slice(low, low + size) for low, size in zip(corner, window, strict=True))]
     number = np.flatnonzero(inside)
-    size = next(n for k in range(40) for n in (2**k, 3 * 2**k // 2) if n >= len(number))
+    size = next(n for n in (-(-inside.size * k // 4) for k in (1, 2, 3, 4)) if n >= len(number))
     more = size - len(number)
     place = np.full(inside.size, size, np.int32)
     place[number] = np.arange(len(number))
@@ -485,10 +485,12 @@ def with_reference(scene: Scene, numerics: Numerics, intact: Family) -> tuple[Sc
 
 # -- once per patient ----------------------------------------------------------------------------------------
 def _modulus(vertebra: Vertebra, grid: Grid, law: Any) -> np.ndarray:
-    """Mean of E(ρ(x)) over the bone in each voxel (E integrated, not E of the mean density)."""
+    """Mean of E(ρ(x)) over the bone in each voxel (E integrated, not E of the mean density); 1 MPa further than two voxels from bone."""
     steps = (np.arange(_SUBSAMPLES) + 0.5) / _SUBSAMPLES - 0.5
-    total, weight, plain = (np.zeros(grid.shape) for _ in range(3))
     centres = grid.centres()
+    near = vertebra.sdf.sample(centres) < 2 * grid.spacing_mm
+    centres = centres[near]
+    total, weight, plain = (np.zeros(len(centres)) for _ in range(3))
     for dx in steps:
         for dy in steps:
             for dz in steps:
@@ -498,7 +500,9 @@ def _modulus(vertebra: Vertebra, grid: Grid, law: Any) -> np.ndarray:
                 total += e * inside
                 weight += inside
                 plain += e / _SUBSAMPLES**3
-    return np.where(weight > 0, total / np.maximum(weight, 1), plain)
+    out = np.ones(grid.shape)
+    out[near] = np.where(weight > 0, total / np.maximum(weight, 1), plain)
+    return out
 
 
 def _largest_piece(body: str, distance: np.ndarray, spacing_mm: float) -> np.ndarray:
@@ -551,8 +555,8 @@ def _stiff_bodies(grid: Grid, distance: dict[str, np.ndarray]) -> np.ndarray:
     """
     out = np.zeros(tuple(n + 1 for n in grid.shape), np.uint8)
     for number, d in enumerate(distance.values(), 1):
-        held = (d < 0.5 * FILL_WIDTH_VOXELS * grid.spacing_mm)[None, None] * 1.0
-        out[np.asarray(elasticity.scatter(jnp.asarray(np.repeat(held, 8, 1))))[0, 0] > 0] = number
+        held = d < 0.5 * FILL_WIDTH_VOXELS * grid.spacing_mm
+        out[elasticity.nodal_sum(held.astype(np.uint8)) > 0] = number
     return out
 
 
@@ -578,17 +582,16 @@ def _basis(wrenches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _links(links: tuple[Link, ...], nodal: Any, grid: Grid) -> tuple[Links, ...]:
     """All links as rows of averaged motions on the grid, and the same on every coarser level."""
     rows, stiffness = [], np.zeros((12 * len(links),) * 2)
-    count = int(np.prod([n + 1 for n in grid.shape]))
     for i, link in enumerate(links):
         stiffness[12 * i : 12 * i + 12, 12 * i : 12 * i + 12] = link.stiffness
         for patch, point in ((link.patch_a, link.point_a_mm), (link.patch_b, link.point_b_mm)):
             region = nodal(patch, f"{link.name} {patch.body}")
-            dense = np.zeros((6, count, 3))
-            dense[:, region.node] = region.average(point)
-            rows.append(dense)
-    every = np.concatenate(rows)
-    node = np.flatnonzero(np.abs(every).max(axis=(0, 2)) > 0)
-    first = Links(node, every[:, node], jnp.asarray(stiffness))
+            rows.append((region.node, region.average(point)))
+    node = np.unique(np.concatenate([where for where, _ in rows]))
+    every = np.zeros((len(rows), 6, len(node), 3))
+    for row, (where, weight) in zip(every, rows, strict=True):
+        row[:, np.searchsorted(node, where)] = weight
+    first = Links(node, every.reshape(-1, len(node), 3), jnp.asarray(stiffness))
     out = []
     for level in multigrid.coarsen_links(first, grid.shape, multigrid.depth(grid.shape)):
         nodes, weight = _padded(np.asarray(level.node), np.asarray(level.weight))

@@ -1,4 +1,4 @@
-// The solve of engine/multigrid.py for CPUs: the same algorithm, compiled. engine/native.py builds and calls it.
+// The solve of engine/multigrid.py for CPUs: the same preconditioner, compiled, in a block iteration over all right-hand sides. engine/native.py builds and calls it.
 //
 // What makes it fast: only columns that hold material are stored (one z-run for each column of nodes), every field stays in
 // that packed form, a smoothing step is one sweep over memory (product, residual, update), and the first coarse level is
@@ -277,7 +277,7 @@ struct Finest {  // the operator of the finest level in one precision
   std::vector<T> lam, mu, kappa;  // λ h, μ h of the elements; κ h³/8 summed at the nodes
 };
 
-// Vectors of a V-cycle: right-hand side, solution, residual, the smoother's direction and its next.
+// Vectors of a cycle: right-hand side, solution, residual, the smoother's direction and its next.
 struct Work {
   Buffer b, x, r, d, e;
 };
@@ -626,6 +626,7 @@ struct Direct {
   // x = K⁻¹ r of every right-hand side; together, since reading the inverses is what it costs.
   void solve(size_t n, int batch, const std::vector<Buffer>& r, std::vector<Buffer>& x) const {
     size_t planes = plane.size();
+    for (int b = 0; b < batch; ++b) std::fill_n(x[b].begin(), n, 0.0f);
     std::vector<std::vector<Buffer>> y(planes, std::vector<Buffer>(batch));
     std::vector<Buffer> right(batch), out(batch);
     for (size_t k = 0; k < planes; ++k) {
@@ -1747,6 +1748,7 @@ void block_conjugate_gradients(Hierarchy& h, const Finest<double>& op, double to
     Column& c = columns[k];
     load(k, c.r.data());
     c.norm = std::sqrt(c.lost + products<double, double>(p, {c.r.data()}, {c.r.data()})[0]);
+    if (c.norm == 0) std::fill(c.x.begin(), c.x.end(), 0.0);  // a warm start of nothing
     c.size = c.best = residual(k);
     if (std::isfinite(c.size) && c.size > tolerance * c.norm) active.push_back(k);
   }

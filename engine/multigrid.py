@@ -1,14 +1,16 @@
-"""The linear solve: conjugate gradients in float64, preconditioned by one float32 multigrid V-cycle.
+"""The linear solve: conjugate gradients in float64, preconditioned by one float32 multigrid cycle.
 
     finest level     matrix-free (engine.elasticity.apply)
     coarser levels   exact element-wise Galerkin operators, K_c = Σ_children (D P)ᵀ K (D P), stored per element;
                      supports (D zeroes fixed degrees of freedom) and links are inside the chain, or the coarsest
                      operator would keep rigid-body modes that the fine one lacks (docs/decisions.md)
     smoother         Chebyshev polynomial on the 3×3 block-Jacobi scaled operator
+    cycle            V on the finest and the first coarse level, W below (REPEAT_FROM)
     coarsest level   exact: block-tridiagonal Cholesky along the longest axis, factored on the host (LAPACK inside compiled
-                     loops dead-locks on small CPU back-ends). Cells of 6-8 mm there, not 12-16: halves the iterations
+                     loops dead-locks on small CPU back-ends)
     stiff bodies     the vertebrae's rigid motions, balanced (`_balanced`)
 
+Compiled (engine/multigrid.cc) all right-hand sides are one block (docs/decisions.md, 44); in XLA each is solved by itself.
 `solve` is differentiable in the medium and the right-hand side by the implicit function theorem, never through the
 iterations: with K λ = ū, the cotangents are b̄ = λ and m̄_e = −λᵀ (∂K/∂m_e) u.
 """
@@ -198,15 +200,23 @@ def coarsen_links(links: Links, shape: tuple[int, int, int], levels: int) -> tup
     """The links on every level: W_{l+1} = W_l P, exact. `shape` is the finest grid's voxels."""
     out = [links]
     for _ in range(levels):
-        last, nodes = out[-1], tuple(n + 1 for n in shape)
-        rows = np.zeros((len(last.weight), int(np.prod(nodes)), 3))
-        rows[:, np.asarray(last.node)] = np.asarray(last.weight)
-        fine = jnp.asarray(np.moveaxis(rows, -1, 1).reshape(len(rows), 3, *nodes))
-        coarse = np.moveaxis(np.asarray(restrict(fine)).reshape(len(rows), 3, -1), 1, -1)
-        node = np.flatnonzero(np.abs(coarse).max(axis=(0, 2)) > 0)
-        out.append(Links(node, coarse[:, node], last.stiffness))
-        shape = tuple(n // 2 for n in shape)  # type: ignore[assignment]
+        last = out[-1]
+        shape = (shape[0] // 2, shape[1] // 2, shape[2] // 2)
+        p = scipy.sparse.kron(scipy.sparse.kron(_interpolation(shape[0]), _interpolation(shape[1])), _interpolation(shape[2])).tocsr()
+        weight = np.moveaxis(np.asarray(last.weight), -1, 1)  # [q, 3, n]
+        coarse = scipy.sparse.csr_matrix(weight.reshape(-1, weight.shape[-1])) @ p[np.asarray(last.node)]
+        node = np.unique(coarse.indices[coarse.data != 0])
+        dense = coarse[:, node].toarray().reshape(*weight.shape[:2], -1)
+        out.append(Links(node, np.moveaxis(dense, 1, -1), last.stiffness))
     return tuple(out)
+
+
+def _interpolation(coarse: int) -> scipy.sparse.csr_matrix:
+    """Linear interpolation [2n+1, n+1] along one axis from n coarse voxels."""
+    even = np.arange(coarse + 1)
+    row = np.concatenate([2 * even, 2 * even[:-1] + 1, 2 * even[:-1] + 1])
+    value = np.concatenate([np.ones(coarse + 1), np.full(2 * coarse, 0.5)])
+    return scipy.sparse.csr_matrix((value, (row, np.concatenate([even, even[:-1], even[1:]]))))
 
 
 # -- levels --------------------------------------------------------------------------------------------------
@@ -497,7 +507,7 @@ def _native_pairing(mu: Array, u: Array, v: Array, spacing_mm: float) -> tuple[A
 def precondition(
     preconditioner: Preconditioner, r: Float[Array, "b 3 x1 y1 z1"], spacing_mm: float, settings: SolverSettings
 ) -> Float[Array, "b 3 x1 y1 z1"]:
-    """M r in float32: one balanced V-cycle."""
+    """M r in float32: one balanced cycle."""
     if isinstance(preconditioner, Hierarchy):
         return _balanced(preconditioner, r, spacing_mm, settings)
     return jax.ffi.ffi_call("spinefit_precondition", jax.ShapeDtypeStruct(r.shape, jnp.float32))(
@@ -669,7 +679,7 @@ def _cycle(hierarchy: Hierarchy, residual: Array, spacing_mm: float, settings: S
 
 
 def _balanced(hierarchy: Hierarchy, residual: Array, spacing_mm: float, settings: SolverSettings) -> Array:
-    """The V-cycle M, balanced with the coarse space of stiff bodies (Mandel 1993; "BNN" of Tang et al. 2009, table 1):
+    """The cycle M, balanced with the coarse space of stiff bodies (Mandel 1993; "BNN" of Tang et al. 2009, table 1):
 
         P = Q + (I − Q K) M (I − K Q),   Q = W (Wᵀ K W)⁻¹ Wᵀ
     """
@@ -739,6 +749,7 @@ def _conjugate_gradients(
             jnp.where(better, size, best), jnp.where(better | ~active, 0, since + 1),
         )  # fmt: skip
 
+    start = jnp.where(spread_out(goal) > 0, start, 0.0)  # nothing answers a load of nothing, whatever the warm start
     r = b - operate(system, start, spacing_mm)
     size = jnp.sqrt(dot(r, r))
     zero = jnp.zeros_like(size)

@@ -2,7 +2,7 @@
 
 One g++ call, about twenty seconds, once per source, compiler, jaxlib and processor. Constants of the element come from
 engine.elasticity, so that both implementations share them. Without a compiler `available` says so in the log and the
-caller uses the XLA implementation of the same algorithm, which is several times slower on CPUs.
+caller uses the XLA implementation, which is several times slower on CPUs.
 """
 
 from __future__ import annotations

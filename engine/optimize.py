@@ -134,7 +134,7 @@ def run(problem: Solvable, settings: OptimizerSettings, state: State) -> Iterato
             state.parameters, state.multipliers, float(state.penalty), preconditioner, state.warm
         )
         probe = np.asarray(warm.probe)  # iterations and residual of the adjoint solve
-        residual = max(evaluation.info.worst(), float(probe[1]))
+        residual = float(np.max([evaluation.info.worst(), probe[1]]))  # max() of Python would pass over a NaN
         if not residual <= UNSOLVED:
             if state.built_at is state.parameters:
                 raise FloatingPointError(

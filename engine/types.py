@@ -320,7 +320,7 @@ class SolverStatus:
 class Response:
     """What a solver found: the only thing besides `Design` that an objective reads. Arrays numpy or jax.
 
-    position [q, 3] mm          volume [q] mm³
+    position [q, 3] mm          volume [q] mm³; samples may repeat with volume 0 (padding): weigh by volume
     fraction [q, r]             share of the sample's volume in each of REGIONS (tetrahedra: one-hot)
     near [q]                    weight of "near the implant" bone in the sample, [0, 1]
     strain [l, q, 6]            Voigt 11 22 33 12 13 23, engineering shear; in a mixed voxel that holds bone, the bone's

@@ -3,6 +3,8 @@
 An objective returns the physical quantity in its unit, never a weighted or normalised one, and reads nothing but the
 response, so the same object scores the voxel engine and SfePy. Weights, scales and bounds live in `Goal`.
 
+Every sum, mean or maximum over samples is weighed by their volume: a response may hold copies of volume 0.
+
 To add an objective: one file here with `build(settings) -> Objective` and an entry in a YAML of conf/objectives.
 tests/contracts/test_objectives.py finds it by itself (finite values, finite gradients, Taylor test).
 """

@@ -74,6 +74,26 @@ def test_value_is_one_finite_number_alike_for_numpy_and_jax(objective):
     assert float(jax.jit(objective.value)(as_jax)) == pytest.approx(float(value), rel=1e-10)
 
 
+def test_copies_of_a_sample_without_volume_change_nothing(objective):
+    """The voxel engine fills its samples up with such copies, of the last sample and here also of the most strained one."""
+    r = response()
+    worst = int(np.argmax(np.abs(r.strain).max(axis=(0, 2))))
+    more = [worst, 59, 59, 59]
+    axis = {"strain": 1, "stress": 1, "reference_sed": 1}
+    whole = ("motion", "compliance", "reaction", "applied", "loadcases")
+    padded = {
+        f.name: np.concatenate([v := np.asarray(getattr(r, f.name)), v.take(more, axis.get(f.name, 0))], axis.get(f.name, 0))
+        for f in fields(r) if f.name not in whole
+    }  # fmt: skip
+    padded["volume"][60:] = 0.0
+    filled = replace(r, **padded)
+    assert float(objective.value(filled)) == pytest.approx(float(objective.value(r)), rel=1e-12)
+    for name in ("strain", "stress"):
+        plain, other = (np.asarray(jax.grad(value_of(objective, q))({name: jnp.asarray(getattr(q, name))})[name]) for q in (r, filled))
+        np.testing.assert_allclose(other[:, :60], plain, rtol=1e-9, atol=1e-12)
+        assert not other[:, 60:].any()
+
+
 def test_per_load_is_one_number_a_load_case_or_none(objective):
     loads = objective.per_load(response())
     if loads is not None:

@@ -341,6 +341,7 @@ def test_compiled_cycle_is_the_cycle_of_the_oracle(small, monkeypatch):
 
 def test_compiled_w_cycle_is_that_of_the_oracle(monkeypatch):
     """With three coarsenings the second coarse level is visited twice; one visit gives another cycle and needs more iterations."""
+    assert multigrid.REPEAT_FROM == 2  # kRepeatFrom of multigrid.cc, which the comparison below holds to it
     monkeypatch.setattr(multigrid, "MAX_PLANE_UNKNOWNS", 27)
     grid = Grid((16, 16, 24), (0.0, 0.0, 0.0), 1.0)
     assert multigrid.depth(grid.shape) == 3
@@ -366,7 +367,7 @@ def test_compiled_w_cycle_is_that_of_the_oracle(monkeypatch):
 
 
 def test_block_takes_dependent_empty_and_equal_loads_and_needs_fewer_iterations(small):
-    """Two loads, their sum, nothing, twice the first, the first again, and one that is warm: each as if solved by itself."""
+    """Two loads, their sum, nothing (from a warm start), twice the first, the first again, a warm one: each as if by itself."""
     first, second = jnp.asarray(masked(small, small.load))[:2]
     loads = jnp.stack([first, second, first + second, 0 * first, 2 * first, first, second])
     zero, hierarchy = jnp.zeros(loads.shape), multigrid.build(small.system, GRID)
@@ -375,7 +376,7 @@ def test_block_takes_dependent_empty_and_equal_loads_and_needs_fewer_iterations(
         return multigrid.solve(GRID.spacing_mm, SETTINGS, small.system, b, hierarchy, start, jnp.zeros_like(b), jnp.zeros(3))
 
     alone = [solved(b[None], zero[:1]) for b in (first, second)]
-    u, info = solved(loads, zero.at[6].set(alone[1][0][0]))
+    u, info = solved(loads, zero.at[6].set(alone[1][0][0]).at[3].set(alone[0][0][0]))
     x, y = alone[0][0][0], alone[1][0][0]
     for got, expected in zip(u, (x, y, x + y, 0 * x, 2 * x, x, y), strict=True):
         assert float(jnp.abs(got - expected).max()) < 1e-7 * float(jnp.abs(x).max())
