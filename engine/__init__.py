@@ -1,4 +1,3 @@
-
 import os
 
 # XLA's threaded sums on CPUs depend on the threads' timing in their last bits, about once in sixty gradients; a resumed run must equal an

@@ -1737,30 +1737,29 @@ void block_conjugate_gradients(Hierarchy& h, const Finest<double>& op, double to
                                Load&& load, std::vector<Column>& columns) {
   Level& v = h.level[0];
   const Packing& p = v.p;
-  auto residual = [&](int k) {  // r = b − K x and its norm
-    Column& c = columns[k];
-    load(k, c.r.data());
+  auto length = [&](const Column& c) { return std::sqrt(c.lost + products<double, double>(p, {c.r.data()}, {c.r.data()})[0]); };
+  auto subtract = [&](Column& c) {  // r = r − K x, and its norm
     sweep_finest<double>(p, op, v.links, c.x.data(), [&](size_t first, size_t count, const double* w) {
       for (size_t i = 0; i < count; ++i) c.r[first + i] -= w[i];
     });
     for (size_t i : v.fixed) c.r[i] = 0;
-    return std::sqrt(c.lost + products<double, double>(p, {c.r.data()}, {c.r.data()})[0]);
+    return length(c);
   };
   std::vector<int> active;
   for (int k = 0; k < (int)columns.size(); ++k) {
     Column& c = columns[k];
     load(k, c.r.data());
-    c.norm = std::sqrt(c.lost + products<double, double>(p, {c.r.data()}, {c.r.data()})[0]);
+    c.norm = length(c);
     if (c.norm == 0) std::fill(c.x.begin(), c.x.end(), 0.0);  // a warm start of nothing
-    c.size = c.best = residual(k);
+    c.size = c.best = subtract(c);
     if (std::isfinite(c.size) && c.size > tolerance * c.norm) active.push_back(k);
   }
   std::vector<std::vector<double>> direction(active.size()), force(active.size());  // P and K P
   for (auto* block : {&direction, &force})
     for (auto& d : *block) d.assign(p.unknowns() + kPadding, 0.0);
-  auto first_of = [](const std::vector<std::vector<double>>& block, int n) {
+  auto first_of = [](std::vector<std::vector<double>>& block, int n) {
     std::vector<double*> out;
-    for (int i = 0; i < n; ++i) out.push_back(const_cast<double*>(block[i].data()));
+    for (int i = 0; i < n; ++i) out.push_back(block[i].data());
     return out;
   };
   auto fixed = [](const std::vector<double*>& block) { return std::vector<const double*>(block.begin(), block.end()); };
@@ -1813,7 +1812,7 @@ void block_conjugate_gradients(Hierarchy& h, const Finest<double>& op, double to
     std::vector<int> going;
     for (int k : active) {
       Column& c = columns[k];
-      c.size = std::sqrt(c.lost + products<double, double>(p, {c.r.data()}, {c.r.data()})[0]);
+      c.size = length(c);
       c.out.iterations = iteration + 1;
       if (c.size < 0.98 * c.best)
         c.best = c.size, c.since = 0;
@@ -1824,7 +1823,11 @@ void block_conjugate_gradients(Hierarchy& h, const Finest<double>& op, double to
     }
     active.swap(going);
   }
-  for (int k = 0; k < (int)columns.size(); ++k) columns[k].out.residual = residual(k) / (columns[k].norm > 0 ? columns[k].norm : 1);
+  for (int k = 0; k < (int)columns.size(); ++k) {  // the true residual
+    Column& c = columns[k];
+    load(k, c.r.data());
+    c.out.residual = subtract(c) / (c.norm > 0 ? c.norm : 1);
+  }
 }
 
 // -- the last hierarchy, by content ------------------------------------------------------------------------------

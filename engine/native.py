@@ -28,8 +28,7 @@ log = logging.getLogger("spinefit")
 
 _SOURCE = Path(__file__).with_name("multigrid.cc")
 _TARGETS = ("build", "solve", "pairing", "precondition")
-#: No peeling of loops for alignment: the order of a sum, hence its last bits, would depend on where the heap put a vector, and
-#: a resumed run would not equal an uninterrupted one.
+#: No peeling of loops for alignment, which would let the order of a sum depend on where the heap put a vector (decision 48).
 _FLAGS = (
     "-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "--param=vect-max-peeling-for-alignment=0", "-std=c++17", "-fopenmp",
     "-shared", "-fPIC", "-w",
