@@ -220,7 +220,10 @@ def iteration(config: BenchmarkConfig) -> None:
 
 
 def _measure_iteration(problem: Any, start: dict[str, np.ndarray]) -> tuple[dict[str, float], dict[str, int]]:
-    """Seconds of one iteration and its parts; every timed call has been compiled by one before it."""
+    """Seconds of one iteration and its parts; every timed call has been compiled by one before it.
+
+    Iterations are medians over three designs, not over one design three times: the compiled solver would find its hierarchy again.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -232,35 +235,42 @@ def _measure_iteration(problem: Any, start: dict[str, np.ndarray]) -> tuple[dict
     def moved(step: float) -> dict[str, Any]:
         return {k: jnp.clip(jnp.asarray(v) + step, 0.0, 1.0) for k, v in start.items()}
 
-    def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-        began = time.perf_counter()
-        value = call()
-        jax.block_until_ready(value)
-        return time.perf_counter() - began, value
+    def timed(call: Callable[[float], Any], steps: tuple[float, ...]) -> tuple[float, Any]:
+        seconds = []
+        for step in steps:
+            began = time.perf_counter()
+            value = jax.block_until_ready(call(step))
+            seconds.append(time.perf_counter() - began)
+        return float(np.median(seconds)), value
 
-    def design(p: Any, at: dict[str, Any], warm: Any, preconditioner: Any = None) -> tuple[float, Any]:
-        return timed(lambda: p.gradient(at, zero, 1.0, p.hierarchy(at) if preconditioner is None else preconditioner, warm))
+    def design(p: Any, warm: Any, *steps: float, preconditioner: Any = None) -> tuple[float, Any]:
+        def iteration(step: float) -> Any:
+            at = moved(step)
+            return p.gradient(at, zero, 1.0, p.hierarchy(at) if preconditioner is None else preconditioner, warm)
 
-    def solves(loads: Any, system: Any, preconditioner: Any) -> tuple[float, Any]:
+        return timed(iteration, steps)
+
+    def solves(loads: Any, repeats: int = 1) -> tuple[float, Any]:
         none = jnp.zeros_like(loads)
-        return timed(lambda: multigrid.solve(h, settings, system, loads, preconditioner, none, none, jnp.zeros(3)))
+        return timed(lambda _: multigrid.solve(h, settings, system, loads, preconditioner, none, none, jnp.zeros(3)), (0.0,) * repeats)
 
-    first_s, _ = design(problem, moved(0.0), cold)
-    full_s, (evaluation, _, _, warm) = design(problem, moved(0.01), cold)
-    build_s, lagged = timed(lambda: problem.hierarchy(moved(0.0)))
+    first_s, _ = design(problem, cold, 0.0)
+    full_s, (evaluation, _, _, warm) = design(problem, cold, 0.0102, 0.0101, 0.01)
+    build_s, _ = timed(lambda step: problem.hierarchy(moved(step)), (0.0, 0.0001, 0.0002))
+    lagged = problem.hierarchy(moved(0.0))
     device = forward.fields_of(problem.family, problem.physical(moved(0.01)), scene.anatomy)
     system = forward.linear_system(scene, problem.numerics, device, forward.alloy(problem.family.material))
     preconditioner = multigrid.build(system, problem.numerics.grid)
-    solves(scene.forces, system, preconditioner)
-    solve_s, _ = solves(scene.forces, system, preconditioner)
+    solves(scene.forces)
+    solve_s, _ = solves(scene.forces, repeats=3)
     every = jnp.einsum("lr,rcxyz->lcxyz", scene.combination, scene.forces)
-    solves(every[:1], system, preconditioner)
-    single_s = sum(solves(every[i : i + 1], system, preconditioner)[0] for i in range(len(every)))
-    warm_s, (warmed, _, _, last) = design(problem, moved(0.013), warm)
-    reused_s, _ = design(problem, moved(0.013), warm, lagged)
+    solves(every[:1])
+    single_s = sum(solves(every[i : i + 1])[0] for i in range(len(every)))
+    warm_s, (warmed, _, _, last) = design(problem, warm, 0.0128, 0.0129, 0.013)
+    reused_s, _ = design(problem, warm, 0.013, preconditioner=lagged)
     loose = replace(problem, numerics=replace(problem.numerics, solver=replace(settings, tolerance=1e-4)))
-    design(loose, moved(0.012), warm)
-    loose_s, (loosened, _, _, _) = design(loose, moved(0.013), warm)
+    design(loose, warm, 0.012)
+    loose_s, (loosened, _, _, _) = design(loose, warm, 0.0128, 0.0129, 0.013)
     seconds = {
         "first iteration of the process (compiles, or reads its cache)": first_s,
         "design iteration, cold": full_s,
