@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -222,7 +223,8 @@ def iteration(config: BenchmarkConfig) -> None:
 def _measure_iteration(problem: Any, start: dict[str, np.ndarray]) -> tuple[dict[str, float], dict[str, int]]:
     """Seconds of one iteration and its parts; every timed call has been compiled by one before it.
 
-    Iterations are medians over three designs, not over one design three times: the compiled solver would find its hierarchy again.
+    Iterations and preconditioners are medians over three designs, not over one design three times: the compiled solver would find
+    its hierarchy again. The solve of all loads is the median of three; the lagged iteration and the loads one by one run once.
     """
     import jax
     import jax.numpy as jnp
@@ -235,29 +237,28 @@ def _measure_iteration(problem: Any, start: dict[str, np.ndarray]) -> tuple[dict
     def moved(step: float) -> dict[str, Any]:
         return {k: jnp.clip(jnp.asarray(v) + step, 0.0, 1.0) for k, v in start.items()}
 
-    def timed(call: Callable[[float], Any], steps: tuple[float, ...]) -> tuple[float, Any]:
+    def timed(*calls: Callable[[], Any]) -> tuple[float, Any]:
+        """Median seconds of the calls, and what the last one returned."""
         seconds = []
-        for step in steps:
+        for call in calls:
             began = time.perf_counter()
-            value = jax.block_until_ready(call(step))
+            value = jax.block_until_ready(call())
             seconds.append(time.perf_counter() - began)
         return float(np.median(seconds)), value
 
     def design(p: Any, warm: Any, *steps: float, preconditioner: Any = None) -> tuple[float, Any]:
-        def iteration(step: float) -> Any:
-            at = moved(step)
+        def iteration(at: dict[str, Any]) -> Any:
             return p.gradient(at, zero, 1.0, p.hierarchy(at) if preconditioner is None else preconditioner, warm)
 
-        return timed(iteration, steps)
+        return timed(*(partial(iteration, moved(step)) for step in steps))
 
     def solves(loads: Any, repeats: int = 1) -> tuple[float, Any]:
         none = jnp.zeros_like(loads)
-        return timed(lambda _: multigrid.solve(h, settings, system, loads, preconditioner, none, none, jnp.zeros(3)), (0.0,) * repeats)
+        return timed(*[lambda: multigrid.solve(h, settings, system, loads, preconditioner, none, none, jnp.zeros(3))] * repeats)
 
     first_s, _ = design(problem, cold, 0.0)
     full_s, (evaluation, _, _, warm) = design(problem, cold, 0.0102, 0.0101, 0.01)
-    build_s, _ = timed(lambda step: problem.hierarchy(moved(step)), (0.0, 0.0001, 0.0002))
-    lagged = problem.hierarchy(moved(0.0))
+    build_s, lagged = timed(*(partial(problem.hierarchy, moved(step)) for step in (0.0002, 0.0001, 0.0)))
     device = forward.fields_of(problem.family, problem.physical(moved(0.01)), scene.anatomy)
     system = forward.linear_system(scene, problem.numerics, device, forward.alloy(problem.family.material))
     preconditioner = multigrid.build(system, problem.numerics.grid)
