@@ -6,22 +6,16 @@ Every number comes from the validated result (fem/result.py); nothing is compute
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from engine import artifacts
+from engine.page import Picture, bullets, document, image, number, pairs, pictures_grid, table, text
 from fem.plots import convergence
-from fem.result import ARMS, FLOORS, Alignment, Arm, Result, Scalar, Status, reached, validate
+from fem.result import ARMS, FLOORS, Alignment, Arm, Result, Status, reached, validate
 
-NOTICE = (
-    "spinefit is a research and design tool, not a cleared medical device. "
-    "Nothing on this page is a clinical recommendation."
-)
 #: On every page, whatever the run says of itself.
 LIMITATIONS = (
     "Linear elasticity, small strains; tissue yields by a strain criterion but does not soften.",
@@ -29,53 +23,7 @@ LIMITATIONS = (
     "One geometry, one set of material laws: no spread over patients, densities or surgical placement.",
     "Published measurement noise of segmental angles is 2-4°: smaller differences between arms cannot be measured.",
 )
-CSS = """
-:root{--line:#c9ced3;--soft:#f3f5f7;--ink:#1b1f23;--accent:#1f5fa8}
-*{box-sizing:border-box}body{font:16px/1.5 system-ui,'Segoe UI',Roboto,'DejaVu Sans',sans-serif;color:var(--ink);
-background:#fff;max-width:1080px;margin:0 auto;padding:1.2rem}
-h1{font-size:1.6rem;margin:.2rem 0}h2{font-size:1.2rem;margin:2rem 0 .5rem;border-bottom:2px solid var(--accent)}
-h3{font-size:1rem;margin:1rem 0 .3rem}.quiet{color:#4d565e}.scroll{overflow-x:auto}
-table{border-collapse:collapse;font-size:.9rem;margin:.4rem 0}caption{text-align:left;color:#4d565e;padding:.2rem 0}
-th,td{border-bottom:1px solid var(--line);padding:.25rem .6rem;text-align:right;vertical-align:top}
-th{background:var(--soft)}th[scope=row],td.text,th.text{text-align:left;font-weight:normal}td.best{font-weight:700}
-td.none{color:#4d565e;font-style:italic}.unit{color:#4d565e;font-size:.85em}td{white-space:nowrap}td.text{white-space:normal}
-.warn{border-left:5px solid #b35900;background:#fff6e8;padding:.5rem 1rem;margin:1rem 0}
-.bad{color:#a01010;font-weight:700}details{margin:.3rem 0}summary{cursor:pointer;padding:.2rem 0}
-.pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(300px,1fr));gap:1rem}
-figure{margin:0;break-inside:avoid}figure img{max-width:100%;max-height:560px;border:1px solid var(--line)}
-figcaption{font-size:.9rem;color:#4d565e}code{font-size:.85em;overflow-wrap:anywhere}
-@media print{body{max-width:none;font-size:11pt;padding:0}h2{break-after:avoid}tr{break-inside:avoid}
-details::details-content{content-visibility:visible}}
-"""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A PNG for the page; `alt` says in words what is to be seen."""
-
-    title: str
-    alt: str
-    path: Path
-
-
 # -- small pieces ------------------------------------------------------------------------------------------
-def number(value: Scalar) -> str:
-    """Four significant digits, or an em dash for null."""
-    if value is None:
-        return "—"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}".replace(",", "\u202f") if abs(value) >= 10000 else str(value)
-    if isinstance(value, str):
-        return escape(value)
-    if value == 0:
-        return "0"
-    if 1e-3 <= abs(value) < 1e5:
-        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
-    return f"{value:.2e}"
-
-
 def percent(value: float | None) -> str:
     """A share as a signed percentage, or an em dash."""
     if value is None:
@@ -91,32 +39,6 @@ def _tenths(value: float | None) -> str:
 
 def _unit(unit: str) -> str:
     return "" if unit in ("", "1") else f' <span class="unit">{escape(unit)}</span>'
-
-
-def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose cells are ready HTML; the first cell of a row is its header."""
-    rows = list(rows)
-    left = {0, *(i for i, cell in enumerate(rows[0]) if cell.startswith('<td class="text"'))} if rows else {0}
-    top = "".join(f'<th scope="col"{" class=text" if i in left else ""}>{cell}</th>' for i, cell in enumerate(head))
-    body = "".join(
-        f'<tr><th scope="row">{row[0]}</th>'
-        + "".join(cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in row[1:])
-        + "</tr>"
-        for row in rows
-    )
-    inner = f"<caption>{caption}</caption><thead><tr>{top}</tr></thead><tbody>{body}</tbody>"
-    return f'<div class="scroll"><table>{inner}</table></div>'
-
-
-def _text(cell: str) -> str:
-    return f'<td class="text">{cell}</td>'
-
-
-def _pairs(caption: str, values: dict[str, Any]) -> str:
-    if not values:
-        return ""
-    rows = [(escape(k), _text(number(v))) for k, v in values.items()]
-    return _table(caption, ("", "value"), rows)
 
 
 def _status(status: Status) -> str:
@@ -154,16 +76,16 @@ def _short(result: Result) -> str:
         "Reached share = (stock − optimised)/(stock − floor): how much of what any implant could gain was gained. "
         "The floor is the lower of the intact segment and a rigid full-endplate cage."
     )
-    return _table(caption, head, rows)
+    return table(caption, head, rows)
 
 
 def _asked(result: Result) -> str:
     flat = {k: v for k, v in result.asked.items() if not isinstance(v, dict)}
     groups = {k: v for k, v in result.asked.items() if isinstance(v, dict)}
-    parts = [_pairs("General", flat)]
+    parts = [pairs("General", flat)]
     for name, group in groups.items():
         inner = {k: v if isinstance(v, bool | int | float | str) or v is None else str(v) for k, v in group.items()}
-        parts.append(f"<details><summary>{escape(name)}</summary>{_pairs(escape(name), inner)}</details>")
+        parts.append(f"<details><summary>{escape(name)}</summary>{pairs(escape(name), inner)}</details>")
     return "".join(parts)
 
 
@@ -185,16 +107,12 @@ def _alignment(result: Result) -> str:
     caption = f"Achieved under {escape(part.load_case)} load; in brackets the difference from the plan."
     head = ("", "measured", "planned", *(_name(arm, result) for arm in arms))
     source = f"<p>Plan: {escape(part.rule)} {escape(part.source)}</p>" if part.rule or part.source else ""
-    return source + _table(caption, head, rows) + _list(part.notes)
+    return source + table(caption, head, rows) + bullets(part.notes)
 
 
 def _label(name: str) -> str:
     stem, _, unit = name.rpartition("_")
     return f'{escape(stem.replace("_", " "))} <span class="unit">{"°" if unit == "deg" else unit}</span>'
-
-
-def _list(lines: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>" if lines else ""
 
 
 def _arms(result: Result) -> str:
@@ -214,7 +132,7 @@ def _arms(result: Result) -> str:
         )
         rows.append([label, *(_cell(result.arms[arm], measures[arm], arm in ARMS, best) for arm in order)])
         loads = list(dict.fromkeys(load for m in measures.values() if m is not None for load in m.per_load))
-        table = _table(
+        per_load = table(
             escape(first.description),
             ("load case", *(_name(arm, result) for arm in order)),
             [
@@ -223,13 +141,13 @@ def _arms(result: Result) -> str:
             ],
         )
         if loads:
-            details.append(f"<details><summary>{label} per load case</summary>{table}</details>")
+            details.append(f"<details><summary>{label} per load case</summary>{per_load}</details>")
         elif first.description:
             details.append(f'<p class="quiet">{label}: {escape(first.description)}</p>')
     head = ("measure", *(_name(arm, result) for arm in order))
     notes = [f"{arm.replace('_', ' ')}: {note}" for arm in order for note in result.arms[arm].notes]
     caption = "SfePy on the exported surfaces. Bold: best of the devices. “no result”: see the status further down."
-    return _table(caption, head, rows) + _list(notes) + "".join(details)
+    return table(caption, head, rows) + bullets(notes) + "".join(details)
 
 
 def _cell(arm: Arm, measure: Any, rival: bool, best: float | None) -> str:
@@ -250,25 +168,25 @@ def _trust(result: Result) -> str:
         force, moment = (a.balance.force_rel, a.balance.moment_rel) if a.balance else (None, None)
         worst = [f"{escape(load)}: {_status(s)}" for load, s in a.solver.items() if s.code != "ok"]
         shown = "; ".join(worst) or ("all ok" if a.solver else "—")
-        rows.append((_name(arm, result), _text(_status(a.status)), _text(shown), number(force), number(moment)))
+        rows.append((_name(arm, result), text(_status(a.status)), text(shown), number(force), number(moment)))
     head = ("arm", "status", "load cases", "force error", "moment error")
-    parts.append(_table("Solver status; largest relative balance error over the load cases", head, rows))
+    parts.append(table("Solver status; largest relative balance error over the load cases", head, rows))
     for arm in order:
         agreement = result.arms[arm].agreement
         if agreement:
             lines = [
-                (escape(g.quantity), _text(escape(g.load_case or "all")), _text(escape(g.unit)))
+                (escape(g.quantity), text(escape(g.load_case or "all")), text(escape(g.unit)))
                 + (number(g.engine), number(g.sfepy), percent(g.gap_rel))
                 for g in agreement
             ]
             worst_gap = max((abs(g.gap_rel) for g in agreement if g.gap_rel is not None), default=None)
             title = f"{_name(arm, result)}: voxel engine against SfePy, largest gap {percent(worst_gap).lstrip('+')}"
-            table = _table("gap = engine/SfePy − 1", ("quantity", "load case", "unit", "engine", "SfePy", "gap"), lines)
-            parts.append(f"<details open><summary>{title}</summary>{table}</details>")
+            gaps = table("gap = engine/SfePy − 1", ("quantity", "load case", "unit", "engine", "SfePy", "gap"), lines)
+            parts.append(f"<details open><summary>{title}</summary>{gaps}</details>")
     keys = list(dict.fromkeys(key for arm in order for key in result.arms[arm].mesh))
     meshes = [[escape(key), *(number(result.arms[arm].mesh.get(key)) for arm in order)] for key in keys]
     if meshes:
-        parts.append(_table("Tetrahedral mesh", ("", *(_name(arm, result) for arm in order)), meshes))
+        parts.append(table("Tetrahedral mesh", ("", *(_name(arm, result) for arm in order)), meshes))
     return "".join(parts)
 
 
@@ -276,71 +194,45 @@ def _search(result: Result, folder: Path) -> str:
     found = result.optimisation
     if found is None:
         return "<p>No search was run.</p>"
-    text = f"<p>Status: {_status(found.status)}</p>" + _pairs("Figures", found.figures)
+    text = f"<p>Status: {_status(found.status)}</p>" + pairs("Figures", found.figures)
     if found.history is None:
         return text
     picture = convergence(artifacts.read_jsonl(folder / found.history))
     if picture is None:
         return text + f"<p>No iterations in <code>{escape(found.history)}</code>.</p>"
-    return text + _image(
+    return text + image(
         picture, "Convergence", "Objective, its terms and the constraint violation over the iterations"
     )
 
 
-def _image(data: bytes, title: str, alt: str) -> str:
-    code = base64.b64encode(data).decode()
-    image = f'<img alt="{escape(alt)}" src="data:image/png;base64,{code}">'
-    return f"<figure>{image}<figcaption>{escape(title)}</figcaption></figure>"
-
-
 def _files(result: Result) -> str:
-    rows = [(escape(what), _text(f"<code>{escape(path)}</code>")) for what, path in result.files.items()]
+    rows = [(escape(what), text(f"<code>{escape(path)}</code>")) for what, path in result.files.items()]
     for arm in _order(result):
         for what, path in result.arms[arm].files.items():
-            rows.append((f"{_name(arm, result)}: {escape(what)}", _text(f"<code>{escape(path)}</code>")))
-    return _table("Relative to the run folder", ("what", "where"), rows) if rows else "<p>None listed.</p>"
+            rows.append((f"{_name(arm, result)}: {escape(what)}", text(f"<code>{escape(path)}</code>")))
+    return table("Relative to the run folder", ("what", "where"), rows) if rows else "<p>None listed.</p>"
 
 
 # -- the page ----------------------------------------------------------------------------------------------
 def page(result: Result, folder: Path, pictures: Sequence[Picture] = ()) -> str:
     """The HTML text. Raises ValueError when a picture is missing."""
-    missing = [str(p.path) for p in pictures if not p.path.is_file()]
-    if missing:
-        raise ValueError(
-            f"pictures not found: {', '.join(missing)}; leave out what could not be rendered, with a warning"
-        )
-    images = "".join(_image(p.path.read_bytes(), p.title, p.alt) for p in pictures)
-    warnings = ""
-    if result.warnings:
-        warnings = (
-            f'<section class="warn" aria-label="Warnings"><strong>Read first</strong>{_list(result.warnings)}</section>'
-        )
     sections = [
         ("In short", _short(result)),
         ("Alignment", _alignment(result)),
         ("The arms side by side", _arms(result)),
-        ("Pictures", f'<div class="pictures">{images}</div>' if images else "<p>No pictures.</p>"),
+        ("Pictures", pictures_grid(pictures)),
         ("How far to trust the numbers", _trust(result)),
         ("The search", _search(result, folder)),
         ("What was asked", _asked(result)),
-        ("Limitations", _list([*LIMITATIONS, *result.limitations])),
+        ("Limitations", bullets([*LIMITATIONS, *result.limitations])),
         (
             "Time and memory",
-            _pairs("Wall time, s", dict(result.timings_s)) + _pairs("Memory, MB", dict(result.memory_mb)),
+            pairs("Wall time, s", dict(result.timings_s)) + pairs("Memory, MB", dict(result.memory_mb)),
         ),
-        ("Versions and inputs", _pairs("Versions", dict(result.versions)) + _pairs("SHA-256", dict(result.hashes))),
+        ("Versions and inputs", pairs("Versions", dict(result.versions)) + pairs("SHA-256", dict(result.hashes))),
         ("Files", _files(result)),
     ]
-    body = io.StringIO()
-    for i, (title, content) in enumerate(sections):
-        body.write(f'<section aria-labelledby="s{i}"><h2 id="s{i}">{title}</h2>{content}</section>\n')
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(result.title)}</title><style>{CSS}</style></head><body><main>\n"
-        f'<h1>{escape(result.title)}</h1><p class="quiet">{escape(result.created)}. {NOTICE}</p>\n'
-        f"{warnings}\n{body.getvalue()}</main></body></html>\n"
-    )
+    return document(result.title, result.created, result.warnings, sections)
 
 
 def write_report(folder: Path | str, result: dict[str, Any], pictures: Sequence[Picture] = ()) -> Path:
