@@ -16,7 +16,7 @@ Voigt order everywhere: 11 22 33 12 13 23, shear strain as the engineering γ = 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import jax
@@ -105,6 +105,34 @@ class Vertebra:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """One thing found about the input. severity "stop" | "left out" | "warning" | "note" | "accepted"; place in LPS mm."""
+
+    code: str
+    severity: str
+    level: str
+    text: str
+    place_mm: tuple[float, float, float] | None = None
+
+    def line(self) -> str:
+        """`leak (warning) L4: …`"""
+        return f"{self.code} ({self.severity}){' ' + self.level if self.level else ''}: {self.text}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Sacrum:
+    """The sacrum, of which only S1's superior endplate is measured; patient LPS mm."""
+
+    surface: Surface
+    superior: Endplate
+    landmarks: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class PatientModel:
     """Vertebrae as scanned, cranial to caudal, in patient LPS mm.
 
@@ -112,6 +140,8 @@ class PatientModel:
     posture         "unknown" | "supine" | "standing" | "phantom"
     repairs         what was repaired on the way in, one line each
     source          what was read: kind, path, sha256
+    sacrum          where the scan shows it
+    findings        of the quality gate, those that the user accepted among them
     """
 
     name: str
@@ -120,6 +150,8 @@ class PatientModel:
     posture: str
     repairs: tuple[str, ...]
     source: dict[str, Any]
+    sacrum: Sacrum | None = None
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Any
 from engine.patient.alignment import measure
 from engine.patient.bone import BoneProfile
 from engine.patient.bundle import load_bundle, load_segment, save_bundle, save_segment
-from engine.patient.labels import from_mask
 from engine.patient.phantom import PhantomSpec, phantom, truth
 from engine.patient.planning import PlanConfig, plan
-from engine.patient.prepare import PrepareConfig, load_patient
+from engine.patient.prepare import PrepareConfig, prepare
+from engine.patient.scan import from_mask
 from engine.patient.surfaces import from_surfaces
 from engine.types import Segment
 
@@ -28,12 +28,12 @@ __all__ = [
     "from_mask",
     "from_surfaces",
     "load_bundle",
-    "load_patient",
     "load_segment",
     "measure",
     "phantom",
     "phantom_segment",
     "plan",
+    "prepare",
     "save_bundle",
     "save_segment",
     "truth",

@@ -136,7 +136,10 @@ class _Box:
         """The body's own section [x, y] at the level where it reaches least far back, and its posterior wall, y."""
         x, y, z = self.axes
         best: tuple[float, np.ndarray] | None = None
-        for level in np.flatnonzero(np.abs(z) <= 10.0):
+        # levels that cut an endplate's cavity (low or crushed bodies) show a ring, not the body: its middle must be deep in bone
+        solid = self.values[np.abs(x) < 3.0][:, np.abs(y) < 3.0].max(axis=(0, 1)) < -3.0
+        near = np.abs(z) <= 10.0
+        for level in np.flatnonzero(near & solid if (near & solid).any() else near):
             parts, _ = label(self.values[:, :, level] < 0.0)
             middle = parts[np.abs(x) < 5.0][:, np.abs(y) < 5.0]
             ids = np.bincount(middle[middle > 0]) if (middle > 0).any() else np.array([0])

@@ -6,6 +6,7 @@ Neighbours that overlap a little (facets of segmented bones often do) are parted
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -15,8 +16,11 @@ from engine.patient.anatomy import Anatomy, anatomy, body_centre
 from engine.patient.bone import BoneProfile, assumed_density
 from engine.patient.distance import isosurface, surface_sdf, volume_mm3
 from engine.patient.frames import inverse, unit, vertebra_frame
+from engine.patient.levels import follow
 from engine.patient.meshes import repair
-from engine.types import PatientModel, Surface, Vertebra, VoxelField, rigid
+from engine.patient.sacrum import sacrum_endplate
+from engine.patient.stages import Stages
+from engine.types import Finding, PatientModel, Sacrum, Surface, Vertebra, VoxelField, rigid
 
 #: Largest overlap of two neighbouring bones that is parted; more is an error.
 OVERLAP_MM3 = 500.0
@@ -26,45 +30,106 @@ PARTED_GAP_MM = 0.5
 _FAR_MM = 75.0
 
 
+#: Density of a level, given the signed distance and the anatomy that were found: the field and what was done.
+DensityOf = Callable[[str, VoxelField, Anatomy], tuple[VoxelField, list[str]]]
+
+
 def assemble(
     name: str,
     surfaces: dict[str, Surface],
     spacing_mm: float,
     edge_mm: float,
-    profile: BoneProfile,
+    density: BoneProfile | DensityOf,
     posture: str,
     repairs: list[str],
     source: dict[str, Any],
+    *,
+    density_source: str | None = None,
+    required: tuple[str, ...] | None = None,
+    sacrum: Surface | None = None,
+    findings: tuple[Finding, ...] = (),
+    stages: Stages | None = None,
 ) -> PatientModel:
-    """Patient of the given surfaces (LPS mm, cranial to caudal), with assumed density.
+    """Patient of the given surfaces (LPS mm, cranial to caudal).
 
-    Raises: ValueError when neighbours overlap, are far apart or in the wrong order, or a vertebra is upside down.
+    density     the assumed profile, or the function that maps a scan's density (then `density_source` says what it is)
+    required    levels without which there is no patient (default: all); others that fail are left out, with a note
+    sacrum      its surface, of which the superior endplate is found
+
+    Raises: ValueError when required neighbours overlap, are far apart or in the wrong order, or a vertebra is upside down.
     """
-    fields = {level: surface_sdf(surface, spacing_mm) for level, surface in surfaces.items()}
-    centres = {level: body_centre(field) for level, field in fields.items()}
-    levels = list(surfaces)
+    stages = stages or Stages()
+    required = tuple(surfaces) if required is None else required
     surfaces = dict(surfaces)
-    for upper, lower in pairwise(levels):
-        if _check_neighbours(upper, lower, fields, centres):
-            _part(upper, lower, surfaces, fields, edge_mm, repairs)
-    up = unit(centres[levels[0]] - centres[levels[-1]])
+    fields = {level: _field_of(level, surface, spacing_mm, stages) for level, surface in surfaces.items()}
+    centres = {level: body_centre(field) for level, field in fields.items()}
+
+    def leave_out(level: str, error: ValueError) -> None:
+        if level in required:
+            raise error
+        repairs.append(f"{level} is left out: {error}")
+        surfaces.pop(level)
+
+    for upper, lower in pairwise(list(surfaces)):
+        if upper not in surfaces or not follow(upper, lower):
+            continue
+        try:
+            # beside the treated pair only alignment is measured, which parted facets do not touch
+            ease = 1.0 if {upper, lower} <= set(required) else 2.5
+            if _check_neighbours(upper, lower, fields, centres, ease):
+                _part(upper, lower, surfaces, fields, edge_mm, repairs, stages, ease)
+        except ValueError as error:
+            leave_out(upper if lower in required else lower, error)
+    up = unit(centres[next(iter(surfaces))] - centres[list(surfaces)[-1]]) if len(surfaces) > 1 else np.array([0.0, 0.0, 1.0])
+    found: dict[str, Anatomy] = {}
+    for level in list(surfaces):
+        try:
+            found[level] = anatomy(level, surfaces[level], fields[level], _up(level, list(surfaces), centres, up))
+            _check_upright(level, found[level])
+        except ValueError as error:
+            leave_out(level, error)
     vertebrae = []
-    for level in levels:
-        found = anatomy(level, surfaces[level], fields[level], up)
-        _check_upright(level, found)
-        vertebrae.append(
-            Vertebra(
-                name=level,
-                surface=surfaces[level],
-                sdf=fields[level],
-                density=assumed_density(fields[level], found.superior, found.inferior, profile),
-                superior=found.superior,
-                inferior=found.inferior,
-                pedicles=found.pedicles,
-                landmarks=found.landmarks,
-            )
-        )
-    return PatientModel(name, tuple(vertebrae), f"assumed:{profile.name}", posture, tuple(repairs), source)
+    for level, surface in surfaces.items():
+        made = found[level]
+        if isinstance(density, BoneProfile):
+            values = assumed_density(fields[level], made.superior, made.inferior, density)
+        else:
+            values, lines = density(level, fields[level], made)
+            repairs += lines
+        vertebrae.append(Vertebra(level, surface, fields[level], values, made.superior, made.inferior, made.pedicles, made.landmarks))
+    if isinstance(density, BoneProfile):
+        density_source = f"assumed:{density.name}"
+    assert density_source is not None
+    base = None if sacrum is None else _sacrum(sacrum, vertebrae, repairs, stages)
+    return PatientModel(name, tuple(vertebrae), density_source, posture, tuple(repairs), source, base, findings)
+
+
+def _sacrum(surface: Surface, vertebrae: list[Vertebra], repairs: list[str], stages: Stages) -> Sacrum | None:
+    above = vertebrae[-1] if vertebrae and vertebrae[-1].name in ("L5", "L6") else None
+    up = unit(vertebrae[0].superior.centre_mm - vertebrae[-1].inferior.centre_mm)
+    try:
+        field = _field_of("S1", surface, 1.0, stages)
+        plate, landmarks = sacrum_endplate(surface, field, up, None if above is None else above.inferior)
+    except ValueError as error:
+        repairs.append(f"the sacrum is left out: {error}")
+        return None
+    return Sacrum(surface, plate, landmarks)
+
+
+def _up(level: str, levels: list[str], centres: dict[str, np.ndarray], overall: np.ndarray) -> np.ndarray:
+    """Cranial direction at a level: between its neighbours' bodies, as a curved spine has no single one."""
+    at = levels.index(level)
+    near = levels[max(at - 1, 0) : at + 2]
+    return unit(centres[near[0]] - centres[near[-1]]) if len(near) > 1 else overall
+
+
+def _field_of(level: str, surface: Surface, spacing_mm: float, stages: Stages) -> VoxelField:
+    def make() -> tuple[dict[str, np.ndarray], list[str]]:
+        field = surface_sdf(surface, spacing_mm)
+        return {"values": field.values, "origin_mm": field.origin_mm}, []
+
+    arrays, _ = stages.run(f"distance_{level}", (surface, spacing_mm), make)
+    return VoxelField(arrays["values"], arrays["origin_mm"], spacing_mm)
 
 
 def overlap_mm3(a: VoxelField, b: VoxelField) -> float:
@@ -74,7 +139,7 @@ def overlap_mm3(a: VoxelField, b: VoxelField) -> float:
     return float((b.sample(points) < 0.0).sum()) * a.spacing_mm**3
 
 
-def _check_neighbours(upper: str, lower: str, fields: dict[str, VoxelField], centres: dict[str, np.ndarray]) -> bool:
+def _check_neighbours(upper: str, lower: str, fields: dict[str, VoxelField], centres: dict[str, np.ndarray], ease: float = 1.0) -> bool:
     """Whether the two overlap. Raises ValueError when they are not neighbours in order and in one frame."""
     offset = centres[upper] - centres[lower]
     apart = float(np.linalg.norm(offset))
@@ -84,9 +149,9 @@ def _check_neighbours(upper: str, lower: str, fields: dict[str, VoxelField], cen
             "or a level between them is missing"
         )
     shared = overlap_mm3(fields[upper], fields[lower])
-    if shared > OVERLAP_MM3:
+    if shared > ease * OVERLAP_MM3:
         raise ValueError(
-            f"{upper} and {lower} overlap by {shared:.0f} mm³ (at most {OVERLAP_MM3:.0f} are parted automatically); "
+            f"{upper} and {lower} overlap by {shared:.0f} mm³ (at most {ease * OVERLAP_MM3:.0f} are parted automatically); "
             "part them in the segmentation tool, or check that the files are two different levels in one frame"
         )
     if offset[2] < 0.5 * apart:
@@ -104,6 +169,8 @@ def _part(
     fields: dict[str, VoxelField],
     edge_mm: float,
     repairs: list[str],
+    stages: Stages,
+    ease: float = 1.0,
 ) -> None:
     """Part two overlapping bones along their mid-surface (module docstring), in place.
 
@@ -112,23 +179,30 @@ def _part(
     a, b = fields[upper], fields[lower]
     shared = overlap_mm3(a, b)
     depth = max(-float(b.sample(surfaces[upper].points_mm).min()), -float(a.sample(surfaces[lower].points_mm).min()))
-    if depth > OVERLAP_DEPTH_MM:
+    if depth > ease * OVERLAP_DEPTH_MM:
         raise ValueError(
-            f"{upper} and {lower} overlap {depth:.1f} mm deep (at most {OVERLAP_DEPTH_MM:g} mm is parted "
+            f"{upper} and {lower} overlap {depth:.1f} mm deep (at most {ease * OVERLAP_DEPTH_MM:g} mm is parted "
             "automatically); "
             "part them in the segmentation tool"
         )
     removed = []
     for level, own, other in ((upper, a, b), (lower, b, a)):
-        values = np.asarray(own.values, float)
-        split = 0.5 * (values - other.sample(own.points()) + PARTED_GAP_MM)
-        parted = isosurface(VoxelField(np.maximum(values, split), own.origin_mm, own.spacing_mm))
-        removed.append(volume_mm3(surfaces[level]) - volume_mm3(parted))
-        surfaces[level], _ = repair(level, parted, edge_mm)
-        fields[level] = surface_sdf(surfaces[level], own.spacing_mm)
+
+        def make(level: str = level, own: VoxelField = own, other: VoxelField = other) -> tuple[dict[str, np.ndarray], list[str]]:
+            values = np.asarray(own.values, float)
+            split = 0.5 * (values - other.sample(own.points()) + PARTED_GAP_MM)
+            parted = isosurface(VoxelField(np.maximum(values, split), own.origin_mm, own.spacing_mm))
+            surface, _ = repair(level, parted, edge_mm)
+            return {"points_mm": surface.points_mm, "faces": surface.faces, "volume_mm3": np.array(volume_mm3(parted))}, []
+
+        arrays, _ = stages.run(f"parted_{level}", (surfaces[upper], surfaces[lower], own.spacing_mm, edge_mm, PARTED_GAP_MM), make)
+        removed.append((level, volume_mm3(surfaces[level]) - float(arrays["volume_mm3"]), Surface(arrays["points_mm"], arrays["faces"])))
+    for level, _, surface in removed:
+        surfaces[level] = surface
+        fields[level] = _field_of(level, surface, fields[level].spacing_mm, stages)
     repairs.append(
         f"{upper} and {lower} overlapped by {shared:.0f} mm³, {depth:.1f} mm deep; parted along the mid-surface with a "
-        f"{PARTED_GAP_MM:g} mm gap ({removed[0]:.0f} and {removed[1]:.0f} mm³ removed)"
+        f"{PARTED_GAP_MM:g} mm gap ({removed[0][1]:.0f} and {removed[1][1]:.0f} mm³ removed)"
     )
 
 

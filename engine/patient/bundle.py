@@ -4,6 +4,7 @@ Bundle folder (one patient)
     bundle.json      schema, units, frame, name, density source, posture, repairs, source (with sha256), endplates,
                      pedicles and landmarks of each vertebra
     <level>.ply      surface, LPS mm
+    S1.ply, S1.npz   the sacrum's surface, where there is one
     <level>.npz      sdf and density [x, y, z] float32, their origin_mm and spacing_mm (no pickles)
 Segment folder: segment.json (plan, alignment, frames, warnings) and segment.npz (all arrays), segment frame.
 
@@ -26,7 +27,9 @@ from engine.patient.distance import polydata
 from engine.types import (
     AlignmentPlan,
     Endplate,
+    Finding,
     PatientModel,
+    Sacrum,
     Segment,
     SegmentAlignment,
     Surface,
@@ -62,6 +65,10 @@ def save_bundle(patient: PatientModel, folder: str | Path) -> Path:
             arrays |= {"points_mm": vertebra.surface.points_mm, "faces": vertebra.surface.faces}
             _write_arrays(where / f"{vertebra.name}.npz", arrays)
             entries.append(_described(vertebra))
+        if patient.sacrum is not None:
+            surface = patient.sacrum.surface
+            polydata(surface).save(where / "S1.ply")
+            _write_arrays(where / "S1.npz", {"points_mm": surface.points_mm, "faces": surface.faces})
         _dump(
             where / "bundle.json",
             {
@@ -73,7 +80,9 @@ def save_bundle(patient: PatientModel, folder: str | Path) -> Path:
                 "repairs": list(patient.repairs),
                 "source": patient.source,
                 "source_hash": source_hash(patient.source),
+                "findings": [finding.as_dict() for finding in patient.findings],
                 "vertebrae": entries,
+                "sacrum": None if patient.sacrum is None else _described_sacrum(patient.sacrum),
             },
         )
 
@@ -88,6 +97,12 @@ def load_bundle(folder: str | Path) -> PatientModel:
     for entry in meta["vertebrae"]:
         with np.load(path / f"{entry['name']}.npz", allow_pickle=False) as arrays:
             vertebrae.append(_vertebra(entry, dict(arrays), ""))
+    sacrum = None
+    if meta.get("sacrum"):
+        with np.load(path / "S1.npz", allow_pickle=False) as arrays:
+            surface = Surface(arrays["points_mm"], arrays["faces"])
+        landmarks = {key: np.array(point) for key, point in meta["sacrum"]["landmarks"].items()}
+        sacrum = Sacrum(surface, _read_plate(meta["sacrum"]["superior"]), landmarks)
     return PatientModel(
         name=meta["name"],
         vertebrae=tuple(vertebrae),
@@ -95,6 +110,8 @@ def load_bundle(folder: str | Path) -> PatientModel:
         posture=meta["posture"],
         repairs=tuple(meta["repairs"]),
         source=meta["source"],
+        sacrum=sacrum,
+        findings=tuple(Finding(**entry) for entry in meta.get("findings", ())),
     )
 
 
@@ -180,20 +197,26 @@ def _plate(plate: Endplate) -> dict[str, Any]:
 
 
 def _vertebra(entry: dict[str, Any], arrays: dict[str, np.ndarray], prefix: str) -> Vertebra:
-    plates = {}
-    for side in ("superior", "inferior"):
-        values: dict[str, Any] = {k: np.array(v) if k in _PLATE_ARRAYS else v for k, v in entry[side].items()}
-        plates[side] = Endplate(**values)
     return Vertebra(
         name=entry["name"],
         surface=Surface(arrays[prefix + "points_mm"], arrays[prefix + "faces"]),
         sdf=_read_field(arrays, prefix + "sdf"),
         density=_read_field(arrays, prefix + "density"),
-        superior=plates["superior"],
-        inferior=plates["inferior"],
+        superior=_read_plate(entry["superior"]),
+        inferior=_read_plate(entry["inferior"]),
         pedicles={side: np.array(axis) for side, axis in entry["pedicles"].items()},
         landmarks={key: np.array(point) for key, point in entry["landmarks"].items()},
     )
+
+
+def _described_sacrum(sacrum: Sacrum) -> dict[str, Any]:
+    landmarks = {key: np.asarray(point).tolist() for key, point in sacrum.landmarks.items()}
+    return {"superior": _plate(sacrum.superior), "landmarks": landmarks}
+
+
+def _read_plate(entry: dict[str, Any]) -> Endplate:
+    values: dict[str, Any] = {k: np.array(v) if k in _PLATE_ARRAYS else v for k, v in entry.items()}
+    return Endplate(**values)
 
 
 def _field(name: str, field: VoxelField) -> dict[str, np.ndarray]:
@@ -221,9 +244,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path.parent}: no {path.name} there; write one with scripts/prepare_patient.py")
     meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if meta.get("schema") != SCHEMA:
-        raise ValueError(
-            f"{path}: schema {meta.get('schema')!r}, this version reads {SCHEMA}; prepare the patient again"
-        )
+        raise ValueError(f"{path}: schema {meta.get('schema')!r}, this version reads {SCHEMA}; prepare the patient again")
     return meta
 
 

@@ -1,7 +1,4 @@
-"""Patients from a label image (NIfTI, VerSe numbers), in any orientation.
-
-Voxel indices go to LPS through the whole affine: LPS = diag(−1, −1, 1)·(A·ijk + b). Direction cosines that are not
-orthonormal are replaced by the nearest rotation (SVD, UVᵀ), which is said; a shear above 3° is refused.
+"""Label images: which levels they hold, and the surface of each.
 
 Mask to surface without shrinking: the mask's signed distance (to voxel faces, by half a voxel) is interpolated to
 an isotropic grid, blurred by 0.8 voxel, and cut at the level that encloses exactly the mask's volume.
@@ -9,132 +6,86 @@ an isotropic grid, blurred by 0.8 voxel, and cut at the level that encloses exac
 
 from __future__ import annotations
 
-import hashlib
-import zlib
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-import nibabel as nib
 import numpy as np
-from scipy.ndimage import distance_transform_edt, gaussian_filter, label, map_coordinates
+from scipy.ndimage import distance_transform_edt, find_objects, gaussian_filter, map_coordinates
 
-from engine.patient.assemble import assemble
-from engine.patient.bone import BoneProfile
 from engine.patient.distance import isosurface, polydata, volume_mm3
-from engine.patient.levels import LEVELS, VERSE, parse_segment
-from engine.patient.meshes import repair
-from engine.types import PatientModel, Surface, VoxelField, rigid
+from engine.patient.images import Image
+from engine.patient.levels import LEVELS
+from engine.patient.quality import Piece, gate, pieces
+from engine.patient.schemes import Scheme, custom, detect
+from engine.types import Finding, Surface, VoxelField, rigid
 
-#: A second island larger than this share is an error; smaller ones are removed.
-LARGEST_ISLAND = 0.20
-#: Bone that touches the image border over more than this is cut off.
-LARGEST_CUT_MM2 = 30.0
+#: Levels that are read by default: what lumbar alignment is measured on.
+LUMBAR = ("T12", "T13", "L1", "L2", "L3", "L4", "L5", "L6")
 
 
-def from_mask(
-    path: str | Path,
-    segment: str,
-    *,
-    edge_mm: float = 1.5,
-    spacing_mm: float = 0.75,
-    posture: str = "supine",
-    profile: BoneProfile | None = None,
-    name: str | None = None,
-) -> PatientModel:
-    """Patient of the two vertebrae of `segment` from a label image.
+@dataclass(frozen=True)
+class Labels:
+    """A label image that has been understood: its scheme, the pieces that are read, and what the gate found.
 
-    Raises: ValueError for an unreadable image, absent or cut-off labels, and labels in several pieces.
+    pieces   mobile levels cranial to caudal, then "S1" where there is a sacrum; those that the gate leaves out are not in it
     """
-    levels = parse_segment(segment)
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"source.path={file} is no file; give a label image (.nii or .nii.gz)")
-    try:
-        image: Any = nib.load(file)
-        values = np.asarray(image.dataobj)
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{file}: not a readable NIfTI image, or cut short ({error}); give .nii or .nii.gz") from error
-    if values.ndim != 3:
-        raise ValueError(f"{file}: a label image has three axes; this has shape {values.shape}")
-    matrix, notes = index_to_lps(np.asarray(image.affine, float))
-    found = _found(values, file)
-    surfaces = {}
-    for level in levels:
-        if VERSE[level] not in found:
-            names = ", ".join(f"{LEVELS[k - 1]} ({k})" if 1 <= k <= len(LEVELS) else str(k) for k in found) or "none"
-            raise ValueError(
-                f"{file}: label {VERSE[level]} ({level}) is absent; the image holds {names} (VerSe numbers)"
-            )
-        mask, offset, lines = extract(level, values == VERSE[level], matrix)
-        notes += lines
-        local = matrix.copy()
-        local[:3, 3] = rigid(matrix, offset)
-        surfaces[level], lines = repair(level, mask_surface(mask, local), edge_mm)
-        notes += lines
-    source = {
-        "kind": "mask",
-        "path": str(file.resolve()),
-        "sha256": {file.name: hashlib.sha256(file.read_bytes()).hexdigest()},
-        "labels": "verse",
-    }
-    stem = file.name.removesuffix(".gz").removesuffix(".nii")
-    return assemble(name or stem, surfaces, spacing_mm, edge_mm, profile or BoneProfile(), posture, notes, source)
+
+    image: Image
+    scheme: Scheme
+    pieces: dict[str, Piece]
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
+
+    def tissue(self, name: str) -> np.ndarray | None:
+        """Mask [i, j, k] of another structure of the scheme ("aorta", "femur_left", …); None where the image has none."""
+        numbers = self.scheme.tissues.get(name, ())
+        mask = np.isin(self.image.values, numbers) if numbers else None
+        return mask if mask is not None and mask.any() else None
 
 
-def index_to_lps(affine: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Index → LPS mm [4, 4] of a NIfTI (RAS) affine, its directions made orthonormal, and a line if they were not."""
-    matrix = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-    voxel = np.linalg.norm(matrix[:3, :3], axis=0)
-    if not np.isfinite(matrix).all() or voxel.min() < 1e-3:
-        raise ValueError(f"the image's affine is degenerate (voxel sizes {voxel}); repair its header")
-    direction = matrix[:3, :3] / voxel
-    u, _, vt = np.linalg.svd(direction)
-    nearest = u @ vt
-    off = float(np.abs(direction.T @ direction - np.eye(3)).max())
-    if off > np.sin(np.radians(3.0)):
-        raise ValueError(
-            f"the image's axes are sheared by {np.degrees(np.arcsin(min(off, 1.0))):.1f}° (at most 3°; gantry tilt?); "
-            "resample it to perpendicular axes"
-        )
-    result = matrix.copy()
-    result[:3, :3] = nearest * voxel
-    if off < 1e-6:
-        return result, []
-    return result, [f"direction cosines were not orthonormal (by {off:.1e}); replaced by the nearest rotation"]
+def understand(
+    image: Image,
+    segment: tuple[str, str],
+    *,
+    scheme: str = "auto",
+    label_map: Mapping[str, int] | None = None,
+    levels: str = "lumbar",
+    accept: tuple[str, ...] = (),
+) -> Labels:
+    """The vertebrae of a label image and the findings of the quality gate (quality.py); nothing is raised for those.
+
+    levels   "segment" (its two), "lumbar" (also T12-L6 and the sacrum) or "all"
+
+    Raises: ValueError where the scheme is ambiguous, unknown, or does not fit the numbers (schemes.py).
+    """
+    values = np.ascontiguousarray(image.values, np.int32 if image.values.max(initial=0) > 32000 else np.int16)
+    matrix = image.lps_from_index
+    heights = {}
+    for number, box in enumerate(find_objects(values), start=1):
+        if box is not None:
+            index = np.argwhere(values[box] == number).mean(axis=0) + [s.start for s in box]
+            heights[number] = float(matrix[2, :3] @ index + matrix[2, 3])
+    chosen, line = (custom(label_map), "labels read as given by source.label_map") if label_map else detect(heights, scheme)
+    there = chosen.levels(set(heights))
+    wanted = {"segment": segment, "lumbar": (*LUMBAR, *segment), "all": (*LEVELS, "T13")}[levels]
+    numbers: dict[str, tuple[int, ...]] = {level: (chosen.vertebrae[level],) for level in there if level in wanted}
+    sacrum = tuple(n for n in chosen.sacrum if n in heights)
+    if sacrum and levels != "segment":
+        numbers["S1"] = sacrum
+    found = pieces(values, matrix, numbers)
+    findings = gate(found, chosen, values, segment, image.voxel_mm, accept)
+    if not set(segment) <= set(there):  # the gate has named it; say what the whole image holds, not only what is read
+        listing = ", ".join(f"{level} ({chosen.vertebrae[level]})" for level in there)
+        findings = [f if f.code != "absent" else _absent(f, chosen, listing) for f in findings]
+    out = {finding.level for finding in findings if finding.severity == "left out"}
+    kept = {level: piece for level, piece in found.items() if level not in out}
+    return Labels(Image(values, matrix, "SEG", image.notes, image.source), chosen, kept, tuple(findings), (*image.notes, line))
 
 
-def extract(level: str, mask: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """The label's largest piece, cropped, with the index of the crop's first voxel, and what was done."""
-    notes = []
-    pieces, count = label(mask)
-    if count > 1:
-        sizes = np.bincount(pieces.ravel())[1:]
-        largest = int(np.argmax(sizes)) + 1
-        second = float(np.sort(sizes)[-2]) / sizes.sum()
-        if second > LARGEST_ISLAND:
-            raise ValueError(
-                f"{level}: the label is in {count} pieces, the second with {second:.0%} of its voxels (at most "
-                f"{LARGEST_ISLAND:.0%}); two bones may share the label: correct the segmentation"
-            )
-        mask = pieces == largest
-        notes.append(f"{level}: {count - 1} stray islands removed ({sizes.sum() - sizes[largest - 1]} voxels)")
-    voxel = np.linalg.norm(matrix[:3, :3], axis=0)
-    for axis in range(3):
-        face = float(np.prod(voxel)) / voxel[axis]
-        for side, where in ((0, "first"), (-1, "last")):
-            cut = float(np.take(mask, side, axis=axis).sum()) * face
-            if cut > LARGEST_CUT_MM2:
-                raise ValueError(
-                    f"{level}: cut off by the image's border ({cut:.0f} mm² at the {where} slice of axis {axis}, at "
-                    f"most {LARGEST_CUT_MM2:.0f}); a whole vertebra is needed: choose another segment or a larger image"
-                )
-            if cut > 0.0:
-                notes.append(
-                    f"{level}: touches the image's border ({cut:.0f} mm² of axis {axis}); taken as whole there"
-                )
-    low = np.argwhere(mask).min(axis=0)
-    high = np.argwhere(mask).max(axis=0) + 1
-    return mask[tuple(slice(a, b) for a, b in zip(low, high, strict=True))], low.astype(float), notes
+def _absent(finding: Finding, scheme: Scheme, listing: str) -> Finding:
+    number = scheme.vertebrae.get(finding.level)
+    text = f"label {number} ({finding.level}) is absent; the image holds {listing or 'none'}, read as {scheme.title}"
+    return Finding(finding.code, finding.severity, finding.level, text)
 
 
 def mask_surface(mask: np.ndarray, matrix: np.ndarray, target_mm: float | None = None) -> Surface:
@@ -167,12 +118,3 @@ def mask_surface(mask: np.ndarray, matrix: np.ndarray, target_mm: float | None =
     to_lps[:3, 3] = start
     faces = surface.faces if np.linalg.det(to_lps[:3, :3]) > 0 else surface.faces[:, ::-1].copy()
     return Surface(rigid(to_lps, surface.points_mm), faces)
-
-
-def _found(values: np.ndarray, file: Path) -> list[int]:
-    numbers = np.unique(values)
-    if not np.isfinite(numbers.astype(float)).all() or (np.abs(numbers - np.round(numbers)) > 1e-6).any():
-        raise ValueError(f"{file}: values are not whole numbers; this is an image, not a label mask")
-    if len(numbers) > 500:
-        raise ValueError(f"{file}: {len(numbers)} different values; this is an image, not a label mask")
-    return [round(float(k)) for k in numbers if k > 0]

@@ -1,81 +1,297 @@
-"""The settings of `scripts/prepare_patient.py` and the choice of the loader: everything that is not printing.
+"""From settings to a prepared patient on disk: everything of `scripts/prepare_patient.py` that is not printing.
 
-Unknown keys and values out of range are refused when the settings are read, before any file is.
+    read → gate → model → alignment → plan → bundle, segment, view, landmarks, report
+
+Unknown keys and values out of range are refused when the settings are read, before any file is. Slow stages are kept in
+<out>/.stages by content (stages.py): a run that was interrupted, or is repeated with another plan, goes on from there.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from engine import artifacts
 from engine.patient.bone import BoneProfile
-from engine.patient.labels import from_mask
+from engine.patient.bundle import save_bundle, save_segment
+from engine.patient.calibration import Calibration, CalibrationConfig, NoCalibration, calibrate
+from engine.patient.distance import surface_sdf
+from engine.patient.features import features
+from engine.patient.images import Image, read_image, read_labels
+from engine.patient.labels import Labels, understand
+from engine.patient.landmarks import write_landmarks
+from engine.patient.levels import parse_segment
+from engine.patient.lumbar import LumbarSpec, lumbar_phantom
+from engine.patient.overview import write_overview
 from engine.patient.phantom import PhantomSpec, phantom
-from engine.patient.planning import PlanConfig
+from engine.patient.pictures import gate_picture
+from engine.patient.planning import PlanConfig, plan
+from engine.patient.quality import stops
+from engine.patient.regional import SpineAlignment, spine_alignment
+from engine.patient.regional import standard_errors as alignment_errors
+from engine.patient.report import write_patient_report
+from engine.patient.sacrum import local_endplate
+from engine.patient.scan import ScanOptions, cropped, from_labels, source_of, stem
+from engine.patient.stages import Stages
 from engine.patient.surfaces import from_surfaces
-from engine.types import PatientModel, SegmentAlignment
+from engine.patient.uncertainty import redraw, redraw_plate, standard_errors, surface_noise
+from engine.types import PatientModel, Segment, SegmentAlignment, Vertebra
 
 Posture = Literal["unknown", "supine", "standing"]
+Levels = Literal["segment", "lumbar", "all"]
 
 
-class SurfacesSource(BaseModel):
-    """Settings of `from_surfaces`."""
-
+class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SurfacesSource(_Settings):
+    """Settings of `from_surfaces`."""
 
     kind: Literal["surfaces"]
     path: str
     unit: Literal["mm", "cm", "m"] = "mm"
     axes: str | None = None
+    levels: Literal["segment", "lumbar"] = "lumbar"
     edge_mm: float = Field(default=1.5, ge=0.8, le=3.0)
     spacing_mm: float = Field(default=0.75, ge=0.4, le=1.5)
     posture: Posture = "unknown"
     name: str | None = None
 
 
-class MaskSource(BaseModel):
-    """Settings of `from_mask`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class MaskSource(_Settings):
+    """A label image. `labels`: its scheme (schemes.py), or `label_map` level → number; `accept`: findings to go on with."""
 
     kind: Literal["mask"]
     path: str
+    labels: str = "auto"
+    label_map: dict[str, int] | None = None
+    levels: Levels = "lumbar"
+    accept: tuple[str, ...] = ()
     edge_mm: float = Field(default=1.5, ge=0.8, le=3.0)
     spacing_mm: float = Field(default=0.75, ge=0.4, le=1.5)
     posture: Posture = "supine"
     name: str | None = None
 
 
-class PhantomSource(BaseModel):
-    """Settings of `phantom`."""
+class CtSource(MaskSource):
+    """A CT (`path`) and its label image (`mask`). shell: how the thin cortex is treated (ct_density.py)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: Literal["ct"]  # type: ignore[assignment]
+    mask: str
+    series: str | None = None
+    shell: Literal["auto", "ct", "assumed"] = "auto"
+
+
+class MriSource(MaskSource):
+    """An MRI (`path`) and its label image (`mask`): geometry only."""
+
+    kind: Literal["mri"]  # type: ignore[assignment]
+    mask: str
+    series: str | None = None
+
+
+class PhantomSource(_Settings):
+    """Settings of `phantom`."""
 
     kind: Literal["phantom"]
     spec: PhantomSpec = PhantomSpec()
 
 
-class PrepareConfig(BaseModel):
+class LumbarSource(_Settings):
+    """Settings of `lumbar_phantom`."""
+
+    kind: Literal["lumbar"]
+    spec: LumbarSpec = LumbarSpec()
+
+
+class AlignmentConfig(_Settings):
+    """What the images don't say. femoral_heads_mm: the two centres, LPS."""
+
+    femoral_heads_mm: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
+    pi_deg: float | None = Field(default=None, ge=10.0, le=110.0)
+    age: float | None = Field(default=None, ge=0.0, le=120.0)
+    draws: int = Field(default=12, ge=0, le=500, description="of the bootstrap over surface noise; 0: no standard errors")
+
+
+Source = Annotated[SurfacesSource | MaskSource | CtSource | MriSource | PhantomSource | LumbarSource, Field(discriminator="kind")]
+
+
+class PrepareConfig(_Settings):
     """What `prepare_patient` is asked to do."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    source: Annotated[SurfacesSource | MaskSource | PhantomSource, Field(discriminator="kind")]
+    source: Source
     segment: str = "L4-L5"
     out: str
     patient: BoneProfile = BoneProfile()
     plan: PlanConfig = PlanConfig()
+    calibration: Annotated[CalibrationConfig, Field(discriminator="kind")] = NoCalibration()
+    alignment: AlignmentConfig = AlignmentConfig()
 
 
-def load_patient(config: PrepareConfig) -> PatientModel:
-    """The patient that the settings name. Raises ValueError as the loaders do."""
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared patient and where it lies. Relative to `out`: patient/, segment/, view/, alignment.json, report.html, …"""
+
+    out: Path
+    patient: PatientModel
+    segment: Segment
+    alignment: SpineAlignment
+    pictures: bool
+
+
+def prepare(config: PrepareConfig, log: Callable[[str], None] | None = None) -> Prepared:
+    """Do it. Raises ValueError as the readers, the quality gate (after writing findings.json and gate.png), the model and the plan do."""
+    log = log or (lambda line: None)
+    out = Path(config.out)
+    parse_segment(config.segment)
+    stages = Stages(out / ".stages", log)
     source = config.source
-    if isinstance(source, PhantomSource):
-        return phantom(source.spec, config.patient)
-    options = source.model_dump(exclude={"kind", "path"})
-    loader = from_surfaces if isinstance(source, SurfacesSource) else from_mask
-    return loader(source.path, config.segment, profile=config.patient, **options)
+    scan: Image | None = None
+    labels: Labels | None = None
+    calibration: Calibration | None = None
+    if isinstance(source, MaskSource):
+        scan, labels, calibration = _read(config, source, out, log)
+        patient = _model(config, source, scan, labels, calibration, stages)
+    elif not isinstance(config.calibration, NoCalibration):
+        raise ValueError(
+            f"calibration={config.calibration.kind} needs a CT; source={source.kind} has no HU: leave it out, or give source=ct"
+        )
+    elif isinstance(source, SurfacesSource):
+        options = source.model_dump(exclude={"kind", "path"})
+        patient = from_surfaces(source.path, config.segment, profile=config.patient, stages=stages, **options)
+    elif isinstance(source, LumbarSource):
+        patient = lumbar_phantom(source.spec, config.patient)
+    else:
+        patient = phantom(source.spec, config.patient)
+    out.mkdir(parents=True, exist_ok=True)
+    log("alignment")
+    voxel_mm = 1.5 if labels is None else float(labels.image.voxel_mm.max())
+    heads = config.alignment.femoral_heads_mm or patient.source.get("femoral_heads_mm")
+    alignment = spine_alignment(
+        patient.vertebrae,
+        patient.sacrum,
+        femoral_heads_mm=None if heads is None else np.asarray(heads, float),
+        pi_deg=config.alignment.pi_deg if heads is None else None,
+        posture=patient.posture,
+        age=config.alignment.age,
+    )
+    alignment, errors = _with_errors(config.alignment, patient, alignment, heads, voxel_mm, stages)
+    artifacts.write_json(out / "alignment.json", {"posture": alignment.posture, "measures": alignment.table()})
+    segment = plan(patient, config.segment, config.plan)
+    log("writing")
+    found = {body.name: features(body, _at(patient, k + 1), _at(patient, k - 1)) for k, body in enumerate(patient.vertebrae)}
+    artifacts.write_json(out / "anatomy.json", {level: made.as_dict() for level, made in found.items()})
+    write_landmarks(patient, found, errors, out / "landmarks")
+    save_bundle(patient, out / "patient")
+    save_segment(segment, out / "segment")
+    files = write_overview(segment, out / "view")
+    write_patient_report(out, patient, segment, alignment, scan=scan, calibration=calibration, labels=labels, age=config.alignment.age)
+    return Prepared(out, patient, segment, alignment, any(file.suffix == ".png" for file in files))
+
+
+def _at(patient: PatientModel, k: int) -> Vertebra | None:
+    """Vertebra k if it is a neighbour that was found."""
+    return patient.vertebrae[k] if 0 <= k < len(patient.vertebrae) else None
+
+
+def _with_errors(
+    config: AlignmentConfig, patient: PatientModel, alignment: SpineAlignment, heads: Any, voxel_mm: float, stages: Stages
+) -> tuple[SpineAlignment, dict[str, dict[str, Any]] | None]:
+    """Standard errors by bootstrap over surface noise (uncertainty.py): of the alignment, and of each level's landmarks."""
+    if not config.draws:
+        return alignment, None
+    noise, correlation = surface_noise(voxel_mm)
+    plates, errors = {}, {}
+    for body in patient.vertebrae:
+        started = time.perf_counter()
+        drawn = redraw(body, noise_mm=noise, correlation_mm=correlation, draws=config.draws, seed=0)
+        errors[body.name] = standard_errors(drawn)
+        plates[body.name] = [(superior, inferior) for superior, inferior, _ in drawn]
+        stages.log(f"uncertainty_{body.name}: {time.perf_counter() - started:.1f} s")
+    base = None
+    if patient.sacrum is not None:
+        plate = patient.sacrum.superior
+        drawn_base = redraw_plate(
+            patient.sacrum.surface, surface_sdf(patient.sacrum.surface, 1.0), lambda surface, field: (local_endplate(field, plate), {}),
+            noise_mm=noise, correlation_mm=correlation, draws=config.draws, seed=0,
+        )  # fmt: skip
+        errors["S1"] = standard_errors(drawn_base)
+        base = [drawn[0] for drawn in drawn_base]
+    found = alignment_errors(
+        plates, base, femoral_heads_mm=None if heads is None else np.asarray(heads, float), pi_deg=config.pi_deg if heads is None else None,
+        posture=patient.posture, age=config.age,
+    )  # fmt: skip
+    return alignment.with_errors(found), errors
+
+
+def _read(
+    config: PrepareConfig, source: MaskSource, out: Path, log: Callable[[str], None]
+) -> tuple[Image | None, Labels, Calibration | None]:
+    """Scan (cropped to the spine), labels that passed the gate, and the calibration."""
+    pair = parse_segment(config.segment)
+    scan: Image | None = None
+    asked = not isinstance(config.calibration, NoCalibration)
+    mask_path = source.path
+    if isinstance(source, CtSource | MriSource):
+        mask_path = source.mask
+        log(f"reading the scan {source.path}")
+        scan = read_image(source.path, source.series)
+        wanted, other = ("CT", "mri") if isinstance(source, CtSource) else ("MR", "ct")
+        if scan.modality not in (wanted, "unknown"):
+            raise ValueError(f"source={source.kind} was given, but {source.path} is {scan.modality}; give source={other}")
+        scan = Image(scan.values, scan.lps_from_index, wanted, scan.notes, scan.source)
+    if asked and (scan is None or scan.modality != "CT"):
+        raise ValueError(
+            f"calibration={config.calibration.kind} asks for bone density, but source={source.kind} gives geometry only "
+            "(HU come from a CT): leave the calibration out (density is then assumed), or give source=ct"
+        )
+    log(f"reading the labels {mask_path}")
+    labels = understand(
+        read_labels(mask_path), pair, scheme=source.labels, label_map=source.label_map, levels=source.levels, accept=source.accept
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    artifacts.write_json(out / "findings.json", [finding.as_dict() for finding in labels.findings])
+    gate_picture(labels, scan, out / "gate.png")
+    for finding in labels.findings:
+        log(finding.line())
+    if stopping := stops(labels.findings):
+        raise ValueError(f"{mask_path}: {stopping} (picture: {out / 'gate.png'})")
+    calibration = calibrate(config.calibration, scan, labels) if asked and scan is not None else None
+    return (None if scan is None else cropped(scan, labels)), labels, calibration
+
+
+def _model(
+    config: PrepareConfig, source: MaskSource, scan: Image | None, labels: Labels, calibration: Calibration | None, stages: Stages
+) -> PatientModel:
+    where = source_of(source.kind, source.path, labels, source.accept, scan)
+    if calibration is not None:
+        where["calibration"] = {
+            "kind": calibration.kind,
+            "slope_g_cm3_per_hu": calibration.slope_g_cm3_per_hu,
+            "intercept_g_cm3": calibration.intercept_g_cm3,
+            "equivalent": calibration.equivalent,
+            "r2": calibration.r2 if math.isfinite(calibration.r2) else None,  # a given line has none
+        }
+    return from_labels(
+        source.name or stem(source.path),
+        labels,
+        parse_segment(config.segment),
+        where,
+        options=ScanOptions(source.edge_mm, source.spacing_mm, source.shell if isinstance(source, CtSource) else "auto"),
+        scan=scan if isinstance(source, CtSource) else None,
+        calibration=calibration,
+        profile=config.patient,
+        posture=source.posture,
+        stages=stages,
+    )
 
 
 def one_line(error: Exception) -> str:

@@ -19,8 +19,10 @@ from engine.patient.assemble import assemble
 from engine.patient.bone import BoneProfile
 from engine.patient.distance import surface_sdf
 from engine.patient.frames import unit
-from engine.patient.levels import parse_segment
+from engine.patient.labels import LUMBAR
+from engine.patient.levels import LEVELS, parse_segment
 from engine.patient.meshes import READABLE, read_surface, repair
+from engine.patient.stages import Stages
 from engine.types import PatientModel, Surface
 
 _LPS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1), "I": (2, -1)}
@@ -36,28 +38,44 @@ def from_surfaces(
     edge_mm: float = 1.5,
     spacing_mm: float = 0.75,
     posture: str = "unknown",
+    levels: str = "lumbar",
     profile: BoneProfile | None = None,
     name: str | None = None,
+    stages: Stages | None = None,
 ) -> PatientModel:
-    """Patient of the two vertebrae of `segment` from a folder with L4.stl, L5.stl, … (sub-folders are ignored).
+    """Patient from a folder with L4.stl, L5.stl, … (sub-folders are ignored).
 
-    Raises: ValueError for whatever keeps the files from being two neighbouring vertebrae in one frame.
+    levels   "segment": only its two vertebrae; "lumbar": also what else of T12-L6 and S1 (the sacrum) is there
+
+    Raises: ValueError for whatever keeps the segment's files from being two neighbouring vertebrae in one frame.
     """
-    levels = parse_segment(segment)
-    files = {level: _find(Path(path), level) for level in levels}
+    stages = stages or Stages()
+    pair = parse_segment(segment)
+    files = {level: _find(Path(path), level) for level in pair}
     notes: list[str] = []
-    raw: dict[str, Surface] = {}
-    for level in levels:
-        raw[level], _ = read_surface(files[level], unit)
+    wanted = LUMBAR if levels == "lumbar" else pair
+    order = [level for level in LEVELS if level in pair or (level in (*wanted, "S1") and levels == "lumbar")]
+    meshes: dict[str, Surface] = {}
+    for level in order:
+        try:
+            file = files.get(level) or _find(Path(path), level)
+        except ValueError:
+            continue  # a level beyond the segment that has no file
+        files[level] = file
+        try:
+            raw, _ = read_surface(file, unit)
+            meshes[level], lines = _repaired(level, raw, edge_mm, stages)
+            notes += lines
+        except ValueError as error:
+            if level in pair:
+                raise
+            notes.append(f"{level} is left out: {error}")
     if unit != "mm":
         notes.append(f"coordinates read as {unit}")
-    meshes: dict[str, Surface] = {}
-    for level in levels:
-        meshes[level], lines = repair(level, raw[level], edge_mm)
-        notes += lines
-    matrix, line = file_to_lps(meshes, levels, axes)
+    matrix, line = file_to_lps(meshes, pair, axes)
     notes.append(line)
     surfaces = {level: _turn(matrix, surface) for level, surface in meshes.items()}
+    sacrum = surfaces.pop("S1", None)
     source = {
         "kind": "surfaces",
         "path": str(Path(path).resolve()),
@@ -74,7 +92,19 @@ def from_surfaces(
         posture,
         notes,
         source,
+        required=pair,
+        sacrum=sacrum,
+        stages=stages,
     )
+
+
+def _repaired(level: str, raw: Surface, edge_mm: float, stages: Stages) -> tuple[Surface, list[str]]:
+    def make() -> tuple[dict[str, np.ndarray], list[str]]:
+        surface, lines = repair(level, raw, edge_mm)
+        return {"points_mm": surface.points_mm, "faces": surface.faces}, lines
+
+    arrays, lines = stages.run(f"surface_{level}", (raw, edge_mm), make)
+    return Surface(arrays["points_mm"], arrays["faces"]), lines
 
 
 def file_to_lps(meshes: dict[str, Surface], levels: tuple[str, str], axes: str | None) -> tuple[np.ndarray, str]:
@@ -112,9 +142,7 @@ def _matrix(axes: str) -> np.ndarray:
             row, sign = _LPS[letter]
             matrix[row, column] = sign
     if abs(np.linalg.det(matrix)) != 1.0:
-        raise ValueError(
-            f"source.axes={axes!r} is not understood; give where x, y, z point with one of L/R, P/A, S/I each, e.g. ALS"
-        )
+        raise ValueError(f"source.axes={axes!r} is not understood; give where x, y, z point with one of L/R, P/A, S/I each, e.g. ALS")
     return matrix
 
 
@@ -125,9 +153,7 @@ def _code(matrix: np.ndarray) -> str:
 
 
 def _in_words(code: str) -> str:
-    return (
-        ", ".join(f"{axis} {_WORDS[letter]}" for axis, letter in zip("xyz", code.upper(), strict=True)) + f" ({code})"
-    )
+    return ", ".join(f"{axis} {_WORDS[letter]}" for axis, letter in zip("xyz", code.upper(), strict=True)) + f" ({code})"
 
 
 def _turn(matrix: np.ndarray, surface: Surface) -> Surface:

@@ -34,7 +34,7 @@ def _plausible(patient: PatientModel) -> None:
 
 
 def test_vhm_l4_l5() -> None:
-    patient = from_surfaces(needs_data("lumbar_meshes"), "L4-L5", spacing_mm=1.0)
+    patient = from_surfaces(needs_data("lumbar_meshes"), "L4-L5", levels="segment", spacing_mm=1.0)
     _plausible(patient)
     found = measure(*patient.vertebrae)
     # the meshes are symmetrised: no coronal, axial or lateral misalignment

@@ -12,9 +12,11 @@ import pytest
 from engine.patient import BoneProfile, from_mask, from_surfaces, measure, truth
 from engine.patient.assemble import assemble
 from engine.patient.distance import polydata, surface_sdf, volume_mm3
-from engine.patient.labels import extract, index_to_lps, mask_surface
+from engine.patient.images import orthogonal
+from engine.patient.labels import mask_surface
 from engine.patient.levels import parse_segment
 from engine.patient.meshes import read_surface, repair
+from engine.patient.quality import pieces
 from engine.patient.surfaces import file_to_lps
 from engine.types import PatientModel, Surface
 from tests.patient.conftest import MILD
@@ -81,8 +83,8 @@ def test_surfaces_come_back_as_the_phantom(folder: Path, mild: PatientModel) -> 
 
 def test_mask_comes_back_as_the_phantom(mild: PatientModel, affine: np.ndarray, tmp_path: Path) -> None:
     patient = from_mask(_mask(mild, affine, tmp_path / "m.nii.gz", extra=True), "L4-L5", spacing_mm=1.0)
-    assert any("stray" in line for line in patient.repairs)
-    assert any("orthonormal" in line for line in patient.repairs)
+    assert [f.code for f in patient.findings if f.level == "L4"] == ["fragments"] and patient.findings[0].severity == "note"
+    assert any("orthonormal" in line or "sheared" in line or "perpendicular" in line for line in patient.repairs)
     measured, exact = measure(*patient.vertebrae), truth(MILD)
     for key in measured.__dataclass_fields__:
         # voxels of 1.2 × 1.0 × 1.6 mm: half a voxel in distance, one over the endplate in angle
@@ -93,37 +95,42 @@ def test_mask_comes_back_as_the_phantom(mild: PatientModel, affine: np.ndarray, 
 
 def test_mask_surface_keeps_the_volume(mild: PatientModel, affine: np.ndarray, tmp_path: Path) -> None:
     image = nib.load(_mask(mild, affine, tmp_path / "v.nii"))
-    mask, offset, _ = extract("L5", np.asarray(image.dataobj) == 24, affine)
-    volume = float(mask.sum()) * float(abs(np.linalg.det(affine[:3, :3])))
-    surface = mask_surface(mask, index_to_lps(affine)[0])
+    lps = orthogonal(np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)[0]
+    piece = pieces(np.asarray(image.dataobj).astype(np.int16), lps, {"L5": (24,)})["L5"]
+    volume = float(piece.mask.sum()) * float(abs(np.linalg.det(affine[:3, :3])))
+    surface = mask_surface(piece.mask, piece.lps_from_index)
     assert volume_mm3(surface) == pytest.approx(volume, rel=0.002)
     meshed, _ = repair("L5", surface, 1.5)
     assert volume_mm3(meshed) == pytest.approx(volume, rel=0.01)
-    assert offset.shape == (3,)
 
 
 def test_mask_errors(mild: PatientModel, affine: np.ndarray, tmp_path: Path) -> None:
     path = _mask(mild, affine, tmp_path / "m.nii.gz")
     with pytest.raises(ValueError, match=r"label 22 \(L3\) is absent; the image holds L4 \(23\), L5 \(24\)"):
         from_mask(path, "L3-L4")
-    with pytest.raises(ValueError, match="is no file"):
+    with pytest.raises(ValueError, match=r"none\.nii"):
         from_mask(tmp_path / "none.nii", "L4-L5")
     broken = tmp_path / "broken.nii"
     broken.write_bytes(b"not an image")
-    with pytest.raises(ValueError, match="not a readable NIfTI"):
+    with pytest.raises(ValueError, match=r"broken\.nii"):
         from_mask(broken, "L4-L5")
     image = nib.load(path)
     labels = np.asarray(image.dataobj)
-    with pytest.raises(ValueError, match="cut off by the image's border"):
-        extract("L5", (labels == 24)[:, :-25][:, : int(np.argwhere(labels == 24)[:, 1].mean())], affine)
-    halves = labels == 24
-    halves[:, int(np.argwhere(halves)[:, 1].mean())] = False
-    with pytest.raises(ValueError, match=r"in \d+ pieces, the second with"):
-        extract("L5", halves, affine)
+
+    def refused(values: np.ndarray, match: str) -> None:
+        nib.save(nib.Nifti1Image(values, affine), tmp_path / "bad.nii.gz")
+        with pytest.raises(ValueError, match=match):
+            from_mask(tmp_path / "bad.nii.gz", "L4-L5")
+
+    refused(labels[:, : int(np.argwhere(labels == 24)[:, 1].mean())], "truncated: L5: cut off by the image's border")
+    halves = labels.copy()
+    halves[:, int(np.argwhere(labels == 24)[:, 1].mean())] = 0
+    refused(halves, r"fragments: L5: in \d+ pieces, the second with .*source.accept=\[fragments,volume\]")
+    refused(np.zeros_like(labels), "the label image is empty")
     sheared = affine.copy()
     sheared[:3, 0] += 0.2 * sheared[:3, 1]
     with pytest.raises(ValueError, match=r"sheared by \d"):
-        index_to_lps(sheared)
+        orthogonal(sheared)
     scan = nib.Nifti1Image(np.random.default_rng(0).normal(size=(9, 9, 9)).astype(np.float32), np.eye(4))
     nib.save(scan, tmp_path / "scan.nii")
     with pytest.raises(ValueError, match="not whole numbers"):

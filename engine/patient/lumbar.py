@@ -1,0 +1,335 @@
+"""An analytic lumbar spine, L1 to the sacrum, whose regional alignment is known exactly.
+
+Vertebrae are phantom.Shape; the sacrum is an implicit S1 body (elliptic, tapering, promontory in front) with alae,
+superior articular processes, crest and a tail. Everything hangs on S1's superior endplate: its frame is the origin,
+each vertebra is posed on the one below by `cranial_pose`, and the whole is tilted forward by the sacral slope.
+
+    S1 normal   (0, −sin SS, cos SS)
+    hip axis    H = M − d·(0, sin PT, cos PT), PT = PI − SS; heads at H ± (hip_width/2)·x
+
+A wedged body turns about its centre: anterior and posterior height h ± depth·tan(wedge/2), so that lordosis adds up in
+the planar case: LL = Σ disc angles + Σ body wedges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import lru_cache
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from engine.patient.alignment import cranial_pose, measure
+from engine.patient.bone import BoneProfile
+from engine.patient.distance import isosurface, surface_sdf
+from engine.patient.frames import frame, inverse, move_endplate, move_surface, rotation, unit
+from engine.patient.phantom import EDGE_MM, PhantomSpec, Shape, _box, _capsule, _ellipse, _smooth_max, _smooth_min, _vertebra
+from engine.types import Endplate, PatientModel, Sacrum, SegmentAlignment, Surface, VoxelField, rigid
+
+BODIES = ("L1", "L2", "L3", "L4", "L5")
+DISCS = ("L1-L2", "L2-L3", "L3-L4", "L4-L5", "L5-S1")
+Five = tuple[float, float, float, float, float]
+_ZERO: Five = (0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+class LumbarSpec(BaseModel):
+    """What the lumbar spine is asked to be, cranial to caudal; discs L1-L2 … L5-S1 as `SegmentAlignment` defines them.
+
+    Default: disc angle + body wedge of the vertebra above = 1.2/5.9/9.1/12.7/21.6° [S66], LL 50.5°; heights [S69];
+    how S66's angles divide between disc and body [M].
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lordosis_deg: Five = (3.2, 6.4, 8.1, 10.2, 13.6)
+    coronal_deg: Five = _ZERO
+    axial_deg: Five = _ZERO
+    height_middle_mm: Five = (10.0, 11.6, 12.5, 13.8, 13.0)
+    listhesis_mm: Five = _ZERO
+    lateral_mm: Five = _ZERO
+    body_wedge_deg: Five = Field(default=(-2.0, -0.5, 1.0, 2.5, 8.0), description="of L1 … L5, positive when taller in front")
+    body_height_mm: Five = (26.0, 27.0, 27.0, 27.0, 27.0)
+    width_mm: Five = (43.0, 45.0, 47.0, 49.0, 51.0)
+    depth_mm: Five = (32.0, 33.0, 34.0, 35.0, 35.0)
+    sacrum_width_mm: float = Field(default=50.0, ge=38.0, le=62.0)
+    sacrum_depth_mm: float = Field(default=32.0, ge=24.0, le=42.0)
+    concavity_mm: float = Field(default=1.75, ge=0.0, le=3.0)
+    sacral_slope_deg: float = Field(default=40.0, ge=0.0, le=75.0)
+    pi_deg: float = Field(default=52.0, ge=20.0, le=100.0, description="pelvic incidence, sets where the hips are")
+    hip_distance_mm: float = Field(default=100.0, ge=60.0, le=150.0, description="S1's centre to the hip axis")
+    hip_width_mm: float = Field(default=170.0, ge=120.0, le=220.0)
+    facet_gap_mm: float = Field(default=1.5, ge=0.8, le=3.0)
+    trabecular_g_cm3: float = Field(default=0.11, ge=0.05, le=0.35)
+    texture: float = Field(default=0.08, ge=0.0, le=0.25)
+    seed: int = Field(default=0, ge=0)
+    rotation_deg: tuple[float, float, float] = Field(default=(0.0, 0.0, 0.0), description="of the patient, Rz·Ry·Rx")
+    translation_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    spacing_mm: float = Field(default=1.25, ge=0.5, le=2.0)
+
+    def body(self, level: str) -> PhantomSpec:
+        """The phantom's spec of one vertebra."""
+        k = BODIES.index(level)
+        # copied without validation: a fractured body is outside the range of the single-segment phantom
+        return PhantomSpec().model_copy(
+            update={
+                "width_mm": self.width_mm[k],
+                "depth_mm": self.depth_mm[k],
+                "body_height_mm": self.body_height_mm[k],
+                "body_wedge_deg": self.body_wedge_deg[k],
+                "concavity_mm": self.concavity_mm,
+                "facet_gap_mm": self.facet_gap_mm,
+                "trabecular_g_cm3": self.trabecular_g_cm3,
+                "texture": self.texture,
+                "seed": self.seed,
+                "spacing_mm": self.spacing_mm,
+            }
+        )
+
+
+def fractured(spec: LumbarSpec, level: str, anterior_loss: float) -> LumbarSpec:
+    """The spec with a wedge fracture: anterior height of one body less by that share, posterior height kept.
+
+    Raises: ValueError for a loss outside 0..0.6 or an unknown level.
+    """
+    if level not in BODIES or not 0.0 <= anterior_loss <= 0.6:
+        raise ValueError(f"fracture of {level!r} by {anterior_loss:g}; expected one of {', '.join(BODIES)} and a share in 0..0.6")
+    k = BODIES.index(level)
+    half = spec.depth_mm[k] * np.tan(0.5 * np.radians(spec.body_wedge_deg[k]))
+    front, back = (spec.body_height_mm[k] + half) * (1.0 - anterior_loss), spec.body_height_mm[k] - half
+    wedge, height = list(spec.body_wedge_deg), list(spec.body_height_mm)
+    wedge[k] = float(np.degrees(2.0 * np.arctan((front - back) / (2.0 * spec.depth_mm[k]))))
+    height[k] = float(0.5 * (front + back))
+    return spec.model_copy(update={"body_wedge_deg": tuple(wedge), "body_height_mm": tuple(height)})
+
+
+def scoliotic(spec: LumbarSpec, coronal_deg: float) -> LumbarSpec:
+    """The spec with a left-convex lumbar curve of about `coronal_deg` from L1 to L4 and the turn that goes with it.
+
+    The discs L1-L2 … L3-L4 open to the left by a third each; L4-L5 and L5-S1 take 0.3 of it back (fractional curve).
+    """
+    third = coronal_deg / 3.0
+    coronal = (0.8 * third, 1.2 * third, third, -0.5 * third, -0.4 * third)
+    return spec.model_copy(update={"coronal_deg": coronal, "axial_deg": tuple(0.15 * c for c in coronal)})
+
+
+def lumbar_phantom(spec: LumbarSpec | None = None, profile: BoneProfile | None = None) -> PatientModel:
+    """The phantom patient L1-L5 and sacrum in LPS, with exact endplates; `source["femoral_heads_mm"]` has the hips."""
+    spec = spec or LumbarSpec()
+    profile = (profile or BoneProfile()).model_copy(update={"trabecular_g_cm3": spec.trabecular_g_cm3})
+    shapes, poses = _shapes(spec), _poses(spec)
+    base = shapes["S1"]
+    sacrum = move_surface(poses["S1"], base.surface(spec.spacing_mm))
+    below = surface_sdf(sacrum, spec.spacing_mm)
+    vertebrae = []
+    for level in reversed(BODIES):
+        shape, pose = shapes[level], poses[level]
+        surface = shape.surface(spec.spacing_mm, (below, pose))
+        below = surface_sdf(move_surface(pose, surface), spec.spacing_mm)
+        vertebrae.append(_vertebra(level, shape, surface, below, pose, shape.spec, profile))
+    plate = move_endplate(poses["S1"], base.plate("superior"))
+    return PatientModel(
+        name=f"lumbar_phantom_{spec.seed}",
+        vertebrae=tuple(reversed(vertebrae)),
+        density_source="phantom",
+        posture="phantom",
+        repairs=(),
+        source={"kind": "phantom", "spec": spec.model_dump(mode="json"), "femoral_heads_mm": femoral_heads_mm(spec).tolist()},
+        sacrum=Sacrum(sacrum, plate, plate_corners(plate)),
+    )
+
+
+def femoral_heads_mm(spec: LumbarSpec) -> np.ndarray:
+    """Centres of the left and right femoral head [2, 3], LPS mm (module docstring)."""
+    tilt = np.radians(spec.pi_deg - spec.sacral_slope_deg)
+    axis = -spec.hip_distance_mm * np.array([0.0, np.sin(tilt), np.cos(tilt)])
+    side = np.array([0.5 * spec.hip_width_mm, 0.0, 0.0])
+    return rigid(_patient(spec), np.stack([axis + side, axis - side]))
+
+
+def exact_plates(spec: LumbarSpec) -> tuple[dict[str, tuple[Endplate, Endplate]], Endplate]:
+    """Exact (superior, inferior) endplates of L1 … L5, and S1's superior one, in LPS; no surface is made."""
+    poses = _poses(spec)
+    plates = {
+        level: (
+            move_endplate(poses[level], shape.plate("superior")),
+            move_endplate(poses[level], shape.plate("inferior")),
+        )
+        for level, shape in _shapes(spec).items()
+        if level != "S1"
+    }
+    return plates, move_endplate(poses["S1"], _shapes(spec)["S1"].plate("superior"))
+
+
+def lumbar_truth(spec: LumbarSpec) -> dict[str, float]:
+    """Exact alignment of the phantom by key "place.name" (places and names of regional.py); no surface is made.
+
+    Sagittal angles are in the plane across the hip axis x, coronal ones in that of x and the chord S1-L1; the vertical
+    of SS and PT is LPS z in the sagittal plane.
+    """
+    plates, sacrum = exact_plates(spec)
+    below = [*(plates[level] for level in BODIES[1:]), (sacrum, _turned(sacrum))]
+    result: dict[str, float] = {}
+    for disc, level, caudal in zip(DISCS, BODIES, below, strict=True):
+        found: SegmentAlignment = measure(plates[level], caudal)
+        result |= {f"{disc}.{key}": value for key, value in asdict(found).items()}
+    heads = femoral_heads_mm(spec)
+    x = unit(heads[0] - heads[1])
+    chord = plates["L1"][0].centre_mm - sacrum.centre_mm
+    z = unit(chord - (chord @ x) * x)
+    up = unit(np.array([0.0, 0.0, 1.0]) - x[2] * x)
+
+    def lean(normal: np.ndarray, vertical: np.ndarray) -> float:
+        """Backward lean of a direction from the vertical in the sagittal plane, degrees."""
+        return float(np.degrees(np.arctan2(normal @ np.cross(vertical, x), normal @ vertical)))
+
+    tilt = {
+        (level, side): float(np.degrees(np.arctan2(plate.axis_left @ z, plate.axis_left @ x)))
+        for level in BODIES
+        for side, plate in enumerate(plates[level])
+    }
+    cobb = max(abs(tilt[a, 0] - tilt[b, 1]) for i, a in enumerate(BODIES) for b in BODIES[i + 1 :])
+    lordosis = lean(plates["L1"][0].normal, z) - lean(sacrum.normal, z)
+    lower = lean(plates["L4"][0].normal, z) - lean(sacrum.normal, z)
+    slope = -lean(sacrum.normal, up)
+    pelvic_tilt = lean(sacrum.centre_mm - heads.mean(axis=0), up)
+    for k, level in enumerate(BODIES):
+        result[f"{level}.wedge_deg"] = spec.body_wedge_deg[k]
+    return result | {
+        "regional.lumbar_lordosis_deg": lordosis,
+        "regional.l4_s1_lordosis_deg": lower,
+        "regional.lordosis_distribution_percent": 100.0 * lower / lordosis,
+        "regional.cobb_deg": cobb,
+        "regional.sacral_slope_deg": slope,
+        "regional.pelvic_incidence_deg": slope + pelvic_tilt,
+        "regional.pelvic_tilt_deg": pelvic_tilt,
+        "regional.pi_minus_ll_deg": slope + pelvic_tilt - lordosis,
+    }
+
+
+def plate_corners(plate: Endplate) -> dict[str, np.ndarray]:
+    """Landmarks of S1: midpoints of the anterior (promontory) and posterior rim, on the endplate's own midline."""
+    offset = plate.rim_mm - plate.centre_mm
+    back = np.cross(plate.normal, plate.axis_left)
+    angle, radius = np.arctan2(offset @ back, offset @ plate.axis_left), np.linalg.norm(offset, axis=1)
+    order = np.argsort(angle)
+    front, rear = np.interp([-0.5 * np.pi, 0.5 * np.pi], angle[order], radius[order], period=2.0 * np.pi)
+    return {"promontory": plate.centre_mm - front * back, "s1_posterior_superior": plate.centre_mm + rear * back}
+
+
+class SacrumShape(Shape):
+    """Implicit sacrum in the frame of S1's superior rim plane (origin at the ellipse's centre, z its normal)."""
+
+    def _plane(self, side: int) -> tuple[np.ndarray, np.ndarray]:
+        if side < 0:
+            raise ValueError("the sacrum has no inferior endplate; ask for side='superior'")
+        return np.zeros(3), np.array([0.0, 0.0, 1.0])
+
+    def body(self, p: np.ndarray) -> np.ndarray:
+        """S1 and S2: an elliptic cone whose front recedes below the promontory."""
+        spec = self.spec
+        x, y, z = np.moveaxis(p, -1, 0)
+        a, b = 0.5 * spec.width_mm, 0.5 * spec.depth_mm
+        down = np.clip(-z / 50.0, 0.0, 1.2)
+        narrow, flat = 1.0 - 0.35 * down, 1.0 - 0.4 * down
+        side = _ellipse(x / narrow, (y - 9.0 * down) / flat, a, b) * flat
+        notch_radius = 0.6 * spec.width_mm
+        notch = notch_radius - np.hypot(x, y - (b + notch_radius - 0.06 * spec.depth_mm))
+        value = _smooth_max(side, notch, 4.0)
+        rho2 = (x / (0.78 * a)) ** 2 + ((y + 0.5) / (0.74 * b)) ** 2
+        top = z + spec.concavity_mm * np.clip(1.0 - rho2, 0.0, None) ** 2
+        return _smooth_max(_smooth_max(value, top, EDGE_MM), -z - 55.0, 4.0)
+
+    def __call__(self, p: np.ndarray) -> np.ndarray:
+        """The whole sacrum at points [..., 3]."""
+        a, b = 0.5 * self.spec.width_mm, 0.5 * self.spec.depth_mm
+        q = p.copy()
+        q[..., 0] = np.abs(q[..., 0])
+
+        def at(x: float, y: float, z: float) -> np.ndarray:
+            return np.array([x, y, z])
+
+        ala = _box(q - at(a + 14.0, 6.0, -19.5), np.array([18.0, 13.0, 13.0]), 6.0)
+        stem = _capsule(q, at(a + 1.0, 10.0, -15.0), at(a - 1.0, b + 10.0, -8.0), 5.0)
+        facet = _capsule(q, at(a - 1.0, b + 10.0, -8.0), at(a, b + 13.0, 9.0), 4.8)
+        lamina = _capsule(q, at(a - 4.0, b + 11.0, -15.0), at(0.0, b + 22.0, -24.0), 3.6)
+        crest = _capsule(q, at(0.0, b + 22.0, -24.0), at(0.0, b + 24.0, -64.0), 4.5)
+        mass = _capsule(q, at(a + 4.0, 12.0, -30.0), at(10.0, 24.0, -78.0), 9.0)
+        tail = _capsule(q, at(0.0, 13.0, -50.0), at(0.0, 28.0, -90.0), 9.0)
+        value = self.body(p)
+        for part, blend in ((ala, 4.0), (stem, 3.0), (facet, 3.0), (lamina, 3.0), (crest, 3.0), (mass, 4.0), (tail, 4.0)):
+            value = _smooth_min(value, part, blend)
+        return value
+
+    def surface(self, spacing_mm: float, keep_off: tuple[VoxelField, np.ndarray] | None = None) -> Surface:
+        """Closed surface of the sacrum; it keeps off nothing, the vertebra above it does."""
+        if keep_off is not None:
+            raise ValueError("the sacrum is the lowest bone and keeps off no other; leave keep_off out")
+        reach = 0.5 * self.spec.width_mm + 36.0
+        low, high = np.array([-reach, -0.5 * self.spec.depth_mm - 3.0, -101.0]), np.array([reach, 62.0, 18.0])
+        axes = [np.arange(start, end + spacing_mm, spacing_mm) for start, end in zip(low, high, strict=True)]
+        points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+        return isosurface(VoxelField(self(points), low, spacing_mm))
+
+
+def _shapes(spec: LumbarSpec) -> dict[str, Shape]:
+    base = PhantomSpec().model_copy(
+        update={"width_mm": spec.sacrum_width_mm, "depth_mm": spec.sacrum_depth_mm, "concavity_mm": spec.concavity_mm}
+    )
+    return {level: Shape(spec.body(level)) for level in BODIES} | {"S1": SacrumShape(base)}
+
+
+@lru_cache(maxsize=16)
+def _poses(spec: LumbarSpec) -> dict[str, np.ndarray]:
+    """LPS from each bone's own frame [4, 4]."""
+    shapes = _shapes(spec)
+    top = shapes["S1"].plate("superior")
+    origin = _patient(spec) @ _tilt(spec)  # of S1's superior endplate
+    poses = {"S1": origin @ inverse(_up_frame(top))}
+    for k in reversed(range(len(BODIES))):
+        own = shapes[BODIES[k]]
+        step = cranial_pose(
+            spec.lordosis_deg[k],
+            spec.coronal_deg[k],
+            spec.axial_deg[k],
+            spec.height_middle_mm[k],
+            spec.listhesis_mm[k],
+            spec.lateral_mm[k],
+        )
+        poses[BODIES[k]] = origin @ step @ inverse(_up_frame(own.plate("inferior"), -1.0))
+        origin = poses[BODIES[k]] @ _up_frame(own.plate("superior"))
+    return poses
+
+
+def _tilt(spec: LumbarSpec) -> np.ndarray:
+    matrix = np.eye(4)
+    matrix[:3, :3] = rotation(0, np.radians(spec.sacral_slope_deg))
+    return matrix
+
+
+def _patient(spec: LumbarSpec) -> np.ndarray:
+    """How the patient lies in the scanner: Rz·Ry·Rx about S1's centre, then the translation."""
+    rx, ry, rz = (rotation(axis, np.radians(angle)) for axis, angle in enumerate(spec.rotation_deg))
+    matrix = np.eye(4)
+    matrix[:3, :3] = rz @ ry @ rx
+    matrix[:3, 3] = spec.translation_mm
+    return matrix
+
+
+def _up_frame(plate: Endplate, up: float = 1.0) -> np.ndarray:
+    return frame(plate.centre_mm, up * plate.normal, plate.axis_left)
+
+
+def _turned(plate: Endplate) -> Endplate:
+    """The plate with its normal turned: stands in for the inferior endplate that a sacrum has not."""
+    return Endplate(plate.centre_mm, -plate.normal, plate.rim_mm, plate.axis_left, plate.half_width_mm, plate.half_depth_mm)
+
+
+__all__ = [
+    "LumbarSpec",
+    "exact_plates",
+    "femoral_heads_mm",
+    "fractured",
+    "lumbar_phantom",
+    "lumbar_truth",
+    "scoliotic",
+]

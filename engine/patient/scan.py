@@ -1,0 +1,184 @@
+"""Patients from scans: a label image, alone or with the CT or MRI that it was drawn on.
+
+mask   geometry from the labels; density assumed
+ct     labels + CT: surfaces refined to the CT's own edges, density from calibrated HU
+mri    labels + MRI: geometry only; an MRI has no HU, and asking it for density is an error
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.patient.anatomy import Anatomy
+from engine.patient.assemble import DensityOf, assemble
+from engine.patient.bone import BoneProfile
+from engine.patient.calibration import Calibration
+from engine.patient.ct_density import ct_density
+from engine.patient.images import Image, read_labels
+from engine.patient.labels import Labels, mask_surface, understand
+from engine.patient.levels import parse_segment
+from engine.patient.meshes import repair
+from engine.patient.quality import Piece, stops
+from engine.patient.stages import Stages
+from engine.types import PatientModel, Surface, VoxelField
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """How surfaces and density are made. edge_mm: remeshing; spacing_mm: the patient's fields; shell: ct_density.py."""
+
+    edge_mm: float = 1.5
+    spacing_mm: float = 0.75
+    shell: str = "auto"
+
+
+def from_labels(
+    name: str,
+    labels: Labels,
+    segment: tuple[str, str],
+    source: dict[str, Any],
+    *,
+    options: ScanOptions | None = None,
+    scan: Image | None = None,
+    calibration: Calibration | None = None,
+    profile: BoneProfile | None = None,
+    posture: str = "supine",
+    stages: Stages | None = None,
+) -> PatientModel:
+    """Patient of the levels in `labels`; those of `segment` must succeed, others are left out with a note when they fail.
+
+    scan, calibration   a CT and its HU → density line; without a calibration the density is assumed (`profile`)
+
+    Raises: ValueError as `assemble` and `ct_density` do.
+    """
+    options, stages = options or ScanOptions(), stages or Stages()
+    notes = list(labels.notes)
+    surfaces: dict[str, Surface] = {}
+    for level, piece in labels.pieces.items():
+        try:
+            surfaces[level], lines = _surface(level, piece, options, stages)
+            notes += lines
+        except ValueError as error:
+            if level in segment:
+                raise
+            notes.append(f"{level} is left out: {error}")
+    profile = profile or BoneProfile()
+    density: BoneProfile | DensityOf = profile
+    density_source = None
+    if calibration is not None:
+        assert scan is not None
+        density, density_source = _density(scan, calibration, options.shell, profile, stages), f"ct:{calibration.kind}"
+        notes += calibration.notes
+    sacrum = surfaces.pop("S1", None)
+    return assemble(
+        name,
+        surfaces,
+        options.spacing_mm,
+        options.edge_mm,
+        density,
+        posture,
+        notes,
+        source,
+        density_source=density_source,
+        required=segment,
+        sacrum=sacrum,
+        findings=labels.findings,
+        stages=stages,
+    )
+
+
+def _surface(level: str, piece: Piece, options: ScanOptions, stages: Stages) -> tuple[Surface, list[str]]:
+    """Closed, remeshed surface of a piece."""
+
+    def make() -> tuple[dict[str, np.ndarray], list[str]]:
+        surface, lines = repair(level, mask_surface(piece.mask, piece.lps_from_index), options.edge_mm)
+        return {"points_mm": surface.points_mm, "faces": surface.faces}, lines
+
+    arrays, notes = stages.run(f"surface_{level}", (piece.mask, piece.lps_from_index, options.edge_mm), make)
+    return Surface(arrays["points_mm"], arrays["faces"]), notes
+
+
+def _density(scan: Image, calibration: Calibration, shell: str, profile: BoneProfile, stages: Stages) -> DensityOf:
+    def density(level: str, sdf: VoxelField, found: Anatomy) -> tuple[VoxelField, list[str]]:
+        def make() -> tuple[dict[str, np.ndarray], list[str]]:
+            field, notes = ct_density(
+                sdf, scan, calibration, shell=shell, profile=profile, superior=found.superior, inferior=found.inferior
+            )
+            return {"values": field.values}, [f"{level}: {line}" for line in notes]
+
+        key = (sdf.values, sdf.origin_mm, scan.source.get("sha256"), calibration, shell, profile.model_dump())
+        arrays, notes = stages.run(f"density_{level}", key, make)
+        return VoxelField(arrays["values"], sdf.origin_mm, sdf.spacing_mm), notes
+
+    return density
+
+
+def cropped(image: Image, labels: Labels, margin_mm: float = 45.0) -> Image:
+    """The part of a scan around the pieces that are read (what is far from the spine is not held in memory)."""
+    corners = []
+    for piece in labels.pieces.values():
+        size = np.array(piece.mask.shape, float) - 1.0
+        box = np.stack(np.meshgrid(*[(0.0, s) for s in size], indexing="ij"), -1).reshape(-1, 3)
+        corners.append(box @ piece.lps_from_index[:3, :3].T + piece.lps_from_index[:3, 3])
+    inverse = np.linalg.inv(image.lps_from_index)
+    points = np.concatenate(corners)
+    index = points @ inverse[:3, :3].T + inverse[:3, 3]
+    pad = margin_mm / image.voxel_mm
+    low = np.clip(np.floor(index.min(axis=0) - pad), 0, np.array(image.values.shape) - 1).astype(int)
+    high = np.clip(np.ceil(index.max(axis=0) + pad) + 1, low + 1, image.values.shape).astype(int)
+    matrix = image.lps_from_index.copy()
+    matrix[:3, 3] += matrix[:3, :3] @ low
+    part = np.ascontiguousarray(image.values[tuple(slice(a, b) for a, b in zip(low, high, strict=True))])
+    return Image(part, matrix, image.modality, image.notes, image.source)
+
+
+def stem(path: str | Path) -> str:
+    """A name for the patient from where it was read: the file's or folder's name without image endings."""
+    name = Path(path).resolve().name
+    for ending in (".gz", ".nii", ".nrrd", ".mha", ".mhd", ".dcm"):
+        name = name.removesuffix(ending)
+    return name
+
+
+def from_mask(
+    path: str | Path,
+    segment: str,
+    *,
+    scheme: str = "auto",
+    label_map: Mapping[str, int] | None = None,
+    levels: str = "segment",
+    accept: tuple[str, ...] = (),
+    edge_mm: float = 1.5,
+    spacing_mm: float = 0.75,
+    posture: str = "supine",
+    profile: BoneProfile | None = None,
+    name: str | None = None,
+) -> PatientModel:
+    """Patient from a label image alone, with assumed density.
+
+    Raises: ValueError for an unreadable image and for what the quality gate stops at.
+    """
+    pair = parse_segment(segment)
+    labels = understand(read_labels(path), pair, scheme=scheme, label_map=label_map, levels=levels, accept=accept)
+    if stopping := stops(labels.findings):
+        raise ValueError(f"{path}: {stopping}")
+    source = source_of("mask", path, labels)
+    options = ScanOptions(edge_mm, spacing_mm)
+    return from_labels(name or stem(path), labels, pair, source, options=options, profile=profile, posture=posture)
+
+
+def source_of(kind: str, path: str | Path, labels: Labels, accept: Sequence[str] = (), scan: Image | None = None) -> dict[str, Any]:
+    """What a bundle says of where it came from."""
+    read = labels.image.source
+    source: dict[str, Any] = {"kind": kind, "path": str(path), "sha256": {"labels": str(read.get("sha256"))}, "labels": labels.scheme.name}
+    if accept:
+        source["accepted"] = list(accept)
+    if scan is not None:
+        source["sha256"]["scan"] = str(scan.source.get("sha256"))
+        source["scan"] = {key: value for key, value in scan.source.items() if key not in ("path", "sha256")}
+    return source
