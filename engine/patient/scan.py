@@ -1,7 +1,7 @@
 """Patients from scans: a label image, alone or with the CT or MRI that it was drawn on.
 
 mask   geometry from the labels; density assumed
-ct     labels + CT: surfaces refined to the CT's own edges, density from calibrated HU
+ct     labels + CT: geometry from the labels, density from calibrated HU
 mri    labels + MRI: geometry only; an MRI has no HU, and asking it for density is an error
 """
 
