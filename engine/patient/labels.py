@@ -84,7 +84,10 @@ def understand(
 
 def _absent(finding: Finding, scheme: Scheme, listing: str) -> Finding:
     number = scheme.vertebrae.get(finding.level)
-    text = f"label {number} ({finding.level}) is absent; the image holds {listing or 'none'}, read as {scheme.title}"
+    text = (
+        f"label {number} ({finding.level}) is absent; the image holds {listing or 'none'}, read as {scheme.title} (another scheme: "
+        "source.labels or source.label_map)"
+    )
     return Finding(finding.code, finding.severity, finding.level, text)
 
 

@@ -105,8 +105,17 @@ def repair(name: str, surface: Surface, edge_mm: float) -> tuple[Surface, list[s
     change = volume_mm3(result) / original - 1.0 if original > 0.0 else np.nan
     if not abs(change) < 0.02:
         raise ValueError(f"{name}: remeshing changed the volume by {change:+.1%} (at most 2 %); mesh it finer")
-    notes.append(f"{name}: remeshed to {edge_mm:g} mm edges, {len(result.faces)} triangles, volume {change:+.2%}")
-    return result, notes
+    notes.append(f"{name}: remeshed to {edge_mm:g} mm edges, {len(result.faces)} triangles; volume {change:+.2%}, given back")
+    return _with_volume(result, original), notes
+
+
+def _with_volume(surface: Surface, volume: float) -> Surface:
+    """The surface moved along its normals until it encloses `volume`: chords of a convex bone lose 0.3-0.6 % (0.02 mm)."""
+    for _ in range(2):
+        mesh = polydata(surface).compute_normals(cell_normals=False, split_vertices=False, consistent_normals=False)
+        step = (volume - volume_mm3(surface)) / mesh.area
+        surface = Surface(surface.points_mm + step * np.asarray(mesh.point_data["Normals"], float), surface.faces)
+    return surface
 
 
 def _volume(meshes: pymeshlab.MeshSet) -> float:

@@ -18,7 +18,7 @@ from scipy.ndimage import map_coordinates
 from engine.patient.distance import polydata
 from engine.patient.images import Image
 from engine.patient.labels import Labels
-from engine.types import Endplate, Finding, PatientModel, Vertebra
+from engine.types import Endplate, Finding, PatientModel, Vertebra, rigid
 
 _DPI = 110
 _STEP_MM = 0.6
@@ -30,8 +30,9 @@ def gate_picture(labels: Labels, scan: Image | None, path: Path) -> Path:
     pieces = list(labels.pieces.values())
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     axes = figure.subplots(1, 2)
-    centres = np.array([piece.body_mm for piece in pieces]) if pieces else np.zeros((1, 3))
     image = labels.image
+    middle = rigid(image.lps_from_index, np.argwhere(image.values != 0).mean(axis=0))
+    centres = np.array([piece.body_mm for piece in pieces]) if pieces else middle[None]  # no level was understood: what is there
     for ax, across, title in (
         (axes[0], 1, "from the left side: cut through the bodies"),
         (axes[1], 0, "from in front: cut through the bodies"),

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from test_gradients import FINE, interior
 
 from engine import forward
-from engine.patient import PrepareConfig, load_patient, plan
+from engine.patient import PrepareConfig, prepare
 from engine.types import Response
 from objectives import load, study
 from scripts import optimize
@@ -113,10 +113,12 @@ def test_every_load_case_on_verse004(data_dir, tmp_path):
     config = str(Path(__file__).parents[2] / "conf")
     mask = data_dir / "verse004_mask" / "sub-verse004_seg-vert_msk.nii.gz"
     with initialize_config_dir(config, version_base="1.3"):
-        patient = compose("prepare_patient", ["source=mask", f"source.path={mask}", "segment=L4-L5", f"out={tmp_path}"])
+        patient = compose(
+            "prepare_patient", ["source=mask", f"source.path={mask}", "segment=L4-L5", "alignment.draws=0", f"out={tmp_path}"]
+        )
         run = compose("config", [f"out={tmp_path}/run", f"patient.bundle={tmp_path}"])
     prepared = PrepareConfig.model_validate(OmegaConf.to_container(patient, resolve=True))
-    segment = plan(load_patient(prepared), prepared.segment, prepared.plan)
+    segment = prepare(prepared).segment
     made = study.make(segment, optimize.run_config(run).study)
     grid = forward.make_grid(segment, 2.0)
     scene, numerics = forward.prepare(segment, made.boundary, grid, made.config.solver.settings(), made.config.solver.bone_law)
