@@ -142,6 +142,7 @@ class PatientModel:
     source          what was read: kind, path, sha256
     sacrum          where the scan shows it
     findings        of the quality gate, those that the user accepted among them
+    structures      what else the labels hold, by name: "disc_L4-L5", "endplates_L4-L5", "canal", "cord" (engine/patient/structures.py)
     """
 
     name: str
@@ -152,6 +153,7 @@ class PatientModel:
     source: dict[str, Any]
     sacrum: Sacrum | None = None
     findings: tuple[Finding, ...] = ()
+    structures: dict[str, Surface] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

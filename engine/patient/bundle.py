@@ -5,6 +5,7 @@ Bundle folder (one patient)
                      pedicles and landmarks of each vertebra
     <level>.ply      surface, LPS mm
     S1.ply, S1.npz   the sacrum's surface, where there is one
+    structures/      discs, canal, … as VTP, LPS mm, where the labels have them
     <level>.npz      sdf and density [x, y, z] float32, their origin_mm and spacing_mm (no pickles)
 Segment folder: segment.json (plan, alignment, frames, warnings) and segment.npz (all arrays), segment frame.
 
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyvista as pv
 
 from engine.patient.distance import polydata
 from engine.types import (
@@ -44,7 +46,8 @@ _PLATE_ARRAYS = ("centre_mm", "normal", "rim_mm", "axis_left")
 
 def source_hash(source: dict[str, Any]) -> str:
     """SHA-256 of what was read (contents and settings, not where it lay)."""
-    content = {key: value for key, value in source.items() if key != "path"}
+    # femoral heads are found or given on the way, not read: they make no other source of it
+    content = {key: value for key, value in source.items() if key not in ("path", "femoral_heads")}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -69,6 +72,9 @@ def save_bundle(patient: PatientModel, folder: str | Path) -> Path:
             surface = patient.sacrum.surface
             polydata(surface).save(where / "S1.ply")
             _write_arrays(where / "S1.npz", {"points_mm": surface.points_mm, "faces": surface.faces})
+        for name, surface in patient.structures.items():
+            (where / "structures").mkdir(exist_ok=True)
+            polydata(surface).save(where / "structures" / f"{name}.vtp")
         _dump(
             where / "bundle.json",
             {
@@ -83,6 +89,7 @@ def save_bundle(patient: PatientModel, folder: str | Path) -> Path:
                 "findings": [finding.as_dict() for finding in patient.findings],
                 "vertebrae": entries,
                 "sacrum": None if patient.sacrum is None else _described_sacrum(patient.sacrum),
+                "structures": list(patient.structures),
             },
         )
 
@@ -112,6 +119,7 @@ def load_bundle(folder: str | Path) -> PatientModel:
         source=meta["source"],
         sacrum=sacrum,
         findings=tuple(Finding(**entry) for entry in meta.get("findings", ())),
+        structures={name: _read_structure(path / "structures" / f"{name}.vtp") for name in meta.get("structures", ())},
     )
 
 
@@ -217,6 +225,12 @@ def _described_sacrum(sacrum: Sacrum) -> dict[str, Any]:
 def _read_plate(entry: dict[str, Any]) -> Endplate:
     values: dict[str, Any] = {k: np.array(v) if k in _PLATE_ARRAYS else v for k, v in entry.items()}
     return Endplate(**values)
+
+
+def _read_structure(path: Path) -> Surface:
+    mesh = pv.read(path)
+    assert isinstance(mesh, pv.PolyData)
+    return Surface(np.asarray(mesh.points, float), mesh.faces.reshape(-1, 4)[:, 1:].astype(np.int64))
 
 
 def _field(name: str, field: VoxelField) -> dict[str, np.ndarray]:

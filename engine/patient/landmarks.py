@@ -1,7 +1,7 @@
 """Landmarks, axes and rims for other programs: 3D Slicer markups, ParaView files and plain JSON, all LPS mm.
 
 Files
-    landmarks.mrk.json       one Fiducial list per level        }  Slicer Markups, schema v1.0.3
+    landmarks.mrk.json       one Fiducial list per level, hips  }  Slicer Markups, schema v1.0.3
     pedicle_axes.mrk.json    one Line per pedicle, entry first   }  (Slicer reads every markup of a file)
     endplate_rims.mrk.json   one ClosedCurve per endplate        }
     landmarks.vtp            all points: name, level, label, standard_error_mm (NaN where unknown)
@@ -23,6 +23,7 @@ import numpy as np
 import pyvista as pv
 
 from engine.patient.features import Features
+from engine.patient.hips import heads_of
 from engine.types import Endplate, PatientModel, Sacrum, Vertebra
 
 #: Slicer looks for this very identifier; it need not resolve.
@@ -92,6 +93,9 @@ def write_landmarks(
     if patient.sacrum is not None:
         points += _sacral(patient.sacrum, (errors or {}).get("S1"))
         lines += _rims("S1", {"superior": patient.sacrum.superior})
+    if (heads := heads_of(patient)) is not None:
+        points += [_Point("hips", f"femoral_head_{side}", centre, None) for side, centre in zip(("left", "right"), heads, strict=True)]
+        levels.append("hips")
     positions = [(p.label, p.position_mm) for p in points] + [(line.label, line.points_mm) for line in lines]
     for label, position in positions:
         if not np.isfinite(position).all():

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from scipy.ndimage import map_coordinates
 
 from engine.patient.distance import polydata
+from engine.patient.hips import heads_of
 from engine.patient.images import Image
 from engine.patient.labels import Labels
 from engine.types import Endplate, Finding, PatientModel, Vertebra, rigid
@@ -123,6 +124,10 @@ def alignment_picture(patient: PatientModel, path: Path) -> Path:
             ends0 = _ends(patient.sacrum.superior, across)
             ax.plot(*np.array(ends0).T, color="#1f5fa8", lw=2.5)
             ax.text(*(np.array(ends0).mean(axis=0) + [0.0, -9.0]), "S1", ha="center", weight="bold")
+        heads = heads_of(patient)
+        if heads is not None:
+            ax.plot(heads[:, across], heads[:, 2], "o", ms=13, mfc="none", mec="#1f5fa8", mew=1.5)
+            ax.text(*(heads[:, [across, 2]].mean(axis=0) + [0.0, -14.0]), "femoral heads", ha="center", color="#1f5fa8")
         below = [*plates[1:], ("S1", patient.sacrum.superior, None)] if patient.sacrum is not None else plates[1:]
         for (_, _, upper), (_, lower, _) in zip(plates, below, strict=False):
             a, b = (np.subtract(*_ends(plate, across)[::-1]) for plate in (upper, lower))
@@ -151,12 +156,15 @@ p = pv.Plotter(off_screen=True, shape=(1, 3), window_size=(1650, 900))
 meshes = [(name, pv.read(file)) for name, file in job["meshes"]]
 bounds = pv.merge([m for _, m in meshes]).bounds
 c = [(bounds[2 * k] + bounds[2 * k + 1]) / 2 for k in range(3)]
-size = max(bounds[5] - bounds[4], bounds[3] - bounds[2]) / 2 * 1.08
+# each view is 550 pixels wide and 900 high
+size = max(bounds[5] - bounds[4], 900 / 550 * max(bounds[3] - bounds[2], bounds[1] - bounds[0])) / 2 * 1.08
 colours = ["#c9d6e8", "#e8dcc0", "#cfe3cf", "#e6cfd8", "#d9d2ea", "#d7e0dc"]
 for k, (view, name) in enumerate((((1, 0, 0.05), "left side"), ((0, 1, 0.1), "from behind"), ((0.7, -1, 0.4), "from in front"))):
     p.subplot(0, k)
     for n, (label, mesh) in enumerate(meshes):
         p.add_mesh(mesh, color="#b9a98f" if label == "S1" else colours[n % 6], smooth_shading=True)
+    for label, file in job["structures"]:
+        p.add_mesh(pv.read(file), color="#e0a33a" if label in ("canal", "cord") else "#d98080", smooth_shading=True)
     for line in job["lines"]:
         p.add_mesh(pv.lines_from_points(line, close=True) if len(line) > 2 else pv.Line(*line), color="crimson", line_width=3)
     p.camera_position = [tuple(600 * a + b for a, b in zip(view, c)), tuple(c), (0, 0, 1)]
@@ -179,8 +187,12 @@ def scene_picture(patient: PatientModel, folder: Path, path: Path) -> Path | Non
         polydata(patient.sacrum.surface).save(folder / "S1.vtp")
         meshes.append(("S1", str(folder / "S1.vtp")))
         lines.append(patient.sacrum.superior.rim_mm.tolist())
+    structures = []
+    for name, surface in patient.structures.items():
+        polydata(surface).save(folder / f"{name}.vtp")
+        structures.append((name, str(folder / f"{name}.vtp")))
     job = folder / ".scene.json"
-    job.write_text(json.dumps({"meshes": meshes, "lines": lines}), encoding="utf-8")
+    job.write_text(json.dumps({"meshes": meshes, "lines": lines, "structures": structures}), encoding="utf-8")
     done = subprocess.run([sys.executable, "-c", _SCENE, str(job), str(path)], capture_output=True, timeout=180, check=False)
     job.unlink()
     return path if done.returncode == 0 and path.is_file() else None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +24,7 @@ from engine.patient.bundle import save_bundle, save_segment
 from engine.patient.calibration import Calibration, CalibrationConfig, NoCalibration, calibrate
 from engine.patient.distance import surface_sdf
 from engine.patient.features import features
+from engine.patient.hips import noted
 from engine.patient.images import Image, read_image, read_labels
 from engine.patient.labels import Labels, understand
 from engine.patient.landmarks import write_landmarks
@@ -38,8 +39,9 @@ from engine.patient.regional import SpineAlignment, spine_alignment
 from engine.patient.regional import standard_errors as alignment_errors
 from engine.patient.report import write_patient_report
 from engine.patient.sacrum import local_endplate
-from engine.patient.scan import ScanOptions, cropped, from_labels, source_of, stem
+from engine.patient.scan import ScanOptions, cropped, from_labels, source_of, stem, with_structures
 from engine.patient.stages import Stages
+from engine.patient.structures import check_subregions, measures
 from engine.patient.surfaces import from_surfaces
 from engine.patient.uncertainty import redraw, redraw_plate, standard_errors, surface_noise
 from engine.types import PatientModel, Segment, SegmentAlignment, Vertebra
@@ -67,12 +69,16 @@ class SurfacesSource(_Settings):
 
 
 class MaskSource(_Settings):
-    """A label image. `labels`: its scheme (schemes.py), or `label_map` level → number; `accept`: findings to go on with."""
+    """A label image. `labels`: its scheme (schemes.py), or `label_map` level → number; `accept`: findings to go on with.
+
+    subregions: a TPTBox/SPINEPS sub-region mask on the same grid, for canal, cord, discs and a check of the bodies (structures.py).
+    """
 
     kind: Literal["mask"]
     path: str
     labels: str = "auto"
     label_map: dict[str, int] | None = None
+    subregions: str | None = None
     levels: Levels = "lumbar"
     accept: tuple[str, ...] = ()
     edge_mm: float = Field(default=1.5, ge=0.8, le=3.0)
@@ -113,7 +119,7 @@ class LumbarSource(_Settings):
 
 
 class AlignmentConfig(_Settings):
-    """What the images don't say. femoral_heads_mm: the two centres, LPS."""
+    """What the images don't say, or what is to win over them. femoral_heads_mm: the two centres, LPS."""
 
     femoral_heads_mm: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
     pi_deg: float | None = Field(default=None, ge=10.0, le=110.0)
@@ -156,10 +162,14 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] | None = None) -> 
     source = config.source
     scan: Image | None = None
     labels: Labels | None = None
+    subregions: Image | None = None
     calibration: Calibration | None = None
     if isinstance(source, MaskSource):
         scan, labels, calibration = _read(config, source, out, log)
-        patient = _model(config, source, scan, labels, calibration, stages)
+        if source.subregions is not None:
+            subregions = read_labels(source.subregions)
+            check_subregions(subregions, labels)  # before anything slow
+        patient = with_structures(_model(config, source, scan, labels, calibration, stages), labels, subregions, stages)
     elif not isinstance(config.calibration, NoCalibration):
         raise ValueError(
             f"calibration={config.calibration.kind} needs a CT; source={source.kind} has no HU: leave it out, or give source=ct"
@@ -174,7 +184,9 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] | None = None) -> 
     out.mkdir(parents=True, exist_ok=True)
     log("alignment")
     voxel_mm = 1.5 if labels is None else float(labels.image.voxel_mm.max())
-    heads = config.alignment.femoral_heads_mm or patient.source.get("femoral_heads_mm")
+    heads, how = _femoral_heads(config.alignment, patient)
+    if heads is not None and config.alignment.femoral_heads_mm is not None:
+        patient = replace(patient, source=patient.source | {"femoral_heads": {"how": how, "centres_mm": np.asarray(heads).tolist()}})
     alignment = spine_alignment(
         patient.vertebrae,
         patient.sacrum,
@@ -183,18 +195,34 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] | None = None) -> 
         posture=patient.posture,
         age=config.alignment.age,
     )
+    alignment = noted(alignment, how) if how else alignment
     alignment, errors = _with_errors(config.alignment, patient, alignment, heads, voxel_mm, stages)
     artifacts.write_json(out / "alignment.json", {"posture": alignment.posture, "measures": alignment.table()})
     segment = plan(patient, config.segment, config.plan)
     log("writing")
     found = {body.name: features(body, _at(patient, k + 1), _at(patient, k - 1)) for k, body in enumerate(patient.vertebrae)}
-    artifacts.write_json(out / "anatomy.json", {level: made.as_dict() for level, made in found.items()})
+    more = measures(patient, found, labels, subregions)
+    artifacts.write_json(out / "anatomy.json", {place: (found[place].as_dict() if place in found else {}) | more[place] for place in more})
     write_landmarks(patient, found, errors, out / "landmarks")
     save_bundle(patient, out / "patient")
     save_segment(segment, out / "segment")
     files = write_overview(segment, out / "view")
-    write_patient_report(out, patient, segment, alignment, scan=scan, calibration=calibration, labels=labels, age=config.alignment.age)
+    write_patient_report(
+        out, patient, segment, alignment, scan=scan, calibration=calibration, labels=labels, age=config.alignment.age, structures=more
+    )
     return Prepared(out, patient, segment, alignment, any(file.suffix == ".png" for file in files))
+
+
+def _femoral_heads(config: AlignmentConfig, patient: PatientModel) -> tuple[Any, str]:
+    """Centres [2, 3] or None, and where they come from: given, of the phantom, or fitted to the labels, where no PI was given."""
+    if config.femoral_heads_mm is not None:
+        return config.femoral_heads_mm, "femoral heads: given by alignment.femoral_heads_mm"
+    if "femoral_heads_mm" in patient.source:
+        return patient.source["femoral_heads_mm"], "femoral heads: of the phantom"
+    fitted = patient.source.get("femoral_heads", {})
+    if config.pi_deg is not None:
+        return None, ""
+    return fitted.get("centres_mm"), str(fitted.get("how", ""))
 
 
 def _at(patient: PatientModel, k: int) -> Vertebra | None:

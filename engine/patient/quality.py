@@ -292,29 +292,33 @@ def _between(upper: str, lower: str) -> list[str]:
     return regular[regular.index(upper) + 1 : regular.index(lower)]
 
 
-def _touching(upper: Piece, lower: Piece, values: np.ndarray) -> tuple[float, float]:
-    """Area (mm²) of voxel faces between two labels: within 18 mm of the line between their bodies, and in all."""
+def contact_faces(upper: Piece, lower: Piece, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centres [n, 3] (LPS) and areas [n] (mm²) of the voxel faces between two labels."""
     low = [max(max(a.start, b.start) - 1, 0) for a, b in zip(upper.box, lower.box, strict=True)]
     high = [min(a.stop, b.stop) + 1 for a, b in zip(upper.box, lower.box, strict=True)]
     if any(a >= b for a, b in zip(low, high, strict=True)):
-        return 0.0, 0.0
+        return np.zeros((0, 3)), np.zeros(0)
     part = values[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
     matrix = upper.lps_from_index
     voxel = np.linalg.norm(matrix[:3, :3], axis=0)
     start = np.array(low, float) - [s.start for s in upper.box]
-    line = lower.body_mm - upper.body_mm
-    length = float(np.linalg.norm(line))
-    bodies = total = 0.0
+    points, areas = [], []
     for axis in range(3):
         first = np.take(part, range(part.shape[axis] - 1), axis=axis)
         second = np.take(part, range(1, part.shape[axis]), axis=axis)
         faces = ((first == upper.number) & (second == lower.number)) | ((first == lower.number) & (second == upper.number))
-        offset = rigid(matrix, np.argwhere(faces) + start + 0.5 * (np.arange(3) == axis)) - upper.body_mm
-        away = np.linalg.norm(offset - (offset @ line / length**2)[:, None] * line, axis=1)
-        area = float(np.prod(voxel)) / voxel[axis]
-        total += area * len(offset)
-        bodies += area * float((away < 18.0).sum())
-    return bodies, total
+        points.append(rigid(matrix, np.argwhere(faces) + start + 0.5 * (np.arange(3) == axis)))
+        areas.append(np.full(len(points[-1]), float(np.prod(voxel)) / voxel[axis]))
+    return np.concatenate(points), np.concatenate(areas)
+
+
+def _touching(upper: Piece, lower: Piece, values: np.ndarray) -> tuple[float, float]:
+    """Area (mm²) of voxel faces between two labels: within 18 mm of the line between their bodies, and in all."""
+    points, areas = contact_faces(upper, lower, values)
+    line = lower.body_mm - upper.body_mm
+    offset = points - upper.body_mm
+    away = np.linalg.norm(offset - (offset @ line / (line @ line))[:, None] * line, axis=1)
+    return float(areas[away < 18.0].sum()), float(areas.sum())
 
 
 def _leak(upper: Piece, lower: Piece) -> list[Finding]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from engine import artifacts
 from engine.page import Picture, bullets, document, number, pairs, pictures_grid, table, text
@@ -43,8 +44,12 @@ def write_patient_report(
     labels: Labels | None = None,
     calibration: Calibration | None = None,
     age: float | None = None,
+    structures: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
-    """Write <out>/report.html, rules.json, bone.json and <out>/view's pictures; returns the page's path."""
+    """Write <out>/report.html, rules.json, bone.json and <out>/view's pictures; returns the page's path.
+
+    structures   facet gaps, discs and canal by place (structures.measures)
+    """
     view = out / "view"
     cranial, caudal = pair(patient, segment.name)
     pictures = [
@@ -76,6 +81,7 @@ def write_patient_report(
         ("Alignment: regional", _regional(alignment)),
         ("Alignment: disc by disc", _places(alignment, "-")),
         ("Vertebral bodies", _places(alignment, "")),
+        ("Facet joints, discs, canal", _structures(patient, structures or {})),
         ("Published targets beside each other", _rules(targets)),
         (f"Plan of {segment.name}", _plan(segment)),
         ("Bone", _bone(patient, bone, reasons, calibration)),
@@ -99,6 +105,9 @@ def _short(patient: PatientModel, segment: Segment, alignment: SpineAlignment) -
         f"Levels: {levels}. Treated: {segment.name}. Posture of the scan: {patient.posture}.",
         f"Bone density: {patient.density_source}.",
     ]
+    if "femoral_heads" in patient.source:
+        how = str(patient.source["femoral_heads"]["how"])
+        lines.append(how[:1].upper() + how[1:] + ".")
     for name in ("lumbar_lordosis_deg", "cobb_deg"):
         found = alignment.measure(name)
         value = f"{found.value:.1f}°" if isinstance(found.value, float) else f"not measurable from this scan: {found.reason}"
@@ -140,6 +149,48 @@ def _places(alignment: SpineAlignment, mark: str) -> str:
     if not rows:
         return "<p>None: fewer than two neighbouring levels.</p>"
     return table("Units stand at the end of each name", ("", *places), rows)
+
+
+def _structures(patient: PatientModel, places: Mapping[str, Mapping[str, Any]]) -> str:
+    """Three tables, each only where something is known."""
+
+    def figure(value: float | None) -> str:
+        return '<td class="none">—</td>' if value is None else f"{value:.1f}"
+
+    joints, discs, sections, bodies = [], [], [], []
+    for place, at in places.items():
+        for side, joint in at.get("facet_joints", {}).items():
+            why = joint.get("reason", "")
+            figures = (figure(joint[key]) for key in ("least_mm", "mean_mm", "touching_mm2"))
+            joints.append((f"{place} {side}", text(escape(joint["state"])), *figures, text(escape(why))))
+        if (disc := at.get("disc")) is not None:
+            figures = (figure(disc[key]) for key in ("label_height_mm", "bone_gap_mm", "rim_planes_mm", "label_volume_mm3"))
+            discs.append((place, *figures, text(escape(disc.get("reason", "")))))
+        if (canal := at.get("labelled_canal")) is not None:
+            figures = (figure(canal[key]) for key in ("ap_mm", "transverse_mm", "area_mm2"))
+            sections.append((place, *figures, text(escape(canal.get("reason", "")))))
+        if (body := at.get("subregions")) is not None:
+            shares = ("—" if body[key] is None else f"{body[key]:.0%}" for key in ("corpus_before_wall", "arch_behind_wall"))
+            bodies.append((place, *shares))
+    parts = []
+    if joints:
+        note = (
+            "Between the two bones' facing areas. Touching: the labels do (as they often do where voxels are larger than the joint's gap); "
+            "the mean is then of the bones as parted for the model"
+        )
+        parts.append(table(note, ("joint", "state", "least gap, mm", "mean gap, mm", "labels touch, mm²", "note"), joints))
+    if discs:
+        note = "Middle height of the labelled disc beside that between the bones' own surfaces and between the rims' planes, mm"
+        parts.append(table(note, ("disc", "label", "bone to bone", "rim planes", "label's volume, mm³", "note"), discs))
+    if sections:
+        note = "Labelled canal at mid-height of the bodies and in the discs' middles"
+        parts.append(table(note, ("place", "antero-posterior, mm", "width, mm", "area, mm²", "note"), sections))
+    if bodies:
+        note = "Check of the found bodies by the sub-region mask, which had no part in finding them"
+        parts.append(table(note, ("level", "corpus before the posterior wall", "arch behind it"), bodies))
+    others = ", ".join(patient.structures) or "none (the labels hold no discs, canal or cord)"
+    parts.append(f"<p>Surfaces beside the bones: {escape(others)}.</p>")
+    return "".join(parts)
 
 
 def _rules(targets: Sequence[object]) -> str:
@@ -230,9 +281,9 @@ def _source(patient: PatientModel) -> dict[str, str]:
 
 def _files() -> str:
     rows = [
-        ("patient/", text("bundle: bundle.json, surfaces (PLY), fields (NPZ)")),
+        ("patient/", text("bundle: bundle.json, surfaces (PLY), fields (NPZ), structures/ (VTP)")),
         ("segment/", text("the treated segment at its planned pose")),
         ("view/", text("VTP and VTI for ParaView, pictures")),
-        ("alignment.json, rules.json, bone.json, findings.json", text("the tables of this page")),
+        ("alignment.json, anatomy.json, rules.json, bone.json, findings.json", text("the tables of this page")),
     ]
     return table("In the patient's folder", ("where", "what"), rows)

@@ -8,7 +8,7 @@ mri    labels + MRI: geometry only; an MRI has no HU, and asking it for density 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,15 @@ from engine.patient.assemble import DensityOf, assemble
 from engine.patient.bone import BoneProfile
 from engine.patient.calibration import Calibration
 from engine.patient.ct_density import ct_density
+from engine.patient.hips import femoral_heads
 from engine.patient.images import Image, read_labels
 from engine.patient.labels import Labels, mask_surface, understand
 from engine.patient.levels import parse_segment
 from engine.patient.meshes import repair
 from engine.patient.quality import Piece, stops
 from engine.patient.stages import Stages
-from engine.types import PatientModel, Surface, VoxelField
+from engine.patient.structures import structures
+from engine.types import Finding, PatientModel, Surface, VoxelField, rigid
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,46 @@ def from_labels(
         findings=labels.findings,
         stages=stages,
     )
+
+
+def with_structures(patient: PatientModel, labels: Labels, subregions: Image | None = None, stages: Stages | None = None) -> PatientModel:
+    """The patient with what else the labels hold: discs, canal, … (structures.py), and femoral heads in source["femoral_heads"] (hips.py).
+
+    Raises: ValueError where the sub-region mask does not belong to the labels.
+    """
+
+    def make() -> tuple[dict[str, np.ndarray], list[str]]:
+        surfaces, notes = structures(labels, subregions)
+        arrays = {f"points_mm:{name}": surface.points_mm for name, surface in surfaces.items()}
+        return arrays | {f"faces:{name}": surface.faces for name, surface in surfaces.items()}, notes
+
+    key = (labels.image.values, labels.image.lps_from_index, list(labels.pieces), labels.scheme.name)
+    arrays, notes = (stages or Stages()).run("structures", (key, None if subregions is None else subregions.values), make)
+    names = [name.removeprefix("points_mm:") for name in arrays if name.startswith("points_mm:")]
+    found = {name: Surface(arrays[f"points_mm:{name}"], arrays[f"faces:{name}"]) for name in names}
+    heads, line = femoral_heads(labels)
+    cut = _plates_on_the_border(patient, labels)
+    source = dict(patient.source)
+    if line:
+        source["femoral_heads"] = {"how": line} | ({} if heads is None else {"centres_mm": heads.tolist()})
+    if subregions is not None:
+        source["sha256"] = source["sha256"] | {"subregions": str(subregions.source.get("sha256"))}
+    return replace(patient, structures=found, source=source, repairs=(*patient.repairs, *notes), findings=(*patient.findings, *cut))
+
+
+def _plates_on_the_border(patient: PatientModel, labels: Labels) -> tuple[Finding, ...]:
+    """Endplates that are the image's border: of a level whose truncation was accepted, the cut looks like one."""
+    image = labels.image
+    to_index, last = np.linalg.inv(image.lps_from_index), np.array(image.values.shape) - 1.0
+    findings = []
+    for body in patient.vertebrae:
+        for side, plate in (("superior", body.superior), ("inferior", body.inferior)):
+            index = rigid(to_index, plate.rim_mm)
+            # 1.5 voxels: the mask ends half a voxel beyond the last centre, and its surface is rounded there
+            if float(((index < 1.5) | (index > last - 1.5)).any(axis=1).mean()) > 0.25:
+                text = f"what was taken for the {side} endplate is the image's border: what is measured from it is not the patient's"
+                findings.append(Finding("truncated", "warning", body.name, text, tuple(map(float, plate.centre_mm))))  # type: ignore[arg-type]
+    return tuple(findings)
 
 
 def _surface(level: str, piece: Piece, options: ScanOptions, stages: Stages) -> tuple[Surface, list[str]]:
@@ -158,8 +200,9 @@ def from_mask(
     posture: str = "supine",
     profile: BoneProfile | None = None,
     name: str | None = None,
+    subregions: str | Path | None = None,
 ) -> PatientModel:
-    """Patient from a label image alone, with assumed density.
+    """Patient from a label image alone, with assumed density; subregions: a TPTBox/SPINEPS sub-region mask on the same grid.
 
     Raises: ValueError for an unreadable image and for what the quality gate stops at.
     """
@@ -169,7 +212,8 @@ def from_mask(
         raise ValueError(f"{path}: {stopping}")
     source = source_of("mask", path, labels)
     options = ScanOptions(edge_mm, spacing_mm)
-    return from_labels(name or stem(path), labels, pair, source, options=options, profile=profile, posture=posture)
+    patient = from_labels(name or stem(path), labels, pair, source, options=options, profile=profile, posture=posture)
+    return with_structures(patient, labels, None if subregions is None else read_labels(subregions))
 
 
 def source_of(kind: str, path: str | Path, labels: Labels, accept: Sequence[str] = (), scan: Image | None = None) -> dict[str, Any]:

@@ -165,7 +165,8 @@ def detect(heights_mm: Mapping[int, float], wanted: str = "auto") -> tuple[Schem
         )
     if numbers <= set(SUBREGIONS.values()) and (numbers & {42, 60, 61, 62, 100}) and not _monotone(sorted(numbers), heights_mm):
         raise ValueError(
-            "the label image holds TPTBox/SPINEPS sub-regions (arch, processes, corpus), not levels; give the vertebra mask ('…seg-vert…')"
+            "the label image holds TPTBox/SPINEPS sub-regions (arch, processes, corpus), not levels; give the vertebra mask ('…seg-vert…') "
+            "and this one as source.subregions"
         )
     fitting = [scheme for scheme in SCHEMES.values() if _explains(scheme, heights_mm)]
     # a reading in which every number is a bone or a disc wins over one that needs "some other organ"
