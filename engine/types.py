@@ -182,10 +182,37 @@ class SegmentAlignment:
 
 
 @dataclass(frozen=True)
+class LevelDemand:
+    """What a rule asks of one treated level, degrees of lordosis from superior to superior endplate.
+
+    measured_deg    disc angle + wedge of the cranial body
+    wanted_deg      change asked for, before limits; given_deg: change planned
+    limit_deg       largest change of that sign, and limited_by what
+    shortfall_deg   wanted − given; below zero where the level takes over what another cannot
+    """
+
+    level: str
+    measured_deg: float
+    wanted_deg: float
+    given_deg: float
+    limit_deg: float
+    limited_by: str
+    shortfall_deg: float
+
+    def line(self) -> str:
+        """`L4-L5: measured 12.7°, wanted +10.7°, given +8.0° …`"""
+        return (
+            f"{self.level}: measured {self.measured_deg:.1f}°, wanted {self.wanted_deg:+.1f}°, given {self.given_deg:+.1f}° "
+            f"(limit {self.limit_deg:.1f}°, {self.limited_by}), shortfall {self.shortfall_deg:+.1f}°"
+        )
+
+
+@dataclass(frozen=True)
 class AlignmentPlan:
     """The target of the segment and what it asks for.
 
     cranial_motion [4, 4]   rigid motion of the cranial vertebra from scanned to planned pose, segment frame
+    demands                 of each treated level, where a published rule set the target
     """
 
     rule: str
@@ -194,6 +221,7 @@ class AlignmentPlan:
     planned: SegmentAlignment
     cranial_motion: np.ndarray
     notes: tuple[str, ...] = ()
+    demands: tuple[LevelDemand, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine import artifacts
+from engine.patient import segmenters
 from engine.patient.bone import BoneProfile
 from engine.patient.bundle import save_bundle, save_segment
 from engine.patient.calibration import Calibration, CalibrationConfig, NoCalibration, calibrate
@@ -88,19 +89,24 @@ class MaskSource(_Settings):
 
 
 class CtSource(MaskSource):
-    """A CT (`path`) and its label image (`mask`). shell: how the thin cortex is treated (ct_density.py)."""
+    """A CT (`path`) and its label image (`mask`), or the segmenter that makes one (segmenters.py), on `device`.
+
+    shell: how the thin cortex is treated (ct_density.py).
+    """
 
     kind: Literal["ct"]  # type: ignore[assignment]
     mask: str
+    device: segmenters.Device = "auto"
     series: str | None = None
     shell: Literal["auto", "ct", "assumed"] = "auto"
 
 
 class MriSource(MaskSource):
-    """An MRI (`path`) and its label image (`mask`): geometry only."""
+    """An MRI (`path`) and its label image (`mask`), or the segmenter that makes one: geometry only."""
 
     kind: Literal["mri"]  # type: ignore[assignment]
     mask: str
+    device: segmenters.Device = "auto"
     series: str | None = None
 
 
@@ -198,7 +204,9 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] | None = None) -> 
     alignment = noted(alignment, how) if how else alignment
     alignment, errors = _with_errors(config.alignment, patient, alignment, heads, voxel_mm, stages)
     artifacts.write_json(out / "alignment.json", {"posture": alignment.posture, "measures": alignment.table()})
-    segment = plan(patient, config.segment, config.plan)
+    segment = plan(patient, config.segment, config.plan, alignment, config.alignment.age)
+    for demand in segment.plan.demands:
+        log(f"demand on {demand.line()}")
     log("writing")
     found = {body.name: features(body, _at(patient, k + 1), _at(patient, k - 1)) for k, body in enumerate(patient.vertebrae)}
     more = measures(patient, found, labels, subregions)
@@ -267,9 +275,9 @@ def _read(
     pair = parse_segment(config.segment)
     scan: Image | None = None
     asked = not isinstance(config.calibration, NoCalibration)
-    mask_path = source.path
+    mask_path, scheme, tool = source.path, source.labels, None
     if isinstance(source, CtSource | MriSource):
-        mask_path = source.mask
+        mask_path, tool = source.mask, segmenters.named(source.mask, source.labels, source.label_map)
         log(f"reading the scan {source.path}")
         scan = read_image(source.path, source.series)
         wanted, other = ("CT", "mri") if isinstance(source, CtSource) else ("MR", "ct")
@@ -281,10 +289,15 @@ def _read(
             f"calibration={config.calibration.kind} asks for bone density, but source={source.kind} gives geometry only "
             "(HU come from a CT): leave the calibration out (density is then assumed), or give source=ct"
         )
+    made = None
+    if scan is not None and tool is not None and isinstance(source, CtSource | MriSource):
+        made = segmenters.segment(scan, tool, out / "segmentation", log, source.device)
+        mask_path, scheme = str(made.mask_path), made.scheme_name
     log(f"reading the labels {mask_path}")
-    labels = understand(
-        read_labels(mask_path), pair, scheme=source.labels, label_map=source.label_map, levels=source.levels, accept=source.accept
-    )
+    image = read_labels(mask_path)
+    if made is not None:
+        image = replace(image, source={**image.source, "segmenter": made.record()})
+    labels = understand(image, pair, scheme=scheme, label_map=source.label_map, levels=source.levels, accept=source.accept)
     out.mkdir(parents=True, exist_ok=True)
     artifacts.write_json(out / "findings.json", [finding.as_dict() for finding in labels.findings])
     gate_picture(labels, scan, out / "gate.png")
@@ -300,6 +313,8 @@ def _model(
     config: PrepareConfig, source: MaskSource, scan: Image | None, labels: Labels, calibration: Calibration | None, stages: Stages
 ) -> PatientModel:
     where = source_of(source.kind, source.path, labels, source.accept, scan)
+    if "segmenter" in labels.image.source:
+        where["segmenter"] = labels.image.source["segmenter"]
     if calibration is not None:
         where["calibration"] = {
             "kind": calibration.kind,

@@ -213,7 +213,30 @@ def _plan(segment: Segment) -> str:
         a, b = getattr(segment.plan.measured, key), getattr(segment.plan.planned, key)
         rows.append((escape(key.replace("_", " ")), f"{a:.1f}", f"{b:.1f}", f"{b - a:+.1f}"))
     caption = f"Rule {escape(segment.plan.rule)}: {escape(segment.plan.source)}"
-    return table(caption, ("", "measured", "planned", "demand"), rows) + bullets(segment.plan.notes)
+    return table(caption, ("", "measured", "planned", "demand"), rows) + _demands(segment) + bullets(segment.plan.notes)
+
+
+def _demands(segment: Segment) -> str:
+    demands = segment.plan.demands
+    if not demands:
+        return ""
+    rows = [
+        (
+            escape(d.level),
+            f"{d.measured_deg:.1f}",
+            f"{d.wanted_deg:+.1f}",
+            f"{d.given_deg:+.1f}",
+            f"{d.limit_deg:.1f}",
+            text(escape(d.limited_by)),
+            f"{d.shortfall_deg:+.1f}",
+        )
+        for d in demands
+    ]
+    if len(demands) > 1:
+        sums = [f"{sum(getattr(d, key) for d in demands):+.1f}" for key in ("wanted_deg", "given_deg", "shortfall_deg")]
+        rows.append(("all treated", "", sums[0], sums[1], "", "", sums[2]))
+    caption = f"Demand on each treated level, degrees of superior-to-superior lordosis; only {escape(segment.name)} is planned here"
+    return table(caption, ("level", "measured", "wanted", "given", "limit", "limited by", "shortfall"), rows)
 
 
 def _trabecular(patient: PatientModel, scan: Image | None, calibration: Calibration | None) -> tuple[list[TrabecularHU], list[str]]:

@@ -350,27 +350,51 @@ def _target(rule: Rule, x: _Inputs, missing: Sequence[str], posture: str) -> Rul
 
 @dataclass(frozen=True)
 class LevelLimit:
-    """What one disc can give: change of its angle and of its middle height, and the half depth that links the two.
+    """Largest change of one disc's angle: the opening rim is held by its ligament, the closing rim by the disc space.
 
-    Defaults of angle and height: planning.Limits.
+        |Δ| ≤ min(angle, opens/r_o, closes/r_c)
+
+    The disc turns about its middle, whose height is planned apart, so that a rim, r from the middle, moves by
+    2r·|sin(θ′/2) − sin(θ/2)| ≤ r·|Δ| with θ the disc angle before and θ′ after (alignment.py): the bound is safe, and under
+    2 % too strict for discs below 20°.
+
+    angle_deg               most that is asked of one level; ours [M]
+    opens_mm, closes_mm     what the opening rim may still rise and the closing one still sink, after the change of the middle
+                            height (planning._level_limit has them for one patient); inf: not limited
+    opens_at_mm, closes_at_mm   r_o and r_c
     """
 
     angle_deg: float = 8.0
-    height_mm: float = 4.0
-    half_depth_mm: float = 17.0
+    opens_mm: float = np.inf
+    closes_mm: float = np.inf
+    opens_at_mm: float = 17.0
+    closes_at_mm: float = 17.0
 
     def largest_deg(self) -> float:
-        """Largest change of the angle. A disc that opens about its posterior rim gains half_depth·tan(angle) in the middle."""
-        return min(self.angle_deg, float(np.degrees(np.arctan2(self.height_mm, self.half_depth_mm))))
+        """The bound, degrees ≥ 0."""
+        return self._bound()[0]
+
+    def limited_by(self) -> str:
+        """"angle" | "ligament" | "disc space": which of the three is least."""
+        return self._bound()[1]
+
+    def _bound(self) -> tuple[float, str]:
+        opens = float(np.degrees(max(self.opens_mm, 0.0) / self.opens_at_mm))
+        closes = float(np.degrees(max(self.closes_mm, 0.0) / self.closes_at_mm))
+        return min((self.angle_deg, "angle"), (opens, "ligament"), (closes, "disc space"), key=lambda bound: bound[0])
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """Change of lordosis by treated level (degrees), what they cannot give, and the reason of each that is at its limit."""
+    """Change of lordosis by treated level (degrees), what they cannot give, and the reason of each that is at its limit.
+
+    levels_deg   given; wanted_deg is what the level would take if nothing were limited. Σ wanted − Σ given = shortfall
+    """
 
     rule: str
     demand_deg: float
     levels_deg: dict[str, float]
+    wanted_deg: dict[str, float]
     shortfall_deg: float
     notes: tuple[str, ...] = ()
 
@@ -390,7 +414,7 @@ def distribute(
     the shortfall.
 
     levels         treated, as "L4-L5"
-    measured_deg   `level_lordosis_deg` (superior to superior) of these levels
+    measured_deg   superior-to-superior lordosis of these levels
     limits         by level; default LevelLimit()
     norms_deg      by level; default the target's own, else [S66] of all subjects
 
@@ -408,7 +432,10 @@ def distribute(
     sign = 1.0 if target.change_deg >= 0.0 else -1.0
     total = sum(norms.values())
     lacks = np.array([max(sign * (norms[level] / total * target.ll_deg - measured_deg[level]), 0.0) for level in levels])
-    caps = np.array([(limits or {}).get(level, LevelLimit()).largest_deg() for level in levels])
+    bounds = [(limits or {}).get(level, LevelLimit()) for level in levels]
+    caps = np.array([bound.largest_deg() for bound in bounds])
+    first = next((weight for weight in (lacks, caps) if weight.sum() > 0.0), np.ones(len(levels)))
+    wanted = target.change_deg * first / first.sum()
     given = np.zeros(len(levels))
     left = abs(target.change_deg)
     for weight in (lacks, None):
@@ -421,11 +448,16 @@ def distribute(
             given += step
             left -= float(step.sum())
     left = left if left > 1e-6 else 0.0
-    notes = [f"{level} is at its limit of {cap:.1f}°" for level, cap, part in zip(levels, caps, given, strict=True) if part > cap - 1e-6]
+    notes = [
+        f"{level} is at its limit of {bound.largest_deg():.1f}° ({bound.limited_by()})"
+        for level, bound, part in zip(levels, bounds, given, strict=True)
+        if part > bound.largest_deg() - 1e-6
+    ]
     if left:
         notes.append(f"{left:.1f}° of {abs(target.change_deg):.1f}° cannot be had from {', '.join(levels)}")
     spread = {level: float(sign * part) for level, part in zip(levels, given, strict=True)}
-    return Distribution(target.rule, target.change_deg, spread, sign * left, tuple(notes))
+    asked = {level: float(part) for level, part in zip(levels, wanted, strict=True)}
+    return Distribution(target.rule, target.change_deg, spread, asked, sign * left, tuple(notes))
 
 
 __all__ = [

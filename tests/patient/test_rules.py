@@ -154,10 +154,34 @@ def test_too_much_lordosis_is_taken_back() -> None:
     assert far.levels_deg["L4-L5"] == pytest.approx(-8.0) and far.shortfall_deg == pytest.approx(-12.0)
 
 
-def test_height_limits_the_angle() -> None:
-    # the middle of the disc may rise 1 mm, 17 mm in front of the hinge: 3.37°
-    assert LevelLimit(height_mm=1.0).largest_deg() == pytest.approx(np.degrees(np.arctan(1.0 / 17.0)))
-    assert LevelLimit().largest_deg() == pytest.approx(8.0)
+def test_rims_limit_the_angle() -> None:
+    # a rim 17 mm from the middle that may move by 1 mm: 1/17 rad = 3.37°; the least of the three counts
+    third = np.degrees(1.0 / 17.0)
+    found = LevelLimit(opens_mm=1.0, closes_mm=2.0)
+    assert found.largest_deg() == pytest.approx(third) and found.limited_by() == "ligament"
+    found = LevelLimit(opens_mm=2.0, closes_mm=1.0)
+    assert found.largest_deg() == pytest.approx(third) and found.limited_by() == "disc space"
+    assert LevelLimit().largest_deg() == pytest.approx(8.0) and LevelLimit().limited_by() == "angle"
+    assert LevelLimit(opens_mm=-1.0).largest_deg() == 0.0
+
+
+@pytest.mark.parametrize(("before", "change"), [(0.0, 8.0), (12.0, 8.0), (18.0, -8.0)])
+def test_no_rim_moves_further_than_its_room(before: float, change: float) -> None:
+    """The exact height of a rim, 2r·sin(θ/2) above or below the middle (alignment.py), against the bound r·Δ."""
+    radius = 17.0
+    moved = abs(2.0 * radius * (np.sin(np.radians(before + change) / 2.0) - np.sin(np.radians(before) / 2.0)))
+    allowed = LevelLimit(angle_deg=20.0, opens_mm=moved, opens_at_mm=radius).largest_deg()
+    assert 0.98 * abs(change) < allowed <= abs(change) + 1e-9
+
+
+def test_what_is_wanted_is_told_apart_from_what_is_given() -> None:
+    # 15° on levels that lack 2 : 1 would be 10 and 5; their limits are 3 and 8
+    measured = {"L4-L5": 6.7, "L5-S1": 18.6}
+    tight = {"L4-L5": LevelLimit(angle_deg=3.0), "L5-S1": LevelLimit(angle_deg=8.0)}
+    found = distribute(_asks(15.0, 50.5), list(measured), measured, tight)
+    assert found.wanted_deg == pytest.approx({"L4-L5": 10.0, "L5-S1": 5.0})
+    assert sum(found.wanted_deg.values()) - sum(found.levels_deg.values()) == pytest.approx(found.shortfall_deg)
+    assert any("L4-L5 is at its limit of 3.0° (angle)" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(("seed", "change"), [(0, 3.0), (1, 17.0), (2, -9.0), (3, 40.0)])
@@ -169,6 +193,7 @@ def test_spread_and_shortfall_add_up(seed: int, change: float) -> None:
     assert sum(found.levels_deg.values()) + found.shortfall_deg == pytest.approx(change, abs=1e-5)
     assert all(abs(part) <= limits[level].largest_deg() + 1e-9 for level, part in found.levels_deg.items())
     assert all(part * change >= 0.0 for part in found.levels_deg.values())
+    assert sum(found.wanted_deg.values()) == pytest.approx(change)
 
 
 def test_bad_demands_are_refused() -> None:
