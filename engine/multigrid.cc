@@ -160,6 +160,7 @@ template <class T, class S>
 void pack_elements(const Packing& p, const S* dense, T factor, T* packed) {
 #pragma omp parallel for
   for (int r = 0; r < p.nx * p.ny; ++r)
+#pragma GCC ivdep
     for (int z = 0; z < p.elen[r]; ++z) packed[p.eoff[r] + z] = factor * (T)dense[(size_t)r * p.nz + p.elo[r] + z];
 }
 
@@ -215,6 +216,7 @@ inline void add_row(int n, const T* g, int cap, T* const* out) {
     const T *even = g + (size_t)k * cap, *odd = g + (size_t)(12 + k) * cap;
     T* o = out[k];
     o[0] += even[0] - odd[0];
+#pragma GCC ivdep
     for (int z = 1; z < n; ++z) o[z] += (even[z] - odd[z]) + (even[z - 1] + odd[z - 1]);
     o[n] += even[n - 1] + odd[n - 1];
   }
@@ -380,6 +382,7 @@ void sweep_finest(const Packing& p, const Finest<T>& f, const LinkRows& links, c
         const T* kappa = f.kappa.data() + p.off[c];
         for (int k = 0; k < 3; ++k) {
           size_t at = 3 * p.off[c] + (size_t)k * n;
+#pragma GCC ivdep
           for (int z = 0; z < n; ++z) w[at - first + z] += kappa[z] * v[at + z];
         }
       }
@@ -450,6 +453,7 @@ void sweep_stencil(const Level& l, const float* v, Sink&& sink) {
             float* f = out + (size_t)a * n;
             const float *k0 = k + (size_t)(3 * a) * n, *k1 = k0 + n, *k2 = k1 + n;
             const float *u0 = u, *u1 = u + p.len[o], *u2 = u1 + p.len[o];
+#pragma GCC ivdep
             for (int z = z0; z < z1; ++z) f[z] += k0[z] * u0[z] + k1[z] * u1[z] + k2[z] * u2[z];
           }
         }
@@ -519,6 +523,7 @@ void chebyshev(const Level& l, Work& v, Smoother s, bool start_from_x) {
   float *b = v.b.data(), *x = v.x.data(), *r = v.r.data(), *d = v.d.data(), *e = v.e.data();
   if (start_from_x) {
     sweep(l, x, [&](size_t first, size_t count, const float* w) {
+#pragma GCC ivdep
       for (size_t i = 0; i < count; ++i) r[first + i] = b[first + i] - w[i];
       scale_plane(l, first, count, 0, nullptr, 1 / theta, r, d);
     });
@@ -535,12 +540,16 @@ void chebyshev(const Level& l, Work& v, Smoother s, bool start_from_x) {
     const float* source = first_step && !start_from_x ? b : r;
     bool add_first = first_step && start_from_x;
     sweep(l, d, [&](size_t first, size_t count, const float* w) {
+#pragma GCC ivdep
       for (size_t i = 0; i < count; ++i) r[first + i] = source[first + i] - w[i];
       scale_plane(l, first, count, alpha, d, beta, r, e);
-      if (add_first)
+      if (add_first) {
+#pragma GCC ivdep
         for (size_t i = first; i < first + count; ++i) x[i] += d[i] + e[i];
-      else
+      } else {
+#pragma GCC ivdep
         for (size_t i = first; i < first + count; ++i) x[i] += e[i];
+      }
     });
     std::swap(v.d, v.e);
     std::swap(d, e);
@@ -548,6 +557,7 @@ void chebyshev(const Level& l, Work& v, Smoother s, bool start_from_x) {
   }
   if (s.degree == 1 && start_from_x)
     for_planes(l.p, [&](size_t first, size_t count, int) {
+#pragma GCC ivdep
       for (size_t i = first; i < first + count; ++i) x[i] += d[i];
     });
 }
@@ -656,6 +666,7 @@ struct Direct {
         }
         multiply(inverse[k], m, right, out);
         for (int b = 0; b < batch; ++b)
+#pragma GCC ivdep
           for (size_t i = 0; i < m; ++i) y[k][b][i] -= out[b][i];
       }
       for (int b = 0; b < batch; ++b)
@@ -669,6 +680,7 @@ struct Direct {
       for (int i = 0; i < rows; ++i)
         for (int j = 0; j < rows; ++j) back[i] += core[i * rows + j] * along[j];
       for (int m = 0; m < rows; ++m)
+#pragma GCC ivdep
         for (size_t i = 0; i < n; ++i) x[b][i] -= (float)back[m] * z[m * n + i];
     }
   }
@@ -922,6 +934,7 @@ void largest_eigenvalue(Level& l) {
     size = std::sqrt(norm);
     float scale = size > 0 ? (float)(1 / size) : 1;
     for_planes(l.p, [&](size_t first, size_t count, int) {
+#pragma GCC ivdep
       for (size_t i = first; i < first + count; ++i) v[i] = scale * d[i];
     });
   }
@@ -1140,6 +1153,7 @@ std::string factor(const Packing& p, const std::vector<double>& elements, const 
         }
       for (int j = 0; j < q; ++j)
         for (auto& [col, v] : off[k - 1][j])
+#pragma GCC ivdep
           for (int t = 0; t < m; ++t) s[(size_t)col * m + t] -= v * c[(size_t)j * m + t];
       for (int i = 0; i < m; ++i)
         for (int j = 0; j < i; ++j) s[(size_t)i * m + j] = s[(size_t)j * m + i] = 0.5 * (s[(size_t)i * m + j] + s[(size_t)j * m + i]);
@@ -1568,6 +1582,7 @@ void cycle(Hierarchy& h, size_t l, int batch, Smoother s, bool from_x) {
     Work& w = v.work[k];
     chebyshev(v, w, s, from_x);
     sweep(v, w.d.data(), [&](size_t first, size_t count, const float* kd) {
+#pragma GCC ivdep
       for (size_t i = 0; i < count; ++i) w.r[first + i] -= kd[i];
     });
     if (l == 0) zero(v.fixed, w.r.data());
@@ -1668,6 +1683,7 @@ std::vector<double> products(const Packing& p, const std::vector<const A*>& a, c
     }
   });
   for (int x = 0; x <= p.nx; ++x)
+#pragma GCC ivdep
     for (size_t i = 0; i < rows * columns; ++i) out[i] += part[(size_t)x * rows * columns + i];
   return out;
 }
@@ -1683,10 +1699,12 @@ void combine(const Packing& p, const std::vector<double>& f, const std::vector<d
       size_t m = std::min(kBlock, first + count - n);
       for (int j = 0; j < columns; ++j) {
         double* t = sum.data() + (size_t)j * kBlock;
+#pragma GCC ivdep
         for (size_t i = 0; i < m; ++i) t[i] = base(j, n + i);
         for (int k = 0; k < rows; ++k) {
           double w = f[k * columns + j];
           const double* u = from[k] + n;
+#pragma GCC ivdep
           for (size_t i = 0; i < m; ++i) t[i] += w * u[i];
         }
       }
@@ -1740,6 +1758,7 @@ void block_conjugate_gradients(Hierarchy& h, const Finest<double>& op, double to
   auto length = [&](const Column& c) { return std::sqrt(c.lost + products<double, double>(p, {c.r.data()}, {c.r.data()})[0]); };
   auto subtract = [&](Column& c) {  // r = r − K x, and its norm
     sweep_finest<double>(p, op, v.links, c.x.data(), [&](size_t first, size_t count, const double* w) {
+#pragma GCC ivdep
       for (size_t i = 0; i < count; ++i) c.r[first + i] -= w[i];
     });
     for (size_t i : v.fixed) c.r[i] = 0;

@@ -260,6 +260,10 @@ class TrabecularHU:
     notes: tuple[str, ...] = ()
 
 
+#: SD of HU above which the region is no uniform trabecular bone: noise and texture of clinical CT come to 20-50 HU [M].
+UNEVEN_HU = 80.0
+
+
 def trabecular(image: Image, vertebra: Vertebra, calibration: Calibration | None = None) -> TrabecularHU:
     """HU in an elliptic cylinder of the mid-body: its front two thirds, 10 mm high, without cortex and endplates.
 
@@ -296,9 +300,15 @@ def trabecular(image: Image, vertebra: Vertebra, calibration: Calibration | None
             f"{image.voxel_mm.max():.1f} mm, or outside the image"
         )
     mean, sd = float(values.mean()), float(values.std(ddof=1))
+    notes = list(scan_warnings(image, 120.0))
+    if sd > UNEVEN_HU:
+        notes.append(
+            f"warning: SD of {sd:.0f} HU: no uniform trabecular bone (fracture, Schmorl's node, sclerosis, cement, metal?); its mean is no "
+            "measure of bone quality"
+        )
     vbmd = None if calibration is None else float(calibration.density_g_cm3(mean))
     error = None if calibration is None else float(calibration.standard_error_g_cm3(mean))
-    return TrabecularHU(vertebra.name, mean, sd, float(sd / np.sqrt(n)), n, n * voxel, vbmd, error, scan_warnings(image, 120.0))
+    return TrabecularHU(vertebra.name, mean, sd, float(sd / np.sqrt(n)), n, n * voxel, vbmd, error, tuple(notes))
 
 
 def l1_band(hu: float) -> str:

@@ -76,6 +76,7 @@ def understand(
     findings = gate(found, chosen, values, segment, image.voxel_mm, accept)
     if not set(segment) <= set(there):  # the gate has named it; say what the whole image holds, not only what is read
         listing = ", ".join(f"{level} ({chosen.vertebrae[level]})" for level in there)
+        listing = listing or f"the numbers {', '.join(map(str, sorted(heights)))}, no level among them"
         findings = [f if f.code != "absent" else _absent(f, chosen, listing) for f in findings]
     out = {finding.level for finding in findings if finding.severity == "left out"}
     kept = {level: piece for level, piece in found.items() if level not in out}
@@ -85,7 +86,7 @@ def understand(
 def _absent(finding: Finding, scheme: Scheme, listing: str) -> Finding:
     number = scheme.vertebrae.get(finding.level)
     text = (
-        f"label {number} ({finding.level}) is absent; the image holds {listing or 'none'}, read as {scheme.title} (another scheme: "
+        f"label {number} ({finding.level}) is absent; the image holds {listing}, read as {scheme.title} (another scheme: "
         "source.labels or source.label_map)"
     )
     return Finding(finding.code, finding.severity, finding.level, text)

@@ -141,8 +141,14 @@ def plan(
     )
     warnings = list(patient.repairs and (f"{len(patient.repairs)} repairs on the way in; see the bundle",))
     if patient.density_source.startswith("assumed"):
+        why = "no CT of this patient was read"
+        if patient.source.get("kind") == "ct":
+            why = "the CT is not calibrated (calibration=linear, phantom or phantomless)"
+        warnings.append(f"density is {patient.density_source}: {why}; tissue measures are relative")
+    if patient.density_source.startswith("ct:"):
         warnings.append(
-            f"density is {patient.density_source}: no CT of this patient was read; tissue measures are relative"
+            "density is the CT's; solver.bone_law=morgan2003_vertebra (the default) reads weak bone some 2.5 times stiffer than "
+            "kopperdahl2002, which leaves the thin cortex too soft (3.7 for 12 GPa): compare both"
         )
     warnings.append("facet joints, processes and ligaments are left out of the simulation and carry no load")
     if patient.posture in ("unknown", "supine"):

@@ -40,7 +40,7 @@ from engine.patient.regional import SpineAlignment, spine_alignment
 from engine.patient.regional import standard_errors as alignment_errors
 from engine.patient.report import write_patient_report
 from engine.patient.sacrum import local_endplate
-from engine.patient.scan import ScanOptions, cropped, from_labels, source_of, stem, with_structures
+from engine.patient.scan import ScanOptions, check_overlap, cropped, from_labels, source_of, stem, with_structures
 from engine.patient.stages import Stages
 from engine.patient.structures import check_subregions, measures
 from engine.patient.surfaces import from_surfaces
@@ -305,6 +305,8 @@ def _read(
         log(finding.line())
     if stopping := stops(labels.findings):
         raise ValueError(f"{mask_path}: {stopping} (picture: {out / 'gate.png'})")
+    if scan is not None:
+        check_overlap(scan, labels)
     calibration = calibrate(config.calibration, scan, labels) if asked and scan is not None else None
     return (None if scan is None else cropped(scan, labels)), labels, calibration
 

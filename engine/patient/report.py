@@ -11,7 +11,7 @@ from typing import Any
 from engine import artifacts
 from engine.page import Picture, bullets, document, number, pairs, pictures_grid, table, text
 from engine.patient.calibration import Calibration
-from engine.patient.ct_density import TrabecularHU, l1_band, trabecular
+from engine.patient.ct_density import UNEVEN_HU, TrabecularHU, l1_band, trabecular
 from engine.patient.images import Image
 from engine.patient.labels import Labels
 from engine.patient.pictures import alignment_picture, scene_picture, slices_picture
@@ -261,7 +261,11 @@ def _bone(patient: PatientModel, rows: list[TrabecularHU], reasons: list[str], c
                 (row.level, f"{row.mean_hu:.0f}", f"{row.sd_hu:.0f}", f"{row.se_hu:.1f}", density, text(escape("; ".join(row.notes))))
             )
         parts.append(table("Trabecular core of the body", ("level", "mean HU", "SD", "SE", "vBMD, mg/cm³", "note"), shown))
-        parts += [f"<p>{escape(l1_band(row.mean_hu))}</p>" for row in rows if row.level == "L1"]
+        for row in rows:
+            if row.level == "L1" and row.sd_hu > UNEVEN_HU:
+                parts.append("<p>No clinical band for L1: its region is no uniform trabecular bone.</p>")
+            elif row.level == "L1":
+                parts.append(f"<p>{escape(l1_band(row.mean_hu))}</p>")
     parts.append(bullets(reasons) if reasons else "")
     if calibration is not None:
         facts = {

@@ -160,6 +160,23 @@ def _density(scan: Image, calibration: Calibration, shell: str, profile: BonePro
     return density
 
 
+def check_overlap(image: Image, labels: Labels) -> None:
+    """Raises ValueError where a vertebra's label lies outside the scan: then they are not of one patient, or not in one frame."""
+    inverse = np.linalg.inv(image.lps_from_index)
+    for level, piece in labels.pieces.items():
+        index = rigid(inverse, rigid(piece.lps_from_index, np.argwhere(piece.mask)))
+        inside = ((index > -1.0) & (index < np.array(image.values.shape))).all(axis=1).mean()
+        if inside < 0.95:
+            corner = np.array([np.zeros(3), np.array(image.values.shape) - 1.0])
+            low, high = np.sort(rigid(image.lps_from_index, corner), axis=0).round()
+            middle = rigid(piece.lps_from_index, np.argwhere(piece.mask)).mean(axis=0)
+            raise ValueError(
+                f"{100 * inside:.0f} % of the voxels labelled {level} lie in the scan (LPS {low.tolist()} to {high.tolist()} mm; "
+                f"the label's centre is at {middle.round().tolist()}): give the scan that the labels were drawn on, or leave the level out "
+                "by source.levels=segment"
+            )
+
+
 def cropped(image: Image, labels: Labels, margin_mm: float = 45.0) -> Image:
     """The part of a scan around the pieces that are read (what is far from the spine is not held in memory)."""
     corners = []

@@ -1,0 +1,655 @@
+"""The studies of scripts/scan_study.py. Every number comes from a run of scripts/prepare_patient.py, as a user would start it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pydicom
+from pydantic import BaseModel, ConfigDict, Field
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from engine import artifacts
+from engine.patient.distance import polydata
+from engine.patient.images import Image, read_image, read_labels
+from engine.patient.lumbar import LumbarSpec, fractured, lumbar_phantom, lumbar_truth, scoliotic
+from engine.patient.meshes import read_surface
+from engine.patient.synthetic import ScanSpec, synthetic_ct, write_dicom_series, write_nifti
+from engine.types import Surface
+
+_ROOT = Path(__file__).resolve().parents[1]
+#: Change that the figures of a patient may show under resampling and turning: the aim.
+LIMIT = {"deg": 1.0, "mm": 0.5}
+#: Turn of a patient in the scanner: 20° about an oblique axis.
+_TURN = (12.0, 11.0, 13.0)
+#: Measured against gravity, or derived from that: they turn with the patient.
+_GRAVITY = ("sacral_slope_deg", "pelvic_tilt_deg")
+
+
+class StudyConfig(BaseModel):
+    """Settings of a study; conf/scan_study.yaml says what they mean."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: str | None = None
+    cases: tuple[str, ...] | None = None
+    workers: int = Field(default=2, ge=1, le=64)
+    draws: int = Field(default=0, ge=0, le=500)
+    out: str = "runs/scan_study"
+
+    def folder(self) -> Path:
+        """The public test data. Raises ValueError where it is not."""
+        path = Path(self.data or os.environ.get("SPINEFIT_DATA") or _ROOT.parent / "shared" / "data")
+        if not path.is_dir():
+            raise ValueError(f"data={path}: no such folder; give the folder of the public test data, or set SPINEFIT_DATA")
+        return path
+
+
+@dataclass(frozen=True)
+class Case:
+    """One patient to prepare. make(folder): writes its input there, if it has to be made, and gives the overrides."""
+
+    name: str
+    make: Callable[[Path], list[str]]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What came of a case: its folder, exit code, wall time, largest resident memory, and the last line said."""
+
+    case: Case
+    out: Path
+    code: int
+    seconds: float
+    peak_mb: float
+    said: str
+
+    def json(self, name: str) -> Any:
+        """A table that the run wrote."""
+        return json.loads((self.out / name).read_text())
+
+    def measures(self, unit: Sequence[str] = ("deg", "mm")) -> dict[str, float]:
+        """The alignment by "place.name": what could be measured, in these units."""
+        rows = self.json("alignment.json")["measures"]
+        return {f"{r['place']}.{r['name']}": r["value"] for r in rows if r["unit"] in unit and r["status"] == "measured"}
+
+
+def run(what: str, config: StudyConfig) -> str:
+    """The study's tables as Markdown, also written to <out>/<what>.md. Raises ValueError for a case that does not exist."""
+    made, table = STUDIES[what]
+    cases = made(config)
+    if config.cases is not None:
+        if unknown := set(config.cases) - {case.name for case in cases}:
+            raise ValueError(f"cases={sorted(unknown)}: unknown; there are {', '.join(case.name for case in cases)}")
+        cases = [case for case in cases if case.name in config.cases]
+    place = Path(config.out) / what
+    with ThreadPoolExecutor(config.workers if what != "size" else 1) as pool:
+        ran = list(pool.map(lambda case: _run(case, place / _slug(case.name), config.draws), cases))
+    text, record = table(ran)
+    artifacts.write_json(place.with_suffix(".json"), record)
+    artifacts.write_text(place.with_suffix(".md"), text)
+    return text
+
+
+def _slug(name: str) -> str:
+    """A folder's name that Hydra takes without quotes."""
+    return "_".join("".join(c if c.isascii() and c.isalnum() else " " for c in name).split())
+
+
+def _run(case: Case, place: Path, draws: int) -> Ran:
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    told = [*case.make(place), f"alignment.draws={draws}", f"out={place / 'out'}"]
+    started = time.perf_counter()
+    with (place / "log.txt").open("w") as log:
+        command = [sys.executable, str(_ROOT / "scripts" / "prepare_patient.py"), *told]
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=place)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - started
+    lines = [line for line in (place / "log.txt").read_text().splitlines() if line.strip()]
+    print(f"{case.name}: exit {process.returncode}, {seconds:.0f} s", file=sys.stderr, flush=True)
+    return Ran(case, place / "out", process.returncode, seconds, usage.ru_maxrss / 1024.0, _said(lines))
+
+
+def _said(lines: Sequence[str]) -> str:
+    """The error, or all that Hydra says of an override, or the last line."""
+    error = [line for line in lines if line.startswith("error: ")]
+    return error[-1] if error else " ".join(lines[:-1] if lines and lines[-1].startswith("Set the env") else lines[-1:])
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)]) + "\n"
+
+
+def _failed(ran: Sequence[Ran]) -> str:
+    lines = [f"{r.case.name} ended with exit code {r.code}: {r.said}\n" for r in ran if r.code]
+    return "\n".join(["", *lines]) if lines else ""
+
+
+# -- truth -----------------------------------------------------------------------------------------------------------
+_FLAT = {
+    "lordosis_deg": (1.0, 1.0, 2.0, 2.0, 5.0), "body_wedge_deg": (-3.0, -2.0, -1.0, 0.0, 5.0), "sacral_slope_deg": 22.0, "pi_deg": 48.0,
+    "height_middle_mm": (7.0, 7.0, 6.0, 6.0, 5.0),
+}  # fmt: skip
+_HYPER = {"lordosis_deg": (5.0, 9.0, 11.0, 14.0, 20.0), "sacral_slope_deg": 58.0, "pi_deg": 72.0}
+_SLIPPED = {"listhesis_mm": (0.0, 0.0, -3.0, 6.0, 0.0), "lateral_mm": (0.0, 2.0, 0.0, 0.0, 0.0)}
+_TURNED = {"rotation_deg": (20.0, -12.0, 15.0), "translation_mm": (30.0, -40.0, 500.0)}
+_MIXED = {"coronal_deg": (3.0, 6.0, -2.0, -5.0, 0.0), "axial_deg": (2.0, 4.0, 3.0, -2.0, 0.0), "listhesis_mm": (0.0, 0.0, 2.0, 4.0, 1.0)}
+
+
+def _spines() -> dict[str, LumbarSpec]:
+    normal = LumbarSpec(spacing_mm=1.0)
+    return {
+        "normal": normal,
+        "hyperlordotic": normal.model_copy(update=_HYPER),
+        "flat back": normal.model_copy(update=_FLAT),
+        "scoliosis 25°": scoliotic(normal, 25.0),
+        "listhesis 6 mm": normal.model_copy(update=_SLIPPED),
+        "wedge fracture L1": fractured(normal, "L1", 0.3),
+        "small": normal.model_copy(
+            update={"width_mm": (36.0, 37.0, 39.0, 41.0, 43.0), "depth_mm": (27.0, 28.0, 28.0, 29.0, 29.0), "sacrum_width_mm": 43.0}
+        ),
+        "scoliosis, slip, axial": normal.model_copy(update=_MIXED),
+    }
+
+
+def _phantom(spine: LumbarSpec, scan: ScanSpec, place: Path) -> list[str]:
+    patient = lumbar_phantom(spine)
+    _, labels, _ = synthetic_ct(patient, scan)
+    write_nifti(labels, place / "labels.nii.gz")
+    heads = ",".join(f"[{','.join(f'{c:.3f}' for c in head)}]" for head in patient.source["femoral_heads_mm"])
+    return ["source=mask", f"source.path={place / 'labels.nii.gz'}", "plan=keep", f"alignment.femoral_heads_mm=[{heads}]"]
+
+
+def _truth_cases(config: StudyConfig) -> list[Case]:
+    def case(name: str, spine: LumbarSpec, voxel: tuple[float, float, float] = (1.0, 1.0, 1.0), **scan: Any) -> Case:
+        settings = ScanSpec(voxel_mm=voxel, extent="spine", **scan)
+        return Case(name, lambda place: _phantom(spine, settings, place), {"spine": spine, "voxel": voxel})
+
+    spines = _spines()
+    hard = spines["scoliosis, slip, axial"]
+    found = [case(name, spine) for name, spine in spines.items()]
+    found += [case(f"{name}, patient turned", spines[name].model_copy(update=_TURNED)) for name in ("normal", "scoliosis, slip, axial")]
+    found += [case("scoliosis, slip, axial, grid turned 20°", hard, rotation_deg=_TURN, orientation="PIR")]
+    for voxel in ((0.7, 0.7, 1.0), (0.5, 0.5, 2.0), (1.5, 1.5, 1.5), (2.0, 2.0, 2.0), (1.0, 1.0, 3.0), (3.0, 3.0, 3.0)):
+        found.append(case(f"scoliosis, slip, axial, {voxel[0]:g} × {voxel[2]:g} mm", hard, voxel))
+    return found
+
+
+_GROUPS = {
+    "disc angle °": ("lordosis_deg", "segmental_lordosis_deg"),
+    "coronal wedge °": ("coronal_deg",),
+    "axial °": ("axial_deg",),
+    "disc height mm": ("height_anterior_mm", "height_middle_mm", "height_posterior_mm"),
+    "listhesis, lateral mm": ("listhesis_mm", "lateral_mm"),
+    "body wedge °": ("wedge_deg",),
+    "LL, L4-S1 °": ("lumbar_lordosis_deg", "l4_s1_lordosis_deg"),
+    "Cobb °": ("cobb_deg",),
+    "SS °": ("sacral_slope_deg",),
+    "PI, PT, PI−LL °": ("pelvic_incidence_deg", "pelvic_tilt_deg", "pi_minus_ll_deg"),
+}
+
+
+def _truth_table(ran: Sequence[Ran]) -> tuple[str, Any]:
+    rows = []
+    record: dict[str, Any] = {}
+    every: dict[str, list[float]] = {}
+    for r in ran:
+        if r.code:
+            continue
+        measured, exact = r.measures(("deg", "mm", "%")), lumbar_truth(r.case.facts["spine"])
+        errors = {key: measured[key] - value for key, value in exact.items() if key in measured}
+        record[r.case.name] = {"errors": errors, "not measured": sorted(set(exact) - set(measured))}
+        cells = []
+        for title, names in _GROUPS.items():
+            group = [abs(v) for key, v in errors.items() if key.split(".")[1] in names]
+            if r.case.facts["voxel"] == (1.0, 1.0, 1.0):
+                every.setdefault(title, []).extend(group)
+            cells.append(f"{max(group):.2f}" if group else "—")
+        rows.append((r.case.name, *cells, len(record[r.case.name]["not measured"])))
+    rows.append(("**rms of all at 1 mm**", *(f"{np.sqrt(np.mean(np.square(every.get(t) or [np.nan]))):.2f}" for t in _GROUPS), ""))
+    text = "Largest error against the exact alignment of the phantom, labels of 1 mm where not said:\n\n"
+    return text + _table(("spine", *_GROUPS, "not measured"), rows) + _failed(ran), record
+
+
+# -- density ---------------------------------------------------------------------------------------------------------
+def _scanned(spine: LumbarSpec, scan: ScanSpec, place: Path) -> list[str]:
+    from scripts.phantom_scan import overrides
+
+    image, labels, truth = synthetic_ct(lumbar_phantom(spine), scan)
+    write_dicom_series(image, place / "dicom")
+    write_nifti(labels, place / "labels.nii.gz")
+    artifacts.write_json(place / "truth.json", truth)
+    return [*overrides(place, truth), "plan=keep"]
+
+
+def _density_cases(config: StudyConfig) -> list[Case]:
+    found = []
+    for density in (0.07, 0.11, 0.20):
+        for voxel in ((0.7, 0.7, 1.0), (0.9, 0.9, 3.0)):
+            spine = LumbarSpec(spacing_mm=1.0, trabecular_g_cm3=density, texture=0.0)
+            scan = ScanSpec(voxel_mm=voxel, noise_hu=15.0, slope_g_cm3_per_hu=0.00083, intercept_g_cm3=-0.006)
+            name = f"{1000 * density:.0f} mg/cm³, {voxel[0]:g} × {voxel[2]:g} mm"
+            found.append(Case(name, lambda place, a=spine, b=scan: _scanned(a, b, place)))  # type: ignore[misc]
+    return found
+
+
+def _density_table(ran: Sequence[Ran]) -> tuple[str, Any]:
+    rows, record = [], {}
+    for r in ran:
+        if r.code:
+            continue
+        truth = json.loads((r.out.parent / "truth.json").read_text())
+        line = truth["spec"]["slope_g_cm3_per_hu"], truth["spec"]["intercept_g_cm3"]
+        given = r.json("patient/bundle.json")["source"]["calibration"]
+        bone = {row["level"]: row for row in r.json("bone.json")}
+        hu = {k: bone[k]["mean_hu"] - v["core_hu"] for k, v in truth["vertebrae"].items() if k in bone}
+        vbmd = {k: 1000 * (bone[k]["vbmd_g_cm3"] - line[1] - line[0] * v["core_hu"]) for k, v in truth["vertebrae"].items() if k in bone}
+        slope, intercept = given["slope_g_cm3_per_hu"], given["intercept_g_cm3"]
+        record[r.case.name] = {"hu": hu, "vbmd_mg_cm3": vbmd, "slope": slope, "intercept": intercept}
+        cells = [f"{100 * (slope / line[0] - 1):+.2f} %", f"{1000 * (intercept - line[1]):+.2f}", f"{given['r2']:.5f}"]
+        rows.append((r.case.name, *cells, f"{max(map(abs, hu.values())):.1f}", f"{max(map(abs, vbmd.values())):.1f}"))
+    head = ("phantom", "slope", "intercept, mg/cm³", "R²", "largest error of L1-L5: HU", "vBMD, mg/cm³")
+    text = "Density of DICOM scans with calibration rods, noise 15 HU, against what was scanned:\n\n"
+    return text + _table(head, rows) + _failed(ran), record
+
+
+# -- references ------------------------------------------------------------------------------------------------------
+_LINE = ("calibration=linear", "calibration.slope_g_cm3_per_hu=0.0008", "calibration.intercept_g_cm3=0")
+
+
+def _reference_cases(config: StudyConfig) -> list[Case]:
+    place = config.folder() / "ct_totalsegmentator"
+    told = ["source=ct", f"source.path={place / 'example_ct.nii.gz'}", f"source.mask={place / 'totalseg.nii.gz'}", *_LINE]
+    return [Case("ct_totalsegmentator", lambda _: told, {"place": place})]
+
+
+def _reference_table(ran: Sequence[Ran]) -> tuple[str, Any]:
+    (r,) = ran
+    if r.code:
+        return _failed(ran), {}
+    place = r.case.facts["place"]
+    report = json.loads((place / "spine_report.json").read_text())["results"]
+    bodies, scan = read_labels(place / "totalseg_vertebrae_pp_refined.nii.gz"), read_image(place / "example_ct.nii.gz")
+    measured, bone = r.measures(), {row["level"]: row for row in r.json("bone.json")}
+    rows, record = [], {}
+    for number, level in enumerate(("L1", "L2", "L3", "L4", "L5"), 20):
+        inside = bodies.values == number
+        told = {key: report[f"vertebrae_{level}_{key}"] for key in ("volume_ml", "intensity", "intensity_median")}
+        volume, hu = inside.sum() * np.prod(bodies.voxel_mm) / 1000.0, scan.values[inside]
+        cells = [level, f"{volume:.2f} / {told['volume_ml']:.2f}", f"{hu.mean():.0f} / {told['intensity']:.0f}"]
+        cells += [f"{bone[level]['mean_hu']:.0f} ± {bone[level]['sd_hu']:.0f} / {told['intensity_median']:.0f}"]
+        record[level] = {"volume_ml": volume, "hu": float(hu.mean()), "trabecular": bone[level], "reference": told}
+        for side in ("anterior", "middle", "posterior"):
+            ours, theirs = measured[f"{level}.height_{side}_mm"], report[f"vertebrae_{level}_height_{side}_mm"]
+            record[level][f"height_{side}_mm"] = ours, theirs
+            cells.append(f"{ours:.1f} / {theirs:.1f}")
+        rows.append(cells)
+    head = ("", "body mask ml", "its mean HU", "trabecular HU (reference: median of the body)", "anterior mm", "middle mm", "posterior mm")
+    return "Ours / the reference's:\n\n" + _table(head, rows), record
+
+
+# -- stability -------------------------------------------------------------------------------------------------------
+def _turn(angles_deg: Sequence[float]) -> np.ndarray:
+    return Rotation.from_euler("xyz", angles_deg, degrees=True).as_matrix()
+
+
+def resampled(labels: Image, voxel_mm: float | Sequence[float], turn_deg: Sequence[float] = (0.0, 0.0, 0.0), shift: float = 0.0) -> Image:
+    """The labels on another grid, as if the patient had lain turned in the scanner: LPS-aligned voxels, `shift` voxels off.
+
+    Each label's share of the new voxel by trilinear interpolation, after a Gaussian where the new voxel is larger; the largest share
+    wins, if it is a half or more.
+    """
+    values, matrix = np.asarray(labels.values), labels.lps_from_index
+    turn = _turn(turn_deg)
+    old, new = labels.voxel_mm, np.broadcast_to(np.asarray(voxel_mm, float), 3)
+    found = np.argwhere(values > 0)
+    corners = np.array(np.meshgrid(*np.stack([found.min(axis=0) - 3, found.max(axis=0) + 3]).T, indexing="ij")).reshape(3, -1).T
+    forward = np.eye(4)
+    forward[:3, :3], forward[:3, 3] = turn @ matrix[:3, :3], turn @ matrix[:3, 3]
+    lps = corners @ forward[:3, :3].T + forward[:3, 3]
+    low = lps.min(axis=0) + shift * new
+    shape = np.ceil((lps.max(axis=0) - low) / new).astype(int) + 1
+    back = np.linalg.inv(forward[:3, :3])  # new index → old index: back·(low + new·i − origin)
+    step, start = back * new[None, :], back @ (low - forward[:3, 3])
+    best, out = np.full(shape, 0.5, np.float32), np.zeros(shape, np.int16)
+    blur = np.sqrt(np.maximum((np.min(new) / old) ** 2 - 1.0, 0.0) / 12.0)
+    for number in np.unique(values[values > 0]):
+        box = tuple(slice(max(s.start - 6, 0), s.stop + 6) for s in ndimage.find_objects(values == number)[0])
+        share = ndimage.gaussian_filter((values[box] == number).astype(np.float32), blur)
+        offset = start - [s.start for s in box]
+        taken = ndimage.affine_transform(share, step, offset, output_shape=tuple(shape), order=1, output=np.float32)
+        more = taken > best
+        out[more], best[more] = number, taken[more]
+    affine = np.diag([*new, 1.0])
+    affine[:3, 3] = low
+    return Image(out, affine, "SEG", (), {})
+
+
+def _stability_cases(config: StudyConfig) -> list[Case]:
+    data = config.folder()
+
+    def of_mask(name: str, path: Path, told: Sequence[str], voxel: float) -> list[Case]:
+        def make(place: Path, size: float, turn: Sequence[float], shift: float) -> list[str]:
+            write_nifti(resampled(read_labels(path), size, turn, shift), place / "labels.nii.gz")
+            return ["source=mask", f"source.path={place / 'labels.nii.gz'}", "plan=keep", *told]
+
+        as_is = ["source=mask", f"source.path={path}", "plan=keep", *told]
+        kinds = {
+            f"resampled to {voxel:g} mm": (voxel, (0.0, 0.0, 0.0), 0.5),
+            f"turned by 20°, {voxel:g} mm": (voxel, _TURN, 0.0),
+            f"{1.5 * voxel:g} mm": (1.5 * voxel, (0.0, 0.0, 0.0), 0.0),
+        }
+        found = [Case(f"{name}, as it is", lambda _: as_is, {"patient": name})]
+        for kind, (size, turn, shift) in kinds.items():
+            made = lambda place, a=size, b=turn, c=shift: make(place, a, b, c)  # type: ignore[misc]  # noqa: E731
+            found.append(Case(f"{name}, {kind}", made, {"patient": name}))
+        return found
+
+    def surfaces(place: Path, turn: Sequence[float]) -> list[str]:
+        (place / "meshes").mkdir()
+        for file in sorted((data / "lumbar_meshes").glob("*.stl")):
+            surface, _ = read_surface(file, "mm")
+            # its axes: x anterior, y left, z up; turned about its own origin
+            polydata(Surface(surface.points_mm @ _turn(turn).T, surface.faces)).save(place / "meshes" / file.name)
+        return ["source=surfaces", f"source.path={place / 'meshes'}", "source.axes=ALS", "plan=keep"]
+
+    vhm = "lumbar_meshes"
+    found = of_mask("verse004_mask", data / "verse004_mask" / "sub-verse004_seg-vert_msk.nii.gz", ["source.labels=verse"], 1.2)
+    found += of_mask("ct_totalsegmentator", data / "ct_totalsegmentator" / "totalseg.nii.gz", ["source.labels=totalsegmentator"], 3.0)
+    return [
+        *found,
+        Case(f"{vhm}, as it is", lambda place: surfaces(place, (0.0, 0.0, 0.0)), {"patient": vhm}),
+        Case(f"{vhm}, turned by 20°", lambda place: surfaces(place, _TURN), {"patient": vhm}),
+        Case(f"{vhm}, edges 1.5 times", lambda p: [*surfaces(p, (0.0,) * 3), "source.edge_mm=2.25"], {"patient": vhm}),
+        Case(f"{vhm}, distances on 1.1 mm", lambda p: [*surfaces(p, (0.0,) * 3), "source.spacing_mm=1.125"], {"patient": vhm}),
+    ]
+
+
+def _stability_table(ran: Sequence[Ran]) -> tuple[str, Any]:
+    rows, record, base = [], {}, {}
+    for r in ran:
+        if r.code:
+            continue
+        found, patient = r.measures(), r.case.facts["patient"]
+        if patient not in base:
+            base[patient] = found
+            continue
+        shared = [k for k in found if k in base[patient] and k.split(".")[1] not in _GRAVITY]
+        change = {key: found[key] - base[patient][key] for key in shared}
+        record[r.case.name] = change
+        cells = []
+        for unit, limit in LIMIT.items():
+            group = {k: abs(v) for k, v in change.items() if k.endswith(f"_{unit}")}
+            worst = max(group, key=lambda k: group[k])
+            over = [k for k in group if group[k] > limit]
+            rms = np.sqrt(np.mean(np.square(list(group.values()))))
+            cells += [f"{rms:.2f}", f"{group[worst]:.2f} ({worst})", f"{len(over)} of {len(group)}"]
+        rows.append((r.case.name, *cells, len(base[patient]) - len(change)))
+    head = ("patient", "angles: rms °", "largest °", "over 1°", "lengths: rms mm", "largest mm", "over 0.5 mm", "left out")
+    text = "Change of every measure against the patient as it is (left out: against gravity, or not measured in one of the two):\n\n"
+    return text + _table(head, rows) + _failed(ran), record
+
+
+# -- data ------------------------------------------------------------------------------------------------------------
+def _data_cases(config: StudyConfig) -> list[Case]:
+    data = config.folder()
+    mri = data / "mri_lumbar_t2" / "sct_t2_lumbar.nii.gz"
+    ts, sub, l2 = data / "ct_totalsegmentator", data / "ct_mri_subregions", data / "l2_density_fe"
+    told = {
+        "lumbar_meshes": ["source=surfaces", f"source.path={data / 'lumbar_meshes'}"],
+        "verse004_mask": ["source=mask", f"source.path={data / 'verse004_mask' / 'sub-verse004_seg-vert_msk.nii.gz'}"],
+        "ct_totalsegmentator": ["source=ct", f"source.path={ts / 'example_ct.nii.gz'}", f"source.mask={ts / 'totalseg.nii.gz'}", *_LINE],
+        "ct_totalsegmentator, force split": [
+            "source=ct", f"source.path={ts / 'example_ct.nii.gz'}", f"source.mask={ts / 'example_seg_fast_force_split.nii.gz'}", *_LINE,
+        ],
+        "ct_totalsegmentator, bodies": ["source=mask", f"source.path={ts / 'totalseg_vertebrae_pp_refined.nii.gz'}"],
+        "ct_totalsegmentator, bodies, accepted": [
+            "source=mask", f"source.path={ts / 'totalseg_vertebrae_pp_refined.nii.gz'}", "source.label_map={L4: 23, L5: 24}",
+            "source.levels=segment",
+        ],
+        "ct_totalsegmentator, DICOM T11-T12": [
+            "source=ct", f"source.path={ts / 'dicom'}", f"source.mask={ts / 'example_seg_dicom.nii.gz'}", "segment=T11-T12",
+            "source.levels=all",
+        ],
+        "ct_mri_subregions, CT L2-L3": [
+            "source=ct", f"source.path={sub / 'sub-ct_label-22_ct.nii.gz'}", f"source.mask={sub / 'sub-ct_seg-vert_label-22_msk.nii.gz'}",
+            f"source.subregions={sub / 'sub-ct_seg-subreg_label-22_msk.nii.gz'}", "segment=L2-L3",
+        ],
+        "ct_mri_subregions, MRI C5-C6": [
+            "source=mri", f"source.path={sub / 'sub-mri_label-6_T2w.nii.gz'}", f"source.mask={sub / 'sub-mri_seg-vert_label-6_msk.nii.gz'}",
+            "segment=C5-C6", "source.levels=all",
+        ],
+        "mri_lumbar_t2, no labels": ["source=mri", f"source.path={mri}", "source.mask=labels.nii.gz"],
+        "mri_lumbar_t2, density asked": ["source=mri", f"source.path={mri}", f"source.mask={mri}", *_LINE],
+        "l2_density_fe": ["source=mask", f"source.path={l2 / 'sub-verse004_0000_vertebra_21_seg.nii.gz'}", "segment=L2-L3"],
+    }  # fmt: skip
+    return [Case(name, lambda _, told=lines: [*told, "plan=keep"]) for name, lines in told.items()]  # type: ignore[misc]
+
+
+def _data_table(ran: Sequence[Ran]) -> tuple[str, Any]:
+    rows, record = [], {}
+    for r in ran:
+        found = r.json("findings.json") if (r.out / "findings.json").is_file() else []
+        codes = sorted({f"{f['code']} {f.get('level') or ''}".strip() + ("" if f["severity"] == "note" else " (!)") for f in found})
+        outcome = r.said.replace("|", "\\|") if r.code else "prepared"
+        regional = {k.split(".")[1]: v for k, v in r.measures().items() if k.startswith("regional.")} if not r.code else {}
+        values = ", ".join(f"{k.removesuffix('_deg')} {regional[k]:.1f}" for k in ("lumbar_lordosis_deg", "cobb_deg") if k in regional)
+        record[r.case.name] = {"code": r.code, "seconds": r.seconds, "peak_mb": r.peak_mb, "findings": found, "said": r.said}
+        rows.append((r.case.name, r.code, f"{r.seconds:.0f}", f"{r.peak_mb:.0f}", outcome, "; ".join(codes) or "—", values or "—"))
+    return _table(("data", "exit", "s", "peak MB", "outcome", "findings, (!) above a note", "°"), rows), record
+
+
+# -- malformed -------------------------------------------------------------------------------------------------------
+def _malformed_cases(config: StudyConfig) -> list[Case]:
+    base = Path(config.out) / "malformed" / ".good"
+
+    def good() -> tuple[Path, Path]:
+        """A coarse scan of the phantom as DICOM and its labels; made once."""
+        dicom, labels = base.resolve() / "dicom", base.resolve() / "labels.nii.gz"
+        if not labels.is_file():
+            image, mask, _ = synthetic_ct(lumbar_phantom(LumbarSpec(spacing_mm=2.0)), ScanSpec(voxel_mm=(2.0, 2.0, 3.0), extent="spine"))
+            write_dicom_series(image, dicom)
+            write_nifti(image, base.resolve() / "ct.nii.gz")
+            write_nifti(mask, labels)
+        return dicom, labels
+
+    def copied(place: Path) -> tuple[Path, list[Path], list[str]]:
+        dicom, labels = good()
+        shutil.copytree(dicom, place / "dicom")
+        files = sorted((place / "dicom").iterdir())
+        return place / "dicom", files, ["source=ct", f"source.path={place / 'dicom'}", f"source.mask={labels}"]
+
+    def truncated(place: Path) -> list[str]:
+        _, files, told = copied(place)
+        whole = files[20].read_bytes()
+        files[20].write_bytes(whole[: len(whole) // 2])
+        return told
+
+    def missing_slice(place: Path) -> list[str]:
+        _, files, told = copied(place)
+        files[20].unlink()
+        return told
+
+    def mixed(place: Path) -> list[str]:
+        _, files, told = copied(place)
+        for file in files[::2]:
+            slice_ = pydicom.dcmread(file)
+            slice_.SeriesInstanceUID = slice_.SeriesInstanceUID + ".1"
+            slice_.save_as(file)
+        return told
+
+    def mixed_sizes(place: Path) -> list[str]:
+        _, files, told = copied(place)
+        for file in files[:3]:
+            slice_ = pydicom.dcmread(file)
+            slice_.PixelSpacing = [1.0, 1.0]
+            slice_.save_as(file)
+        return told
+
+    def changed(change: Callable[[np.ndarray], np.ndarray], *more: str) -> Callable[[Path], list[str]]:
+        def make(place: Path) -> list[str]:
+            _, labels = good()
+            image = nib.load(labels)
+            assert isinstance(image, nib.Nifti1Image)
+            values = change(np.asarray(image.dataobj).copy())
+            nib.save(nib.Nifti1Image(values, image.affine), place / "labels.nii.gz")
+            return ["source=mask", f"source.path={place / 'labels.nii.gz'}", *more]
+
+        return make
+
+    def emptied(values: np.ndarray) -> np.ndarray:
+        values[values == 23] = 0
+        return values
+
+    def swapped(values: np.ndarray) -> np.ndarray:
+        out = values.copy()
+        out[values == 22], out[values == 23] = 23, 22
+        return out
+
+    def leaking(values: np.ndarray) -> np.ndarray:
+        """A third of L5 counted to L4."""
+        inside = np.argwhere(values == 24)
+        taken = inside[inside[:, 2] > np.quantile(inside[:, 2], 0.67)]
+        values[tuple(taken.T)] = 23
+        return values
+
+    def unknown(values: np.ndarray) -> np.ndarray:
+        values[values > 0] += 100
+        return values
+
+    def huge(place: Path) -> list[str]:
+        header = nib.Nifti1Header()
+        header.set_data_shape((4000, 4000, 4000))
+        header.set_data_dtype(np.int16)
+        with (place / "huge.nii").open("wb") as file:
+            file.write(header.binaryblock)
+            file.truncate(352 + 2 * 4000**3)  # sparse: takes no room
+        return ["source=mask", f"source.path={place / 'huge.nii'}"]
+
+    def written(name: str, content: bytes) -> Callable[[Path], list[str]]:
+        def make(place: Path) -> list[str]:
+            (place / name).write_bytes(content)
+            return ["source=mask", f"source.path={place / name}"]
+
+        return make
+
+    def elsewhere(place: Path) -> list[str]:
+        _, labels = good()
+        image = nib.load(labels)
+        assert isinstance(image, nib.Nifti1Image)
+        affine = image.affine.copy()
+        affine[:3, 3] += 2000.0
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), place / "labels.nii.gz")
+        return ["source=ct", f"source.path={base.resolve() / 'ct.nii.gz'}", f"source.mask={place / 'labels.nii.gz'}"]
+
+    def as_mri(place: Path) -> list[str]:
+        dicom, labels = good()
+        return ["source=mri", f"source.path={dicom}", f"source.mask={labels}"]
+
+    def mri_density(place: Path) -> list[str]:
+        _, labels = good()
+        return ["source=mri", f"source.path={base.resolve() / 'ct.nii.gz'}", f"source.mask={labels}", *_LINE]
+
+    def scan_as_labels(place: Path) -> list[str]:
+        good()
+        return ["source=mask", f"source.path={base.resolve() / 'ct.nii.gz'}"]
+
+    def told(*more: str) -> Callable[[Path], list[str]]:
+        return lambda place: ["source=mask", f"source.path={good()[1]}", *more]
+
+    good()
+    made = {
+        "DICOM cut off in the middle": truncated,
+        "DICOM with a slice missing": missing_slice,
+        "DICOM, two series interleaved": mixed,
+        "DICOM, slices of other pixel spacing": mixed_sizes,
+        "empty folder": lambda place: ["source=ct", f"source.path={place}", f"source.mask={good()[1]}"],
+        "CT given as MRI": as_mri,
+        "MRI asked for density": mri_density,
+        "labels elsewhere than the scan": elsewhere,
+        "label of L4 empty": changed(emptied),
+        "L3 and L4 swapped": changed(swapped),
+        "L5 leaks into L4": changed(leaking),
+        "numbers of no scheme": changed(unknown),
+        "wrong scheme named": told("source.labels=totalsegmentator"),
+        "scheme that does not exist": told("source.labels=tseg"),
+        "all background": changed(lambda values: values * 0),
+        "a scan as labels": scan_as_labels,
+        "64 gigavoxels": huge,
+        "a picture": written("spine.png", b"\x89PNG\r\n\x1a\n" + bytes(200)),
+        "text called .nii.gz": written("labels.nii.gz", b"no image at all\n"),
+        "no such file": lambda place: ["source=mask", "source.path=nowhere/labels.nii.gz"],
+        "level that is not there": told("segment=T9-T10"),
+        "no neighbours": told("segment=L3-L5"),
+        "unknown finding accepted": told("source.accept=[leaks]"),
+        "unknown key": told("source.edge=2"),
+        "value out of range": told("source.edge_mm=9"),
+    }
+    return [Case(name, make) for name, make in made.items()]
+
+
+def _malformed_table(ran: Sequence[Ran]) -> tuple[str, Any]:
+    rows = []
+    for r in ran:
+        said = r.said.replace("|", "\\|").replace(str(_ROOT), "…").replace(str(r.out.parent.resolve()), "…")
+        rows.append((r.case.name, r.code, f"{r.seconds:.0f}", said))
+    record = {r.case.name: {"code": r.code, "seconds": r.seconds, "said": r.said} for r in ran}
+    return _table(("input", "exit", "s", "said"), rows), record
+
+
+# -- size ------------------------------------------------------------------------------------------------------------
+def _size_cases(config: StudyConfig) -> list[Case]:
+    def make(place: Path) -> list[str]:
+        """A torso scan of the lumbar phantom, cut or filled to 512 × 512 × 300."""
+        scan = ScanSpec(voxel_mm=(0.75, 0.75, 1.0), noise_hu=15.0)
+        image, labels, truth = synthetic_ct(lumbar_phantom(LumbarSpec(spacing_mm=1.0)), scan)
+        shape = (512, 512, 300)
+        for name, part, fill in (("scan", image, -1000.0), ("labels", labels, 0)):
+            values = np.full(shape, fill, part.values.dtype)
+            corner = [(a - b) // 2 for a, b in zip(part.values.shape, shape, strict=True)]
+            taken = tuple(slice(max(c, 0), max(c, 0) + min(a, b)) for c, a, b in zip(corner, part.values.shape, shape, strict=True))
+            put = tuple(slice(max(-c, 0), max(-c, 0) + (t.stop - t.start)) for c, t in zip(corner, taken, strict=True))
+            values[put] = part.values[taken]
+            matrix = part.lps_from_index.copy()
+            matrix[:3, 3] += matrix[:3, :3] @ np.asarray(corner, float)
+            moved = Image(values, matrix, part.modality, (), part.source)
+            _ = write_dicom_series(moved, place / "dicom") if name == "scan" else write_nifti(moved, place / "labels.nii.gz")
+        from scripts.phantom_scan import overrides
+
+        return overrides(place, truth)
+
+    return [Case("512 × 512 × 300", make)]
+
+
+def _size_table(ran: Sequence[Ran]) -> tuple[str, Any]:
+    rows = [(r.case.name, r.code, f"{r.seconds:.0f}", f"{r.peak_mb:.0f}", r.said) for r in ran]
+    return _table(("scan", "exit", "s", "peak MB", "last line"), rows), {r.case.name: [r.seconds, r.peak_mb] for r in ran}
+
+
+Made = Callable[[StudyConfig], list[Case]]
+Table = Callable[[Sequence[Ran]], tuple[str, Any]]
+STUDIES: dict[str, tuple[Made, Table]] = {
+    "truth": (_truth_cases, _truth_table),
+    "density": (_density_cases, _density_table),
+    "references": (_reference_cases, _reference_table),
+    "stability": (_stability_cases, _stability_table),
+    "data": (_data_cases, _data_table),
+    "malformed": (_malformed_cases, _malformed_table),
+    "size": (_size_cases, _size_table),
+}
