@@ -1,13 +1,13 @@
 # make setup | demo | test | lint | clean
-# Another interpreter: make setup PYTHON=python3.12
+# Another interpreter: make setup PYTHON=python3.12. Only some tests: make test TESTS=tests/patient/test_hips.py
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.spinefit-setup
 APT    := build-essential python3-dev python3-venv libgl1 libopengl0 libegl1
-TESTS  ?= tests
+TESTS  ?=
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint clean test-patient test-others test-some
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -24,8 +24,18 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The tests of engine/patient use one core and are half of the time: both halves at once.
 test: lint
+	@$(MAKE) --no-print-directory -j2 -k --output-sync=target $(if $(TESTS),test-some,test-patient test-others)
+
+test-some:
 	$(BIN)/python -m pytest $(TESTS)
+
+test-patient:
+	$(BIN)/python -m pytest -o cache_dir=.pytest_cache/patient tests/patient
+
+test-others:
+	$(BIN)/python -m pytest tests --ignore=tests/patient
 
 clean:
 	rm -rf $(VENV) build *.egg-info .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -222,6 +222,17 @@ def test_trabecular_hu_of_a_known_core(scanned: tuple[Vertebra, Image, Calibrati
         trabecular(shifted, vertebra)
 
 
+def test_a_sclerotic_half_is_no_uniform_bone(scanned: tuple[Vertebra, Image, Calibration, ScanSpec]) -> None:
+    vertebra, image, line, _ = scanned
+    assert not any("no uniform" in note for note in trabecular(image, vertebra, line).notes)
+    axes = np.meshgrid(*[np.arange(n) for n in image.values.shape], indexing="ij")
+    lps = rigid(image.lps_from_index, np.stack(axes, -1).reshape(-1, 3)).reshape(*image.values.shape, 3)
+    own = (lps - vertebra.landmarks["body_centre"]) @ vertebra.superior.normal
+    half = Image(image.values + 300.0 * (own > 0.0), image.lps_from_index, "CT", (), image.source)
+    found = trabecular(half, vertebra, line)
+    assert found.sd_hu > 120.0 and any("SD of 1" in note and "no measure of bone quality" in note for note in found.notes)
+
+
 def test_bands_of_l1() -> None:
     assert "likely" in l1_band(110.0) and "not excluded" in l1_band(111.0) and "unlikely" in l1_band(161.0)
     assert "excluded" in l1_band(201.0)

@@ -322,14 +322,18 @@ def test_names_and_modalities_are_checked(tool: StandIn, scan: Image, tmp_path: 
 
 def test_an_interrupt_ends_the_tool_and_leaves_no_mask(tool: StandIn, scan: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE", "sleep")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
 
     def log(line: str) -> None:
         if "Predicting" in line:
             signal.raise_signal(signal.SIGINT)
 
     started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        segmenters.segment(scan, "totalsegmentator", tmp_path / "out", log)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            segmenters.segment(scan, "totalsegmentator", tmp_path / "out", log)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - started < 20.0  # it would have slept for 60 s
     (call,) = tool.calls()
     with pytest.raises(ProcessLookupError):
