@@ -330,7 +330,7 @@ def resampled(labels: Image, voxel_mm: float | Sequence[float], turn_deg: Sequen
     best, out = np.full(shape, 0.5, np.float32), np.zeros(shape, np.int16)
     blur = np.sqrt(np.maximum((np.min(new) / old) ** 2 - 1.0, 0.0) / 12.0)
     for number in np.unique(values[values > 0]):
-        box = tuple(slice(max(s.start - 6, 0), s.stop + 6) for s in ndimage.find_objects(values == number)[0])
+        box = tuple(slice(max(s.start - 6, 0), s.stop + 6) for s in ndimage.find_objects((values == number).astype(np.int8))[0])
         share = ndimage.gaussian_filter((values[box] == number).astype(np.float32), blur)
         offset = start - [s.start for s in box]
         taken = ndimage.affine_transform(share, step, offset, output_shape=tuple(shape), order=1, output=np.float32)

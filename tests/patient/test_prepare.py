@@ -51,7 +51,7 @@ def prepared(scan: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPat
 
 
 def test_alignment_is_the_phantoms(prepared: Prepared) -> None:
-    # labels of 1.5 mm: a third of a voxel over an endplate of 35 mm is under a degree
+    # labels of 1.5 mm: half a voxel of terrace at one end of an endplate of 35 mm is 1.2°
     truth = lumbar_truth(SPINE)
     for key in (
         "lordosis_deg",
@@ -62,7 +62,7 @@ def test_alignment_is_the_phantoms(prepared: Prepared) -> None:
         "listhesis_mm",
         "lateral_mm",
     ):
-        limit = 0.8 if key.endswith("_deg") else 0.4
+        limit = 1.2 if key.endswith("_deg") else 0.75  # half a voxel
         assert prepared.alignment.value(key, "L4-L5") == pytest.approx(truth[f"L4-L5.{key}"], abs=limit), key
 
 
