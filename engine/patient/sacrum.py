@@ -19,7 +19,7 @@ import numpy as np
 from scipy.ndimage import binary_dilation, binary_opening, gaussian_filter, label
 from scipy.optimize import minimize
 
-from engine.patient.anatomy import _STEP_MM, _Box, _first_bone, _mirror_frame, _robust_plane
+from engine.patient.anatomy import _STEP_MM, _Box, _first_bone, _mirror_frame
 from engine.patient.frames import frame, inverse, rotation, unit
 from engine.types import Endplate, Surface, VoxelField, rigid
 
@@ -198,7 +198,22 @@ def _heights(sdf: VoxelField, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     inner = known & (np.hypot(flat[..., 0], flat[..., 1]) < _CORE_MM)
     if inner.sum() < 60:
         return None
-    return flat, height, known, _robust_plane(flat[inner], height[inner])
+    return flat, height, known, _flat_plane(flat[inner], height[inner])
+
+
+def _flat_plane(flat: np.ndarray, height: np.ndarray) -> np.ndarray:
+    """Plane (a, b, c) of height = a + b·x + c·y by Tukey's biweight of 1.5 mm: of the flat part alone, where alae rise on
+    both sides or the points reach over an edge."""
+    basis = np.column_stack([np.ones(len(flat)), flat])
+    weight = np.ones(len(flat))
+    plane = np.zeros(3)
+    for _ in range(12):
+        root = np.sqrt(weight)
+        plane = np.linalg.lstsq(basis * root[:, None], height * root, rcond=None)[0]
+        residual = height - basis @ plane
+        scale = max(1.5, 2.0 * float(np.median(np.abs(residual))))
+        weight = np.clip(1.0 - (residual / scale) ** 2, 0.0, None) ** 2 + 1e-9
+    return np.asarray(plane)
 
 
 def _footprint(height: np.ndarray, known: np.ndarray, flat: np.ndarray, plane: np.ndarray) -> np.ndarray:
@@ -222,6 +237,9 @@ def local_endplate(sdf: VoxelField, near: Endplate) -> Endplate:
 
 class _SacralBox(_Box):
     """anatomy's box about S1's endplate; in place of a waist it has the endplate's footprint."""
+
+    def _plane(self, flat: np.ndarray, height: np.ndarray) -> np.ndarray:
+        return _flat_plane(flat, height)
 
     def _section(self) -> tuple[np.ndarray, float]:
         seen = _heights(self.sdf, self.pose)
