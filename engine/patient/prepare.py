@@ -91,7 +91,7 @@ class MaskSource(_Settings):
 class CtSource(MaskSource):
     """A CT (`path`) and its label image (`mask`), or the segmenter that makes one (segmenters.py), on `device`.
 
-    shell: how the thin cortex is treated (ct_density.py).
+    shell: how the thin cortex is treated (ct_density.py). refine: edges are placed by HU (refine.py).
     """
 
     kind: Literal["ct"]  # type: ignore[assignment]
@@ -99,6 +99,7 @@ class CtSource(MaskSource):
     device: segmenters.Device = "auto"
     series: str | None = None
     shell: Literal["auto", "ct", "assumed"] = "auto"
+    refine: bool = True
 
 
 class MriSource(MaskSource):
@@ -330,7 +331,11 @@ def _model(
         labels,
         parse_segment(config.segment),
         where,
-        options=ScanOptions(source.edge_mm, source.spacing_mm, source.shell if isinstance(source, CtSource) else "auto"),
+        options=(
+            ScanOptions(source.edge_mm, source.spacing_mm, source.shell, source.refine)
+            if isinstance(source, CtSource)
+            else ScanOptions(source.edge_mm, source.spacing_mm)
+        ),
         scan=scan if isinstance(source, CtSource) else None,
         calibration=calibration,
         profile=config.patient,

@@ -25,6 +25,7 @@ from engine.patient.labels import Labels, mask_surface, understand
 from engine.patient.levels import parse_segment
 from engine.patient.meshes import repair
 from engine.patient.quality import Piece, stops
+from engine.patient.refine import refined
 from engine.patient.stages import Stages
 from engine.patient.structures import structures
 from engine.types import Finding, PatientModel, Surface, VoxelField, rigid
@@ -32,11 +33,15 @@ from engine.types import Finding, PatientModel, Surface, VoxelField, rigid
 
 @dataclass(frozen=True)
 class ScanOptions:
-    """How surfaces and density are made. edge_mm: remeshing; spacing_mm: the patient's fields; shell: ct_density.py."""
+    """How surfaces and density are made.
+
+    edge_mm: remeshing; spacing_mm: the patient's fields; shell: ct_density.py; refine: edges placed by the CT's HU (refine.py)
+    """
 
     edge_mm: float = 1.5
     spacing_mm: float = 0.75
     shell: str = "auto"
+    refine: bool = False
 
 
 def from_labels(
@@ -55,6 +60,7 @@ def from_labels(
     """Patient of the levels in `labels`; those of `segment` must succeed, others are left out with a note when they fail.
 
     scan, calibration   a CT and its HU → density line; without a calibration the density is assumed (`profile`)
+    Where options.refine is set, a scan is needed; a level whose edges HU do not show keeps its mask's, with a note.
 
     Raises: ValueError as `assemble` and `ct_density` do.
     """
@@ -63,7 +69,7 @@ def from_labels(
     surfaces: dict[str, Surface] = {}
     for level, piece in labels.pieces.items():
         try:
-            surfaces[level], lines = _surface(level, piece, options, stages)
+            surfaces[level], lines = _surface(level, piece, options, stages, *((scan, labels) if options.refine else ()))
             notes += lines
         except ValueError as error:
             if level in segment:
@@ -134,15 +140,48 @@ def _plates_on_the_border(patient: PatientModel, labels: Labels) -> tuple[Findin
     return tuple(findings)
 
 
-def _surface(level: str, piece: Piece, options: ScanOptions, stages: Stages) -> tuple[Surface, list[str]]:
-    """Closed, remeshed surface of a piece."""
+def _surface(
+    level: str, piece: Piece, options: ScanOptions, stages: Stages, scan: Image | None = None, labels: Labels | None = None
+) -> tuple[Surface, list[str]]:
+    """Closed, remeshed surface of a piece; with a scan, its edges are placed by HU."""
+    key: list[Any] = [piece.mask, piece.lps_from_index, options.edge_mm]
+    others = None if labels is None else _other_bones(piece, labels)
+    if scan is not None and others is not None:
+        key += [scan.source.get("sha256"), scan.lps_from_index, others.values]
 
     def make() -> tuple[dict[str, np.ndarray], list[str]]:
-        surface, lines = repair(level, mask_surface(piece.mask, piece.lps_from_index), options.edge_mm)
-        return {"points_mm": surface.points_mm, "faces": surface.faces}, lines
+        surface, lines = mask_surface(piece.mask, piece.lps_from_index), []
+        if scan is not None and others is not None:
+            try:
+                found = refined(surface, scan, others, float(np.linalg.norm(piece.lps_from_index[:3, :3], axis=0).max()))
+                surface = found.surface
+                lines = [
+                    f"{level}: edges placed by HU on {100 * found.share:.0f} % of the surface; moved by {found.rms_mm:.2f} mm rms, "
+                    f"{found.largest_mm:.1f} mm at most; volume as in the mask"
+                ]
+            except ValueError as error:
+                lines = [f"{level}: edges are the mask's: {error}"]
+        surface, repairs = repair(level, surface, options.edge_mm)
+        return {"points_mm": surface.points_mm, "faces": surface.faces}, lines + repairs
 
-    arrays, notes = stages.run(f"surface_{level}", (piece.mask, piece.lps_from_index, options.edge_mm), make)
+    arrays, notes = stages.run(f"surface_{level}", key, make)
     return Surface(arrays["points_mm"], arrays["faces"]), notes
+
+
+def _other_bones(piece: Piece, labels: Labels, margin_mm: float = 8.0) -> Image:
+    """1 where other vertebrae or the sacrum are labelled, in the piece's box and a margin."""
+    image = labels.image
+    numbers = [*labels.scheme.vertebrae.values(), *labels.scheme.sacrum]
+    corner = np.rint(rigid(np.linalg.inv(image.lps_from_index), piece.lps_from_index[:3, 3])).astype(int)
+    pad = np.ceil(margin_mm / image.voxel_mm).astype(int)
+    low = np.maximum(corner - pad, 0)
+    high = np.minimum(corner + piece.mask.shape + pad, image.values.shape)
+    values = np.isin(image.values[tuple(slice(a, b) for a, b in zip(low, high, strict=True))], numbers)
+    own = values[tuple(slice(a, a + n) for a, n in zip(corner - low, piece.mask.shape, strict=True))]
+    own &= ~piece.mask
+    matrix = image.lps_from_index.copy()
+    matrix[:3, 3] = rigid(matrix, low.astype(float))
+    return Image(values.astype(np.uint8), matrix, "SEG", (), {})
 
 
 def _density(scan: Image, calibration: Calibration, shell: str, profile: BoneProfile, stages: Stages) -> DensityOf:
