@@ -103,36 +103,63 @@ def _failed(f: np.ndarray, text: str, clock: float) -> Solution:
     return Solution(np.full(f.shape, np.nan), status, text, time.perf_counter() - clock)
 
 
+class Factor:
+    """PARDISO's Cholesky of A (mtype 2), links by Woodbury; a context that gives the memory back.
+
+    Raises: RuntimeError when PARDISO fails.
+    """
+
+    def __init__(self, a: sp.csr_matrix, links: list[LinkRows]) -> None:
+        from pypardiso import PyPardisoSolver
+
+        class Pardiso(PyPardisoSolver):  # its own test of sameness hashes the whole matrix at every solve
+            def _is_already_factorized(self, matrix: sp.csr_matrix) -> bool:
+                return matrix is upper
+
+        self._a, self._links = a, links
+        self._upper = upper = sp.csr_matrix(sp.triu(a, format="csr"))
+        upper.sort_indices()
+        # size_limit_storage=0: keep a hash instead of a copy of the matrix
+        self._pardiso = Pardiso(mtype=2, size_limit_storage=0)
+        try:
+            self._pardiso.factorize(upper)
+        except BaseException:
+            self._pardiso.free_memory(everything=True)
+            raise
+        if links:
+            self._w = sp.vstack([link.rows for link in links]).tocsr()
+            self._c = sp.block_diag([link.stiffness for link in links]).toarray()
+            self._z = self._inverse(self._w.T.toarray())
+            self._core = np.eye(len(self._c)) + self._c @ (self._w @ self._z)
+
+    def _inverse(self, b: np.ndarray) -> np.ndarray:
+        return np.asarray(self._pardiso.solve(self._upper, np.asfortranarray(b)))
+
+    def once(self, f: np.ndarray) -> np.ndarray:
+        """(A + Σ WᵀCW)⁻¹ f [dofs, l] to the factor's accuracy."""
+        y = self._inverse(f)
+        return y if not self._links else y - self._z @ np.linalg.solve(self._core, self._c @ (self._w @ y))
+
+    def solve(self, f: np.ndarray) -> np.ndarray:
+        """The same, refined once where there are links."""
+        u = self.once(f)
+        return u if not self._links else u + self.once(f - apply(self._a, self._links, u))
+
+    def __enter__(self) -> Factor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pardiso.free_memory(everything=True)
+
+
 def _direct(a: sp.csr_matrix, f: np.ndarray, links: list[LinkRows]) -> np.ndarray:
-    """PARDISO mtype 2, two steps of refinement, links by Woodbury. Raises RuntimeError when PARDISO fails."""
-    import pypardiso
     from pypardiso.pardiso_wrapper import PyPardisoError
 
-    upper = sp.csr_matrix(sp.triu(a, format="csr"))
-    upper.sort_indices()
-    # size_limit_storage=0: keep a hash instead of a copy of the matrix
-    pardiso = pypardiso.PyPardisoSolver(mtype=2, size_limit_storage=0)
     try:
-        pardiso.factorize(upper)
-
-        def inverse(b: np.ndarray) -> np.ndarray:
-            return np.asarray(pardiso.solve(upper, np.asfortranarray(b)))
-
-        if not links:
-            return inverse(f)
-        w = sp.vstack([link.rows for link in links]).tocsr()
-        c = sp.block_diag([link.stiffness for link in links]).toarray()
-        both = inverse(np.hstack([f, w.T.toarray()]))
-        y, z = both[:, : f.shape[1]], both[:, f.shape[1] :]
-        core = np.eye(len(c)) + c @ (w @ z)
-        u = y - z @ np.linalg.solve(core, c @ (w @ y))
-        residual = f - apply(a, links, u)
-        y = inverse(residual)
-        return u + y - z @ np.linalg.solve(core, c @ (w @ y))
+        with Factor(a, links) as factor:
+            return factor.solve(f)
     except PyPardisoError as error:  # not a RuntimeError: it would take the whole check with it
         raise RuntimeError(str(error)) from error
-    finally:
-        pardiso.free_memory(everything=True)
 
 
 def _amg(

@@ -118,6 +118,22 @@ def node_graph(tets: np.ndarray, n_points: int) -> csr_matrix:
     return graph
 
 
+_KUHN = np.array([[0, 1, 3, 7], [0, 3, 2, 7], [0, 2, 6, 7], [0, 6, 4, 7], [0, 4, 5, 7], [0, 5, 1, 7]])
+
+
+def bricks(axes: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Points [n, 3] (x slowest) and six positive tetrahedra a cell of a rectilinear grid, one diagonal for all (Kuhn)."""
+    shape = tuple(len(a) for a in axes)
+    points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3).astype(float)
+    index = np.arange(len(points)).reshape(shape)
+    corner = [index[i : shape[0] - 1 + i, j : shape[1] - 1 + j, k : shape[2] - 1 + k].ravel()
+              for k in (0, 1) for j in (0, 1) for i in (0, 1)]  # fmt: skip
+    tets = np.stack([np.stack([corner[c] for c in kuhn], 1) for kuhn in _KUHN], 1).reshape(-1, 4)
+    flip = volumes(points, tets) < 0
+    tets[flip] = tets[flip][:, [1, 0, 2, 3]]
+    return points, tets
+
+
 def lattice(axes: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Body-centred tetrahedra over a rectilinear grid.
 

@@ -89,12 +89,16 @@ def assemble(
         except ValueError as error:
             leave_out(level, error)
     vertebrae = []
-    for level, surface in surfaces.items():
+    for level, surface in list(surfaces.items()):
         made = found[level]
         if isinstance(density, BoneProfile):
             values = assumed_density(fields[level], made.superior, made.inferior, density)
         else:
-            values, lines = density(level, fields[level], made)
+            try:
+                values, lines = density(level, fields[level], made)
+            except ValueError as error:
+                leave_out(level, ValueError(f"density of {level}: {error}"))
+                continue
             repairs += lines
         vertebrae.append(Vertebra(level, surface, fields[level], values, made.superior, made.inferior, made.pedicles, made.landmarks))
     if isinstance(density, BoneProfile):

@@ -37,6 +37,8 @@ _SHELL_MM = 0.6
 _PSF_MM = 0.9 / np.sqrt(8.0 * np.log(2.0))
 #: Reach of the average of shell against step, and of the mean that stays the mask's.
 _WIDE_MM, _REGION_MM = 6.0, 25.0
+#: Misfit that an edge must explain to count, in squares of the residual per sample.
+_CONTRAST = 25.0
 #: Less of the surface than this decided by HU: the mask's surface is kept.
 _LEAST_SHARE = 0.3
 
@@ -51,29 +53,29 @@ class Refined:
     share: float
 
 
-def refined(surface: Surface, scan: Image, others: Image, label_mm: float) -> Refined:
+def refined(surface: Surface, scan: Image, others: Image, label_mm: float, toward: np.ndarray | None = None) -> Refined:
     """The surface of a mask, placed by HU (module docstring).
 
     surface    closed, LPS; its volume is kept within 0.1 %
     scan       CT that holds it with a few voxels around
     others     nonzero where other bones are labelled
     label_mm   largest voxel edge of the mask
+    toward     unit vector: only what faces it moves (within some 55°); for a label that ends inside bone elsewhere, as an S1 alone does
 
     Raises: ValueError where HU decide less than 30 % of the surface (no contrast, or not the scan of this mask).
     """
     volume = volume_mm3(surface)
     hu = _Interpolated(scan, surface)
-    spacing = float(np.clip(0.6 * label_mm, 0.6, 1.0))
-    first = field = surface_sdf(surface, spacing)
+    first = field = surface_sdf(surface, float(np.clip(0.7 * label_mm, 0.7, 1.0)))
     share, current = 0.0, surface
-    for run in range(2):
-        field = surface_sdf(current, spacing) if run else first
-        points, normals = _points(current, float(np.clip(0.6 * label_mm, 0.7, 1.5)))
+    for _ in range(2):
+        points, normals = _points(current, float(np.clip(0.6 * label_mm, 0.9, 1.5)))
+        wanted = np.ones(len(points)) if toward is None else np.clip((normals @ toward - 0.55) / 0.2, 0.0, 1.0)
         moved, sure = _edge(points, normals, field, hu, others, label_mm)
-        share = float((sure > 0.5).mean())
+        share = float((sure > 0.5)[wanted > 0.5].mean()) if (wanted > 0.5).any() else 0.0
         if share < _LEAST_SHARE:
             raise ValueError(f"HU decide {100 * share:.0f} % of the surface (at least {100 * _LEAST_SHARE:.0f} % are needed)")
-        current = _moved(field, points, moved, volume)
+        current, field = _moved(field, points, wanted * moved, volume)
     total = first.sample(current.points_mm)  # what the two passes did together
     return Refined(current, float(np.sqrt(np.mean(total**2))), float(np.abs(total).max()), share)
 
@@ -121,13 +123,14 @@ def _edge(
     places = points[:, None] + s[:, None] * normals[:, None]
     weight = _usable(places, s, field, others)
     inner, outer = (_STEP_MM * (weight * side).sum(axis=1) for side in (s < 0.0, s > 0.0))
-    good = ((inner >= 1.5) & (outer >= 1.0)).astype(float)
+    seen = (inner >= 1.5) & (outer >= 1.0)
     weight = weight * np.exp(-0.5 * (s / (0.6 * reach)) ** 2)
     most = min(label_mm, 2.5)
     grid = np.linspace(-most, most, 25)
-    step, shell = _misfits(hu.sample(places), weight, s, grid, hu.blur_mm(normals))
+    step, shell, flat = _misfits(hu.sample(places), weight, s, grid, hu.blur_mm(normals))
     noise2 = max(float(np.median(shell.min(axis=1) / weight.sum(axis=1))), 100.0)
     near = _Neighbours(points, normals, label_mm, 24)
+    good = (seen & (near.mean(flat - step.min(axis=1)) > _CONTRAST * noise2)).astype(float)
     prior = (grid / (0.5 * label_mm)) ** 2
 
     def place(misfit: np.ndarray) -> np.ndarray:
@@ -153,8 +156,10 @@ def _usable(places: np.ndarray, s: np.ndarray, field: VoxelField, others: Image)
     return (~(blocked_out | blocked_in)).astype(float)
 
 
-def _misfits(y: np.ndarray, weight: np.ndarray, s: np.ndarray, grid: np.ndarray, blur: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted squared residual [point, e] of both models; that of a constant where no edge of the right sign fits."""
+def _misfits(
+    y: np.ndarray, weight: np.ndarray, s: np.ndarray, grid: np.ndarray, blur: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Weighted squared residual [point, e] of both models (a constant's where no edge of the right sign fits), [point] of a constant."""
     total = np.maximum(weight.sum(axis=1), 1e-9)
 
     def centred(a: np.ndarray) -> np.ndarray:
@@ -174,7 +179,7 @@ def _misfits(y: np.ndarray, weight: np.ndarray, s: np.ndarray, grid: np.ndarray,
         det = np.maximum(pp * gg - pg**2, 1e-6 * pp * gg)
         b, c = (py * gg - gy * pg) / det, (gy * pp - py * pg) / det
         shell[:, k] = np.where(c > 0.0, flat - b * py - c * gy, step[:, k])
-    return step, shell
+    return step, shell, flat
 
 
 def _lowest(cost: np.ndarray, grid: np.ndarray) -> np.ndarray:
@@ -219,15 +224,17 @@ def _regional(values: np.ndarray, share: np.ndarray, points: np.ndarray, normals
     return result
 
 
-def _moved(field: VoxelField, points: np.ndarray, along: np.ndarray, volume: float) -> Surface:
-    """The zero level of the distance less the movement, at the level that encloses the volume."""
+def _moved(field: VoxelField, points: np.ndarray, along: np.ndarray, volume: float) -> tuple[Surface, VoxelField]:
+    """The distance less the movement, at the level that encloses the volume (still a distance near the surface), and its surface."""
     values = np.array(field.values, float)
     near = np.argwhere(np.abs(values) < 4.0)
     distance, index = cKDTree(points).query(field.origin_mm + field.spacing_mm * near, k=8)
     weight = 1.0 / (distance + 0.3) ** 2
     values[tuple(near.T)] -= (weight * along[index]).sum(axis=1) / weight.sum(axis=1)
-    result, level = isosurface(VoxelField(values, field.origin_mm, field.spacing_mm)), 0.0
+    moved = VoxelField(values, field.origin_mm, field.spacing_mm)
+    result = isosurface(moved)
     for _ in range(3):
-        level += (volume - volume_mm3(result)) / polydata(result).area
-        result = isosurface(VoxelField(values - level, field.origin_mm, field.spacing_mm))
-    return result
+        values = values - (volume - volume_mm3(result)) / polydata(result).area
+        moved = VoxelField(values, field.origin_mm, field.spacing_mm)
+        result = isosurface(moved)
+    return result, moved

@@ -19,6 +19,7 @@ from engine.patient.assemble import DensityOf, assemble
 from engine.patient.bone import BoneProfile
 from engine.patient.calibration import Calibration
 from engine.patient.ct_density import ct_density
+from engine.patient.frames import unit
 from engine.patient.hips import femoral_heads
 from engine.patient.images import Image, read_labels
 from engine.patient.labels import Labels, mask_surface, understand
@@ -148,15 +149,21 @@ def _surface(
     others = None if labels is None else _other_bones(piece, labels)
     if scan is not None and others is not None:
         key += [scan.source.get("sha256"), scan.lps_from_index, others.values]
+    toward = None
+    if level == "S1" and labels is not None and len(labels.pieces) > 1:
+        # its label may end inside bone below, and the ilia are no labels: only the endplate and what faces as it does
+        above = [name for name in labels.pieces if name != "S1"][-1]
+        toward = unit(_middle(labels.pieces[above]) - _middle(piece))
 
     def make() -> tuple[dict[str, np.ndarray], list[str]]:
         surface, lines = mask_surface(piece.mask, piece.lps_from_index), []
         if scan is not None and others is not None:
             try:
-                found = refined(surface, scan, others, float(np.linalg.norm(piece.lps_from_index[:3, :3], axis=0).max()))
+                found = refined(surface, scan, others, float(np.linalg.norm(piece.lps_from_index[:3, :3], axis=0).max()), toward)
                 surface = found.surface
+                place = "surface" if toward is None else "upper side"
                 lines = [
-                    f"{level}: edges placed by HU on {100 * found.share:.0f} % of the surface; moved by {found.rms_mm:.2f} mm rms, "
+                    f"{level}: edges placed by HU on {100 * found.share:.0f} % of the {place}; moved by {found.rms_mm:.2f} mm rms, "
                     f"{found.largest_mm:.1f} mm at most; volume as in the mask"
                 ]
             except ValueError as error:
@@ -168,10 +175,15 @@ def _surface(
     return Surface(arrays["points_mm"], arrays["faces"]), notes
 
 
+def _middle(piece: Piece) -> np.ndarray:
+    return np.asarray(rigid(piece.lps_from_index, np.argwhere(piece.mask)).mean(axis=0))
+
+
 def _other_bones(piece: Piece, labels: Labels, margin_mm: float = 8.0) -> Image:
-    """1 where other vertebrae or the sacrum are labelled, in the piece's box and a margin."""
+    """1 where other vertebrae, the sacrum or hips are labelled, in the piece's box and a margin."""
     image = labels.image
-    numbers = [*labels.scheme.vertebrae.values(), *labels.scheme.sacrum]
+    hips = [number for name in ("hip_left", "hip_right") for number in labels.scheme.tissues.get(name, ())]
+    numbers = [*labels.scheme.vertebrae.values(), *labels.scheme.sacrum, *hips]
     corner = np.rint(rigid(np.linalg.inv(image.lps_from_index), piece.lps_from_index[:3, 3])).astype(int)
     pad = np.ceil(margin_mm / image.voxel_mm).astype(int)
     low = np.maximum(corner - pad, 0)

@@ -21,20 +21,12 @@ from engine.types import (
 from fem import tets as tt
 from fem.mesh import TetMesh
 
-_KUHN = np.array([[0, 1, 3, 7], [0, 3, 2, 7], [0, 2, 6, 7], [0, 6, 4, 7], [0, 4, 5, 7], [0, 5, 1, 7]])
 INTACT = Design("intact", "none", "ti6al4v", None, None, None)
 
 
 def box(axes, label_of) -> TetMesh:
     """Six tetrahedra per cell of a rectilinear grid; label_of(centres) → labels, negative ones dropped."""
-    shape = tuple(len(a) for a in axes)
-    points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3).astype(float)
-    index = np.arange(len(points)).reshape(shape)
-    corner = [index[i : shape[0] - 1 + i, j : shape[1] - 1 + j, k : shape[2] - 1 + k].ravel()
-              for k in (0, 1) for j in (0, 1) for i in (0, 1)]  # fmt: skip
-    tets = np.stack([np.stack([corner[c] for c in kuhn], 1) for kuhn in _KUHN], 1).reshape(-1, 4)
-    flip = tt.volumes(points, tets) < 0
-    tets[flip] = tets[flip][:, [1, 0, 2, 3]]
+    points, tets = tt.bricks(axes)
     labels = np.asarray(label_of(points[tets].mean(1)), int)
     keep = labels >= 0
     points, tets = tt.compact(points, tets[keep])

@@ -1,308 +1,30 @@
-"""The studies of scripts/scan_study.py. Every number comes from a run of scripts/prepare_patient.py, as a user would start it."""
+"""Studies of scripts/scan_study.py on what is fed in: real data as it is, resampled and turned, bad input, and size."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pydicom
-from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from engine import artifacts
 from engine.patient.distance import polydata
-from engine.patient.images import Image, read_image, read_labels
-from engine.patient.lumbar import LumbarSpec, fractured, lumbar_phantom, lumbar_truth, scoliotic
+from engine.patient.images import Image, read_labels
+from engine.patient.lumbar import LumbarSpec, lumbar_phantom
 from engine.patient.meshes import read_surface
 from engine.patient.synthetic import ScanSpec, synthetic_ct, write_dicom_series, write_nifti
 from engine.types import Surface
+from scripts.scan_runs import LINE, ROOT, TURN_DEG, Case, Ran, Study, StudyConfig, failed, table
 
-_ROOT = Path(__file__).resolve().parents[1]
 #: Change that the figures of a patient may show under resampling and turning: the aim.
 LIMIT = {"deg": 1.0, "mm": 0.5}
-#: Turn of a patient in the scanner: 20° about an oblique axis.
-_TURN = (12.0, 11.0, 13.0)
 #: Measured against gravity, or derived from that: they turn with the patient.
 _GRAVITY = ("sacral_slope_deg", "pelvic_tilt_deg")
-
-
-class StudyConfig(BaseModel):
-    """Settings of a study; conf/scan_study.yaml says what they mean."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    data: str | None = None
-    cases: tuple[str, ...] | None = None
-    workers: int = Field(default=2, ge=1, le=64)
-    draws: int = Field(default=0, ge=0, le=500)
-    out: str = "runs/scan_study"
-
-    def folder(self) -> Path:
-        """The public test data. Raises ValueError where it is not."""
-        path = Path(self.data or os.environ.get("SPINEFIT_DATA") or _ROOT.parent / "shared" / "data")
-        if not path.is_dir():
-            raise ValueError(f"data={path}: no such folder; give the folder of the public test data, or set SPINEFIT_DATA")
-        return path
-
-
-@dataclass(frozen=True)
-class Case:
-    """One patient to prepare. make(folder): writes its input there, if it has to be made, and gives the overrides."""
-
-    name: str
-    make: Callable[[Path], list[str]]
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What came of a case: its folder, exit code, wall time, largest resident memory, and the last line said."""
-
-    case: Case
-    out: Path
-    code: int
-    seconds: float
-    peak_mb: float
-    said: str
-
-    def json(self, name: str) -> Any:
-        """A table that the run wrote."""
-        return json.loads((self.out / name).read_text())
-
-    def measures(self, unit: Sequence[str] = ("deg", "mm")) -> dict[str, float]:
-        """The alignment by "place.name": what could be measured, in these units."""
-        rows = self.json("alignment.json")["measures"]
-        return {f"{r['place']}.{r['name']}": r["value"] for r in rows if r["unit"] in unit and r["status"] == "measured"}
-
-
-def run(what: str, config: StudyConfig) -> str:
-    """The study's tables as Markdown, also written to <out>/<what>.md. Raises ValueError for a case that does not exist."""
-    made, table = STUDIES[what]
-    cases = made(config)
-    if config.cases is not None:
-        if unknown := set(config.cases) - {case.name for case in cases}:
-            raise ValueError(f"cases={sorted(unknown)}: unknown; there are {', '.join(case.name for case in cases)}")
-        cases = [case for case in cases if case.name in config.cases]
-    place = Path(config.out) / what
-    with ThreadPoolExecutor(config.workers if what != "size" else 1) as pool:
-        ran = list(pool.map(lambda case: _run(case, place / _slug(case.name), config.draws), cases))
-    text, record = table(ran)
-    artifacts.write_json(place.with_suffix(".json"), record)
-    artifacts.write_text(place.with_suffix(".md"), text)
-    return text
-
-
-def _slug(name: str) -> str:
-    """A folder's name that Hydra takes without quotes."""
-    return "_".join("".join(c if c.isascii() and c.isalnum() else " " for c in name).split())
-
-
-def _run(case: Case, place: Path, draws: int) -> Ran:
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    told = [*case.make(place), f"alignment.draws={draws}", f"out={place / 'out'}"]
-    started = time.perf_counter()
-    with (place / "log.txt").open("w") as log:
-        command = [sys.executable, str(_ROOT / "scripts" / "prepare_patient.py"), *told]
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=place)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - started
-    lines = [line for line in (place / "log.txt").read_text().splitlines() if line.strip()]
-    print(f"{case.name}: exit {process.returncode}, {seconds:.0f} s", file=sys.stderr, flush=True)
-    return Ran(case, place / "out", process.returncode, seconds, usage.ru_maxrss / 1024.0, _said(lines))
-
-
-def _said(lines: Sequence[str]) -> str:
-    """The error, or all that Hydra says of an override, or the last line."""
-    error = [line for line in lines if line.startswith("error: ")]
-    return error[-1] if error else " ".join(lines[:-1] if lines and lines[-1].startswith("Set the env") else lines[-1:])
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)]) + "\n"
-
-
-def _failed(ran: Sequence[Ran]) -> str:
-    lines = [f"{r.case.name} ended with exit code {r.code}: {r.said}\n" for r in ran if r.code]
-    return "\n".join(["", *lines]) if lines else ""
-
-
-# -- truth -----------------------------------------------------------------------------------------------------------
-_FLAT = {
-    "lordosis_deg": (1.0, 1.0, 2.0, 2.0, 5.0), "body_wedge_deg": (-3.0, -2.0, -1.0, 0.0, 5.0), "sacral_slope_deg": 22.0, "pi_deg": 48.0,
-    "height_middle_mm": (7.0, 7.0, 6.0, 6.0, 5.0),
-}  # fmt: skip
-_HYPER = {"lordosis_deg": (5.0, 9.0, 11.0, 14.0, 20.0), "sacral_slope_deg": 58.0, "pi_deg": 72.0}
-_SLIPPED = {"listhesis_mm": (0.0, 0.0, -3.0, 6.0, 0.0), "lateral_mm": (0.0, 2.0, 0.0, 0.0, 0.0)}
-_TURNED = {"rotation_deg": (20.0, -12.0, 15.0), "translation_mm": (30.0, -40.0, 500.0)}
-_MIXED = {"coronal_deg": (3.0, 6.0, -2.0, -5.0, 0.0), "axial_deg": (2.0, 4.0, 3.0, -2.0, 0.0), "listhesis_mm": (0.0, 0.0, 2.0, 4.0, 1.0)}
-
-
-def _spines() -> dict[str, LumbarSpec]:
-    normal = LumbarSpec(spacing_mm=1.0)
-    return {
-        "normal": normal,
-        "hyperlordotic": normal.model_copy(update=_HYPER),
-        "flat back": normal.model_copy(update=_FLAT),
-        "scoliosis 25°": scoliotic(normal, 25.0),
-        "listhesis 6 mm": normal.model_copy(update=_SLIPPED),
-        "wedge fracture L1": fractured(normal, "L1", 0.3),
-        "small": normal.model_copy(
-            update={"width_mm": (36.0, 37.0, 39.0, 41.0, 43.0), "depth_mm": (27.0, 28.0, 28.0, 29.0, 29.0), "sacrum_width_mm": 43.0}
-        ),
-        "scoliosis, slip, axial": normal.model_copy(update=_MIXED),
-    }
-
-
-def _phantom(spine: LumbarSpec, scan: ScanSpec, place: Path) -> list[str]:
-    patient = lumbar_phantom(spine)
-    _, labels, _ = synthetic_ct(patient, scan)
-    write_nifti(labels, place / "labels.nii.gz")
-    heads = ",".join(f"[{','.join(f'{c:.3f}' for c in head)}]" for head in patient.source["femoral_heads_mm"])
-    return ["source=mask", f"source.path={place / 'labels.nii.gz'}", "plan=keep", f"alignment.femoral_heads_mm=[{heads}]"]
-
-
-def _truth_cases(config: StudyConfig) -> list[Case]:
-    def case(name: str, spine: LumbarSpec, voxel: tuple[float, float, float] = (1.0, 1.0, 1.0), **scan: Any) -> Case:
-        settings = ScanSpec(voxel_mm=voxel, extent="spine", **scan)
-        return Case(name, lambda place: _phantom(spine, settings, place), {"spine": spine, "voxel": voxel})
-
-    spines = _spines()
-    hard = spines["scoliosis, slip, axial"]
-    found = [case(name, spine) for name, spine in spines.items()]
-    found += [case(f"{name}, patient turned", spines[name].model_copy(update=_TURNED)) for name in ("normal", "scoliosis, slip, axial")]
-    found += [case("scoliosis, slip, axial, grid turned 20°", hard, rotation_deg=_TURN, orientation="PIR")]
-    for voxel in ((0.7, 0.7, 1.0), (0.5, 0.5, 2.0), (1.5, 1.5, 1.5), (2.0, 2.0, 2.0), (1.0, 1.0, 3.0), (3.0, 3.0, 3.0)):
-        found.append(case(f"scoliosis, slip, axial, {voxel[0]:g} × {voxel[2]:g} mm", hard, voxel))
-    return found
-
-
-_GROUPS = {
-    "disc angle °": ("lordosis_deg", "segmental_lordosis_deg"),
-    "coronal wedge °": ("coronal_deg",),
-    "axial °": ("axial_deg",),
-    "disc height mm": ("height_anterior_mm", "height_middle_mm", "height_posterior_mm"),
-    "listhesis, lateral mm": ("listhesis_mm", "lateral_mm"),
-    "body wedge °": ("wedge_deg",),
-    "LL, L4-S1 °": ("lumbar_lordosis_deg", "l4_s1_lordosis_deg"),
-    "Cobb °": ("cobb_deg",),
-    "SS °": ("sacral_slope_deg",),
-    "PI, PT, PI−LL °": ("pelvic_incidence_deg", "pelvic_tilt_deg", "pi_minus_ll_deg"),
-}
-
-
-def _truth_table(ran: Sequence[Ran]) -> tuple[str, Any]:
-    rows = []
-    record: dict[str, Any] = {}
-    every: dict[str, list[float]] = {}
-    for r in ran:
-        if r.code:
-            continue
-        measured, exact = r.measures(("deg", "mm", "%")), lumbar_truth(r.case.facts["spine"])
-        errors = {key: measured[key] - value for key, value in exact.items() if key in measured}
-        record[r.case.name] = {"errors": errors, "not measured": sorted(set(exact) - set(measured))}
-        cells = []
-        for title, names in _GROUPS.items():
-            group = [abs(v) for key, v in errors.items() if key.split(".")[1] in names]
-            if r.case.facts["voxel"] == (1.0, 1.0, 1.0):
-                every.setdefault(title, []).extend(group)
-            cells.append(f"{max(group):.2f}" if group else "—")
-        rows.append((r.case.name, *cells, len(record[r.case.name]["not measured"])))
-    rows.append(("**rms of all at 1 mm**", *(f"{np.sqrt(np.mean(np.square(every.get(t) or [np.nan]))):.2f}" for t in _GROUPS), ""))
-    text = "Largest error against the exact alignment of the phantom, labels of 1 mm where not said:\n\n"
-    return text + _table(("spine", *_GROUPS, "not measured"), rows) + _failed(ran), record
-
-
-# -- density ---------------------------------------------------------------------------------------------------------
-def _scanned(spine: LumbarSpec, scan: ScanSpec, place: Path) -> list[str]:
-    from scripts.phantom_scan import overrides
-
-    image, labels, truth = synthetic_ct(lumbar_phantom(spine), scan)
-    write_dicom_series(image, place / "dicom")
-    write_nifti(labels, place / "labels.nii.gz")
-    artifacts.write_json(place / "truth.json", truth)
-    return [*overrides(place, truth), "plan=keep"]
-
-
-def _density_cases(config: StudyConfig) -> list[Case]:
-    found = []
-    for density in (0.07, 0.11, 0.20):
-        for voxel in ((0.7, 0.7, 1.0), (0.9, 0.9, 3.0)):
-            spine = LumbarSpec(spacing_mm=1.0, trabecular_g_cm3=density, texture=0.0)
-            scan = ScanSpec(voxel_mm=voxel, noise_hu=15.0, slope_g_cm3_per_hu=0.00083, intercept_g_cm3=-0.006)
-            name = f"{1000 * density:.0f} mg/cm³, {voxel[0]:g} × {voxel[2]:g} mm"
-            found.append(Case(name, lambda place, a=spine, b=scan: _scanned(a, b, place)))  # type: ignore[misc]
-    return found
-
-
-def _density_table(ran: Sequence[Ran]) -> tuple[str, Any]:
-    rows, record = [], {}
-    for r in ran:
-        if r.code:
-            continue
-        truth = json.loads((r.out.parent / "truth.json").read_text())
-        line = truth["spec"]["slope_g_cm3_per_hu"], truth["spec"]["intercept_g_cm3"]
-        given = r.json("patient/bundle.json")["source"]["calibration"]
-        bone = {row["level"]: row for row in r.json("bone.json")}
-        hu = {k: bone[k]["mean_hu"] - v["core_hu"] for k, v in truth["vertebrae"].items() if k in bone}
-        vbmd = {k: 1000 * (bone[k]["vbmd_g_cm3"] - line[1] - line[0] * v["core_hu"]) for k, v in truth["vertebrae"].items() if k in bone}
-        slope, intercept = given["slope_g_cm3_per_hu"], given["intercept_g_cm3"]
-        record[r.case.name] = {"hu": hu, "vbmd_mg_cm3": vbmd, "slope": slope, "intercept": intercept}
-        cells = [f"{100 * (slope / line[0] - 1):+.2f} %", f"{1000 * (intercept - line[1]):+.2f}", f"{given['r2']:.5f}"]
-        rows.append((r.case.name, *cells, f"{max(map(abs, hu.values())):.1f}", f"{max(map(abs, vbmd.values())):.1f}"))
-    head = ("phantom", "slope", "intercept, mg/cm³", "R²", "largest error of L1-L5: HU", "vBMD, mg/cm³")
-    text = "Density of DICOM scans with calibration rods, noise 15 HU, against what was scanned:\n\n"
-    return text + _table(head, rows) + _failed(ran), record
-
-
-# -- references ------------------------------------------------------------------------------------------------------
-_LINE = ("calibration=linear", "calibration.slope_g_cm3_per_hu=0.0008", "calibration.intercept_g_cm3=0")
-
-
-def _reference_cases(config: StudyConfig) -> list[Case]:
-    place = config.folder() / "ct_totalsegmentator"
-    told = ["source=ct", f"source.path={place / 'example_ct.nii.gz'}", f"source.mask={place / 'totalseg.nii.gz'}", *_LINE]
-    return [Case("ct_totalsegmentator", lambda _: told, {"place": place})]
-
-
-def _reference_table(ran: Sequence[Ran]) -> tuple[str, Any]:
-    (r,) = ran
-    if r.code:
-        return _failed(ran), {}
-    place = r.case.facts["place"]
-    report = json.loads((place / "spine_report.json").read_text())["results"]
-    bodies, scan = read_labels(place / "totalseg_vertebrae_pp_refined.nii.gz"), read_image(place / "example_ct.nii.gz")
-    measured, bone = r.measures(), {row["level"]: row for row in r.json("bone.json")}
-    rows, record = [], {}
-    for number, level in enumerate(("L1", "L2", "L3", "L4", "L5"), 20):
-        inside = bodies.values == number
-        told = {key: report[f"vertebrae_{level}_{key}"] for key in ("volume_ml", "intensity", "intensity_median")}
-        volume, hu = inside.sum() * np.prod(bodies.voxel_mm) / 1000.0, scan.values[inside]
-        cells = [level, f"{volume:.2f} / {told['volume_ml']:.2f}", f"{hu.mean():.0f} / {told['intensity']:.0f}"]
-        cells += [f"{bone[level]['mean_hu']:.0f} ± {bone[level]['sd_hu']:.0f} / {told['intensity_median']:.0f}"]
-        record[level] = {"volume_ml": volume, "hu": float(hu.mean()), "trabecular": bone[level], "reference": told}
-        for side in ("anterior", "middle", "posterior"):
-            ours, theirs = measured[f"{level}.height_{side}_mm"], report[f"vertebrae_{level}_height_{side}_mm"]
-            record[level][f"height_{side}_mm"] = ours, theirs
-            cells.append(f"{ours:.1f} / {theirs:.1f}")
-        rows.append(cells)
-    head = ("", "body mask ml", "its mean HU", "trabecular HU (reference: median of the body)", "anterior mm", "middle mm", "posterior mm")
-    return "Ours / the reference's:\n\n" + _table(head, rows), record
-
 
 # -- stability -------------------------------------------------------------------------------------------------------
 def _turn(angles_deg: Sequence[float]) -> np.ndarray:
@@ -352,7 +74,7 @@ def _stability_cases(config: StudyConfig) -> list[Case]:
         as_is = ["source=mask", f"source.path={path}", "plan=keep", *told]
         kinds = {
             f"resampled to {voxel:g} mm": (voxel, (0.0, 0.0, 0.0), 0.37),  # 0.5 would leave every face a tie
-            f"turned by 20°, {voxel:g} mm": (voxel, _TURN, 0.0),
+            f"turned by 20°, {voxel:g} mm": (voxel, TURN_DEG, 0.0),
             f"{1.5 * voxel:g} mm": (1.5 * voxel, (0.0, 0.0, 0.0), 0.0),
         }
         found = [Case(f"{name}, as it is", lambda _: as_is, {"patient": name})]
@@ -375,7 +97,7 @@ def _stability_cases(config: StudyConfig) -> list[Case]:
     return [
         *found,
         Case(f"{vhm}, as it is", lambda place: surfaces(place, (0.0, 0.0, 0.0)), {"patient": vhm}),
-        Case(f"{vhm}, turned by 20°", lambda place: surfaces(place, _TURN), {"patient": vhm}),
+        Case(f"{vhm}, turned by 20°", lambda place: surfaces(place, TURN_DEG), {"patient": vhm}),
         Case(f"{vhm}, edges 1.5 times", lambda p: [*surfaces(p, (0.0,) * 3), "source.edge_mm=2.25"], {"patient": vhm}),
         Case(f"{vhm}, distances on 1.1 mm", lambda p: [*surfaces(p, (0.0,) * 3), "source.spacing_mm=1.125"], {"patient": vhm}),
     ]
@@ -403,7 +125,7 @@ def _stability_table(ran: Sequence[Ran]) -> tuple[str, Any]:
         rows.append((r.case.name, *cells, len(base[patient]) - len(change)))
     head = ("patient", "angles: rms °", "largest °", "over 1°", "lengths: rms mm", "largest mm", "over 0.5 mm", "left out")
     text = "Change of every measure against the patient as it is (left out: against gravity, or not measured in one of the two):\n\n"
-    return text + _table(head, rows) + _failed(ran), record
+    return text + table(head, rows) + failed(ran), record
 
 
 # -- data ------------------------------------------------------------------------------------------------------------
@@ -414,9 +136,9 @@ def _data_cases(config: StudyConfig) -> list[Case]:
     told = {
         "lumbar_meshes": ["source=surfaces", f"source.path={data / 'lumbar_meshes'}"],
         "verse004_mask": ["source=mask", f"source.path={data / 'verse004_mask' / 'sub-verse004_seg-vert_msk.nii.gz'}"],
-        "ct_totalsegmentator": ["source=ct", f"source.path={ts / 'example_ct.nii.gz'}", f"source.mask={ts / 'totalseg.nii.gz'}", *_LINE],
+        "ct_totalsegmentator": ["source=ct", f"source.path={ts / 'example_ct.nii.gz'}", f"source.mask={ts / 'totalseg.nii.gz'}", *LINE],
         "ct_totalsegmentator, force split": [
-            "source=ct", f"source.path={ts / 'example_ct.nii.gz'}", f"source.mask={ts / 'example_seg_fast_force_split.nii.gz'}", *_LINE,
+            "source=ct", f"source.path={ts / 'example_ct.nii.gz'}", f"source.mask={ts / 'example_seg_fast_force_split.nii.gz'}", *LINE,
         ],
         "ct_totalsegmentator, bodies": ["source=mask", f"source.path={ts / 'totalseg_vertebrae_pp_refined.nii.gz'}"],
         "ct_totalsegmentator, bodies, accepted": [
@@ -436,7 +158,7 @@ def _data_cases(config: StudyConfig) -> list[Case]:
             "segment=C5-C6", "source.levels=all",
         ],
         "mri_lumbar_t2, no labels": ["source=mri", f"source.path={mri}", "source.mask=labels.nii.gz"],
-        "mri_lumbar_t2, density asked": ["source=mri", f"source.path={mri}", f"source.mask={mri}", *_LINE],
+        "mri_lumbar_t2, density asked": ["source=mri", f"source.path={mri}", f"source.mask={mri}", *LINE],
         "l2_density_fe": ["source=mask", f"source.path={l2 / 'sub-verse004_0000_vertebra_21_seg.nii.gz'}", "segment=L2-L3"],
     }  # fmt: skip
     return [Case(name, lambda _, told=lines: [*told, "plan=keep"]) for name, lines in told.items()]  # type: ignore[misc]
@@ -452,7 +174,7 @@ def _data_table(ran: Sequence[Ran]) -> tuple[str, Any]:
         values = ", ".join(f"{k.removesuffix('_deg')} {regional[k]:.1f}" for k in ("lumbar_lordosis_deg", "cobb_deg") if k in regional)
         record[r.case.name] = {"code": r.code, "seconds": r.seconds, "peak_mb": r.peak_mb, "findings": found, "said": r.said}
         rows.append((r.case.name, r.code, f"{r.seconds:.0f}", f"{r.peak_mb:.0f}", outcome, "; ".join(codes) or "—", values or "—"))
-    return _table(("data", "exit", "s", "peak MB", "outcome", "findings, (!) above a note", "°"), rows), record
+    return table(("data", "exit", "s", "peak MB", "outcome", "findings, (!) above a note", "°"), rows), record
 
 
 # -- malformed -------------------------------------------------------------------------------------------------------
@@ -564,7 +286,7 @@ def _malformed_cases(config: StudyConfig) -> list[Case]:
 
     def mri_density(place: Path) -> list[str]:
         _, labels = good()
-        return ["source=mri", f"source.path={base.resolve() / 'ct.nii.gz'}", f"source.mask={labels}", *_LINE]
+        return ["source=mri", f"source.path={base.resolve() / 'ct.nii.gz'}", f"source.mask={labels}", *LINE]
 
     def scan_as_labels(place: Path) -> list[str]:
         good()
@@ -607,10 +329,10 @@ def _malformed_cases(config: StudyConfig) -> list[Case]:
 def _malformed_table(ran: Sequence[Ran]) -> tuple[str, Any]:
     rows = []
     for r in ran:
-        said = r.said.replace("|", "\\|").replace(str(_ROOT), "…").replace(str(r.out.parent.resolve()), "…")
+        said = r.said.replace("|", "\\|").replace(str(ROOT), "…").replace(str(r.out.parent.resolve()), "…")
         rows.append((r.case.name, r.code, f"{r.seconds:.0f}", said))
     record = {r.case.name: {"code": r.code, "seconds": r.seconds, "said": r.said} for r in ran}
-    return _table(("input", "exit", "s", "said"), rows), record
+    return table(("input", "exit", "s", "said"), rows), record
 
 
 # -- size ------------------------------------------------------------------------------------------------------------
@@ -639,15 +361,10 @@ def _size_cases(config: StudyConfig) -> list[Case]:
 
 def _size_table(ran: Sequence[Ran]) -> tuple[str, Any]:
     rows = [(r.case.name, r.code, f"{r.seconds:.0f}", f"{r.peak_mb:.0f}", r.said) for r in ran]
-    return _table(("scan", "exit", "s", "peak MB", "last line"), rows), {r.case.name: [r.seconds, r.peak_mb] for r in ran}
+    return table(("scan", "exit", "s", "peak MB", "last line"), rows), {r.case.name: [r.seconds, r.peak_mb] for r in ran}
 
 
-Made = Callable[[StudyConfig], list[Case]]
-Table = Callable[[Sequence[Ran]], tuple[str, Any]]
-STUDIES: dict[str, tuple[Made, Table]] = {
-    "truth": (_truth_cases, _truth_table),
-    "density": (_density_cases, _density_table),
-    "references": (_reference_cases, _reference_table),
+STUDIES: dict[str, Study] = {
     "stability": (_stability_cases, _stability_table),
     "data": (_data_cases, _data_table),
     "malformed": (_malformed_cases, _malformed_table),

@@ -1,0 +1,132 @@
+"""How right is the check (fem/), on this machine: tables as Markdown and JSON in `out`.
+
+    python scripts/validation.py code        closed forms and NAFEMS benchmarks on three meshes each, orders of convergence
+    python scripts/validation.py contact     unilateral contact and friction against closed forms (patch, eccentric, Coulomb, Hertz)
+    python scripts/validation.py vertebra    the published stiffness of L2 (l2_density_fe) on its own voxels
+    python scripts/validation.py             all of them (make validation)
+
+Exit code 2 with one line for whatever is wrong with the settings; 1 where a figure misses its limit.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel, ConfigDict
+
+from engine import artifacts
+from engine.patient.prepare import one_line
+from scripts import validation_code, validation_contact, validation_vertebra
+
+
+class ValidationConfig(BaseModel):
+    """Settings; conf/validation.yaml says what they mean."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: str | None = None
+    out: str = "runs/validation"
+
+    def folder(self) -> Path:
+        """The public test data. Raises ValueError where it is not."""
+        path = Path(self.data or os.environ.get("SPINEFIT_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+        if not path.is_dir():
+            raise ValueError(f"data={path}: no such folder; give the folder of the public test data, or set SPINEFIT_DATA")
+        return path
+
+
+#: Markdown, record, and what misses its limit.
+Outcome = tuple[str, Any, list[str]]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Markdown."""
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows)) + "\n"
+
+
+def _code(config: ValidationConfig) -> Outcome:
+    rows, record, missed = [], [], []
+    for order in (1, 2):
+        errors = validation_code.manufactured(order)
+        record.append({"case": f"manufactured, P{order}", **errors})
+        for norm, expected in (("l2", order + 1), ("energy", order)):
+            found = validation_code.orders(errors[norm])
+            rows.append((f"manufactured solution, P{order}", f"relative error, {norm} norm", "order " + str(expected),
+                         " / ".join(f"{e:.2e}" for e in errors[norm]), f"order {found[-1]:.2f}"))  # fmt: skip
+            if found[-1] < expected - 0.2:
+                missed.append(f"P{order} {norm}: order {found[-1]:.2f}, expected {expected}")
+    for row in validation_code.rows():
+        record.append(asdict(row))
+        rows.append((row.case, row.quantity, f"{row.target:.5g}", " / ".join(f"{v:.5g}" for v in row.values), f"{row.error_percent:+.2f} %"))
+        if abs(row.error_percent) > row.limit_percent:
+            missed.append(f"{row.case}, {row.quantity}: {row.error_percent:+.2f} %, limit {row.limit_percent:g} %")
+    return table(("case", "quantity", "target", "three meshes, coarse / middle / fine", "finest against target"), rows), record, missed
+
+
+def _contact(config: ValidationConfig) -> Outcome:
+    rows, missed = [], []
+    found = validation_contact.rows()
+    for row in found:
+        rows.append((row.case, row.quantity, f"{row.target:.4g}", " / ".join(f"{v:.4g}" for v in row.values), f"{row.error_percent:+.2f} %"))
+        if abs(row.error_percent) > row.limit_percent:
+            missed.append(f"{row.case}, {row.quantity}: {row.error_percent:+.2f} %, limit {row.limit_percent:g} %")
+    return table(("case", "quantity", "target", "meshes, coarse / fine", "finest against target"), rows), [asdict(r) for r in found], missed
+
+
+def _vertebra(config: ValidationConfig) -> Outcome:
+    vertebra = validation_vertebra.read_vertebra(config.folder() / "l2_density_fe")
+    rows, record, missed = [], [], []
+    for binning in validation_vertebra.BINNINGS:
+        got, target = validation_vertebra.press(vertebra, binning), vertebra.figure(binning)
+        error = 100.0 * (got.stiffness / target - 1.0)
+        record.append({"binning": binning, "target": target, **asdict(got)})
+        rows.append((binning, f"{target:.0f}", f"{got.stiffness:.1f}", f"{error:+.3f} %", f"{got.balance - 1.0:+.1e}", got.dofs))
+        if abs(error) > 1.0:
+            missed.append(f"L2, {binning}: {error:+.2f} %, limit 1 %")
+    return table(("density read as", "figure N/mm", "SfePy N/mm", "error", "top/bottom force − 1", "unknowns"), rows), record, missed
+
+
+STUDIES: dict[str, Callable[[ValidationConfig], Outcome]] = {"code": _code, "contact": _contact, "vertebra": _vertebra}
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="validation")
+def main(settings: DictConfig) -> None:
+    """Run the studies that were asked for."""
+    try:
+        config = ValidationConfig(**OmegaConf.to_container(settings, resolve=True))  # type: ignore[arg-type]
+        every = []
+        for name in WHAT:
+            clock = time.perf_counter()
+            text, record, missed = STUDIES[name](config)
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
+            text += f"\n{time.perf_counter() - clock:.0f} s, {peak:.0f} MB at most.\n"
+            artifacts.write_json(Path(config.out) / f"{name}.json", record)
+            artifacts.write_text(Path(config.out) / f"{name}.md", text)
+            print(f"\n## {name}\n\n{text}", flush=True)
+            every += missed
+    except ValueError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    for line in every:
+        print(f"missed: {line}", file=sys.stderr)
+    sys.exit(1 if every else 0)
+
+
+if __name__ == "__main__":
+    asked = sys.argv.pop(1) if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-") else None
+    WHAT = list(STUDIES) if asked is None else [asked]
+    if not set(WHAT) <= set(STUDIES):
+        print(f"error: {asked} is no study; there are {' | '.join(STUDIES)}", file=sys.stderr)
+        sys.exit(2)
+    main()
