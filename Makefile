@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | clean
+# make setup | demo | test | validation | lint | clean
 # Another interpreter: make setup PYTHON=python3.12. Only some tests: make test TESTS=tests/patient/test_hips.py
 PYTHON ?= python3
 VENV   := .venv
@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.spinefit-setup
 APT    := build-essential python3-dev python3-venv libgl1 libopengl0 libegl1
 TESTS  ?=
 
-.PHONY: setup demo test lint clean test-patient test-others test-some
+.PHONY: setup demo test lint clean validation test-patient test-others test-some
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -18,6 +18,10 @@ $(STAMP): pyproject.toml scripts/constraints.txt
 
 demo: setup
 	@$(BIN)/python scripts/demo.py
+
+# The check against closed forms, NAFEMS benchmarks, contact and the published L2 (needs SPINEFIT_DATA): some four minutes.
+validation: setup
+	@$(BIN)/python scripts/validation.py
 
 lint: setup
 	$(BIN)/ruff check .

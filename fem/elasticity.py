@@ -49,6 +49,7 @@ class Discretisation:
 def discretise(mesh: TetMesh, order: int = 2, quadrature: int = 2) -> Discretisation:
     """SfePy's field of the given order (1 or 2) on the mesh; `quadrature` is the polynomial order integrated exactly.
 
+    Hexahedra too (mesh.tets [m, 8], order 1, quadrature 3: 2×2×2 points), for images that are their own mesh.
     2 is exact for the strain energy of a uniform element. Bone is not uniform: its stiff shell is thinner than an element,
     and four points in a tetrahedron of 5 mm miss it.
     """
@@ -57,7 +58,8 @@ def discretise(mesh: TetMesh, order: int = 2, quadrature: int = 2) -> Discretisa
     output.set_output(quiet=True)
     data = Mesh.from_data(
         "segment", np.ascontiguousarray(mesh.points_mm, dtype=np.float64), None,
-        [np.ascontiguousarray(mesh.tets, dtype=np.int32)], [np.asarray(mesh.labels, np.int32)], ["3_4"],
+        [np.ascontiguousarray(mesh.tets, dtype=np.int32)], [np.asarray(mesh.labels, np.int32)],
+        ["3_4" if mesh.tets.shape[1] == 4 else "3_8"],
     )  # fmt: skip
     domain = FEDomain("domain", data)
     omega = domain.create_region("Omega", "all")

@@ -190,6 +190,44 @@ def _trust(result: Result) -> str:
     return "".join(parts)
 
 
+def _contact(result: Result) -> str:
+    """What changes when the implant only presses: every measure bonded and with contact, and how much of the face touches."""
+    arms = [arm for arm in _order(result) if result.arms[arm].contact]
+    if not arms:
+        return "<p>Not asked for: implants are bonded to what they touch. With <code>fem.contact=[0,0.5]</code> they also only press.</p>"
+    parts = []
+    for friction in sorted({c.friction for arm in arms for c in result.arms[arm].contact}):
+        rows, touching = [], []
+        found = {arm: next((c for c in result.arms[arm].contact if c.friction == friction), None) for arm in arms}
+        for name in dict.fromkeys(n for c in found.values() if c for n in c.measures):
+            cells = []
+            unit = ""
+            for arm in arms:
+                c, before = found[arm], result.arms[arm].measures.get(name)
+                if c is None or before is None or before.value is None or name not in c.measures or c.measures[name].value is None:
+                    cells.append("—")
+                    continue
+                unit = before.unit
+                value = c.measures[name].value
+                assert value is not None
+                change = percent(value / before.value - 1.0) if abs(before.value) > 1e-9 else "—"
+                cells.append(f"{number(before.value)} → {number(value)} ({change})")
+            rows.append([escape(name.replace("_", " ")) + _unit(unit), *cells])
+        for case in dict.fromkeys(n for c in found.values() if c for n in c.touching):
+            cells = []
+            for arm in arms:
+                t = found[arm].touching.get(case) if found[arm] else None  # type: ignore[union-attr]
+                cells.append(f"{t['touching_percent']:.0f} %, {1000.0 * t['largest_opening_mm']:.0f} µm" if t else "—")
+            touching.append([escape(case), *cells])
+        head = ("", *(_name(arm, result) for arm in arms))
+        title = "without friction" if friction == 0.0 else f"with friction {friction:g}"
+        parts.append(table(f"Bonded → contact {title}: measures over all load cases", head, rows))
+        parts.append(table(f"Contact {title}: share of the implant's surface that touches, largest opening", head, touching))
+        bad = {arm: c.status.text for arm, c in found.items() if c and c.status.code != "ok"}
+        parts.append(bullets([f"{arm.replace('_', ' ')}, {title}: {why}" for arm, why in bad.items()]))
+    return "".join(parts)
+
+
 def _search(result: Result, folder: Path) -> str:
     found = result.optimisation
     if found is None:
@@ -222,6 +260,7 @@ def page(result: Result, folder: Path, pictures: Sequence[Picture] = ()) -> str:
         ("The arms side by side", _arms(result)),
         ("Pictures", pictures_grid(pictures)),
         ("How far to trust the numbers", _trust(result)),
+        ("What the contact condition changes", _contact(result)),
         ("The search", _search(result, folder)),
         ("What was asked", _asked(result)),
         ("Limitations", bullets([*LIMITATIONS, *result.limitations])),

@@ -81,6 +81,18 @@ class Agreement(_Model):
     gap_rel: float | None
 
 
+class Contact(_Model):
+    """The arm again, its implant pressing on bone, graft and disc instead of bonded to them (fem/contact.py)."""
+
+    friction: float
+    status: Status
+    solver: dict[str, Status] = Field(default_factory=dict)
+    touching: dict[str, dict[str, float]] = Field(default_factory=dict)
+    measures: dict[str, Measure] = Field(default_factory=dict)
+    stiffness: dict[str, float] = Field(default_factory=dict)
+    files: dict[str, str] = Field(default_factory=dict)
+
+
 class Arm(_Model):
     """One device (or floor) as simulated in SfePy."""
 
@@ -91,6 +103,7 @@ class Arm(_Model):
     solver: dict[str, Status] = Field(default_factory=dict)
     balance: Balance | None = None
     agreement: list[Agreement] = Field(default_factory=list)
+    contact: list[Contact] = Field(default_factory=list)
     mesh: dict[str, Scalar] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)

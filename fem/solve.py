@@ -22,6 +22,7 @@ import scipy.sparse as sp
 from engine import materials
 from engine.types import BODIES, REGIONS, Boundary, Design, Patch, Response, Segment, SolverStatus, stack_loads
 from fem import elasticity as el
+from fem.contact import ContactSettings, interface, solve_contact, split
 from fem.linear import LinkRows, solve_linear
 from fem.mesh import TetMesh
 from fem.tets import components
@@ -37,6 +38,11 @@ class FemSettings:
     sample           "qp": a sample per quadrature point; "cell": volume average per tetrahedron
     sample_all       keep samples of all regions (memory), not only near bone, implant and graft
     max_direct_dofs  above it the iterative solver is taken (PARDISO: about 15 MB per 1000 unknowns)
+    contact          null: the implant is bonded to bone, graft and disc; a number: it only presses on them (fem/contact.py), with that
+                     coefficient of friction (0: none)
+    contact_mpa_per_mm  the contact's stiffness
+    blocks_mpa       null: bone, disc and graft; a number: a bench test, bone is test blocks of that modulus (Poisson's ratio 0.3) and
+                     disc and graft are air
     """
 
     bone_law: str = "morgan2003_vertebra"
@@ -48,25 +54,36 @@ class FemSettings:
     max_direct_dofs: int = 700_000
     tolerance: float = 1e-7
     max_iterations: int = 2000
+    contact: float | None = None
+    contact_mpa_per_mm: float = ContactSettings.stiffness_mpa_per_mm
+    blocks_mpa: float | None = None
 
     def __post_init__(self) -> None:
         if self.sample not in ("qp", "cell"):
             raise ValueError(f"sample={self.sample!r} is unknown; choose 'qp' or 'cell'")
         if self.quadrature not in (1, 2, 6):
             raise ValueError(f"quadrature={self.quadrature}: SfePy's rules of order 3 and 4 have negative weights; choose 2 or 6")
+        if self.blocks_mpa is not None and not 1.0 <= self.blocks_mpa <= 1e6:
+            raise ValueError(f"blocks_mpa={self.blocks_mpa}: give a modulus of 1 to 1e6 MPa (steel 200000, grade 15 foam some 123)")
+        if self.contact is not None:
+            ContactSettings(self.contact, self.contact_mpa_per_mm)
 
 
 @dataclass(frozen=True)
 class FemField:
-    """Fields for viewing: displacement_mm [l, n, 3] at the mesh points; per tetrahedron strain and stress
-    [l, m, 6] (volume averages) and e_mpa [m]. figures: unknowns, seconds, memory."""
+    """Fields for viewing: displacement_mm [l, n, 3] at the points of `mesh` (with contact: the implant's are its own); per
+    tetrahedron strain and stress [l, m, 6] (volume averages) and e_mpa [m]. figures: unknowns, seconds, memory.
+    contact: per load case touching share, pressures, opening; interface: triangles and what is on them."""
 
     loadcases: tuple[str, ...]
+    mesh: TetMesh
     displacement_mm: np.ndarray
     strain: np.ndarray
     stress: np.ndarray
     e_mpa: np.ndarray
     figures: dict[str, float]
+    contact: tuple[dict[str, float], ...] = ()
+    interface: meshio.Mesh | None = None
 
 
 def solve(
@@ -85,8 +102,15 @@ def solve(
     if not names:
         raise ValueError("boundary has no load case; add one to loadcases")
     clock = time.perf_counter()
+    joined = int(components(mesh.tets).max()) == 0
+    cut = None
+    if settings.contact is not None:
+        if design.implant is None:
+            raise ValueError(f"design {design.arm!r} has no implant: contact={settings.contact} has nothing to act on")
+        cut = split(mesh, REGIONS.index("implant"))
+        mesh = cut.mesh
     d = el.discretise(mesh, settings.order, settings.quadrature)
-    e_mpa, poisson, relative_density = moduli(segment, design, d, settings.bone_law)
+    e_mpa, poisson, relative_density = moduli(segment, design, d, settings.bone_law, settings.blocks_mpa)
     lam, mu = materials.lame(e_mpa, poisson)
     support, reaction_rows = el.foundation(d, boundary.support, boundary.foundation_mpa_per_mm2)
     matrix = (el.stiffness(d, lam, mu) + support).tocsr()
@@ -101,11 +125,23 @@ def solve(
     ]  # fmt: skip
     loads = _loads(d, boundary)
     assembly_s = time.perf_counter() - clock
-    solution = solve_linear(
-        matrix, loads, links, el.rigid_modes(d.nodes_mm), solver=settings.solver,
-        max_direct_dofs=settings.max_direct_dofs, tolerance=settings.tolerance,
-        max_iterations=settings.max_iterations, joined=int(components(mesh.tets).max()) == 0,
-    )  # fmt: skip
+    touching = None
+    if cut is None:
+        solution = solve_linear(
+            matrix, loads, links, el.rigid_modes(d.nodes_mm), solver=settings.solver,
+            max_direct_dofs=settings.max_direct_dofs, tolerance=settings.tolerance,
+            max_iterations=settings.max_iterations, joined=joined,
+        )  # fmt: skip
+    else:
+        if not joined:
+            raise ValueError("the bodies are joined by links alone: contact needs the implant between them")
+        at = interface(d, cut)
+        bone = np.isin(d.labels[at.outer], [0, 1])
+        soft = float(np.median(e_mpa[at.outer[bone]])) if bone.any() else float(np.median(e_mpa))
+        touching = solve_contact(
+            matrix, loads, links, at, soft, ContactSettings(float(settings.contact or 0.0), settings.contact_mpa_per_mm)
+        )
+        solution = touching.solution
     for name, status in zip(names, solution.status, strict=True):
         level = logging.INFO if status.code == "ok" else logging.ERROR
         log.log(level, "load case %s: %s, residual %.1e, %s", name, status.code, status.relative_residual, status.text)
@@ -139,14 +175,16 @@ def solve(
     log.info("%s", ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
     volume = d.weight_mm3.sum(1)
     field = FemField(
-        names, displacement[:, : len(mesh.points_mm)], cell_strain, cell_stress,
+        names, mesh, displacement[:, : len(mesh.points_mm)], cell_strain, cell_stress,
         (e_mpa * d.weight_mm3).sum(1) / volume, figures,
+        () if touching is None else tuple(touching.figures(at)),
+        None if touching is None else touching.on_faces(d.nodes_mm, at, names),
     )  # fmt: skip
     return response, solution.status, field
 
 
 def moduli(
-    segment: Segment, design: Design, d: el.Discretisation, law_name: str
+    segment: Segment, design: Design, d: el.Discretisation, law_name: str, blocks_mpa: float | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Young's modulus MPa, Poisson's ratio and lattice relative density, all [m, q] at the quadrature points."""
     law = materials.bone_law(law_name)
@@ -154,12 +192,14 @@ def moduli(
     relative_density = np.ones(d.weight_mm3.shape)
     for label, vertebra in enumerate((segment.caudal, segment.cranial)):
         cells = d.labels == label
-        e_mpa[cells] = law.modulus_mpa(vertebra.density.sample(d.points_mm[cells]))
-        poisson[cells] = law.poisson
+        e_mpa[cells] = law.modulus_mpa(vertebra.density.sample(d.points_mm[cells])) if blocks_mpa is None else blocks_mpa
+        poisson[cells] = law.poisson if blocks_mpa is None else 0.3
     soft = {
         "graft": materials.SOFT["graft"],
         "remnant": materials.SOFT["disc" if design.implant is None else "remnant"],
     }
+    if blocks_mpa is not None:
+        soft = dict.fromkeys(soft, materials.SOFT["surrounding"])
     for name, solid in soft.items():
         cells = d.labels == REGIONS.index(name)
         e_mpa[cells], poisson[cells] = solid.e_mpa, solid.poisson
@@ -270,9 +310,10 @@ def principal(voigt: np.ndarray, shear_factor: float) -> np.ndarray:
     return np.linalg.eigvalsh(np.nan_to_num(t)) + np.where(np.isnan(voigt).any(-1), np.nan, 0.0)[..., None]
 
 
-def write_vtu(path: Path | str, mesh: TetMesh, field: FemField) -> None:
+def write_vtu(path: Path | str, field: FemField) -> None:
     """Write one .vtu for ParaView: per load case `<name>:displacement_mm` on points (use Warp By Vector), and on
     cells min and max principal strain, von Mises stress, strain energy density; `region` and `e_mpa` once."""
+    mesh = field.mesh
     cells = {"region": [mesh.labels.astype(np.int32)], "e_mpa": [field.e_mpa]}
     points = {}
     for k, name in enumerate(field.loadcases):

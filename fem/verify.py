@@ -5,19 +5,26 @@ What is simulated is what would be printed: the mesh is cut from the exported tr
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import time
-from dataclasses import dataclass, replace
+import zipfile
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.spatial import cKDTree
 
+from engine import artifacts
 from engine.types import Boundary, Design, Response, Segment, SolverStatus, Surface
 from fem.mesh import MeshError, MeshSettings, TetMesh, build_mesh
 from fem.solve import FemSettings, solve, write_vtu
 
 log = logging.getLogger("spinefit.fem")
+#: Raised when the same content gives another mesh.
+_MESH_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,7 @@ class Check:
     notes: tuple[str, ...]
     balance: tuple[float, float]
     figures: dict[str, float]
+    contact: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def check(
@@ -43,29 +51,72 @@ def check(
     fem_settings: FemSettings,
     folder: Path,
 ) -> Check:
-    """Mesh, solve and balance one arm; writes <folder>/solution.vtu. Never raises for what the geometry does: a mesh
-    that fails its gate or a solve that fails is a status, and then there is no response."""
+    """Mesh, solve and balance one arm; writes <folder>/solution.vtu, with contact also contact.vtu, and keeps the mesh in
+    <folder>/mesh.npz (by the content of all that makes it). Never raises for what the geometry does: a mesh that fails its gate or a
+    solve that fails is a status, and then there is no response."""
     clock = time.perf_counter()
     try:
-        mesh = build_mesh(segment, design, surface, mesh_settings, crop_mm)
+        mesh = meshed(segment, design, surface, mesh_settings, crop_mm, folder / "mesh.npz")
     except MeshError as error:
         log.error("%s: %s", design.arm, error)
         return nothing(f"no mesh: {error}")
-    meshed = time.perf_counter() - clock
+    mesh_s = time.perf_counter() - clock
     try:
-        response, solver, field = solve(segment, design, mesh, boundary, fem_settings)
+        response, solver, fields = solve(segment, design, mesh, boundary, fem_settings)
     except (ValueError, RuntimeError, MemoryError) as error:
         log.error("%s: %s", design.arm, error)
         return nothing(f"no solution: {error}")
+    if fem_settings.contact is not None:
+        folder = folder / contact_name(fem_settings.contact)
     folder.mkdir(parents=True, exist_ok=True)
-    write_vtu(folder / "solution.vtu", mesh, field)
+    write_vtu(folder / "solution.vtu", fields)
+    if fields.interface is not None:
+        fields.interface.write(folder / "contact.vtu")
     bad = [s for s in solver if s.code != "ok"]
     if bad:
         return replace(nothing(f"{bad[0].code}: {bad[0].text}"), solver=tuple(solver), mesh=_figures(mesh))
-    figures = {"mesh_s": meshed, **field.figures}
-    return Check(
-        SolverStatus("ok", ""), response, tuple(solver), _figures(mesh), mesh.log, balance(response), figures
-    )
+    figures = {"mesh_s": mesh_s, **fields.figures}
+    touching = dict(zip(fields.loadcases, fields.contact, strict=False))
+    return Check(SolverStatus("ok", ""), response, tuple(solver), _figures(mesh), mesh.log, balance(response), figures, touching)
+
+
+def contact_name(friction: float) -> str:
+    """Folder of a solve with contact, inside the arm's."""
+    return f"contact_{friction:g}"
+
+
+def meshed(
+    segment: Segment, design: Design, surface: Surface | None, settings: MeshSettings, crop_mm: np.ndarray, path: Path
+) -> TetMesh:
+    """build_mesh, or what it gave before for the same content."""
+    digest = hashlib.sha256(f"{_MESH_VERSION} {settings} {design.arm} {np.asarray(crop_mm).tolist()}".encode())
+    fields = [segment.caudal.sdf, segment.cranial.sdf, segment.disc, design.window, design.implant]
+    for part in [f for f in fields if f is not None]:
+        digest.update(np.ascontiguousarray(part.values).tobytes())
+        digest.update(f"{np.asarray(part.origin_mm, float).tolist()} {part.spacing_mm}".encode())
+    if surface is not None:
+        digest.update(np.ascontiguousarray(surface.points_mm).tobytes() + np.ascontiguousarray(surface.faces).tobytes())
+    key = digest.hexdigest()
+    if path.exists():
+        try:
+            with np.load(path) as held:
+                if str(held["key"]) == key:
+                    quality, lines = json.loads(str(held["quality"])), tuple(json.loads(str(held["log"])))
+                    log.info("%s: mesh as before (%d tetrahedra)", design.arm, len(held["tets"]))
+                    return TetMesh(held["points_mm"], held["tets"], held["labels"], quality, lines)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            log.warning("%s: %s cannot be read (%s); meshed again", design.arm, path, error)
+    mesh = build_mesh(segment, design, surface, settings, crop_mm)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Any] = {"points_mm": mesh.points_mm, "tets": mesh.tets.astype(np.int32), "labels": mesh.labels.astype(np.int8)}
+    arrays |= {"key": np.array(key), "quality": np.array(json.dumps(mesh.quality, default=_plain)), "log": np.array(json.dumps(mesh.log))}
+    artifacts.write_npz(path, **arrays)
+    return mesh
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers and arrays for JSON."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
 
 
 def balance(response: Response) -> tuple[float, float]:

@@ -31,6 +31,7 @@ from engine import artifacts, forward, optimize, surface
 from engine.optimize import OptimizerSettings
 from engine.patient import load_segment, phantom_segment, save_segment
 from engine.types import Design, Segment, Surface
+from fem.contact import ContactSettings
 from fem.mesh import MeshSettings
 from fem.solve import FemSettings
 from objectives import study as studies
@@ -49,13 +50,17 @@ class PatientConfig(BaseModel):
 
 
 class FemConfig(BaseModel):
-    """SfePy check: mesh sizes and solver; see fem.mesh.MeshSettings and fem.solve.FemSettings."""
+    """SfePy check: mesh sizes and solver; see fem.mesh.MeshSettings and fem.solve.FemSettings.
+
+    contact: coefficients of friction with which every arm is solved again, its implant only pressing on what it touches
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     mesh: dict[str, Any] = {}
     solve: dict[str, Any] = {}
     arms: tuple[str, ...] = (*FLOORS, *ARMS)
     processes: int = Field(2, ge=1, le=16)
+    contact: tuple[float, ...] = ()
 
     @model_validator(mode="after")
     def _check(self) -> FemConfig:
@@ -64,6 +69,10 @@ class FemConfig(BaseModel):
             if unknown := set(given) - known:
                 raise ValueError(f"unknown key {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
             kind(**given)
+        if "contact" in self.solve:
+            raise ValueError("solve.contact: give fem.contact=[…]; every arm is then solved bonded and with contact")
+        for friction in self.contact:
+            ContactSettings(friction)
         if wrong := [a for a in self.arms if a not in (*FLOORS, *ARMS)]:
             raise ValueError(f"arms: {', '.join(wrong)} unknown; choose among {', '.join((*FLOORS, *ARMS))}")
         return self
@@ -186,7 +195,7 @@ def design_run(config: RunConfig) -> Path:
             _engine(study, values, folder, stop)
         with clock("export"):
             for arm, family in studies.families(study).items():
-                _export(studies.design(study, arm, family, values[arm]), folder / "designs" / arm)
+                export_design(studies.design(study, arm, family, values[arm]), folder / "designs" / arm)
                 _stop_if(stop, folder)
     return folder
 
@@ -346,7 +355,7 @@ def _write_engine_fields(prepared: studies.Prepared, response: Any, path: Path) 
     image.save(str(path))
 
 
-def _export(design: Design, folder: Path) -> None:
+def export_design(design: Design, folder: Path) -> None:
     """Fields, parameters and printable surface of one arm."""
     folder.mkdir(parents=True, exist_ok=True)
     head = {"arm": design.arm, "family": design.family, "material": design.material, "parameters": design.parameters}

@@ -3,13 +3,15 @@
     python scripts/validation.py code        closed forms and NAFEMS benchmarks on three meshes each, orders of convergence
     python scripts/validation.py contact     unilateral contact and friction against closed forms (patch, eccentric, Coulomb, Hertz)
     python scripts/validation.py vertebra    the published stiffness of L2 (l2_density_fe) on its own voxels
-    python scripts/validation.py             all of them (make validation)
+    python scripts/validation.py designs run=<run folder>      both solvers on 20 random designs of a designed run: rank, bias, spread
+    python scripts/validation.py             all but designs (make validation)
 
 Exit code 2 with one line for whatever is wrong with the settings; 1 where a figure misses its limit.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import sys
@@ -23,11 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from engine import artifacts
 from engine.patient.prepare import one_line
-from scripts import validation_code, validation_contact, validation_vertebra
+from scripts import pipeline, validation_code, validation_contact, validation_designs, validation_vertebra
 
 
 class ValidationConfig(BaseModel):
@@ -36,6 +38,9 @@ class ValidationConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: str | None = None
+    run: str | None = None
+    designs: int = Field(default=20, ge=3, le=500)
+    seed: int = 0
     out: str = "runs/validation"
 
     def folder(self) -> Path:
@@ -68,19 +73,22 @@ def _code(config: ValidationConfig) -> Outcome:
                 missed.append(f"P{order} {norm}: order {found[-1]:.2f}, expected {expected}")
     for row in validation_code.rows():
         record.append(asdict(row))
-        rows.append((row.case, row.quantity, f"{row.target:.5g}", " / ".join(f"{v:.5g}" for v in row.values), f"{row.error_percent:+.2f} %"))
-        if abs(row.error_percent) > row.limit_percent:
-            missed.append(f"{row.case}, {row.quantity}: {row.error_percent:+.2f} %, limit {row.limit_percent:g} %")
+        rows.append(_cells(row, missed))
     return table(("case", "quantity", "target", "three meshes, coarse / middle / fine", "finest against target"), rows), record, missed
 
 
+def _cells(row: validation_code.Row, missed: list[str]) -> tuple[str, str, str, str, str]:
+    """Of a table; what is beyond its limit is added to `missed`."""
+    if abs(row.error_percent) > row.limit_percent:
+        missed.append(f"{row.case}, {row.quantity}: {row.error_percent:+.2f} %, limit {row.limit_percent:g} %")
+    values = " / ".join(f"{v:.5g}" for v in row.values)
+    return row.case, row.quantity, f"{row.target:.5g}", values, f"{row.error_percent:+.2f} %"
+
+
 def _contact(config: ValidationConfig) -> Outcome:
-    rows, missed = [], []
+    missed: list[str] = []
     found = validation_contact.rows()
-    for row in found:
-        rows.append((row.case, row.quantity, f"{row.target:.4g}", " / ".join(f"{v:.4g}" for v in row.values), f"{row.error_percent:+.2f} %"))
-        if abs(row.error_percent) > row.limit_percent:
-            missed.append(f"{row.case}, {row.quantity}: {row.error_percent:+.2f} %, limit {row.limit_percent:g} %")
+    rows = [_cells(row, missed) for row in found]
     return table(("case", "quantity", "target", "meshes, coarse / fine", "finest against target"), rows), [asdict(r) for r in found], missed
 
 
@@ -97,12 +105,40 @@ def _vertebra(config: ValidationConfig) -> Outcome:
     return table(("density read as", "figure N/mm", "SfePy N/mm", "error", "top/bottom force − 1", "unknowns"), rows), record, missed
 
 
-STUDIES: dict[str, Callable[[ValidationConfig], Outcome]] = {"code": _code, "contact": _contact, "vertebra": _vertebra}
+def _designs(config: ValidationConfig) -> Outcome:
+    """Aims: Spearman ≥ 0.95 and bias under 10 % for yielded bone."""
+    if config.run is None:
+        raise ValueError("run=<run folder> is missing: the designs are drawn for its patient, loads and families")
+    rows = validation_designs.compare(Path(config.run), config.designs, config.seed, Path(config.out) / "designs")
+    found = validation_designs.statistics(rows)
+    missed = [
+        f"yielded bone: Spearman {f['spearman']:.3f} (aim 0.95), bias {f['bias_percent']:+.1f} % (aim within 10 %)"
+        for f in found if f["quantity"] == "yielded_bone" and (f["spearman"] < 0.95 or abs(f["bias_percent"]) > 10.0)
+    ]  # fmt: skip
+    failed = [r for r in rows if r["status"] != "ok"]
+    text = table(
+        ("quantity", "designs", "range (SfePy)", "Spearman ρ", "bias: median of engine/SfePy − 1", "spread: half of 16th to 84th"),
+        [(f["quantity"].replace("_", " "), f["designs"], " to ".join(f"{v:.4g}" for v in f["range"]), f"{f['spearman']:.3f}",
+          f"{f['bias_percent']:+.1f} %", f"{f['spread_percent']:.1f} %") for f in found],
+    )  # fmt: skip
+    if failed:
+        text += "\n" + "\n".join(f"- design {r['number'] + 1} ({r['kind']}) has no result: {r['text']}" for r in failed) + "\n"
+    if len(failed) < len(rows):
+        text += f"\nScatter: {validation_designs.scatter(rows, Path(config.out) / 'designs.png')}\n"
+    return text, {"designs": rows, "statistics": found}, missed
+
+
+STUDIES: dict[str, Callable[[ValidationConfig], Outcome]] = {
+    "code": _code, "contact": _contact, "vertebra": _vertebra, "designs": _designs,
+}  # fmt: skip
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="validation")
 def main(settings: DictConfig) -> None:
     """Run the studies that were asked for."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("spinefit").setLevel(logging.INFO)
+    pipeline.set_up_jax()
     try:
         config = ValidationConfig(**OmegaConf.to_container(settings, resolve=True))  # type: ignore[arg-type]
         every = []
@@ -125,7 +161,7 @@ def main(settings: DictConfig) -> None:
 
 if __name__ == "__main__":
     asked = sys.argv.pop(1) if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-") else None
-    WHAT = list(STUDIES) if asked is None else [asked]
+    WHAT = [name for name in STUDIES if name != "designs"] if asked is None else [asked]
     if not set(WHAT) <= set(STUDIES):
         print(f"error: {asked} is no study; there are {' | '.join(STUDIES)}", file=sys.stderr)
         sys.exit(2)

@@ -25,6 +25,7 @@ from fem.mesh import TetMesh
 from fem.tets import bricks
 from scripts.validation_code import Row
 
+Gap = Callable[[np.ndarray], np.ndarray]
 #: Size of the two blocks: length (x), width (y) and height of each, mm.
 LENGTH, WIDTH, HEIGHT = 6.0, 3.0, 4.0
 
@@ -36,15 +37,16 @@ class Blocks:
     d: el.Discretisation
     matrix: sp.csr_matrix
     at: Interface
+    e_mpa: float
 
     @staticmethod
-    def of(axes: Sequence[np.ndarray], joint: float, e_mpa: float, nu: float = 0.3, gap: Callable[[np.ndarray], np.ndarray] | None = None) -> Blocks:
+    def of(axes: Sequence[np.ndarray], joint: float, e_mpa: float, nu: float = 0.3, gap: Gap | None = None) -> Blocks:
         points, tets = bricks(axes)
         cut = split(TetMesh(points, tets, (points[tets][..., 2].mean(1) > joint).astype(int)), 1)
         d = el.discretise(cut.mesh, 2, 2)
         shape = d.weight_mm3.shape
         lam, mu = lame(np.full(shape, e_mpa), np.full(shape, nu))
-        return Blocks(d, el.stiffness(d, lam, mu), interface(d, cut, gap))
+        return Blocks(d, el.stiffness(d, lam, mu), interface(d, cut, gap), e_mpa)
 
     def nodes_at(self, axis: int, value: float) -> np.ndarray:
         """Node numbers of a plane."""
@@ -76,7 +78,7 @@ def patch(friction: float = 0.0) -> tuple[Contact, Interface]:
     b = two_blocks()
     matrix = b.held((b.nodes_at(2, 0.0), 1e8, (2,)), (np.arange(len(b.d.nodes_mm)), 1e-3, (0, 1, 2)))
     press = b.pushed(2.0 * HEIGHT, lambda x: np.array([0.0, 0.0, -5.0]))
-    return solve_contact(matrix, np.stack([press, -press], 1), [], b.at, ContactSettings(friction)), b.at
+    return solve_contact(matrix, np.stack([press, -press], 1), [], b.at, b.e_mpa, ContactSettings(friction)), b.at
 
 
 def eccentric(cells: int = 12, e_mm: float = 1.6, force: float = 100.0) -> tuple[Contact, Interface, np.ndarray, float]:
@@ -85,7 +87,7 @@ def eccentric(cells: int = 12, e_mm: float = 1.6, force: float = 100.0) -> tuple
     matrix = b.held((b.nodes_at(2, 0.0), 1e9, (0, 1, 2)), (b.nodes_at(2, 2.0 * HEIGHT), 1e-4, (0, 1, 2)))
     slope = 12.0 * force * e_mm / (LENGTH**3 * WIDTH)
     load = b.pushed(2.0 * HEIGHT, lambda x: np.stack([0 * x[..., 0], 0 * x[..., 0], -force / (LENGTH * WIDTH) - slope * x[..., 0]], -1))
-    found = solve_contact(matrix, load[:, None], [], b.at, ContactSettings(stiffness_mpa_per_mm=30.0))
+    found = solve_contact(matrix, load[:, None], [], b.at, b.e_mpa, ContactSettings(stiffness_mpa_per_mm=30.0))
     c = 3.0 * (0.5 * LENGTH - e_mm)
     x = b.at.faces.points_mm.reshape(-1, 3)[:, 0]
     return found, b.at, 2.0 * force / (WIDTH * c) * np.clip(1.0 - (0.5 * LENGTH - x) / c, 0.0, None), c
@@ -99,7 +101,7 @@ def coulomb(push: float, mu: float = 0.4, press: float = 90.0, spring: float = 0
     load = b.pushed(2.0 * HEIGHT, lambda x: np.array([0.0, 0.0, -press / (LENGTH * WIDTH)])).reshape(-1, 3)
     low = np.unique(b.at.faces.nodes)
     load[low, 0] += push / len(low)
-    found = solve_contact(matrix, load.reshape(-1, 1), [], b.at, ContactSettings(mu))
+    found = solve_contact(matrix, load.reshape(-1, 1), [], b.at, b.e_mpa, ContactSettings(mu))
     carried = float(found.shear[:, 0] @ b.at.weight_mm2)
     return found, carried, spring * float(found.solution.u.reshape(-1, 3)[top, 0].sum())
 
@@ -110,10 +112,10 @@ def hertz(n: int, radius: float = 200.0, force: float = 300.0, e: float = 1000.0
     fine = np.concatenate([np.linspace(0.0, 6.0, n + 1), 6.0 + (size - 6.0) * np.linspace(0.0, 1.0, 6)[1:] ** 1.6])
     b = Blocks.of((fine, fine, np.concatenate([-fine[:0:-1], fine])), 0.0, e, nu, lambda p: (p[:, 0] ** 2 + p[:, 1] ** 2) / (2.0 * radius))
     matrix = b.held(
-        (b.nodes_at(0, 0.0), 1e8, (0,)), (b.nodes_at(1, 0.0), 1e8, (1,)), (b.nodes_at(2, -size), 1e8, (2,)), (b.nodes_at(2, size), 1e-6, (2,))
+        *((b.nodes_at(axis, value), k, (axis,)) for axis, value, k in ((0, 0.0, 1e8), (1, 0.0, 1e8), (2, -size, 1e8), (2, size, 1e-6)))
     )
     load = b.pushed(size, lambda p: np.array([0.0, 0.0, -0.25 * force / size**2]))
-    found = solve_contact(matrix, load[:, None], [], b.at, ContactSettings(stiffness_mpa_per_mm=3e3))
+    found = solve_contact(matrix, load[:, None], [], b.at, b.e_mpa, ContactSettings(stiffness_mpa_per_mm=3e3))
     a = (0.75 * force * radius / (0.5 * e / (1.0 - nu**2))) ** (1 / 3)
     r2 = (b.at.faces.points_mm.reshape(-1, 3)[:, :2] ** 2).sum(1) / a**2
     w, p = b.at.weight_mm2, found.pressure[:, 0]
@@ -139,9 +141,10 @@ def rows() -> list[Row]:
     for found, at, exact, _ in opened:
         scale = np.average(sound(found).pressure[:, 0], weights=at.weight_mm2 * exact) / np.average(exact, weights=at.weight_mm2 * exact)
         edge.append(float(scale * target))
-    out.append(Row("eccentric force, e = 0.27 L", "largest pressure (best fit), MPa", target, tuple(edge), opened[-1][0].solution.u.shape[0], 2.0))
+    size = opened[-1][0].solution.u.shape[0]
+    out.append(Row("eccentric force, e = 0.27 L", "largest pressure (best fit), MPa", target, tuple(edge), size, 2.0))
     lengths = tuple(float(LENGTH * at.weight_mm2[f.pressure[:, 0] > 0].sum() / at.area_mm2) for f, at, _, _ in opened)
-    out.append(Row("eccentric force, e = 0.27 L", "touching length, mm", opened[0][3], lengths, opened[-1][0].solution.u.shape[0], 4.0))
+    out.append(Row("eccentric force, e = 0.27 L", "touching length, mm", opened[0][3], lengths, size, 4.0))
     for push, carried in ((10.0, 10.0), (60.0, 36.0)):
         found, got, taken = coulomb(push)
         sound(found)

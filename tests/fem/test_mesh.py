@@ -175,6 +175,28 @@ def test_a_meshed_segment_can_be_solved_and_balances(meshed, segment, design):
     assert np.allclose(response.fatigue_mpa, 225.0)
 
 
+def test_an_implant_that_only_presses_is_softer_and_carries_no_tension(meshed, segment, design):
+    """Quadrature of order 2 on linear elements, to be quick. Bonded by springs as stiff as the contact's, the two meshes agree."""
+    where = make_boundary(segment)
+    where = replace(where, loadcases=where.loadcases[:2])
+    bonded, _, _ = solve(segment, design, meshed, where, FemSettings(order=1, quadrature=2))
+    pressed, status, field = solve(segment, design, meshed, where, FemSettings(order=1, quadrature=2, contact=0.3))
+    assert [s.code for s in status] == ["ok", "ok"], status
+    assert np.abs(pressed.reaction + pressed.applied).max() < 1e-5 * np.abs(pressed.applied).max()
+    assert (np.asarray(pressed.compliance) > np.asarray(bonded.compliance)).all()
+    assert (np.asarray(pressed.compliance) < 2.0 * np.asarray(bonded.compliance)).all()
+    # 7.5 Nm beside 400 N open the back of the joint; compression alone does not
+    compression, flexion = field.contact
+    assert flexion["touching_percent"] < compression["touching_percent"]
+    assert flexion["largest_opening_mm"] > 0.001
+    assert field.interface is not None
+    for name in ("compression", "flexion"):
+        assert (field.interface.cell_data[f"{name}:pressure_mpa"][0] >= 0.0).all()
+    assert len(field.mesh.points_mm) > len(meshed.points_mm)
+    with pytest.raises(ValueError, match="has no implant"):
+        solve(segment, INTACT, meshed, where, FemSettings(contact=0.0))
+
+
 def test_an_impossible_gate_is_an_error_that_names_the_region(segment, design, implant_surface):
     strict = replace(COARSE, min_dihedral_deg=60.0, attempts=1, size_fine_mm=3.5, background_mm=3.5,
                      background_axial_mm=2.4, aim_dihedral_deg=1.0)  # fmt: skip

@@ -240,7 +240,7 @@ def test_an_empty_patch_and_a_missing_near_patch_are_named(twisted):
 def test_the_written_file_reads_back_with_its_fields(twisted, tmp_path):
     segment, mesh, where = twisted
     _, _, field = solve(segment, INTACT, mesh, where)
-    write_vtu(tmp_path / "field.vtu", mesh, field)
+    write_vtu(tmp_path / "field.vtu", field)
     back = meshio.read(tmp_path / "field.vtu")
     assert np.allclose(back.point_data["a:displacement_mm"], field.displacement_mm[0])
     for name in ("strain_min", "strain_max", "von_mises_mpa", "sed_mpa"):

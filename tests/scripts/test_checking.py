@@ -9,6 +9,6 @@ from scripts import checking
 
 def test_a_dead_process_is_a_status_of_its_arm_and_not_an_exception(monkeypatch):
     monkeypatch.setattr(checking, "check", os._exit)
-    found = checking._apart(3)
+    found = checking.alone(3)
     assert found.response is None
     assert found.status.code == "failed" and "died" in found.status.text
