@@ -175,7 +175,7 @@ def _arm(study: Study, arm: str, found: Check, engine: dict[str, Any], folder: P
     response = found.response
     if response is None:
         return base
-    measures = _measures(study, arm, response)
+    measures = measures_of(study, arm, response)
     if "stress_shielding" not in measures and any(g.objective.name == "stress_shielding" for g in study.goals):
         base["notes"].append("stress shielding is not given: the intact segment has no solution to compare with")
     files = {"solution": f"fem/{arm}/solution.vtu"}
@@ -191,7 +191,7 @@ def _arm(study: Study, arm: str, found: Check, engine: dict[str, Any], folder: P
     }
 
 
-def _measures(study: Study, arm: str, response: Response) -> dict[str, Any]:
+def measures_of(study: Study, arm: str, response: Response) -> dict[str, Any]:
     """The study's objectives and what the optimiser never saw."""
     measures = {}
     for goal in study.goals:
@@ -218,7 +218,7 @@ def _contact(study: Study, arm: str, friction: float, found: Check) -> dict[str,
     }  # fmt: skip
     if found.response is None:
         return out
-    measures = _measures(study, arm, found.response)
+    measures = measures_of(study, arm, found.response)
     stiffness = dict(zip(found.response.loadcases, map(float, 1.0 / np.asarray(found.response.compliance)), strict=True))
     out["files"] = {n: f"fem/{arm}/{contact_name(friction)}/{n}.vtu" for n in ("solution", "contact")}
     return out | {"measures": {k: m for k, m in measures.items() if not k.endswith("_volume")}, "stiffness": stiffness}

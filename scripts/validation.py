@@ -4,7 +4,8 @@
     python scripts/validation.py contact     unilateral contact and friction against closed forms (patch, eccentric, Coulomb, Hertz)
     python scripts/validation.py vertebra    the published stiffness of L2 (l2_density_fe) on its own voxels
     python scripts/validation.py designs run=<run folder>      both solvers on 20 random designs of a designed run: rank, bias, spread
-    python scripts/validation.py             all but designs (make validation)
+    python scripts/validation.py convergence run=<run folder>  each measure of its arms on three meshes, Richardson's estimate and error
+    python scripts/validation.py             all that need no run folder (make validation)
 
 Exit code 2 with one line for whatever is wrong with the settings; 1 where a figure misses its limit.
 """
@@ -29,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from engine import artifacts
 from engine.patient.prepare import one_line
-from scripts import pipeline, validation_code, validation_contact, validation_designs, validation_vertebra
+from scripts import pipeline, validation_code, validation_contact, validation_convergence, validation_designs, validation_vertebra
 
 
 class ValidationConfig(BaseModel):
@@ -40,6 +41,7 @@ class ValidationConfig(BaseModel):
     data: str | None = None
     run: str | None = None
     designs: int = Field(default=20, ge=3, le=500)
+    arms: tuple[str, ...] = ("stock", "optimised")
     seed: int = 0
     out: str = "runs/validation"
 
@@ -128,8 +130,22 @@ def _designs(config: ValidationConfig) -> Outcome:
     return text, {"designs": rows, "statistics": found}, missed
 
 
+def _convergence(config: ValidationConfig) -> Outcome:
+    if config.run is None:
+        raise ValueError("run=<run folder> is missing: its arms are meshed three times")
+    found, tetrahedra, failed = validation_convergence.converge(Path(config.run), config.arms, Path(config.out) / "convergence")
+    text = "; ".join(f"{arm}: {', '.join(map(str, n))} tetrahedra" for arm, n in tetrahedra.items()) + "\n\n"
+    text += table(
+        ("arm", "quantity", "coarse / as configured / fine", "order", "limit", "error as configured"),
+        [(e.arm, e.quantity.replace("_", " "), " / ".join(f"{v:.4g}" for v in e.values), f"{e.order:.1f}" if e.order == e.order else "—",
+          f"{e.limit:.4g}" if e.limit == e.limit else "—", f"{e.error_percent:.1f} %") for e in found],
+    )  # fmt: skip
+    text += "".join(f"\n- {line}" for line in failed) + ("\n" if failed else "")
+    return text, {"tetrahedra": tetrahedra, "estimates": [asdict(e) for e in found], "failed": failed}, failed
+
+
 STUDIES: dict[str, Callable[[ValidationConfig], Outcome]] = {
-    "code": _code, "contact": _contact, "vertebra": _vertebra, "designs": _designs,
+    "code": _code, "contact": _contact, "vertebra": _vertebra, "designs": _designs, "convergence": _convergence,
 }  # fmt: skip
 
 
@@ -161,7 +177,7 @@ def main(settings: DictConfig) -> None:
 
 if __name__ == "__main__":
     asked = sys.argv.pop(1) if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-") else None
-    WHAT = [name for name in STUDIES if name != "designs"] if asked is None else [asked]
+    WHAT = [name for name in STUDIES if name not in ("designs", "convergence")] if asked is None else [asked]
     if not set(WHAT) <= set(STUDIES):
         print(f"error: {asked} is no study; there are {' | '.join(STUDIES)}", file=sys.stderr)
         sys.exit(2)

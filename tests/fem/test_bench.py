@@ -42,9 +42,9 @@ def test_shear_is_softer_and_foam_carries_the_subsidence(tests):
     s = tests["subsidence"]
     assert s["k_s_n_per_mm"] < 0.2 * s["k_d_n_per_mm"]
     assert 1.0 / s["k_s_n_per_mm"] == pytest.approx(1.0 / s["k_d_n_per_mm"] + 1.0 / s["k_p_n_per_mm"])
-    # two foam columns in series, E A/2h, softer as the ring does not press on all of their ends
-    column = 123.0 * np.pi * HALF[0] * HALF[1] / (2.0 * BODY_MM)
-    assert 0.3 * column < s["k_p_n_per_mm"] < 0.95 * column
+    # two foam columns in series, E A/2h, held and loaded in the middle of layers of 4 mm; softer as the ring does not press on all of their ends
+    column = 123.0 * np.pi * HALF[0] * HALF[1] / (2.0 * (BODY_MM - 2.0))
+    assert 0.6 * column < s["k_p_n_per_mm"] < column
 
 
 def test_safety_is_told_only_of_loads_that_are_given(tests):

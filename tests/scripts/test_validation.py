@@ -7,7 +7,7 @@ import pytest
 
 from engine.patient import PlanConfig, phantom_segment
 from objectives import study as studies
-from scripts import validation_designs
+from scripts import validation_convergence, validation_designs
 from tests.scripts.test_config import composed
 
 
@@ -43,3 +43,20 @@ def test_designs_are_drawn_within_bounds_and_again_from_the_same_seed(tmp_path):
     assert not np.array_equal(first[0].values["pose"], first[1].values["pose"])
     picture = validation_designs.scatter(rows(np.full(9, 0.9)), tmp_path / "scatter.png")
     assert picture.stat().st_size > 5000
+
+
+def test_richardson_finds_the_order_and_the_limit_of_a_power_law():
+    r = validation_convergence.RATIO
+    values = tuple(2.0 + 0.3 * h**1.7 for h in (r, 1.0, 1.0 / r))
+    found = validation_convergence.estimate("stock", "yielded_bone", values)
+    assert found.order == pytest.approx(1.7, abs=1e-6)
+    assert found.limit == pytest.approx(2.0, abs=1e-9)
+    assert found.error_percent == pytest.approx(15.0, abs=1e-6)
+
+
+def test_values_that_do_not_fall_in_line_have_no_order_but_an_error():
+    found = validation_convergence.estimate("stock", "yielded_bone", (100.0, 104.0, 101.0))
+    assert np.isnan(found.order) and np.isnan(found.limit)
+    assert found.error_percent == pytest.approx(100.0 * 4.0 / 101.0)
+    slow = validation_convergence.estimate("stock", "yielded_bone", (100.0, 101.0, 101.99))  # order near 0: held at 0.5
+    assert slow.error_percent > 4.0
