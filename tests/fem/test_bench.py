@@ -42,7 +42,7 @@ def test_shear_is_softer_and_foam_carries_the_subsidence(tests):
     s = tests["subsidence"]
     assert s["k_s_n_per_mm"] < 0.2 * s["k_d_n_per_mm"]
     assert 1.0 / s["k_s_n_per_mm"] == pytest.approx(1.0 / s["k_d_n_per_mm"] + 1.0 / s["k_p_n_per_mm"])
-    # two foam columns in series, E A/2h, held and loaded in the middle of layers of 4 mm; softer as the ring does not press on all of their ends
+    # two foam columns in series, E A/2h, held and loaded in the middle of layers of 4 mm; softer, as the ring presses on a part
     column = 123.0 * np.pi * HALF[0] * HALF[1] / (2.0 * (BODY_MM - 2.0))
     assert 0.6 * column < s["k_p_n_per_mm"] < column
 
