@@ -36,10 +36,10 @@ test-some:
 	$(BIN)/python -m pytest $(TESTS)
 
 test-patient:
-	$(BIN)/python -m pytest -o cache_dir=.pytest_cache/patient tests/patient
+	$(BIN)/python -m pytest -o cache_dir=.pytest_cache/patient tests/patient tests/contracts
 
 test-others:
-	$(BIN)/python -m pytest tests --ignore=tests/patient
+	$(BIN)/python -m pytest tests --ignore=tests/patient --ignore=tests/contracts
 
 clean:
 	rm -rf $(VENV) build *.egg-info .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

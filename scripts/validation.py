@@ -137,8 +137,8 @@ def _convergence(config: ValidationConfig) -> Outcome:
     text = "; ".join(f"{arm}: {', '.join(map(str, n))} tetrahedra" for arm, n in tetrahedra.items()) + "\n\n"
     text += table(
         ("arm", "quantity", "coarse / as configured / fine", "order", "limit", "error as configured"),
-        [(e.arm, e.quantity.replace("_", " "), " / ".join(f"{v:.4g}" for v in e.values), f"{e.order:.1f}" if e.order == e.order else "—",
-          f"{e.limit:.4g}" if e.limit == e.limit else "—", f"{e.error_percent:.1f} %") for e in found],
+        [(e.arm, e.quantity.replace("_", " "), " / ".join(f"{v:.4g}" for v in e.values), "—" if e.order is None else f"{e.order:.1f}",
+          "—" if e.limit is None else f"{e.limit:.4g}", f"{e.error_percent:.1f} %") for e in found],
     )  # fmt: skip
     text += "".join(f"\n- {line}" for line in failed) + ("\n" if failed else "")
     return text, {"tetrahedra": tetrahedra, "estimates": [asdict(e) for e in found], "failed": failed}, failed

@@ -31,13 +31,13 @@ SCALES = (RATIO, 1.0, 1.0 / RATIO)
 
 @dataclass(frozen=True)
 class Estimate:
-    """One measure of one arm on three meshes. order and limit: NaN where the values do not fall in line."""
+    """One measure of one arm on three meshes. order and limit: None where the values do not fall in line."""
 
     arm: str
     quantity: str
     values: tuple[float, float, float]
-    order: float
-    limit: float
+    order: float | None
+    limit: float | None
     error_percent: float
 
 
@@ -47,7 +47,7 @@ def estimate(arm: str, quantity: str, values: tuple[float, float, float]) -> Est
     a, b = first - second, second - third
     least = abs(b) / max(abs(third), 1e-300)
     if a * b <= 0.0:
-        return Estimate(arm, quantity, values, float("nan"), float("nan"), 100.0 * max(abs(a), abs(b)) / max(abs(third), 1e-300))
+        return Estimate(arm, quantity, values, None, None, 100.0 * max(abs(a), abs(b)) / max(abs(third), 1e-300))
     order = float(np.log(a / b) / np.log(RATIO))
     limit = third - b / (RATIO ** float(np.clip(order, 0.5, 3.0)) - 1.0)
     return Estimate(arm, quantity, values, order, limit, 100.0 * max(abs(second - limit) / max(abs(limit), 1e-300), least))
