@@ -91,7 +91,10 @@ def converge(run: Path, arms: tuple[str, ...], out: Path, processes: int = 2) ->
     failed = [f"{arm}, mesh {level + 1} of 3: {results[arm, level][2]}" for arm, level in jobs if not results[arm, level][0]]
     for arm in arms:
         three = [results[arm, level][0] for level in range(len(SCALES))]
-        if all(three):
+        count = [results[arm, level][1] for level in range(len(SCALES))]
+        if all(three) and not count[0] < count[1] < count[2]:
+            failed.append(f"{arm}: {count} tetrahedra are no refinement (a mesh was retried finer, fem/mesh.py): no estimate is given")
+        elif all(three):
             estimates += [estimate(arm, name, (three[0][name], three[1][name], three[2][name])) for name in three[0]]
     return estimates, {arm: [results[arm, level][1] for level in range(len(SCALES))] for arm in arms}, failed
 
