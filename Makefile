@@ -28,7 +28,7 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The tests of engine/patient use one core and are half of the time: both halves at once.
+# The tests of engine/patient use one core and are, with the contracts, half of the time: both halves at once.
 test: lint
 	@$(MAKE) --no-print-directory -j2 -k --output-sync=target $(if $(TESTS),test-some,test-patient test-others)
 

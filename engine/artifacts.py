@@ -19,6 +19,7 @@ import tempfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -311,6 +312,33 @@ def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
 
 
 # -- provenance --------------------------------------------------------------------------------------------
+def digest(value: Any) -> str:
+    """SHA-256 of arrays, numbers, strings, dataclasses and containers of them."""
+    code = hashlib.sha256()
+    _feed(code, value)
+    return code.hexdigest()
+
+
+def _feed(code: Any, value: Any) -> None:
+    if isinstance(value, np.ndarray):
+        code.update(f"{value.dtype}{value.shape}".encode())
+        code.update(np.ascontiguousarray(value).tobytes())
+    elif is_dataclass(value) and not isinstance(value, type):
+        _feed(code, asdict(value))
+    elif isinstance(value, dict):
+        for key in sorted(value, key=str):
+            code.update(f"<{key}>".encode())
+            _feed(code, value[key])
+    elif isinstance(value, list | tuple):
+        code.update(f"[{len(value)}]".encode())
+        for item in value:
+            _feed(code, item)
+    elif value is None or isinstance(value, str | int | float | bool | np.generic):
+        code.update(f"{type(value).__name__}:{value!r};".encode())
+    else:
+        raise TypeError(f"there is no digest of a {type(value).__name__}")
+
+
 def sha256_file(path: Path | str) -> str:
     """SHA-256 of a file's bytes, hex."""
     with open(path, "rb") as stream:

@@ -109,7 +109,6 @@ class Interface:
     weight_mm2: np.ndarray
     gap_mm: np.ndarray
     faces: Faces
-    outer: np.ndarray
 
     @property
     def area_mm2(self) -> float:
@@ -141,7 +140,7 @@ def interface(d: el.Discretisation, cut: Split, gap: Callable[[np.ndarray], np.n
     initial = np.zeros(len(points)) if gap is None else np.asarray(gap(points), float)
     if not np.allclose(points, outer.points_mm.reshape(-1, 3), atol=1e-9):
         raise ValueError("the two sides of the interface do not lie on each other")
-    return Interface(jump, normal, inner.weight_mm2.ravel(), initial, inner, cut.outer)
+    return Interface(jump, normal, inner.weight_mm2.ravel(), initial, inner)
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ class Contact:
         return meshio.Mesh(nodes_mm[used], [("triangle", triangles.reshape(-1, 3))], cell_data=data)
 
     def figures(self, at: Interface) -> list[dict[str, float]]:
-        """Per load: touching and slipping share of the area, force across, largest pressure and opening."""
+        """Per load: touching share of the area, force across, largest pressure, shear and opening."""
         w = at.weight_mm2
         found = []
         for p, t, o in zip(self.pressure.T, self.shear.T, self.opening_mm.T, strict=True):
@@ -192,13 +191,12 @@ def solve_contact(
     rho = min(modulus_mpa / np.sqrt(element * np.sqrt(at.area_mm2)), settings.stiffness_mpa_per_mm)
     count, weight = loads.shape[1], at.weight_mm2[:, None]
     bonded = sp.csr_matrix(matrix + at.springs(rho))
-    z = np.zeros((count, len(weight), 3))
     anderson = [_Anderson(_WINDOW) for _ in range(count)]
     off, done = np.full(count, np.inf), np.zeros(count, int)
     with Factor(bonded, links) as factor:
         free = factor.solve(loads)
         u = free.copy()
-        z[:] = at.relative(u).transpose(2, 0, 1)
+        z = at.relative(u).transpose(2, 0, 1).copy()
         for iteration in range(1, settings.max_iterations + 1):
             going = np.flatnonzero(done == 0)
             delta, traction = law.answer(z[going], rho)
@@ -290,7 +288,7 @@ class _Anderson:
         if len(self.points) < 3:
             return z + r
         dz = np.stack([(b - a).ravel() for a, b in pairwise(self.points)], 1)
-        dr = np.stack([(weight * (b - a)).ravel() for a, b in pairwise(self.residuals)], 1)
-        factors = np.linalg.lstsq(dr, (weight * r).ravel(), rcond=1e-8)[0]
-        plain = np.stack([(b - a).ravel() for a, b in pairwise(self.residuals)], 1)
-        return np.asarray(z + r - ((dz + plain) @ factors).reshape(z.shape))
+        dr = np.stack([(b - a).ravel() for a, b in pairwise(self.residuals)], 1)
+        each = np.broadcast_to(weight, z.shape).ravel()
+        factors = np.linalg.lstsq(each[:, None] * dr, each * r.ravel(), rcond=1e-8)[0]
+        return np.asarray(z + r - ((dz + dr) @ factors).reshape(z.shape))

@@ -111,6 +111,7 @@ class Factor:
 
     def __init__(self, a: sp.csr_matrix, links: list[LinkRows]) -> None:
         from pypardiso import PyPardisoSolver
+        from pypardiso.pardiso_wrapper import PyPardisoError
 
         class Pardiso(PyPardisoSolver):  # its own test of sameness hashes the whole matrix at every solve
             def _is_already_factorized(self, matrix: sp.csr_matrix) -> bool:
@@ -123,9 +124,9 @@ class Factor:
         self._pardiso = Pardiso(mtype=2, size_limit_storage=0)
         try:
             self._pardiso.factorize(upper)
-        except BaseException:
+        except PyPardisoError as error:  # not a RuntimeError: it would take the whole check with it
             self._pardiso.free_memory(everything=True)
-            raise
+            raise RuntimeError(str(error)) from error
         if links:
             self._w = sp.vstack([link.rows for link in links]).tocsr()
             self._c = sp.block_diag([link.stiffness for link in links]).toarray()
@@ -133,7 +134,12 @@ class Factor:
             self._core = np.eye(len(self._c)) + self._c @ (self._w @ self._z)
 
     def _inverse(self, b: np.ndarray) -> np.ndarray:
-        return np.asarray(self._pardiso.solve(self._upper, np.asfortranarray(b)))
+        from pypardiso.pardiso_wrapper import PyPardisoError
+
+        try:
+            return np.asarray(self._pardiso.solve(self._upper, np.asfortranarray(b)))
+        except PyPardisoError as error:
+            raise RuntimeError(str(error)) from error
 
     def once(self, f: np.ndarray) -> np.ndarray:
         """(A + Σ WᵀCW)⁻¹ f [dofs, l] to the factor's accuracy."""
@@ -153,13 +159,8 @@ class Factor:
 
 
 def _direct(a: sp.csr_matrix, f: np.ndarray, links: list[LinkRows]) -> np.ndarray:
-    from pypardiso.pardiso_wrapper import PyPardisoError
-
-    try:
-        with Factor(a, links) as factor:
-            return factor.solve(f)
-    except PyPardisoError as error:  # not a RuntimeError: it would take the whole check with it
-        raise RuntimeError(str(error)) from error
+    with Factor(a, links) as factor:
+        return factor.solve(f)
 
 
 def _amg(

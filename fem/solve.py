@@ -65,8 +65,11 @@ class FemSettings:
             raise ValueError(f"quadrature={self.quadrature}: SfePy's rules of order 3 and 4 have negative weights; choose 2 or 6")
         if self.blocks_mpa is not None and not 1.0 <= self.blocks_mpa <= 1e6:
             raise ValueError(f"blocks_mpa={self.blocks_mpa}: give a modulus of 1 to 1e6 MPa (steel 200000, grade 15 foam some 123)")
-        if self.contact is not None:
-            ContactSettings(self.contact, self.contact_mpa_per_mm)
+        self.contact_settings()
+
+    def contact_settings(self) -> ContactSettings | None:
+        """None: bonded. Raises ValueError for settings out of range."""
+        return None if self.contact is None else ContactSettings(self.contact, self.contact_mpa_per_mm)
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,12 @@ def solve(
     clock = time.perf_counter()
     joined = int(components(mesh.tets).max()) == 0
     cut = None
-    if settings.contact is not None:
+    contact = settings.contact_settings()
+    if contact is not None:
         if design.implant is None:
             raise ValueError(f"design {design.arm!r} has no implant: contact={settings.contact} has nothing to act on")
+        if not joined:
+            raise ValueError("the bodies are joined by links alone: contact needs the implant between them")
         cut = split(mesh, REGIONS.index("implant"))
         mesh = cut.mesh
     d = el.discretise(mesh, settings.order, settings.quadrature)
@@ -126,21 +132,17 @@ def solve(
     loads = _loads(d, boundary)
     assembly_s = time.perf_counter() - clock
     touching = None
-    if cut is None:
+    if cut is None or contact is None:
         solution = solve_linear(
             matrix, loads, links, el.rigid_modes(d.nodes_mm), solver=settings.solver,
             max_direct_dofs=settings.max_direct_dofs, tolerance=settings.tolerance,
             max_iterations=settings.max_iterations, joined=joined,
         )  # fmt: skip
     else:
-        if not joined:
-            raise ValueError("the bodies are joined by links alone: contact needs the implant between them")
         at = interface(d, cut)
-        bone = np.isin(d.labels[at.outer], [0, 1])
-        soft = float(np.median(e_mpa[at.outer[bone]])) if bone.any() else float(np.median(e_mpa))
-        touching = solve_contact(
-            matrix, loads, links, at, soft, ContactSettings(float(settings.contact or 0.0), settings.contact_mpa_per_mm)
-        )
+        bone = cut.outer[np.isin(d.labels[cut.outer], [0, 1])]
+        soft = float(np.median(e_mpa[bone])) if len(bone) else float(np.median(e_mpa))
+        touching = solve_contact(matrix, loads, links, at, soft, contact)
         solution = touching.solution
     for name, status in zip(names, solution.status, strict=True):
         level = logging.INFO if status.code == "ok" else logging.ERROR
@@ -310,6 +312,11 @@ def principal(voigt: np.ndarray, shear_factor: float) -> np.ndarray:
     return np.linalg.eigvalsh(np.nan_to_num(t)) + np.where(np.isnan(voigt).any(-1), np.nan, 0.0)[..., None]
 
 
+def von_mises(stress: np.ndarray) -> np.ndarray:
+    """[...] of principal stresses [..., 3]."""
+    return np.asarray(np.sqrt(0.5 * sum((stress[..., i] - stress[..., i - 1]) ** 2 for i in range(3))))
+
+
 def write_vtu(path: Path | str, field: FemField) -> None:
     """Write one .vtu for ParaView: per load case `<name>:displacement_mm` on points (use Warp By Vector), and on
     cells min and max principal strain, von Mises stress, strain energy density; `region` and `e_mpa` once."""
@@ -319,8 +326,7 @@ def write_vtu(path: Path | str, field: FemField) -> None:
     for k, name in enumerate(field.loadcases):
         strain, stress = field.strain[k], field.stress[k]
         values = principal(strain, 0.5)
-        s = principal(stress, 1.0)
-        mises = np.sqrt(0.5 * ((s[:, 0] - s[:, 1]) ** 2 + (s[:, 1] - s[:, 2]) ** 2 + (s[:, 2] - s[:, 0]) ** 2))
+        mises = von_mises(principal(stress, 1.0))
         points[f"{name}:displacement_mm"] = field.displacement_mm[k]
         cells[f"{name}:strain_min"] = [values[:, 0]]
         cells[f"{name}:strain_max"] = [values[:, 2]]

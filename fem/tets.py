@@ -25,6 +25,11 @@ def volumes(points_mm: np.ndarray, tets: np.ndarray) -> np.ndarray:
     return np.einsum("ij,ij->i", b - a, np.cross(c - a, d - a)) / 6.0
 
 
+def positive(points_mm: np.ndarray, tets: np.ndarray) -> np.ndarray:
+    """The tetrahedra [m, 4], those of negative volume turned."""
+    return np.where((volumes(points_mm, tets) < 0)[:, None], tets[:, [1, 0, 2, 3]], tets)
+
+
 def dihedral_deg(points_mm: np.ndarray, tets: np.ndarray) -> np.ndarray:
     """The six dihedral angles [m, 6] in degrees, in the order of EDGES: 180° − angle between outward normals."""
     x = points_mm[tets]
@@ -128,10 +133,7 @@ def bricks(axes: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     index = np.arange(len(points)).reshape(shape)
     corner = [index[i : shape[0] - 1 + i, j : shape[1] - 1 + j, k : shape[2] - 1 + k].ravel()
               for k in (0, 1) for j in (0, 1) for i in (0, 1)]  # fmt: skip
-    tets = np.stack([np.stack([corner[c] for c in kuhn], 1) for kuhn in _KUHN], 1).reshape(-1, 4)
-    flip = volumes(points, tets) < 0
-    tets[flip] = tets[flip][:, [1, 0, 2, 3]]
-    return points, tets
+    return points, positive(points, np.stack([np.stack([corner[c] for c in kuhn], 1) for kuhn in _KUHN], 1).reshape(-1, 4))
 
 
 def lattice(axes: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -160,7 +162,4 @@ def lattice(axes: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         assert u < v
         tets += [np.stack([a, b, ring[i], ring[(i + 1) % 4]], 1) for i in range(4)]
     points = np.vstack([corner, centre])
-    every = np.vstack(tets)
-    flip = volumes(points, every) < 0
-    every[flip] = every[flip][:, [1, 0, 2, 3]]
-    return compact(points, every)
+    return compact(points, positive(points, np.vstack(tets)))

@@ -5,7 +5,6 @@ What is simulated is what would be printed: the mesh is cut from the exported tr
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
@@ -89,14 +88,8 @@ def meshed(
     segment: Segment, design: Design, surface: Surface | None, settings: MeshSettings, crop_mm: np.ndarray, path: Path
 ) -> TetMesh:
     """build_mesh, or what it gave before for the same content."""
-    digest = hashlib.sha256(f"{_MESH_VERSION} {settings} {design.arm} {np.asarray(crop_mm).tolist()}".encode())
-    fields = [segment.caudal.sdf, segment.cranial.sdf, segment.disc, design.window, design.implant]
-    for part in [f for f in fields if f is not None]:
-        digest.update(np.ascontiguousarray(part.values).tobytes())
-        digest.update(f"{np.asarray(part.origin_mm, float).tolist()} {part.spacing_mm}".encode())
-    if surface is not None:
-        digest.update(np.ascontiguousarray(surface.points_mm).tobytes() + np.ascontiguousarray(surface.faces).tobytes())
-    key = digest.hexdigest()
+    fields = (segment.caudal.sdf, segment.cranial.sdf, segment.disc, design.window, design.implant)
+    key = artifacts.digest((_MESH_VERSION, settings, design.arm, np.asarray(crop_mm), fields, surface))
     if path.exists():
         try:
             with np.load(path) as held:

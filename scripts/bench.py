@@ -30,16 +30,14 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field
 
-from engine import artifacts, forward, materials
-from engine.patient import load_segment
+from engine import artifacts, materials
 from engine.patient.prepare import one_line
 from engine.types import Boundary, Design, LoadCase, Response, Segment, Surface, Wrench
 from fem.mesh import MeshSettings
-from fem.solve import FemSettings, principal
+from fem.solve import FemSettings, principal, solve, von_mises, write_vtu
 from fem.verify import meshed
-from objectives import study as studies
 from objectives.study import ARMS
-from scripts import pipeline
+from scripts import checking, pipeline
 from scripts.checking import weighted_percentile
 
 log = logging.getLogger("spinefit")
@@ -84,8 +82,6 @@ def bench_part(
     foam_mpa: float, folder: Path,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
     """Figures by test. Raises ValueError or fem.mesh.MeshError where a test cannot be done."""
-    from fem.solve import solve, write_vtu
-
     grid = meshed(segment, design, surface, mesh, crop_mm, folder / "mesh.npz")
     part = grid.points_mm[np.unique(grid.tets[grid.labels == 2])]
     boundary = boundary_of(segment, base, 0.5 * (part.min(0) + part.max(0)))
@@ -124,8 +120,7 @@ def _stress(response: Response, case: int, design: Design) -> dict[str, float]:
     """von Mises stress of the part under the unit load, MPa: largest, 99th percentile by volume; and the loads (N, N·m) at which the
     99th percentile of stress over limit is 1, for yield and for fatigue at 5e6 cycles (a lattice's limits by its relative density)."""
     part = np.asarray(response.fraction)[:, 2] > 0.5
-    stress = principal(np.asarray(response.stress)[case, part], 1.0)
-    mises = np.sqrt(0.5 * sum((stress[:, i] - stress[:, i - 1]) ** 2 for i in range(3)))
+    mises = von_mises(principal(np.asarray(response.stress)[case, part], 1.0))
     volume = np.asarray(response.volume)[part]
     alloy = materials.implant_material(design.material)
     ratio = np.asarray(materials.lattice_fatigue_ratio(np.asarray(response.relative_density)[part]))
@@ -142,19 +137,15 @@ def run(config: BenchConfig) -> tuple[str, dict[str, Any]]:
     folder = Path(config.run)
     if unknown := sorted(set(config.arms) - set(ARMS)):
         raise ValueError(f"arms={unknown}: unknown; there are {', '.join(ARMS)}")
-    settings = pipeline.read_config(folder)
-    if missing := [a for a in config.arms if not (folder / "designs" / a / "design.json").exists()]:
-        raise ValueError(f"{folder} holds no design of {', '.join(missing)}; run scripts/optimize.py with resume=true out={folder} first")
-    segment = load_segment(folder / "segment")
-    study = studies.make(segment, settings.study)
-    mesh, fem = MeshSettings(**settings.fem.mesh), FemSettings(**({"bone_law": settings.study.solver.bone_law} | settings.fem.solve))
-    crop = forward.region_of_interest(segment)
+    opened = checking.open_designed(folder)
+    checking.require_designs(folder, config.arms)
     record: dict[str, Any] = {}
     for arm in config.arms:
         design, surface = pipeline.load_design(folder / "designs" / arm)
         assert surface is not None
         try:
-            tests = bench_part(segment, design, surface, study.bare, crop, mesh, fem, config.foam_mpa, folder / "fem" / arm)
+            given = opened.segment, design, surface, opened.study.bare, opened.crop_mm, opened.mesh, opened.fem
+            tests = bench_part(*given, config.foam_mpa, folder / "fem" / arm)
             record[arm] = {"status": {"code": "ok", "text": ""}, "tests": tests, "safety": _safety(tests, config.acceptance)}
         except (ValueError, RuntimeError) as error:  # a mesh that fails its gate or a solve that fails: this arm's alone
             record[arm] = {"status": {"code": "failed", "text": str(error)}, "tests": {}, "safety": {}}

@@ -6,9 +6,11 @@ import logging
 import multiprocessing
 import os
 import resource
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from engine import artifacts, forward
+from engine.implants import Family
 from engine.patient import load_segment, measure
 from engine.patient.frames import move_endplate
 from engine.types import Response, Segment, stack_loads
@@ -45,13 +48,57 @@ LABELS = {
 LIMITATIONS = [
     "spinefit is a research and design tool, not a cleared medical device; nothing here may be used on a patient without "
     "the judgement and responsibility of qualified people.",
-    "Linear elasticity. Interfaces are bonded where no contact was asked for (fem.contact): that holds yielded bone too low, by a "
-    "fifth to two fifths in the demonstration, though alike for all arms there.",
+    "Linear elasticity. Interfaces are bonded where no contact was asked for (fem.contact): that holds yielded bone too "
+    "low; fem.contact says how much here.",
     "Facet joints, processes and ligaments are left out; rods and screws are beams without play or loosening.",
     "The intact disc is one isotropic material (4.2 MPa, ν 0.45): its strain energy is the reference of stress shielding.",
     "The lattice is homogenised; struts are not resolved and its printed strength is not verified.",
     "Stress and strain near sharp edges depend on the mesh; volumes and means are reported, peaks are not a score.",
 ]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run folder with all that its check needs."""
+
+    config: RunConfig
+    segment: Segment
+    study: Study
+    families: dict[str, Family]
+    crop_mm: np.ndarray
+    mesh: MeshSettings
+    fem: FemSettings
+
+
+def open_designed(folder: Path, fem: FemConfig | None = None) -> Opened:
+    """Read a run folder, with its own settings of the check or with `fem`. Raises ValueError when it is none."""
+    config = read_config(folder)
+    if fem is not None:
+        config = config.model_copy(update={"fem": fem})
+    segment = load_segment(folder / "segment")
+    study = studies.make(segment, config.study)
+    return Opened(
+        config, segment, study, studies.families(study), forward.region_of_interest(segment), MeshSettings(**config.fem.mesh),
+        FemSettings(**({"bone_law": config.study.solver.bone_law} | config.fem.solve)),
+    )  # fmt: skip
+
+
+def require_designs(folder: Path, arms: Sequence[str]) -> None:
+    """Raises ValueError where the folder lacks the design of one of the arms."""
+    if missing := [a for a in arms if not (folder / "designs" / a / "design.json").exists()]:
+        raise ValueError(f"{folder} holds no design of {', '.join(missing)}; run scripts/optimize.py with resume=true out={folder} first")
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Processes that start inside compute with one thread."""
+    before = {k: os.environ.get(k) for k in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    try:
+        yield
+    finally:
+        for k, v in before.items():
+            os.environ.pop(k, None) if v is None else os.environ.update({k: v})
 
 
 def check_run(folder: Path, fem: FemConfig | None = None) -> Path:
@@ -60,9 +107,8 @@ def check_run(folder: Path, fem: FemConfig | None = None) -> Path:
 
     A failed arm keeps its status and has no number; the others go on. Raises ValueError when the folder holds no designs.
     """
-    config = read_config(folder)
-    if fem is not None:
-        config = config.model_copy(update={"fem": fem})
+    opened = open_designed(folder, fem)
+    config, study, families = opened.config, opened.study, opened.families
     wanted = sorted(config.fem.arms, key=lambda a: (*FLOORS, *ARMS).index(a))
     missing = [a for a in wanted if not (folder / "designs" / a / "design.json").exists()]
     if missing or not (folder / "engine.json").exists():
@@ -70,30 +116,21 @@ def check_run(folder: Path, fem: FemConfig | None = None) -> Path:
             f"{folder} holds no finished designs ({', '.join(missing) or 'engine.json'} missing); run scripts/optimize.py with "
             f"resume=true out={folder} first"
         )
-    segment = load_segment(folder / "segment")
-    study = studies.make(segment, config.study)
-    families = studies.families(study)
     engine = artifacts.read_json(folder / "engine.json")
-    mesh_settings, fem_settings = MeshSettings(**config.fem.mesh), FemSettings(
-        **({"bone_law": config.study.solver.bone_law} | config.fem.solve)
-    )
-    crop = forward.region_of_interest(segment)
     clock, arms = Clock(folder), dict[str, dict[str, Any]]()
-    # one process an arm, two at a time: MMG and SfePy's assembly use one core each, and a crash takes one arm only
-    environment = {k: os.environ.get(k) for k in THREADS}
-    os.environ.update(dict.fromkeys(THREADS, "1"))
     held: dict[tuple[str, float | None], Check] = {}
     intact: Response | None = None
     clock.forget("SfePy, all arms", "report")
     contacts: dict[str, list[dict[str, Any]]] = {arm: [] for arm in wanted}
-    with clock("SfePy, all arms"), ThreadPoolExecutor(config.fem.processes) as pool:
+    # one process an arm, two at a time: MMG and SfePy's assembly use one core each, and a crash takes one arm only
+    with clock("SfePy, all arms"), one_thread_each(), ThreadPoolExecutor(config.fem.processes) as pool:
         waiting: dict[Future[Check], tuple[str, float | None]] = {}
 
         def submit(arm: str, friction: float | None) -> None:
             design, surface = load_design(folder / "designs" / arm)
-            settings = replace(fem_settings, contact=friction)
-            job = (segment, design, surface, study.boundary_of(families[arm]), crop, mesh_settings, settings, folder / "fem" / arm)
-            waiting[pool.submit(alone, *job)] = arm, friction
+            settings = replace(opened.fem, contact=friction)
+            job = (opened.segment, design, surface, study.boundary_of(families[arm]), opened.crop_mm, opened.mesh, settings)
+            waiting[pool.submit(alone, *job, folder / "fem" / arm)] = arm, friction
 
         for arm in wanted:
             submit(arm, None)
@@ -126,7 +163,6 @@ def check_run(folder: Path, fem: FemConfig | None = None) -> Path:
             for child in multiprocessing.active_children():
                 child.kill()
             raise
-    os.environ.update({k: v for k, v in environment.items() if v is not None})
     arms = {arm: arms[arm] | {"contact": sorted(contacts[arm], key=lambda c: c["friction"])} for arm in wanted}
     with clock("report"):
         return _report(study, config, folder, arms)
@@ -227,7 +263,7 @@ def _contact(study: Study, arm: str, friction: float, found: Check) -> dict[str,
 def _unseen(response: Response, arm: str) -> dict[str, Any]:
     """Measures that the optimiser never saw: sharp counts and percentiles."""
     from engine.materials import YIELD_STRAIN_COMPRESSION, YIELD_STRAIN_TENSION
-    from fem.solve import principal
+    from fem.solve import principal, von_mises
 
     strain = principal(np.asarray(response.strain), 0.5)
     ratio = np.maximum(-strain[..., 0] / YIELD_STRAIN_COMPRESSION, strain[..., 2] / YIELD_STRAIN_TENSION)
@@ -251,7 +287,7 @@ def _unseen(response: Response, arm: str) -> dict[str, Any]:
     if arm != "intact":
         part = np.asarray(response.volume) * fraction[:, 2]
         stress = principal(np.asarray(response.stress), 1.0)
-        mises = np.sqrt(0.5 * sum((stress[..., i] - stress[..., i - 1]) ** 2 for i in range(3)))
+        mises = von_mises(stress)
         p99 = np.array([weighted_percentile(m, part, 99.0) for m in mises])
         out["implant_von_mises_p99"] = entry(
             p99, "MPa", "99th percentile by volume of the implant's von Mises stress, worst load case", np.max

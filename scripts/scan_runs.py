@@ -25,6 +25,14 @@ LINE = ("calibration=linear", "calibration.slope_g_cm3_per_hu=0.0008", "calibrat
 TURN_DEG = (12.0, 11.0, 13.0)
 
 
+def data_folder(given: str | None) -> Path:
+    """The public test data: as given, else SPINEFIT_DATA, else beside the repository. Raises ValueError where it is not."""
+    path = Path(given or os.environ.get("SPINEFIT_DATA") or ROOT.parent / "shared" / "data")
+    if not path.is_dir():
+        raise ValueError(f"data={path}: no such folder; give the folder of the public test data, or set SPINEFIT_DATA")
+    return path
+
+
 class StudyConfig(BaseModel):
     """Settings of a study; conf/scan_study.yaml says what they mean."""
 
@@ -38,10 +46,7 @@ class StudyConfig(BaseModel):
 
     def folder(self) -> Path:
         """The public test data. Raises ValueError where it is not."""
-        path = Path(self.data or os.environ.get("SPINEFIT_DATA") or ROOT.parent / "shared" / "data")
-        if not path.is_dir():
-            raise ValueError(f"data={path}: no such folder; give the folder of the public test data, or set SPINEFIT_DATA")
-        return path
+        return data_folder(self.data)
 
 
 @dataclass(frozen=True)

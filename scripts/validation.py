@@ -13,11 +13,10 @@ Exit code 2 with one line for whatever is wrong with the settings; 1 where a fig
 from __future__ import annotations
 
 import logging
-import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from engine import artifacts
 from engine.patient.prepare import one_line
 from scripts import pipeline, validation_code, validation_contact, validation_convergence, validation_designs, validation_vertebra
+from scripts.scan_runs import data_folder, table
 
 
 class ValidationConfig(BaseModel):
@@ -45,21 +45,9 @@ class ValidationConfig(BaseModel):
     seed: int = 0
     out: str = "runs/validation"
 
-    def folder(self) -> Path:
-        """The public test data. Raises ValueError where it is not."""
-        path = Path(self.data or os.environ.get("SPINEFIT_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
-        if not path.is_dir():
-            raise ValueError(f"data={path}: no such folder; give the folder of the public test data, or set SPINEFIT_DATA")
-        return path
-
 
 #: Markdown, record, and what misses its limit.
 Outcome = tuple[str, Any, list[str]]
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Markdown."""
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows)) + "\n"
 
 
 def _code(config: ValidationConfig) -> Outcome:
@@ -95,7 +83,7 @@ def _contact(config: ValidationConfig) -> Outcome:
 
 
 def _vertebra(config: ValidationConfig) -> Outcome:
-    vertebra = validation_vertebra.read_vertebra(config.folder() / "l2_density_fe")
+    vertebra = validation_vertebra.read_vertebra(data_folder(config.data) / "l2_density_fe")
     rows, record, missed = [], [], []
     for binning in validation_vertebra.BINNINGS:
         got, target = validation_vertebra.press(vertebra, binning), vertebra.figure(binning)
@@ -158,6 +146,8 @@ def main(settings: DictConfig) -> None:
     try:
         config = ValidationConfig(**OmegaConf.to_container(settings, resolve=True))  # type: ignore[arg-type]
         every = []
+        if "vertebra" in WHAT:
+            data_folder(config.data)  # before the others' minutes
         for name in WHAT:
             clock = time.perf_counter()
             text, record, missed = STUDIES[name](config)

@@ -26,7 +26,7 @@ from fem import elasticity as el
 from fem.faces import boundary, faces_of, traction
 from fem.linear import Factor
 from fem.mesh import TetMesh
-from fem.tets import bricks, volumes
+from fem.tets import bricks, positive
 
 #: Elements across at the coarsest of three meshes.
 STEPS = (1, 2, 4)
@@ -44,10 +44,7 @@ class Problem:
     @staticmethod
     def of(points: np.ndarray, tets: np.ndarray, lam: Any, mu: Any, order: int = 2, quadrature: int = 2) -> Problem:
         """lam, mu: numbers, or functions of points [..., 3]."""
-        flip = volumes(points, tets) < 0
-        tets = tets.copy()
-        tets[flip] = tets[flip][:, [1, 0, 2, 3]]
-        d = el.discretise(TetMesh(points, tets, np.zeros(len(tets), int)), order, quadrature)
+        d = el.discretise(TetMesh(points, positive(points, tets), np.zeros(len(tets), int)), order, quadrature)
         values = [np.asarray(f(d.points_mm)) if callable(f) else np.full(d.weight_mm3.shape, float(f)) for f in (lam, mu)]
         return Problem(d, el.stiffness(d, *values), *values)
 

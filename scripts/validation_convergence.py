@@ -10,18 +10,14 @@ After Roache 1998; ASME V&V 20.
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from engine import forward
-from engine.patient import load_segment
 from engine.types import Response
 from fem.mesh import MeshSettings
-from fem.solve import FemSettings
 from objectives import study as studies
 from scripts import checking, pipeline
 
@@ -61,42 +57,33 @@ def scaled(mesh: MeshSettings, by: float) -> MeshSettings:
 
 def converge(run: Path, arms: tuple[str, ...], out: Path, processes: int = 2) -> tuple[list[Estimate], dict[str, list[int]], list[str]]:
     """Estimates, tetrahedra by arm, and what has no result. Raises ValueError for a folder without these designs."""
-    config = pipeline.read_config(run)
-    if missing := [a for a in arms if not (run / "designs" / a / "design.json").exists()]:
-        raise ValueError(f"{run} holds no design of {', '.join(missing)}; run scripts/optimize.py with resume=true out={run} first")
-    segment = load_segment(run / "segment")
-    study = studies.make(segment, config.study)
-    families, crop = studies.families(study), forward.region_of_interest(segment)
-    mesh, fem = MeshSettings(**config.fem.mesh), FemSettings(**({"bone_law": config.study.solver.bone_law} | config.fem.solve))
-    before = {k: os.environ.get(k) for k in checking.THREADS}
-    os.environ.update(dict.fromkeys(checking.THREADS, "1"))
+    opened = checking.open_designed(run)
+    checking.require_designs(run, arms)
+    study = opened.study
 
     def solve(job: tuple[str, int]) -> tuple[dict[str, float], int, str]:
         arm, level = job
         design, surface = pipeline.load_design(run / "designs" / arm)
-        found = checking.alone(segment, design, surface, study.boundary_of(families[arm]), crop, scaled(mesh, SCALES[level]), fem,
-                               out / f"{arm}_{level}")  # fmt: skip
-        tetrahedra = found.mesh.get("tetrahedra", 0)
-        count = tetrahedra if isinstance(tetrahedra, int) else 0
+        boundary, mesh = study.boundary_of(opened.families[arm]), scaled(opened.mesh, SCALES[level])
+        found = checking.alone(opened.segment, design, surface, boundary, opened.crop_mm, mesh, opened.fem, out / f"{arm}_{level}")
+        cells = found.mesh.get("tetrahedra", 0)
+        count = cells if isinstance(cells, int) else 0
         return ({} if found.response is None else quantities(study, arm, found.response)), count, found.status.text
 
     jobs = [(arm, level) for arm in arms for level in range(len(SCALES))]
-    try:
-        with ThreadPoolExecutor(processes) as pool:
-            results = dict(zip(jobs, pool.map(solve, jobs), strict=True))
-    finally:
-        for k, v in before.items():
-            os.environ.pop(k, None) if v is None else os.environ.update({k: v})
+    with checking.one_thread_each(), ThreadPoolExecutor(processes) as pool:
+        results = dict(zip(jobs, pool.map(solve, jobs), strict=True))
+    tetrahedra = {arm: [results[arm, level][1] for level in range(len(SCALES))] for arm in arms}
     estimates: list[Estimate] = []
     failed = [f"{arm}, mesh {level + 1} of 3: {results[arm, level][2]}" for arm, level in jobs if not results[arm, level][0]]
     for arm in arms:
         three = [results[arm, level][0] for level in range(len(SCALES))]
-        count = [results[arm, level][1] for level in range(len(SCALES))]
+        count = tetrahedra[arm]
         if all(three) and not count[0] < count[1] < count[2]:
             failed.append(f"{arm}: {count} tetrahedra are no refinement (a mesh was retried finer, fem/mesh.py): no estimate is given")
         elif all(three):
             estimates += [estimate(arm, name, (three[0][name], three[1][name], three[2][name])) for name in three[0]]
-    return estimates, {arm: [results[arm, level][1] for level in range(len(SCALES))] for arm in arms}, failed
+    return estimates, tetrahedra, failed
 
 
 def quantities(study: studies.Study, arm: str, response: Response) -> dict[str, float]:

@@ -12,7 +12,6 @@ that both solvers have answered is not solved again.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,11 +21,10 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from engine import artifacts, forward
-from engine.patient import load_segment
-from engine.types import Response
-from fem.mesh import MeshSettings
-from fem.solve import FemSettings
+from engine import artifacts
+from engine.implants import Family
+from engine.types import Design, Response, Surface
+from fem.verify import Check
 from objectives import study as studies
 from objectives.study import Study
 from scripts import checking, pipeline
@@ -69,45 +67,35 @@ def draw(study: Study, count: int, seed: int) -> list[Drawn]:
 
 def compare(run: Path, count: int, seed: int, out: Path, processes: int = 2) -> list[dict[str, Any]]:
     """A row per design: kind, status, and engine and SfePy by quantity. Kept in <out>/designs.jsonl as they come."""
-    config = pipeline.read_config(run)
-    segment = load_segment(run / "segment")
-    study = studies.make(segment, config.study)
-    designs, families = draw(study, count, seed), studies.families(study)
+    opened = checking.open_designed(run)
+    config, segment, study = opened.config, opened.segment, opened.study
+    designs, families = draw(study, count, seed), opened.families
     record, identity = out / "designs.jsonl", f"{config.identity()} {pipeline.digest(segment)} {seed}"
     rows = {r["number"]: r for r in artifacts.read_jsonl(record) if r["of"] == identity} if record.exists() else {}
     todo = [n for n in range(count) if n not in rows]
     if not todo:
         return [rows[n] for n in range(count)]
     engine = _engine(study, [(n, designs[n]) for n in todo], config.study.solver.spacing_mm)
-    mesh, fem = MeshSettings(**config.fem.mesh), FemSettings(**({"bone_law": config.study.solver.bone_law} | config.fem.solve))
-    crop = forward.region_of_interest(segment)
-    before = {k: os.environ.get(k) for k in checking.THREADS}
-    os.environ.update(dict.fromkeys(checking.THREADS, "1"))
-    try:
-        intact = checking.alone(segment, studies.design(study, "intact", families["intact"], {}), None,
-                                study.boundary_of(families["intact"]), crop, mesh, fem, out / "intact").response  # fmt: skip
+
+    def solved(design: Design, surface: Surface | None, family: Family, folder: Path) -> Check:
+        return checking.alone(segment, design, surface, study.boundary_of(family), opened.crop_mm, opened.mesh, opened.fem, folder)
+
+    with checking.one_thread_each(), ThreadPoolExecutor(processes) as pool:
+        intact = solved(studies.design(study, "intact", families["intact"], {}), None, families["intact"], out / "intact").response
 
         def sfepy(n: int) -> dict[str, Any]:
             drawn, folder = designs[n], out / f"{n:03d}"
             family = families[drawn.kind]
             pipeline.export_design(studies.design(study, drawn.kind, family, drawn.values), folder)
-            design, surface = pipeline.load_design(folder)
-            found = checking.alone(segment, design, surface, study.boundary_of(family), crop, mesh, fem, folder)
+            found = solved(*pipeline.load_design(folder), family, folder)
             head = {"of": identity, "number": n, "kind": drawn.kind, "status": found.status.code, "text": found.status.text}
-            if found.response is None:
-                return head
             response = checking.referenced(found, drawn.kind, intact).response
-            assert response is not None
-            return head | {"engine": engine[n], "sfepy": _quantities(study, response)}
+            return head if response is None else head | {"engine": engine[n], "sfepy": _quantities(study, response)}
 
-        with ThreadPoolExecutor(processes) as pool:
-            for row in pool.map(sfepy, todo):
-                artifacts.append_jsonl(record, row)
-                rows[row["number"]] = row
-                log.info("design %d of %d (%s): %s %s", row["number"] + 1, count, row["kind"], row["status"], row["text"])
-    finally:
-        for k, v in before.items():
-            os.environ.pop(k, None) if v is None else os.environ.update({k: v})
+        for row in pool.map(sfepy, todo):
+            artifacts.append_jsonl(record, row)
+            rows[row["number"]] = row
+            log.info("design %d of %d (%s): %s %s", row["number"] + 1, count, row["kind"], row["status"], row["text"])
     return [rows[n] for n in range(count)]
 
 

@@ -70,7 +70,7 @@ def from_labels(
     surfaces: dict[str, Surface] = {}
     for level, piece in labels.pieces.items():
         try:
-            surfaces[level], lines = _surface(level, piece, options, stages, *((scan, labels) if options.refine else ()))
+            surfaces[level], lines = _surface(level, piece, options, stages, labels, scan if options.refine else None)
             notes += lines
         except ValueError as error:
             if level in segment:
@@ -142,26 +142,22 @@ def _plates_on_the_border(patient: PatientModel, labels: Labels) -> tuple[Findin
 
 
 def _surface(
-    level: str, piece: Piece, options: ScanOptions, stages: Stages, scan: Image | None = None, labels: Labels | None = None
+    level: str, piece: Piece, options: ScanOptions, stages: Stages, labels: Labels, scan: Image | None = None
 ) -> tuple[Surface, list[str]]:
     """Closed, remeshed surface of a piece; with a scan, its edges are placed by HU."""
     key: list[Any] = [piece.mask, piece.lps_from_index, options.edge_mm]
-    others = None if labels is None else _other_bones(piece, labels)
-    if scan is not None and others is not None:
-        key += [scan.source.get("sha256"), scan.lps_from_index, others.values]
-    toward = None
-    if level == "S1" and labels is not None and len(labels.pieces) > 1:
-        # its label may end inside bone below, and the ilia are no labels: only the endplate and what faces as it does
-        above = [name for name in labels.pieces if name != "S1"][-1]
-        toward = unit(_middle(labels.pieces[above]) - _middle(piece))
+    hu: tuple[Image, Image, float, np.ndarray | None] | None = None
+    if scan is not None:
+        hu = scan, _other_bones(piece, labels), float(labels.image.voxel_mm.max()), _toward_the_spine(level, piece, labels)
+        key += [scan.source.get("sha256"), scan.lps_from_index, hu[1].values, hu[3]]
 
     def make() -> tuple[dict[str, np.ndarray], list[str]]:
         surface, lines = mask_surface(piece.mask, piece.lps_from_index), []
-        if scan is not None and others is not None:
+        if hu is not None:
             try:
-                found = refined(surface, scan, others, float(np.linalg.norm(piece.lps_from_index[:3, :3], axis=0).max()), toward)
+                found = refined(surface, *hu)
                 surface = found.surface
-                place = "surface" if toward is None else "upper side"
+                place = "surface" if hu[3] is None else "upper side"
                 lines = [
                     f"{level}: edges placed by HU on {100 * found.share:.0f} % of the {place}; moved by {found.rms_mm:.2f} mm rms, "
                     f"{found.largest_mm:.1f} mm at most; volume as in the mask"
@@ -175,8 +171,16 @@ def _surface(
     return Surface(arrays["points_mm"], arrays["faces"]), notes
 
 
-def _middle(piece: Piece) -> np.ndarray:
-    return np.asarray(rigid(piece.lps_from_index, np.argwhere(piece.mask)).mean(axis=0))
+def _toward_the_spine(level: str, piece: Piece, labels: Labels) -> np.ndarray | None:
+    """From the sacrum to the level above it; None for other levels, all of whose surface is bone's.
+
+    Its label may end inside bone below, and the ilia may be no labels: only the endplate and what faces as it does is refined.
+    """
+    above = [each for name, each in labels.pieces.items() if name != "S1"]
+    if level != "S1" or not above:
+        return None
+    last, own = (rigid(each.lps_from_index, np.argwhere(each.mask)).mean(axis=0) for each in (above[-1], piece))
+    return unit(last - own)
 
 
 def _other_bones(piece: Piece, labels: Labels, margin_mm: float = 8.0) -> Image:

@@ -41,7 +41,6 @@ from engine import artifacts
 from engine.patient import external
 from engine.patient.images import Image, read_labels
 from engine.patient.schemes import SCHEMES
-from engine.patient.stages import digest
 
 #: "auto": a GPU where there is one, else the CPU.
 Device = Literal["auto", "cpu", "gpu"]
@@ -310,7 +309,7 @@ def segment(
     arguments = tool.command(weights, device)
     shown = (tool.executable, *(part.replace(str(weights.folder), "<weights>") for part in arguments))
     version = external.version(tool.distribution, executable)
-    key = digest((VERSION, name, version, shown, weights.models, scan.source["sha256"], scan.lps_from_index))[:16]
+    key = artifacts.digest((VERSION, name, version, shown, weights.models, scan.source["sha256"], scan.lps_from_index))[:16]
     mask, note = folder / f"{name}-{key}.nii.gz", folder / f"{name}-{key}.json"
     result = SegmentationResult(mask, name, tool.scheme, version, shown, weights.models)
     if mask.is_file() and note.is_file():

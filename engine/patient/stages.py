@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from engine.artifacts import digest
 
 #: Counts up when a stage's result changes for the same input.
 VERSION = 2
@@ -47,30 +47,3 @@ class Stages:
             part.replace(path)  # a stage is there whole or not at all
         self.log(f"{name}: {time.perf_counter() - started:.1f} s")
         return arrays, notes
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of arrays, numbers, strings, dataclasses and containers of them."""
-    code = hashlib.sha256()
-    _feed(code, value)
-    return code.hexdigest()
-
-
-def _feed(code: Any, value: Any) -> None:
-    if isinstance(value, np.ndarray):
-        code.update(f"{value.dtype}{value.shape}".encode())
-        code.update(np.ascontiguousarray(value).tobytes())
-    elif is_dataclass(value) and not isinstance(value, type):
-        _feed(code, asdict(value))
-    elif isinstance(value, dict):
-        for key in sorted(value, key=str):
-            code.update(f"<{key}>".encode())
-            _feed(code, value[key])
-    elif isinstance(value, list | tuple):
-        code.update(f"[{len(value)}]".encode())
-        for item in value:
-            _feed(code, item)
-    elif value is None or isinstance(value, str | int | float | bool | np.generic):
-        code.update(f"{type(value).__name__}:{value!r};".encode())
-    else:
-        raise TypeError(f"a stage cannot depend on a {type(value).__name__}")

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from engine.patient.distance import surface_sdf, volume_mm3
 from engine.patient.images import Image
@@ -21,6 +20,7 @@ from engine.patient.refine import refined
 from engine.patient.scan import ScanOptions, _other_bones, from_labels
 from engine.patient.synthetic import ScanSpec, synthetic_ct
 from engine.types import PatientModel, Surface, rigid
+from scripts.scan_truth import disturbed
 
 PAIR = ("L3", "L4")
 VOXEL = 1.5
@@ -49,14 +49,6 @@ def off_mm(surface: Surface, truth: Surface) -> tuple[float, float]:
     return float(np.abs(d).mean()), float(d.mean())
 
 
-def disturbed(mask: np.ndarray, rms_mm: float, seed: int = 0) -> np.ndarray:
-    """The mask with its edge moved in and out by a smooth random field (6 mm long)."""
-    padded = np.pad(mask, 4)
-    noise = gaussian_filter(np.random.default_rng(seed).normal(size=padded.shape), 6.0 / VOXEL / 2.0)
-    depth = distance_transform_edt(padded) - distance_transform_edt(~padded)
-    return np.asarray((depth - 0.5 * np.sign(depth)) * VOXEL + noise * rms_mm / noise.std() > 0.0)
-
-
 @pytest.fixture(scope="module")
 def refined_patient(scanned: Scanned) -> PatientModel:
     return from_labels("p", scanned.labels, PAIR, {"kind": "ct"}, options=ScanOptions(refine=True), scan=scanned.scan)
@@ -75,11 +67,10 @@ def test_a_right_mask_gets_nearer_to_the_truth_and_keeps_its_volume(scanned: Sca
 
 
 def test_a_mask_with_wrong_edges_is_mended(scanned: Scanned) -> None:
-    piece = scanned.labels.pieces["L3"]
-    matrix = piece.lps_from_index.copy()
-    matrix[:3, 3] = rigid(matrix, np.full(3, -4.0))
-    wrong = mask_surface(disturbed(piece.mask, 1.0), matrix)
-    found = refined(wrong, scanned.scan, _other_bones(piece, scanned.labels), VOXEL)
+    labels = understand(disturbed(scanned.labels.image, 1.0), PAIR, levels="segment", accept=("fragments", "leak"))
+    piece = labels.pieces["L3"]
+    wrong = mask_surface(piece.mask, piece.lps_from_index)
+    found = refined(wrong, scanned.scan, _other_bones(piece, labels), VOXEL)
     before, after = off_mm(wrong, scanned.truth("L3")), off_mm(found.surface, scanned.truth("L3"))
     assert before[0] > 0.45
     assert after[0] < 0.5 * before[0]
