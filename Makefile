@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml scripts/constraints.txt
 demo: setup
 	@$(BIN)/python scripts/demo.py
 
-# The check against closed forms, NAFEMS benchmarks, contact and the published L2 (needs SPINEFIT_DATA): some four minutes.
+# The check against closed forms, NAFEMS benchmarks, contact, the published L2 and L4-L5 (needs SPINEFIT_DATA): some ten minutes.
 validation: setup
 	@$(BIN)/python scripts/validation.py
 

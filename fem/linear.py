@@ -9,8 +9,12 @@ Smoothed aggregation with 3×3 blocks and rigid-body modes, and conjugate gradie
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import time
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,13 +107,22 @@ def _failed(f: np.ndarray, text: str, clock: float) -> Solution:
     return Solution(np.full(f.shape, np.nan), status, text, time.perf_counter() - clock)
 
 
+@cache
+def _say_where_mkl_is() -> None:
+    """PyPardiso searches the whole tree of libraries for MKL at every solver it makes (0.6 s), unless it is told."""
+    found = sorted((Path(sys.prefix) / "lib").glob("libmkl_rt*"), key=lambda path: len(path.name))
+    if found:
+        os.environ.setdefault("PYPARDISO_MKL_RT", str(found[0]))
+
+
 class Factor:
-    """PARDISO's Cholesky of A (mtype 2), links by Woodbury; a context that gives the memory back.
+    """PARDISO's factor of symmetric A: Cholesky (mtype 2), or LDLᵀ with pivots where A is not `definite` (mtype −2); links by
+    Woodbury; a context that gives the memory back.
 
     Raises: RuntimeError when PARDISO fails.
     """
 
-    def __init__(self, a: sp.csr_matrix, links: list[LinkRows]) -> None:
+    def __init__(self, a: sp.csr_matrix, links: list[LinkRows], definite: bool = True) -> None:
         from pypardiso import PyPardisoSolver
         from pypardiso.pardiso_wrapper import PyPardisoError
 
@@ -120,8 +133,9 @@ class Factor:
         self._a, self._links = a, links
         self._upper = upper = sp.csr_matrix(sp.triu(a, format="csr"))
         upper.sort_indices()
+        _say_where_mkl_is()
         # size_limit_storage=0: keep a hash instead of a copy of the matrix
-        self._pardiso = Pardiso(mtype=2, size_limit_storage=0)
+        self._pardiso = Pardiso(mtype=2 if definite else -2, size_limit_storage=0)
         try:
             self._pardiso.factorize(upper)
         except PyPardisoError as error:  # not a RuntimeError: it would take the whole check with it

@@ -3,6 +3,8 @@
     python scripts/validation.py code        closed forms and NAFEMS benchmarks on three meshes each, orders of convergence
     python scripts/validation.py contact     unilateral contact and friction against closed forms (patch, eccentric, Coulomb, Hertz)
     python scripts/validation.py vertebra    the published stiffness of L2 (l2_density_fe) on its own voxels
+    python scripts/validation.py intact      the intact L4-L5 of lumbar_meshes at finite strain against published ranges
+    python scripts/validation.py intact_spread  what it owes to fibres, facets, elements (some ten minutes)
     python scripts/validation.py designs run=<run folder>      both solvers on 20 random designs of a designed run: rank, bias, spread
     python scripts/validation.py convergence run=<run folder>  each measure of its arms on three meshes, Richardson's estimate and error
     python scripts/validation.py             all that need no run folder (make validation)
@@ -29,7 +31,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from engine import artifacts
 from engine.patient.prepare import one_line
-from scripts import pipeline, validation_code, validation_contact, validation_convergence, validation_designs, validation_vertebra
+from scripts import (
+    pipeline,
+    validation_code,
+    validation_contact,
+    validation_convergence,
+    validation_designs,
+    validation_hyperelastic,
+    validation_intact,
+    validation_vertebra,
+)
 from scripts.scan_runs import data_folder, table
 
 
@@ -61,7 +72,7 @@ def _code(config: ValidationConfig) -> Outcome:
                          " / ".join(f"{e:.2e}" for e in errors[norm]), f"order {found[-1]:.2f}"))  # fmt: skip
             if found[-1] < expected - 0.2:
                 missed.append(f"P{order} {norm}: order {found[-1]:.2f}, expected {expected}")
-    for row in validation_code.rows():
+    for row in [*validation_code.rows(), *validation_hyperelastic.rows()]:
         record.append(asdict(row))
         rows.append(_cells(row, missed))
     return table(("case", "quantity", "target", "three meshes, coarse / middle / fine", "finest against target"), rows), record, missed
@@ -93,6 +104,28 @@ def _vertebra(config: ValidationConfig) -> Outcome:
         if abs(error) > 1.0:
             missed.append(f"L2, {binning}: {error:+.2f} %, limit 1 %")
     return table(("density read as", "figure N/mm", "SfePy N/mm", "error", "top/bottom force − 1", "unknowns"), rows), record, missed
+
+
+def _intact(config: ValidationConfig) -> Outcome:
+    """Published ranges are reported, not limits; balance is one."""
+    folder, keep = data_folder(config.data) / "lumbar_meshes", Path(config.out) / "intact"
+    found = {
+        which: validation_intact.tested(validation_intact.balanced(validation_intact.read_segment(folder, ligaments=which)), keep / which)
+        for which in validation_intact.LIGAMENTS
+    }  # fmt: skip
+    rows = []
+    for p in validation_intact.PUBLISHED:
+        cells = [f"{found[w][p.quantity]:.3g}: {p.judge(found[w][p.quantity])}" for w in found]
+        rows.append((f"{p.quantity}, {p.unit}", f"{p.low:g}" if p.low == p.high else f"{p.low:g} to {p.high:g}", p.source, *cells))
+    missed = [f"intact, {w}: forces off balance by {f['balance']:.1e}, limit 1e-6" for w, f in found.items() if f["balance"] > 1e-6]
+    return table(("quantity", "published", "source", *(f"ligaments {w}" for w in found)), rows), found, missed
+
+
+def _intact_spread(config: ValidationConfig) -> Outcome:
+    found = validation_intact.spread(data_folder(config.data) / "lumbar_meshes")
+    columns = list(next(iter(found.values())))
+    rows = [(name, *(f"{values[c]:.2f}" for c in columns)) for name, values in found.items()]
+    return table(("changed", *columns), rows), found, []
 
 
 def _designs(config: ValidationConfig) -> Outcome:
@@ -133,7 +166,8 @@ def _convergence(config: ValidationConfig) -> Outcome:
 
 
 STUDIES: dict[str, Callable[[ValidationConfig], Outcome]] = {
-    "code": _code, "contact": _contact, "vertebra": _vertebra, "designs": _designs, "convergence": _convergence,
+    "code": _code, "contact": _contact, "vertebra": _vertebra, "intact": _intact, "intact_spread": _intact_spread,
+    "designs": _designs, "convergence": _convergence,
 }  # fmt: skip
 
 
@@ -146,7 +180,7 @@ def main(settings: DictConfig) -> None:
     try:
         config = ValidationConfig(**OmegaConf.to_container(settings, resolve=True))  # type: ignore[arg-type]
         every = []
-        if "vertebra" in WHAT:
+        if {"vertebra", "intact", "intact_spread"} & set(WHAT):
             data_folder(config.data)  # before the others' minutes
         for name in WHAT:
             clock = time.perf_counter()
@@ -157,7 +191,7 @@ def main(settings: DictConfig) -> None:
             artifacts.write_text(Path(config.out) / f"{name}.md", text)
             print(f"\n## {name}\n\n{text}", flush=True)
             every += missed
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     for line in every:
@@ -167,7 +201,7 @@ def main(settings: DictConfig) -> None:
 
 if __name__ == "__main__":
     asked = sys.argv.pop(1) if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-") else None
-    WHAT = [name for name in STUDIES if name not in ("designs", "convergence")] if asked is None else [asked]
+    WHAT = [name for name in STUDIES if name not in ("intact_spread", "designs", "convergence")] if asked is None else [asked]
     if not set(WHAT) <= set(STUDIES):
         print(f"error: {asked} is no study; there are {' | '.join(STUDIES)}", file=sys.stderr)
         sys.exit(2)
