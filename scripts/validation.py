@@ -52,7 +52,7 @@ class ValidationConfig(BaseModel):
     data: str | None = None
     run: str | None = None
     designs: int = Field(default=20, ge=3, le=500)
-    arms: tuple[str, ...] = ("stock", "optimised")
+    arms: tuple[str, ...] = ("stock", "conforming", "optimised")
     seed: int = 0
     out: str = "runs/validation"
 
@@ -157,7 +157,7 @@ def _convergence(config: ValidationConfig) -> Outcome:
     found, tetrahedra, failed = validation_convergence.converge(Path(config.run), config.arms, Path(config.out) / "convergence")
     text = "; ".join(f"{arm}: {', '.join(map(str, n))} tetrahedra" for arm, n in tetrahedra.items()) + "\n\n"
     text += table(
-        ("arm", "quantity", "coarse / as configured / fine", "order", "limit", "error as configured"),
+        ("arm", "quantity", "as configured / finer / finest", "order", "limit", "error as configured"),
         [(e.arm, e.quantity.replace("_", " "), " / ".join(f"{v:.4g}" for v in e.values), "—" if e.order is None else f"{e.order:.1f}",
           "—" if e.limit is None else f"{e.limit:.4g}", f"{e.error_percent:.1f} %") for e in found],
     )  # fmt: skip

@@ -1,11 +1,12 @@
-"""Calculation verification: what a measure owes to the mesh. Three meshes of an arm, sizes in the ratio r = 1.4, Richardson's estimate.
+"""Calculation verification: what a measure owes to the mesh. Three meshes of an arm, from the configured size downwards, Richardson's
+estimate with the sizes that came out: h ∝ (tetrahedra)^(−1/3), r₁ = h₁/h₂, r₂ = h₂/h₃.
 
-    order p       ln((f₁ − f₂)/(f₂ − f₃)) / ln r        f₁ coarse, f₂ as configured, f₃ fine
-    limit f*      f₃ + (f₃ − f₂)/(r^q − 1),  q = p held within 0.5 to 3
-    error of f₂   |f₂ − f*| / |f*|, and at least |f₂ − f₃| / |f₃|
+    order p       (f₁ − f₂)/(f₂ − f₃) = r₂^p (r₁^p − 1)/(r₂^p − 1)             f₁ as configured, f₂ finer, f₃ finest
+    limit f*      f₃ + (f₃ − f₂)/(r₂^q − 1),  q = p held within 0.5 to 3
+    error of f₁   |f₁ − f*| / |f*|, and at least |f₁ − f₃| / |f₃|
 
-Where the three do not fall in line (f₁ − f₂ and f₂ − f₃ of opposite sign) there is no order: the error is the larger difference.
-After Roache 1998; ASME V&V 20.
+Where the three do not fall in line (f₁ − f₂ and f₂ − f₃ of opposite sign) there is no order: the error is the largest difference.
+After Celik et al. 2008, doi 10.1115/1.2960953; ASME V&V 20.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from scipy.optimize import brentq
 
 from engine.types import Response
 from fem.mesh import MeshSettings
 from objectives import study as studies
 from scripts import checking, pipeline
 
-RATIO = 1.4
-SCALES = (RATIO, 1.0, 1.0 / RATIO)
+#: Asked for from mesh to mesh; 2 in tetrahedra.
+RATIO = 1.25
+SCALES = (1.0, 1.0 / RATIO, 1.0 / RATIO**2)
+#: Orders that a limit is extrapolated with.
+_ORDERS = 0.5, 3.0
 
 
 @dataclass(frozen=True)
@@ -37,16 +42,30 @@ class Estimate:
     error_percent: float
 
 
-def estimate(arm: str, quantity: str, values: tuple[float, float, float]) -> Estimate:
+def estimate(arm: str, quantity: str, values: tuple[float, float, float], ratios: tuple[float, float] = (RATIO, RATIO)) -> Estimate:
     """Module docstring."""
     first, second, third = values
     a, b = first - second, second - third
-    least = abs(b) / max(abs(third), 1e-300)
     if a * b <= 0.0:
-        return Estimate(arm, quantity, values, None, None, 100.0 * max(abs(a), abs(b)) / max(abs(third), 1e-300))
-    order = float(np.log(a / b) / np.log(RATIO))
-    limit = third - b / (RATIO ** float(np.clip(order, 0.5, 3.0)) - 1.0)
-    return Estimate(arm, quantity, values, order, limit, 100.0 * max(abs(second - limit) / max(abs(limit), 1e-300), least))
+        off = max(abs(a), abs(b), abs(first - third))
+        return Estimate(arm, quantity, values, None, None, 100.0 * off / max(abs(third), 1e-300))
+    order = _order(a / b, ratios)
+    limit = third - b / (ratios[1] ** float(np.clip(order, *_ORDERS)) - 1.0)
+    least = abs(first - third) / max(abs(third), 1e-300)
+    return Estimate(arm, quantity, values, order, limit, 100.0 * max(abs(first - limit) / max(abs(limit), 1e-300), least))
+
+
+def _order(quotient: float, ratios: tuple[float, float]) -> float:
+    """p of the module docstring; ±10 where it lies beyond."""
+    first, second = ratios
+
+    def off(p: float) -> float:
+        return float(np.log(second**p * np.expm1(p * np.log(first)) / np.expm1(p * np.log(second)) / quotient))
+
+    ends = off(-10.0 + 1e-6), off(10.0)
+    if ends[0] * ends[1] > 0.0:
+        return 10.0 if abs(ends[1]) < abs(ends[0]) else -10.0
+    return float(brentq(off, -10.0 + 1e-6, 10.0))
 
 
 def scaled(mesh: MeshSettings, by: float) -> MeshSettings:
@@ -82,7 +101,8 @@ def converge(run: Path, arms: tuple[str, ...], out: Path, processes: int = 2) ->
         if all(three) and not count[0] < count[1] < count[2]:
             failed.append(f"{arm}: {count} tetrahedra are no refinement (a mesh was retried finer, fem/mesh.py): no estimate is given")
         elif all(three):
-            estimates += [estimate(arm, name, (three[0][name], three[1][name], three[2][name])) for name in three[0]]
+            ratios = (count[1] / count[0]) ** (1 / 3), (count[2] / count[1]) ** (1 / 3)
+            estimates += [estimate(arm, name, (three[0][name], three[1][name], three[2][name]), ratios) for name in three[0]]
     return estimates, tetrahedra, failed
 
 

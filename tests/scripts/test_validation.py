@@ -45,11 +45,12 @@ def test_designs_are_drawn_within_bounds_and_again_from_the_same_seed(tmp_path):
     assert picture.stat().st_size > 5000
 
 
-def test_richardson_finds_the_order_and_the_limit_of_a_power_law():
-    r = validation_convergence.RATIO
-    values = tuple(2.0 + 0.3 * h**1.7 for h in (r, 1.0, 1.0 / r))
-    found = validation_convergence.estimate("stock", "yielded_bone", values)
-    assert found.order == pytest.approx(1.7, abs=1e-6)
+@pytest.mark.parametrize("ratios", [(1.25, 1.25), (1.35, 1.15)])
+@pytest.mark.parametrize("power", [1.0, 1.7])
+def test_richardson_finds_the_order_and_the_limit_of_a_power_law(ratios, power):
+    sizes = np.array([1.0, 1.0 / ratios[0], 1.0 / (ratios[0] * ratios[1])])
+    found = validation_convergence.estimate("stock", "yielded_bone", tuple(2.0 + 0.3 * sizes**power), ratios)
+    assert found.order == pytest.approx(power, abs=1e-6)
     assert found.limit == pytest.approx(2.0, abs=1e-9)
     assert found.error_percent == pytest.approx(15.0, abs=1e-6)
 

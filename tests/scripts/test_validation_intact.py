@@ -62,13 +62,13 @@ def test_fibres_run_round_the_ring_at_their_angle(tmp_path: Path, ring: int) -> 
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="L45_NP.*no disc mesh"):
+    with pytest.raises(ValueError, match=r"L45_NP.*no disc mesh"):
         read_disc(tmp_path, "L45")
     write_ring_disc(tmp_path)
     (tmp_path / "disc" / "L45_AN_R2.elem").write_text("1 2 3 4 5 6 7 99999 1 1 1 1 0 1\n")
-    with pytest.raises(ValueError, match="node 99999, which no .node file holds"):
+    with pytest.raises(ValueError, match=r"node 99999, which no .node file holds"):
         read_disc(tmp_path, "L45")
-    with pytest.raises(ValueError, match="L45_Ligs_AS.lig: cannot be read"):
+    with pytest.raises(ValueError, match=r"L45_Ligs_AS.lig: cannot be read"):
         read_ligaments(tmp_path, "L45")
     with pytest.raises(ValueError, match="choose remus2021 or piecewise"):
         read_ligaments(tmp_path, "L45", "steel")
