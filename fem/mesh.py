@@ -62,7 +62,7 @@ class MeshSettings:
     background_far_mm: float = 3.0
     hausdorff_mm: float = 0.2
     gradation: float = 1.4
-    min_dihedral_deg: float = 5.0
+    min_dihedral_deg: float = 8.0
     aim_dihedral_deg: float = 9.0
     volume_tolerance: float = 0.01
     volume_tolerance_small: float = 0.03

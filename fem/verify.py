@@ -23,7 +23,7 @@ from fem.solve import FemSettings, solve, write_vtu
 
 log = logging.getLogger("spinefit.fem")
 #: Raised when the same content gives another mesh.
-_MESH_VERSION = 1
+_MESH_VERSION = 2
 
 
 @dataclass(frozen=True)

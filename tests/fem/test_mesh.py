@@ -14,6 +14,7 @@ from engine.types import REGIONS, Surface
 from fem import tets as tt
 from fem.mesh import COARSE, MeshError, MeshSettings, build_mesh, drop_islands, gate, measure
 from fem.regions import SurfaceDistance, default_crop, region_map
+from fem.repair import _collapsed
 from fem.snap import interfaces, move
 from fem.solve import FemSettings, solve
 
@@ -25,6 +26,16 @@ def cube(half=4.0) -> Surface:
     p = half * np.array([[x, y, z] for z in (-1, 1) for y in (-1, 1) for x in (-1, 1)], float)
     quads = [[0, 2, 3, 1], [4, 5, 7, 6], [0, 1, 5, 4], [2, 6, 7, 3], [0, 4, 6, 2], [1, 3, 7, 5]]
     return Surface(p, np.array([[q[0], q[i], q[i + 1]] for q in quads for i in (1, 2)]))
+
+
+def split_near(points: np.ndarray, tets: np.ndarray, labels: np.ndarray, cell: int, share: float = 0.03):
+    """Four tetrahedra for one: a node inside it, near its first corner."""
+    corners = points[tets[cell]]
+    new = (1.0 - share) * corners[0] + share * corners.mean(0)
+    four = np.repeat(tets[cell][None], 4, 0)
+    four[np.arange(4), np.arange(4)] = len(points)
+    kept = np.delete(np.arange(len(tets)), cell)
+    return np.vstack([points, new]), np.vstack([tets[kept], four]), np.r_[labels[kept], np.repeat(labels[cell], 4)]
 
 
 # -- geometry ----------------------------------------------------------------------------------------------
@@ -217,3 +228,37 @@ def test_the_written_mesh_reads_back(meshed, tmp_path):
     meshed.write(tmp_path / "mesh.vtu")
     back = meshio.read(tmp_path / "mesh.vtu")
     assert np.array_equal(back.cell_data["region"][0], meshed.labels)
+
+
+# -- repair ------------------------------------------------------------------------------------------------
+
+
+def test_slivers_go_by_collapsing_edges_and_regions_keep_their_volumes():
+    axes = [np.linspace(0.0, 6.0, 4)] * 3
+    points, tets = tt.bricks(axes)
+    labels = (points[tets][..., 2].mean(1) > 2.0).astype(int)
+    before, sound = np.bincount(labels, tt.volumes(points, tets)), tt.dihedral_deg(points, tets).min()
+    worse = points, tets, labels
+    for cell in (0, 30, 61):
+        worse = split_near(*worse, cell)
+    assert tt.dihedral_deg(*worse[:2]).min() < 5.0
+    x, cells, regions, count = _collapsed(*worse, aim_deg=9.0)
+    assert count == 3
+    assert tt.dihedral_deg(x, cells).min() == pytest.approx(sound)
+    assert np.bincount(regions, tt.volumes(x, cells)) == pytest.approx(before)
+    assert len(cells) == len(tets) and not tt.hinges(cells).any()
+    assert (interfaces(len(x), cells, regions).touches[:, :2].all(1)).sum() == 16  # the plane's nodes
+
+
+def test_a_node_of_an_interface_is_not_pulled_off_it():
+    """Its collapse into the inside of a region would cure the sliver and move the interface."""
+    points, tets = tt.bricks([np.linspace(0.0, 4.0, 3)] * 3)
+    labels = (points[tets][..., 2].mean(1) > 2.0).astype(int)
+    centre = int(np.flatnonzero((points == 2.0).all(1))[0])
+    below = int(np.flatnonzero((points == [2.0, 2.0, 0.0]).all(1))[0])
+    points[below, 2] = 1.9
+    assert tt.dihedral_deg(points, tets).min() < 9.0
+    x, cells, regions, _ = _collapsed(points, tets, labels, aim_deg=9.0)
+    on = interfaces(len(x), cells, regions).touches[:, :2].all(1)
+    assert x[on][:, 2] == pytest.approx(2.0)
+    assert (x == points[centre]).all(1).any()
