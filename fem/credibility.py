@@ -173,6 +173,7 @@ def _model(result: Result, said: Credibility | None) -> str:
     frictions = sorted({c.friction for arm in result.arms.values() for c in arm.contact})
     contact = f"; solved again with unilateral contact, friction {', '.join(f'{f:g}' for f in frictions)}" if frictions else ""
     lines.append(f"The implant is bonded to bone, graft and disc{contact}.")
+    lines += [said.boundary] if said and said.boundary else []
     rows = [
         (escape(m.group), text(escape(m.modulus)), text(" / ".join(map(number, m.found_mpa)) or "—"), number(m.poisson),
          text(escape(m.source))) for m in (said.materials if said else ())
@@ -213,6 +214,12 @@ def _calculation(result: Result, folder: Path) -> str:
         rows.append((arm_name(arm, result), text(status_cell(a.status)), text(shown), number(residual), number(force), number(moment)))
     head = ("arm", "status", "load cases", "residual", "force error", "moment error")
     parts.append(table("Solver status; largest relative residual and balance error over the load cases", head, rows))
+    loads = list(dict.fromkeys(load for arm in order for load in result.arms[arm].solver))
+    if loads:
+        cells = [[escape(load), *(text(escape(s.text or s.code) if (s := result.arms[arm].solver.get(load)) else "—") for arm in order)]
+                 for load in loads]  # fmt: skip
+        inner = table("What the solver said", ("load case", *(arm_name(arm, result) for arm in order)), cells)
+        parts.append(f"<details><summary>Solver by load case</summary>{inner}</details>")
     keys = list(dict.fromkeys(key for arm in order for key in result.arms[arm].mesh))
     if keys:
         meshes = [[escape(key), *(number(result.arms[arm].mesh.get(key)) for arm in order)] for key in keys]

@@ -1,7 +1,8 @@
 """One self-contained HTML page and result.json for a run: what was asked, what came out, how far to trust it.
 
 The page needs no network and no script, carries its pictures, reads well with a screen reader and on paper.
-Every number comes from the validated result (fem/result.py); nothing is computed here but differences and shares.
+Every number comes from the validated result (fem/result.py) and, in the credibility section, from the studies in the run folder
+(fem/credibility.py); nothing is computed here but differences and shares.
 """
 
 from __future__ import annotations

@@ -155,6 +155,7 @@ class Credibility(_Model):
     question: str
     context_of_use: str
     model_risk: str = ""
+    boundary: str = ""
     materials: list[Material] = Field(default_factory=list)
     evidence: dict[str, Evidence] = Field(default_factory=dict)
 

@@ -38,6 +38,11 @@ def of_run(study: Study, config: RunConfig, folder: Path, arms: dict[str, Any], 
             f"(rule: {segment.plan.rule}), bone density: {segment.density_source}; no prediction of what happens in the patient."
         ),
         "model_risk": words.model_risk,
+        "boundary": (
+            f"Held: bone within {boundary.patch_depth_mm:g} mm of the caudal vertebra's inferior endplate, on springs of "
+            f"{boundary.foundation_mpa_per_mm2:g} N/mm per mm³ in all directions. Loaded: bone within {boundary.patch_depth_mm:g} mm of "
+            f"the cranial vertebra's superior endplate. Tissue is read within {boundary.near_depth_mm:g} mm of the disc space's endplates."
+        ),
         "materials": [m.model_dump() for m in provenance(
             config.fem.solve.get("bone_law", config.study.solver.bone_law), study.cage.material, segment.density_source,
             config.fem.solve.get("bone_factor", 1.0), (boundary.rod_e_mpa, boundary.rod_poisson) if study.cage.rods else None,

@@ -88,7 +88,8 @@ def moved(design: Design, surface: Surface, motion: np.ndarray) -> tuple[Design,
     about[:3, 3] = middle + motion[:3, 3] - motion[:3, :3] @ middle
     fields = (design.implant, design.window, design.relative_density)
     implant, window, density = (None if field is None else moved_field(field, about) for field in fields)
-    return replace(design, implant=implant, window=window, relative_density=density), Surface(rigid(about, np.asarray(surface.points_mm, float)), surface.faces)
+    points_mm = rigid(about, np.asarray(surface.points_mm, float))
+    return replace(design, implant=implant, window=window, relative_density=density), Surface(points_mm, surface.faces)
 
 
 def moved_field(field: VoxelField, motion: np.ndarray) -> VoxelField:
