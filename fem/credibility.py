@@ -93,6 +93,7 @@ class _Sensitivity(_Study):
     measures: dict[str, dict[str, str]]
     rows: list[_Row]
     ranking: list[_Ranking]
+    notes: list[str] = Field(default_factory=list)
 
 
 class _Estimate(BaseModel):
@@ -276,7 +277,10 @@ def _sensitivity(result: Result, folder: Path) -> str:
     rows = []
     for r in study.ranking:
         first, *rest = (_words(arm) for arm in r.nominal)
-        order = first + "".join(f", {arm} ({'—' if g is None else f'{g:.1f} %'})" for arm, g in zip(rest, r.gap_percent, strict=True))
+        order = first
+        for arm, gap in zip(rest, r.gap_percent, strict=True):
+            unresolved = ", below the mesh's" if gap is not None and r.mesh_percent is not None and gap < r.mesh_percent else ""
+            order += f", {arm} ({'—' if gap is None else f'{gap:.1f} %'}{unresolved})"
         failed = "; ".join(escape(n) + ("" if n in r.first_failed else " (best arm the same)") for n in r.failed)
         alone = "; ".join(map(escape, r.alone_failed))
         mesh = "—" if r.mesh_percent is None else f"{r.mesh_percent:.1f} %"
@@ -291,7 +295,8 @@ def _sensitivity(result: Result, folder: Path) -> str:
         changes = table("first line: value; then change from it", ("", *map(_words, study.arms)), cells)
         title = _words(measure) + unit_cell(about.get("unit", ""))
         parts.append(f"<details><summary>{title}</summary>{changes}</details>")
-    return "".join(parts) + bullets([f"{r.arm}, {r.variation}: {r.status.text}" for r in study.rows if r.status.code != "ok"])
+    without = [f"{r.arm}, {r.variation}: {r.status.text}" for r in study.rows if r.status.code != "ok"]
+    return "".join(parts) + bullets([*without, *study.notes])
 
 
 def _change(row: _Row | None, measure: str, first: bool) -> str:

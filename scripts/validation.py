@@ -54,6 +54,7 @@ class ValidationConfig(BaseModel):
     run: str | None = None
     designs: int = Field(default=20, ge=3, le=500)
     arms: tuple[str, ...] = ("stock", "optimised")
+    fem: pipeline.FemConfig | None = None
     processes: int = Field(default=2, ge=1, le=16)
     seed: int = 0
     out: str = "runs/validation"
@@ -148,7 +149,7 @@ def _convergence(config: ValidationConfig) -> Outcome:
 def _sensitivity(config: ValidationConfig) -> Outcome:
     if config.run is None:
         raise ValueError("run=<run folder> is missing: its arms are solved again with another bone, load and position")
-    record = validation_sensitivity.vary(Path(config.run), Path(config.out) / "sensitivity", config.processes)
+    record = validation_sensitivity.vary(Path(config.run), Path(config.out) / "sensitivity", config.processes, fem=config.fem)
     picture = validation_sensitivity.draw(record, Path(config.out) / "sensitivity.png")
     text = validation_sensitivity.markdown(record) + (f"\nPicture: {picture}\n" if picture else "")
     missing = [f"{r['arm']}, {r['variation']}: {r['status']['text']}" for r in record["rows"] if r["status"]["code"] != "ok"]
@@ -182,7 +183,7 @@ def main(settings: DictConfig) -> None:
             peak, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0, time.perf_counter() - clock
             text += f"\n{seconds:.0f} s, {peak:.0f} MB at most.\n"
             run = Path(config.run) if name in OF_A_RUN and config.run else None
-            head = credibility.signed(f"python scripts/validation.py {name}" + (f" run={run}" if run else ""), seconds)
+            head = credibility.signed(" ".join(["python scripts/validation.py", name, *sys.argv[1:]]), seconds)
             credibility.keep(name, record, text, missed, Path(config.out), head, run)
             print(f"\n## {name}\n\n{text}", flush=True)
             every += missed

@@ -36,6 +36,8 @@ from scripts.scan_runs import table
 log = logging.getLogger("spinefit")
 ARMS = ("stock", "conforming", "optimised")
 NOMINAL = "nominal"
+#: Share of tetrahedra more or fewer that tells a retried mesh.
+RETRIED = 0.25
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,12 @@ def rescaled(response: Response, factor: float) -> Response:
 
 
 # -- the study -----------------------------------------------------------------------------------------------
-def vary(run: Path, out: Path, processes: int = 2, variations: Sequence[Variation] = VARIATIONS) -> dict[str, Any]:
-    """The record (`summary`). Rows are kept in <out>/rows.jsonl. Raises ValueError for a folder without the three arms."""
-    opened = checking.open_designed(run)
+def vary(
+    run: Path, out: Path, processes: int = 2, variations: Sequence[Variation] = VARIATIONS, fem: pipeline.FemConfig | None = None
+) -> dict[str, Any]:
+    """The record (`summary`), by the run's own settings of the check or by `fem`. Rows are kept in <out>/rows.jsonl; delete it to solve
+    what failed once more. Raises ValueError for a folder without the three arms."""
+    opened = checking.open_designed(run, fem)
     checking.require_designs(run, (*ARMS, "intact"))
     record = out / "rows.jsonl"
     same = opened.config.identity(), pipeline.digest(opened.segment), opened.mesh, opened.fem
@@ -180,7 +185,8 @@ def _row(opened: checking.Opened, arm: str, v: Variation, found: Check) -> dict[
 # -- what the rows say ---------------------------------------------------------------------------------------
 def summary(rows: Sequence[dict[str, Any]], variations: Sequence[Variation] = VARIATIONS) -> dict[str, Any]:
     """Record of the study: `rows` (measure values and change from nominal in per cent, null where there is none), `measures` (unit,
-    better, description), `seconds` of all arms' meshes and solves, and `ranking` per measure whose direction means something:
+    better, description), `seconds` of all arms' meshes and solves, `notes` on meshes that were retried finer (not to be compared with the
+    others), and `ranking` per measure whose direction means something:
 
         nominal        arms, best first; gap_percent between each and the next
         failed         variations (all arms changed alike) in which that order is another; incomplete: an arm has no result there
@@ -212,8 +218,14 @@ def summary(rows: Sequence[dict[str, Any]], variations: Sequence[Variation] = VA
         for v in variations for arm in ARMS if (arm, v.name) in at
     ]  # fmt: skip
     ranking = [row for m, a in known.items() if a["better"] != "neither" and (row := _ranking(m, a["better"], variations, value, change))]
+    notes = []
+    for r in every:
+        usual = at[r["arm"], NOMINAL]["tetrahedra"] if (r["arm"], NOMINAL) in at else None
+        if usual and r["tetrahedra"] and abs(r["tetrahedra"] / usual - 1.0) > RETRIED:
+            notes.append(f"{r['arm']}, {r['variation']}: {r['tetrahedra']} tetrahedra where the nominal mesh has {usual} (retried finer): "
+                         "the change is partly the mesh's")  # fmt: skip
     seconds = sum(r["seconds"] for r in rows)
-    return {"seconds": seconds, "arms": list(ARMS), "measures": known, "rows": every, "ranking": ranking}
+    return {"seconds": seconds, "notes": notes, "arms": list(ARMS), "measures": known, "rows": every, "ranking": ranking}
 
 
 #: (arm, variation, measure) → number, None where there is none.
@@ -262,13 +274,14 @@ def markdown(record: dict[str, Any]) -> str:
     text = "Changes in per cent, " + " / ".join(record["arms"]) + " (first line: values).\n\n"
     text += table(head, [(name, *(cells(name, m) for m in measures)) for name in names])
     text += "\n" + table(
-        ("measure", "order as planned (gap to the next)", "order holds in", "another order in", "by another mesh"),
+        ("measure", "order, best first (gap to the one before)", "order holds in", "another order in", "by another mesh"),
         [(r["measure"].replace("_", " "), _order(r), f"{r['rows'] - len(r['failed'])} of {r['rows']}",
           "; ".join(n + ("" if n in r["first_failed"] else " (best arm the same)") for n in r["failed"]) or "none",
           "—" if r["mesh_percent"] is None else f"{r['mesh_percent']:.1f} %") for r in record["ranking"]],
     )  # fmt: skip
     alone = [f"- {r['measure'].replace('_', ' ')}: {r['nominal'][0]}, moved alone, is behind a rival in place: "
              + "; ".join(r["alone_failed"]) for r in record["ranking"] if r["alone_failed"]]  # fmt: skip
+    alone += [f"- {note}" for note in record["notes"]]
     failed = [f"- {r['arm']}, {r['variation']}: no result: {r['status']['text']}" for r in rows if r["status"]["code"] != "ok"]
     return text + "".join(f"\n{line}" for line in (*alone, *failed)) + "\n"
 
@@ -282,7 +295,11 @@ def _cell(row: dict[str, Any] | None, measure: str) -> str:
 
 def _order(row: dict[str, Any]) -> str:
     first, *rest = row["nominal"]
-    return first + "".join(f" < {arm} ({'—' if g is None else f'{g:.1f} %'})" for arm, g in zip(rest, row["gap_percent"], strict=True))
+    shown = first
+    for arm, gap in zip(rest, row["gap_percent"], strict=True):
+        unresolved = ", below the mesh's" if gap is not None and row["mesh_percent"] is not None and gap < row["mesh_percent"] else ""
+        shown += f", {arm} ({'—' if gap is None else f'{gap:.1f} %'}{unresolved})"
+    return shown
 
 
 def draw(record: dict[str, Any], path: Path) -> Path | None:

@@ -92,10 +92,21 @@ def test_the_ranking_says_where_the_order_is_another(record):
     assert ranking["graft_volume"]["nominal"] == ["optimised", "conforming", "stock"]  # higher is better
 
 
+def test_a_retried_mesh_and_a_gap_below_the_mesh_are_said():
+    values = {NOMINAL: (100.0, 99.0, 50.0), "left": (100.0, 99.0, 40.0), "mesh": (103.0, 99.0, 50.0)}
+    rows = [row(arm, name, cost) for name, costs in values.items() for arm, cost in zip(ARMS, costs, strict=True)]  # fmt: skip
+    rows[5]["tetrahedra"] = 14
+    found = sensitivity.summary(rows, VARIED[:1] + VARIED[2:4])
+    assert len(found["notes"]) == 1 and found["notes"][0].startswith("optimised, left: 14 tetrahedra where the nominal mesh has 9")
+    text = sensitivity.markdown(found)
+    assert "optimised, conforming (98.0 %), stock (1.0 %, below the mesh's)" in text and "- optimised, left: 14 tetra" in text
+
+
 def test_tables_and_picture_show_what_failed(record, tmp_path):
     text = sensitivity.markdown(record)
     assert "2 of 3" in text and "left (best arm the same)" in text and "optimised, bone: no result: no mesh" in text
     assert "+100.0 / +137.5 / +20.0" in text
+    assert "optimised, conforming (60.0 %), stock (25.0 %)" in text
     picture = sensitivity.draw(record, tmp_path / "picture.png")
     assert picture is not None and picture.stat().st_size > 5000
 
@@ -123,7 +134,7 @@ def study(monkeypatch, tmp_path):
     def load(folder):
         return (Design("intact", "none", "", None, None, None), None) if folder.name == "intact" else (design, surface)
 
-    monkeypatch.setattr(checking, "open_designed", lambda run: opened)
+    monkeypatch.setattr(checking, "open_designed", lambda run, fem: opened)
     monkeypatch.setattr(checking, "require_designs", lambda run, arms: None)
     monkeypatch.setattr(checking, "alone", alone)
     monkeypatch.setattr(pipeline, "load_design", load)
