@@ -191,7 +191,7 @@ def _evidence(said: Credibility | None, wanted: dict[str, str]) -> str:
         found = said.evidence.get(name) if said else None
         if found is None:
             command = f"<code>python scripts/validation.py {name}</code>"
-            parts.append(f"<p>{escape(what)}: no record on this machine: {command}</p>")
+            parts.append(f"<p>{escape(what)}: no record in runs/validation: {command}</p>")
             continue
         figures = f"<details><summary>figures</summary><pre>{escape(found.text)}</pre></details>"
         parts.append(f"<p>{escape(what)}: {_outcome(found)}</p>{figures}")

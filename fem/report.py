@@ -22,7 +22,7 @@ from fem.result import ARMS, Alignment, Arm, Result, Status, reached, validate
 LIMITATIONS = (
     "Linear elasticity, small strains; tissue yields by a strain criterion but does not soften.",
     "Interfaces are bonded unless a figure says otherwise.",
-    "One geometry, one set of material laws: no spread over patients, densities or surgical placement.",
+    "One geometry, one set of material laws: no spread over patients; over bone, loads and placement where a sensitivity study is shown.",
     "Published measurement noise of segmental angles is 2-4°: smaller differences between arms cannot be measured.",
 )
 # -- small pieces ------------------------------------------------------------------------------------------

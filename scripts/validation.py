@@ -181,6 +181,8 @@ def main(settings: DictConfig) -> None:
             clock = time.perf_counter()
             text, record, missed = STUDIES[name](config)
             peak, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0, time.perf_counter() - clock
+            if isinstance(record, dict) and "seconds" in record:  # of a study that was interrupted: all of its parts
+                seconds = record["seconds"]
             text += f"\n{seconds:.0f} s, {peak:.0f} MB at most.\n"
             run = Path(config.run) if name in OF_A_RUN and config.run else None
             head = credibility.signed(" ".join(["python scripts/validation.py", name, *sys.argv[1:]]), seconds)

@@ -73,7 +73,7 @@ def test_what_was_not_given_or_run_is_said_with_the_command(tmp_path):
     for name in ("sensitivity", "convergence", "designs"):
         assert f"Not run for this folder: python scripts/validation.py {name} run={tmp_path}" in text
     for name in ("code", "contact", "vertebra"):
-        assert f"no record on this machine: python scripts/validation.py {name}" in text
+        assert f"no record in runs/validation: python scripts/validation.py {name}" in text
     assert "within its limit" not in text
 
 
