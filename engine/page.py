@@ -24,6 +24,7 @@ td.none{color:#4d565e;font-style:italic}.unit{color:#4d565e;font-size:.85em}td{w
 .bad{color:#a01010;font-weight:700}details{margin:.3rem 0}summary{cursor:pointer;padding:.2rem 0}
 .pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(300px,1fr));gap:1rem}
 figure{margin:0;break-inside:avoid}figure img{max-width:100%;max-height:560px;border:1px solid var(--line)}
+pre{font-size:.75rem;overflow-x:auto}
 figcaption{font-size:.9rem;color:#4d565e}code{font-size:.85em;overflow-wrap:anywhere}
 @media print{body{max-width:none;font-size:11pt;padding:0}h2{break-after:avoid}tr{break-inside:avoid}
 details::details-content{content-visibility:visible}}
@@ -54,6 +55,14 @@ def number(value: Any) -> str:
     if 1e-3 <= abs(value) < 1e5:
         return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
     return f"{value:.2e}"
+
+
+def percent(value: float | None) -> str:
+    """A share as a signed percentage, or an em dash."""
+    if value is None:
+        return "—"
+    shown = f"{100 * value:+.1f} %".replace("-", "−")
+    return "0.0 %" if shown[1:] == "0.0 %" else shown
 
 
 def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

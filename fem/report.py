@@ -1,7 +1,8 @@
 """One self-contained HTML page and result.json for a run: what was asked, what came out, how far to trust it.
 
 The page needs no network and no script, carries its pictures, reads well with a screen reader and on paper.
-Every number comes from the validated result (fem/result.py); nothing is computed here but differences and shares.
+Every number comes from the validated result (fem/result.py) and, in the credibility section, from the studies in the run folder
+(fem/credibility.py); nothing is computed here but differences and shares.
 """
 
 from __future__ import annotations
@@ -12,48 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from engine import artifacts
-from engine.page import Picture, bullets, document, image, number, pairs, pictures_grid, table, text
+from engine.page import Picture, bullets, document, image, number, pairs, percent, pictures_grid, table, text
+from fem.credibility import arm_name, arm_order, credibility, status_cell, unit_cell
 from fem.plots import convergence
-from fem.result import ARMS, FLOORS, Alignment, Arm, Result, Status, reached, validate
+from fem.result import ARMS, Alignment, Arm, Result, Status, reached, validate
 
 #: On every page, whatever the run says of itself.
 LIMITATIONS = (
     "Linear elasticity, small strains; tissue yields by a strain criterion but does not soften.",
     "Interfaces are bonded unless a figure says otherwise.",
-    "One geometry, one set of material laws: no spread over patients, densities or surgical placement.",
+    "One geometry, one set of material laws: no spread over patients; over bone, loads and placement where a sensitivity study is shown.",
     "Published measurement noise of segmental angles is 2-4°: smaller differences between arms cannot be measured.",
 )
 # -- small pieces ------------------------------------------------------------------------------------------
-def percent(value: float | None) -> str:
-    """A share as a signed percentage, or an em dash."""
-    if value is None:
-        return "—"
-    shown = f"{100 * value:+.1f} %".replace("-", "−")
-    return "0.0 %" if shown[1:] == "0.0 %" else shown
-
-
 def _tenths(value: float | None) -> str:
     """Degrees and millimetres of an alignment: a tenth is finer than anyone measures."""
     return "—" if value is None else f"{value:.1f}".replace("-0.0", "0.0").replace("-", "−")
-
-
-def _unit(unit: str) -> str:
-    return "" if unit in ("", "1") else f' <span class="unit">{escape(unit)}</span>'
-
-
-def _status(status: Status) -> str:
-    word = escape(status.code.replace("_", " "))
-    shown = word if status.code == "ok" else f'<span class="bad">{word}</span>'
-    return shown + (f": {escape(status.text)}" if status.text else "")
-
-
-def _name(arm: str, result: Result) -> str:
-    return escape(result.arms[arm].label or arm.replace("_", " "))
-
-
-def _order(result: Result) -> list[str]:
-    known = [arm for arm in (*ARMS, *FLOORS) if arm in result.arms]
-    return known + [arm for arm in result.arms if arm not in known]
 
 
 def _dead(arm: Arm) -> bool:
@@ -67,7 +42,7 @@ def _short(result: Result) -> str:
         floor = f"{number(row.floor)} ({escape((row.floor_arm or '').replace('_', ' '))})" if row.floor_arm else "—"
         change = None if row.reduction is None else -row.reduction
         share = "—" if row.share_of_reachable is None else f"{100 * row.share_of_reachable:.0f} %"
-        name = escape(row.measure.replace("_", " ")) + _unit(row.unit)
+        name = escape(row.measure.replace("_", " ")) + unit_cell(row.unit)
         rows.append((name, number(row.stock), number(row.optimised), percent(change), floor, share))
     if not rows:
         return "<p>Stock and optimised device cannot be compared: see the status of each arm below.</p>"
@@ -93,7 +68,7 @@ def _alignment(result: Result) -> str:
     part = result.alignment
     if part is None:
         return "<p>Alignment was not part of this run.</p>"
-    arms = [arm for arm in _order(result) if result.arms[arm].alignment is not None]
+    arms = [arm for arm in arm_order(result) if result.arms[arm].alignment is not None]
     rows = []
     for name in Alignment.model_fields:
         plan = getattr(part.planned, name)
@@ -105,7 +80,7 @@ def _alignment(result: Result) -> str:
             cells.append(_tenths(value) + off)
         rows.append(cells)
     caption = f"Achieved under {escape(part.load_case)} load; in brackets the difference from the plan."
-    head = ("", "measured", "planned", *(_name(arm, result) for arm in arms))
+    head = ("", "measured", "planned", *(arm_name(arm, result) for arm in arms))
     source = f"<p>Plan: {escape(part.rule)} {escape(part.source)}</p>" if part.rule or part.source else ""
     return source + table(caption, head, rows) + bullets(part.notes)
 
@@ -116,14 +91,14 @@ def _label(name: str) -> str:
 
 
 def _arms(result: Result) -> str:
-    order = _order(result)
+    order = arm_order(result)
     names = list(dict.fromkeys(name for arm in order for name in result.arms[arm].measures))
-    rows: list[list[str]] = [["status", *(_status(Status(code=result.arms[arm].status.code)) for arm in order)]]
+    rows: list[list[str]] = [["status", *(status_cell(Status(code=result.arms[arm].status.code)) for arm in order)]]
     details = []
     for name in names:
         measures = {arm: result.arms[arm].measures.get(name) for arm in order}
         first = next(m for m in measures.values() if m is not None)
-        label = escape(name.replace("_", " ")) + _unit(first.unit)
+        label = escape(name.replace("_", " ")) + unit_cell(first.unit)
         rivals = [m.value for arm, m in measures.items() if arm in ARMS and m is not None and m.value is not None]
         best = (
             None
@@ -134,7 +109,7 @@ def _arms(result: Result) -> str:
         loads = list(dict.fromkeys(load for m in measures.values() if m is not None for load in m.per_load))
         per_load = table(
             escape(first.description),
-            ("load case", *(_name(arm, result) for arm in order)),
+            ("load case", *(arm_name(arm, result) for arm in order)),
             [
                 [escape(load), *(number(m.per_load.get(load)) if (m := measures[arm]) else "—" for arm in order)]
                 for load in loads
@@ -144,7 +119,7 @@ def _arms(result: Result) -> str:
             details.append(f"<details><summary>{label} per load case</summary>{per_load}</details>")
         elif first.description:
             details.append(f'<p class="quiet">{label}: {escape(first.description)}</p>')
-    head = ("measure", *(_name(arm, result) for arm in order))
+    head = ("measure", *(arm_name(arm, result) for arm in order))
     notes = [f"{arm.replace('_', ' ')}: {note}" for arm in order for note in result.arms[arm].notes]
     caption = "SfePy on the exported surfaces. Bold: best of the devices. “no result”: see the status further down."
     return table(caption, head, rows) + bullets(notes) + "".join(details)
@@ -159,40 +134,9 @@ def _cell(arm: Arm, measure: Any, rival: bool, best: float | None) -> str:
     return f"<td{mark}>{number(measure.value)}</td>"
 
 
-def _trust(result: Result) -> str:
-    order = _order(result)
-    parts = []
-    rows = []
-    for arm in order:
-        a = result.arms[arm]
-        force, moment = (a.balance.force_rel, a.balance.moment_rel) if a.balance else (None, None)
-        worst = [f"{escape(load)}: {_status(s)}" for load, s in a.solver.items() if s.code != "ok"]
-        shown = "; ".join(worst) or ("all ok" if a.solver else "—")
-        rows.append((_name(arm, result), text(_status(a.status)), text(shown), number(force), number(moment)))
-    head = ("arm", "status", "load cases", "force error", "moment error")
-    parts.append(table("Solver status; largest relative balance error over the load cases", head, rows))
-    for arm in order:
-        agreement = result.arms[arm].agreement
-        if agreement:
-            lines = [
-                (escape(g.quantity), text(escape(g.load_case or "all")), text(escape(g.unit)))
-                + (number(g.engine), number(g.sfepy), percent(g.gap_rel))
-                for g in agreement
-            ]
-            worst_gap = max((abs(g.gap_rel) for g in agreement if g.gap_rel is not None), default=None)
-            title = f"{_name(arm, result)}: voxel engine against SfePy, largest gap {percent(worst_gap).lstrip('+')}"
-            gaps = table("gap = engine/SfePy − 1", ("quantity", "load case", "unit", "engine", "SfePy", "gap"), lines)
-            parts.append(f"<details open><summary>{title}</summary>{gaps}</details>")
-    keys = list(dict.fromkeys(key for arm in order for key in result.arms[arm].mesh))
-    meshes = [[escape(key), *(number(result.arms[arm].mesh.get(key)) for arm in order)] for key in keys]
-    if meshes:
-        parts.append(table("Tetrahedral mesh", ("", *(_name(arm, result) for arm in order)), meshes))
-    return "".join(parts)
-
-
 def _contact(result: Result) -> str:
     """What changes when the implant only presses: every measure bonded and with contact, and how much of the face touches."""
-    arms = [arm for arm in _order(result) if result.arms[arm].contact]
+    arms = [arm for arm in arm_order(result) if result.arms[arm].contact]
     if not arms:
         return "<p>Not asked for: implants are bonded to what they touch. With <code>fem.contact=[0,0.5]</code> they also only press.</p>"
     parts = []
@@ -212,14 +156,14 @@ def _contact(result: Result) -> str:
                 assert value is not None
                 change = percent(value / before.value - 1.0) if abs(before.value) > 1e-9 else "—"
                 cells.append(f"{number(before.value)} → {number(value)} ({change})")
-            rows.append([escape(name.replace("_", " ")) + _unit(unit), *cells])
+            rows.append([escape(name.replace("_", " ")) + unit_cell(unit), *cells])
         for case in dict.fromkeys(n for c in found.values() if c for n in c.touching):
             cells = []
             for arm in arms:
                 t = found[arm].touching.get(case) if found[arm] else None  # type: ignore[union-attr]
                 cells.append(f"{t['touching_percent']:.0f} %, {1000.0 * t['largest_opening_mm']:.0f} µm" if t else "—")
             touching.append([escape(case), *cells])
-        head = ("", *(_name(arm, result) for arm in arms))
+        head = ("", *(arm_name(arm, result) for arm in arms))
         title = "without friction" if friction == 0.0 else f"with friction {friction:g}"
         parts.append(table(f"Bonded → contact {title}: measures over all load cases", head, rows))
         parts.append(table(f"Contact {title}: share of the implant's surface that touches, largest opening", head, touching))
@@ -232,7 +176,7 @@ def _search(result: Result, folder: Path) -> str:
     found = result.optimisation
     if found is None:
         return "<p>No search was run.</p>"
-    text = f"<p>Status: {_status(found.status)}</p>" + pairs("Figures", found.figures)
+    text = f"<p>Status: {status_cell(found.status)}</p>" + pairs("Figures", found.figures)
     if found.history is None:
         return text
     picture = convergence(artifacts.read_jsonl(folder / found.history))
@@ -245,9 +189,9 @@ def _search(result: Result, folder: Path) -> str:
 
 def _files(result: Result) -> str:
     rows = [(escape(what), text(f"<code>{escape(path)}</code>")) for what, path in result.files.items()]
-    for arm in _order(result):
+    for arm in arm_order(result):
         for what, path in result.arms[arm].files.items():
-            rows.append((f"{_name(arm, result)}: {escape(what)}", text(f"<code>{escape(path)}</code>")))
+            rows.append((f"{arm_name(arm, result)}: {escape(what)}", text(f"<code>{escape(path)}</code>")))
     return table("Relative to the run folder", ("what", "where"), rows) if rows else "<p>None listed.</p>"
 
 
@@ -259,11 +203,10 @@ def page(result: Result, folder: Path, pictures: Sequence[Picture] = ()) -> str:
         ("Alignment", _alignment(result)),
         ("The arms side by side", _arms(result)),
         ("Pictures", pictures_grid(pictures)),
-        ("How far to trust the numbers", _trust(result)),
+        ("Credibility", credibility(result, folder, LIMITATIONS)),
         ("What the contact condition changes", _contact(result)),
         ("The search", _search(result, folder)),
         ("What was asked", _asked(result)),
-        ("Limitations", bullets([*LIMITATIONS, *result.limitations])),
         (
             "Time and memory",
             pairs("Wall time, s", dict(result.timings_s)) + pairs("Memory, MB", dict(result.memory_mb)),

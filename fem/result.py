@@ -26,6 +26,7 @@ class Status(_Model):
 
     code: Literal["ok", "max_iterations", "stagnated", "interrupted", "failed", "not_run"]
     text: str = ""
+    relative_residual: float | None = None
 
 
 class Measure(_Model):
@@ -127,6 +128,38 @@ class Optimisation(_Model):
     figures: dict[str, Scalar] = Field(default_factory=dict)
 
 
+class Material(_Model):
+    """Elastic constants of one group of elements. `modulus`: MPa, or the law; `found_mpa`: 5th, 50th, 95th centile in the mesh."""
+
+    group: str
+    modulus: str
+    poisson: float
+    source: str
+    found_mpa: list[float] = Field(default_factory=list)
+
+
+class Evidence(_Model):
+    """A study of scripts/validation.py that needs no run: its figures (Markdown), what missed its limit, what computed it and when."""
+
+    command: str
+    created: str
+    version: str
+    seconds: float
+    missed: list[str] = Field(default_factory=list)
+    text: str = ""
+
+
+class Credibility(_Model):
+    """What the report's credibility section says besides the numbers (docs/result_schema.md)."""
+
+    question: str
+    context_of_use: str
+    model_risk: str = ""
+    boundary: str = ""
+    materials: list[Material] = Field(default_factory=list)
+    evidence: dict[str, Evidence] = Field(default_factory=dict)
+
+
 class Result(_Model):
     """result.json."""
 
@@ -138,6 +171,7 @@ class Result(_Model):
     alignment: AlignmentPart | None = None
     arms: dict[str, Arm]
     optimisation: Optimisation | None = None
+    credibility: Credibility | None = None
     timings_s: dict[str, float] = Field(default_factory=dict)
     memory_mb: dict[str, float] = Field(default_factory=dict)
     versions: dict[str, Scalar] = Field(default_factory=dict)

@@ -41,6 +41,7 @@ class FemSettings:
     contact          null: the implant is bonded to bone, graft and disc; a number: it only presses on them (fem/contact.py), with that
                      coefficient of friction (0: none)
     contact_mpa_per_mm  the contact's stiffness
+    bone_factor      factor on the modulus that the bone law gives (sensitivity: 0.7 and 1.3); yield, a strain, stays as it is
     blocks_mpa       null: bone, disc and graft; a number: a bench test, bone is test blocks of that modulus (Poisson's ratio 0.3) and
                      disc and graft are air
     """
@@ -56,6 +57,7 @@ class FemSettings:
     max_iterations: int = 2000
     contact: float | None = None
     contact_mpa_per_mm: float = ContactSettings.stiffness_mpa_per_mm
+    bone_factor: float = 1.0
     blocks_mpa: float | None = None
 
     def __post_init__(self) -> None:
@@ -65,6 +67,10 @@ class FemSettings:
             raise ValueError(f"quadrature={self.quadrature}: SfePy's rules of order 3 and 4 have negative weights; choose 2 or 6")
         if self.blocks_mpa is not None and not 1.0 <= self.blocks_mpa <= 1e6:
             raise ValueError(f"blocks_mpa={self.blocks_mpa}: give a modulus of 1 to 1e6 MPa (steel 200000, grade 15 foam some 123)")
+        if not 0.1 <= self.bone_factor <= 10.0:
+            raise ValueError(f"bone_factor={self.bone_factor}: give a factor of 0.1 to 10 on the bone law's modulus (1: the law itself)")
+        if self.blocks_mpa is not None and self.bone_factor != 1.0:
+            raise ValueError(f"bone_factor={self.bone_factor} with blocks_mpa={self.blocks_mpa}: test blocks are no bone; give one of them")
         self.contact_settings()
 
     def contact_settings(self) -> ContactSettings | None:
@@ -116,7 +122,7 @@ def solve(
         cut = split(mesh, REGIONS.index("implant"))
         mesh = cut.mesh
     d = el.discretise(mesh, settings.order, settings.quadrature)
-    e_mpa, poisson, relative_density = moduli(segment, design, d, settings.bone_law, settings.blocks_mpa)
+    e_mpa, poisson, relative_density = moduli(segment, design, d, settings.bone_law, settings.blocks_mpa, settings.bone_factor)
     lam, mu = materials.lame(e_mpa, poisson)
     support, reaction_rows = el.foundation(d, boundary.support, boundary.foundation_mpa_per_mm2)
     matrix = (el.stiffness(d, lam, mu) + support).tocsr()
@@ -186,7 +192,7 @@ def solve(
 
 
 def moduli(
-    segment: Segment, design: Design, d: el.Discretisation, law_name: str, blocks_mpa: float | None = None
+    segment: Segment, design: Design, d: el.Discretisation, law_name: str, blocks_mpa: float | None = None, bone_factor: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Young's modulus MPa, Poisson's ratio and lattice relative density, all [m, q] at the quadrature points."""
     law = materials.bone_law(law_name)
@@ -194,7 +200,8 @@ def moduli(
     relative_density = np.ones(d.weight_mm3.shape)
     for label, vertebra in enumerate((segment.caudal, segment.cranial)):
         cells = d.labels == label
-        e_mpa[cells] = law.modulus_mpa(vertebra.density.sample(d.points_mm[cells])) if blocks_mpa is None else blocks_mpa
+        bone_mpa = bone_factor * law.modulus_mpa(vertebra.density.sample(d.points_mm[cells]))
+        e_mpa[cells] = bone_mpa if blocks_mpa is None else blocks_mpa
         poisson[cells] = law.poisson if blocks_mpa is None else 0.3
     soft = {
         "graft": materials.SOFT["graft"],

@@ -31,6 +31,7 @@ from fem.solve import FemSettings
 from fem.verify import Check, carried, check, contact_name, nothing
 from objectives import study as studies
 from objectives.study import ARMS, FLOORS, Study
+from scripts import credibility
 from scripts.pipeline import Clock, FemConfig, RunConfig, load_design, read_config
 
 log = logging.getLogger("spinefit")
@@ -199,7 +200,8 @@ def _arm(study: Study, arm: str, found: Check, engine: dict[str, Any], folder: P
         "label": LABELS[arm],
         "status": {"code": found.status.code, "text": found.status.text},
         "solver": {
-            case: {"code": s.code, "text": f"{s.text}; relative residual {s.relative_residual:.1e}"}
+            case: {"code": s.code, "text": f"{s.text}; relative residual {s.relative_residual:.1e}",
+                   "relative_residual": s.relative_residual if np.isfinite(s.relative_residual) else None}
             for case, s in zip((c.name for c in study.boundary.loadcases), found.solver, strict=False)
         },
         "mesh": found.mesh,
@@ -369,6 +371,7 @@ def _report(study: Study, config: RunConfig, folder: Path, arms: dict[str, Any])
         "arms": arms,
         "optimisation": {"status": {"code": "ok" if feasible else "max_iterations", "text": note}, "history": "history.jsonl",
                          "figures": {"iterations": len(history)}},
+        "credibility": credibility.of_run(study, config, folder, arms),
         "timings_s": timings["seconds"],
         "memory_mb": timings["peak_mb"] | {"report": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024},
         "versions": {k: v for k, v in artifacts.versions().items() if isinstance(v, str | int | float | bool | None)},
@@ -376,6 +379,18 @@ def _report(study: Study, config: RunConfig, folder: Path, arms: dict[str, Any])
         "limitations": LIMITATIONS,
         "files": {"history": "history.jsonl", "search": "search.jsonl", "engine": "engine.json", "configuration": "config.yaml"},
     }  # fmt: skip
+    return write_report(folder, result, pictures)
+
+
+def report_again(folder: Path) -> Path:
+    """The report of a checked run once more, with the studies that were made since and the words of its config.yaml; nothing is
+    solved. Raises ValueError when the folder has not been checked."""
+    if not (folder / "result.json").exists():
+        raise ValueError(f"{folder} holds no result.json; run scripts/verify.py run={folder} first")
+    opened = open_designed(folder)
+    result = artifacts.read_json(folder / "result.json")
+    pictures, _ = _pictures(opened.study, folder, result["arms"])
+    result["credibility"] = credibility.of_run(opened.study, opened.config, folder, result["arms"])
     return write_report(folder, result, pictures)
 
 

@@ -78,6 +78,16 @@ class FemConfig(BaseModel):
         return self
 
 
+class CredibilityConfig(BaseModel):
+    """Words of the report's credibility section. Empty: question and context of use are put together from the run; model risk
+    (influence of the model on the decision × consequence of a wrong one) is the user's to judge and stays open."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    question: str = ""
+    context_of_use: str = ""
+    model_risk: str = ""
+
+
 class RunConfig(BaseModel):
     """Everything of one run. Unknown keys and values out of range are errors, all named together."""
 
@@ -89,11 +99,12 @@ class RunConfig(BaseModel):
     study: StudyConfig
     optimizer: OptimizerSettings = OptimizerSettings()
     fem: FemConfig = FemConfig()
+    credibility: CredibilityConfig = CredibilityConfig()
     keep_states: int = Field(2, ge=1)
 
     def identity(self) -> str:
         """Hash of what shapes the result (not of where it goes)."""
-        text = self.model_dump_json(exclude={"out", "resume", "title", "keep_states", "fem"})
+        text = self.model_dump_json(exclude={"out", "resume", "title", "keep_states", "fem", "credibility"})
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -7,7 +7,11 @@
     python scripts/validation.py intact_spread  what it owes to fibres, facets, elements (some ten minutes)
     python scripts/validation.py designs run=<run folder>      both solvers on 20 random designs of a designed run: rank, bias, spread
     python scripts/validation.py convergence run=<run folder>  each measure of its arms on three meshes, Richardson's estimate and error
+    python scripts/validation.py sensitivity run=<run folder>  each measure of the three arms under another bone, load and position
     python scripts/validation.py             all that need no run folder (make validation)
+
+What was run, when and by which version is kept in <out>/studies.json and, of a run's studies, in the run folder, where
+scripts/verify.py run=… only_report=true takes it into the report.
 
 Exit code 2 with one line for whatever is wrong with the settings; 1 where a figure misses its limit.
 """
@@ -29,9 +33,9 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field
 
-from engine import artifacts
 from engine.patient.prepare import one_line
 from scripts import (
+    credibility,
     pipeline,
     validation_code,
     validation_contact,
@@ -39,6 +43,7 @@ from scripts import (
     validation_designs,
     validation_hyperelastic,
     validation_intact,
+    validation_sensitivity,
     validation_vertebra,
 )
 from scripts.scan_runs import data_folder, table
@@ -53,6 +58,8 @@ class ValidationConfig(BaseModel):
     run: str | None = None
     designs: int = Field(default=20, ge=3, le=500)
     arms: tuple[str, ...] = ("stock", "conforming", "optimised")
+    fem: pipeline.FemConfig | None = None
+    processes: int = Field(default=2, ge=1, le=16)
     seed: int = 0
     out: str = "runs/validation"
 
@@ -165,10 +172,25 @@ def _convergence(config: ValidationConfig) -> Outcome:
     return text, {"tetrahedra": tetrahedra, "estimates": [asdict(e) for e in found], "failed": failed}, failed
 
 
+def _sensitivity(config: ValidationConfig) -> Outcome:
+    if config.run is None:
+        raise ValueError("run=<run folder> is missing: its arms are solved again with another bone, load and position")
+    record = validation_sensitivity.vary(Path(config.run), Path(config.out) / "sensitivity", config.processes, fem=config.fem)
+    picture = validation_sensitivity.draw(record, Path(config.out) / "sensitivity.png")
+    text = validation_sensitivity.markdown(record) + (f"\nPicture: {picture}\n" if picture else "")
+    missing = [f"{r['arm']}, {r['variation']}: {r['status']['text']}" for r in record["rows"] if r["status"]["code"] != "ok"]
+    return text, record, missing
+
+
 STUDIES: dict[str, Callable[[ValidationConfig], Outcome]] = {
     "code": _code, "contact": _contact, "vertebra": _vertebra, "intact": _intact, "intact_spread": _intact_spread,
     "designs": _designs, "convergence": _convergence,
+    "sensitivity": _sensitivity,
 }  # fmt: skip
+
+
+#: Studies of a designed run, which needs run=<run folder>.
+OF_A_RUN = ("designs", "convergence", "sensitivity")
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="validation")
@@ -185,10 +207,13 @@ def main(settings: DictConfig) -> None:
         for name in WHAT:
             clock = time.perf_counter()
             text, record, missed = STUDIES[name](config)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
-            text += f"\n{time.perf_counter() - clock:.0f} s, {peak:.0f} MB at most.\n"
-            artifacts.write_json(Path(config.out) / f"{name}.json", record)
-            artifacts.write_text(Path(config.out) / f"{name}.md", text)
+            peak, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0, time.perf_counter() - clock
+            if isinstance(record, dict) and "seconds" in record:  # of a study that was interrupted: all of its parts
+                seconds = record["seconds"]
+            text += f"\n{seconds:.0f} s, {peak:.0f} MB at most.\n"
+            run = Path(config.run) if name in OF_A_RUN and config.run else None
+            head = credibility.signed(" ".join(["python scripts/validation.py", name, *sys.argv[1:]]), seconds)
+            credibility.keep(name, record, text, missed, Path(config.out), head, run)
             print(f"\n## {name}\n\n{text}", flush=True)
             every += missed
     except (ValueError, RuntimeError) as error:
@@ -201,7 +226,7 @@ def main(settings: DictConfig) -> None:
 
 if __name__ == "__main__":
     asked = sys.argv.pop(1) if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-") else None
-    WHAT = [name for name in STUDIES if name not in ("intact_spread", "designs", "convergence")] if asked is None else [asked]
+    WHAT = [name for name in STUDIES if name not in (*OF_A_RUN, "intact_spread")] if asked is None else [asked]
     if not set(WHAT) <= set(STUDIES):
         print(f"error: {asked} is no study; there are {' | '.join(STUDIES)}", file=sys.stderr)
         sys.exit(2)

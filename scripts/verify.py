@@ -2,6 +2,7 @@
 
     python scripts/verify.py run=<run folder>
     python scripts/verify.py run=<run folder> fem=fine      the same designs on another mesh
+    python scripts/verify.py run=<run folder> only_report=true   the page again, with the studies of scripts/validation.py made since
 
 Exit code 2 with one line for whatever is wrong with the input; 1 when an arm failed (the report says which and why); 130 when
 interrupted (the designs are as they were: run it again).
@@ -34,6 +35,11 @@ def main(settings: DictConfig) -> None:
         doctor.require()
         pipeline.set_up_jax()
         fem = OmegaConf.to_container(settings.fem, resolve=True) if settings.get("fem") else None
+        if settings.only_report:
+            if fem is not None:
+                raise ValueError("only_report=true solves nothing: leave out fem=…")
+            print(f"report: {checking.report_again(Path(settings.run))}")
+            return
         report = checking.check_run(Path(settings.run), None if fem is None else pipeline.FemConfig(**fem))  # type: ignore[arg-type]
     except KeyboardInterrupt:
         print("stopped; the designs are as they were, run it again", file=sys.stderr)

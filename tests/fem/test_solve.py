@@ -14,6 +14,7 @@ from engine.types import Design, Link, VoxelField
 from fem import elasticity as el
 from fem.mesh import TetMesh
 from fem.solve import FemSettings, moduli, solve, write_vtu
+from scripts.validation_sensitivity import rescaled
 
 LAW = BONE_LAWS["morgan2003_vertebra"]
 
@@ -224,6 +225,33 @@ def test_moduli_follow_law_lattice_and_tissue():
     wrong = Design("optimised", "box", "ti6al4v", solid, solid, VoxelField(np.full((2, 2, 2), -0.1), np.zeros(3), 30.0))
     with pytest.raises(ValueError, match="relative density"):
         moduli(segment, wrong, d, "morgan2003_vertebra")
+
+
+def test_the_bone_factor_scales_bone_and_nothing_else():
+    mesh = box([np.array([0, 4.0]), np.array([0, 4.0]), np.arange(0.0, 21.0, 4.0)], lambda c: (c[:, 2] // 4).astype(int))
+    d = el.discretise(mesh, 1)
+    solid = VoxelField(np.full((2, 2, 2), -1.0), np.zeros(3), 30.0)
+    design, segment = Design("optimised", "box", "ti6al4v", solid, solid, None), uniform_segment((0.2, 0.4))
+    one, half = (moduli(segment, design, d, "morgan2003_vertebra", bone_factor=f)[0] for f in (1.0, 0.5))
+    bone = np.isin(d.labels, [0, 1])
+    assert np.allclose(half[bone], 0.5 * one[bone]) and np.array_equal(half[~bone], one[~bone])
+    with pytest.raises(ValueError, match=r"bone_factor=0\.0"):
+        FemSettings(bone_factor=0.0)
+    with pytest.raises(ValueError, match="test blocks are no bone"):
+        FemSettings(bone_factor=0.7, blocks_mpa=2e5)
+
+
+def test_a_rescaled_response_is_that_of_rescaled_loads(twisted):
+    segment, mesh, base = twisted
+    wrenches = [replace(c, wrench=replace(c.wrench, force_n=1.2 * c.wrench.force_n, moment_nmm=1.2 * c.wrench.moment_nmm))
+                for c in base.loadcases]  # fmt: skip
+    once, _, _ = solve(segment, INTACT, mesh, base, FemSettings(quadrature=2))
+    more, _, _ = solve(segment, INTACT, mesh, replace(base, loadcases=tuple(wrenches)), FemSettings(quadrature=2))
+    scaled = rescaled(once, 1.2)
+    for name in ("strain", "stress", "motion", "compliance", "reaction", "applied"):
+        a, b = np.asarray(getattr(scaled, name)), np.asarray(getattr(more, name))
+        assert np.abs(a - b).max() < 2e-6 * np.abs(b).max(), name  # strains and stresses are kept in single precision
+    assert rescaled(replace(once, reference_sed=np.ones(3)), 1.2).reference_sed == pytest.approx(1.44 * np.ones(3))
 
 
 def test_an_empty_patch_and_a_missing_near_patch_are_named(twisted):

@@ -148,7 +148,8 @@ def test_result_json_round_trips(folder):
 def test_every_field_of_the_schema_is_documented():
     text = (Path(__file__).parents[2] / "docs" / "result_schema.md").read_text()
     models = [schema.Result, schema.Arm, schema.Measure, schema.Status, schema.Alignment, schema.AlignmentPart]
-    for model in [*models, schema.Balance, schema.Agreement, schema.Optimisation]:
+    models += [schema.Balance, schema.Agreement, schema.Optimisation, schema.Credibility, schema.Material, schema.Evidence]
+    for model in models:
         for name in model.model_fields:
             assert f"`{name}`" in text, f"{model.__name__}.{name} is not in docs/result_schema.md"
 
