@@ -14,7 +14,7 @@ from typing import Any
 
 from engine import artifacts
 from engine.page import Picture, bullets, document, image, number, pairs, percent, pictures_grid, table, text
-from fem.credibility import arm_name, arm_order, credibility, status_cell, unit_cell
+from fem.credibility import arm_name, arm_order, credibility, mesh_errors, status_cell, unit_cell
 from fem.plots import convergence
 from fem.result import ARMS, Alignment, Arm, Result, Status, reached, validate
 
@@ -90,8 +90,8 @@ def _label(name: str) -> str:
     return f'{escape(stem.replace("_", " "))} <span class="unit">{"°" if unit == "deg" else unit}</span>'
 
 
-def _arms(result: Result) -> str:
-    order = arm_order(result)
+def _arms(result: Result, folder: Path) -> str:
+    order, errors = arm_order(result), mesh_errors(result, folder)
     names = list(dict.fromkeys(name for arm in order for name in result.arms[arm].measures))
     rows: list[list[str]] = [["status", *(status_cell(Status(code=result.arms[arm].status.code)) for arm in order)]]
     details = []
@@ -105,7 +105,7 @@ def _arms(result: Result) -> str:
             if len(set(rivals)) < 2 or first.better == "neither"
             else (min if first.better == "lower" else max)(rivals)
         )
-        rows.append([label, *(_cell(result.arms[arm], measures[arm], arm in ARMS, best) for arm in order)])
+        rows.append([label, *(_cell(result.arms[arm], measures[arm], arm in ARMS, best, errors.get((arm, name))) for arm in order)])
         loads = list(dict.fromkeys(load for m in measures.values() if m is not None for load in m.per_load))
         per_load = table(
             escape(first.description),
@@ -122,16 +122,19 @@ def _arms(result: Result) -> str:
     head = ("measure", *(arm_name(arm, result) for arm in order))
     notes = [f"{arm.replace('_', ' ')}: {note}" for arm in order for note in result.arms[arm].notes]
     caption = "SfePy on the exported surfaces. Bold: best of the devices. “no result”: see the status further down."
+    if errors:
+        caption += " ±: error of the mesh (Credibility, mesh convergence)."
     return table(caption, head, rows) + bullets(notes) + "".join(details)
 
 
-def _cell(arm: Arm, measure: Any, rival: bool, best: float | None) -> str:
+def _cell(arm: Arm, measure: Any, rival: bool, best: float | None, error_percent: float | None = None) -> str:
     if _dead(arm):
         return '<td class="none">no result</td>'
     if measure is None or measure.value is None:
         return '<td class="none">—</td>'
     mark = ' class="best"' if rival and best is not None and measure.value == best else ""
-    return f"<td{mark}>{number(measure.value)}</td>"
+    error = "" if error_percent is None else f' <span class="unit">± {error_percent:.1f} %</span>'
+    return f"<td{mark}>{number(measure.value)}{error}</td>"
 
 
 def _contact(result: Result) -> str:
@@ -201,7 +204,7 @@ def page(result: Result, folder: Path, pictures: Sequence[Picture] = ()) -> str:
     sections = [
         ("In short", _short(result)),
         ("Alignment", _alignment(result)),
-        ("The arms side by side", _arms(result)),
+        ("The arms side by side", _arms(result, folder)),
         ("Pictures", pictures_grid(pictures)),
         ("Credibility", credibility(result, folder, LIMITATIONS)),
         ("What the contact condition changes", _contact(result)),

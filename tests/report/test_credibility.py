@@ -47,13 +47,13 @@ for _study in WORDS["evidence"].values():  # type: ignore[attr-defined]
     del _study["run"]
 
 
-def section(folder: Path, words=WORDS) -> str:
+def section(folder: Path, words=WORDS, title: str = "Credibility") -> str:
     """Text of the section, without tags."""
     result = example() | {"hashes": {"configuration": HEAD["run"]}}
     if words is not None:
         result["credibility"] = words
     html = write_report(folder, result).read_text()
-    found = re.search(r"<h2[^>]*>Credibility</h2>(.*?)</section>", html, re.S)
+    found = re.search(rf"<h2[^>]*>{title}</h2>(.*?)</section>", html, re.S)
     assert found is not None
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", found.group(1)))
 
@@ -89,6 +89,15 @@ def test_studies_in_the_folder_are_shown_with_their_numbers(tmp_path):
     assert "860 / 843.2 / 838 3.4 835.1 1.0 %" in text and "100, 200, 400 tetrahedra" in text and "optimised: no refinement" in text
     assert "yielded bone 19 0.967 −9.7 % 4.7 %" in text
     assert HEAD["created"] in text and "commit 0123456789" in text and "321 s" in text
+
+
+def test_a_measure_carries_the_error_of_its_mesh(tmp_path):
+    assert "±" not in section(tmp_path, title="The arms side by side")
+    estimate = CONVERGENCE["estimates"][0] | {"quantity": "yielded_bone_volume"}
+    artifacts.write_json(tmp_path / "convergence.json", CONVERGENCE | {"estimates": [estimate]})
+    text = section(tmp_path, title="The arms side by side")
+    assert text.count("± 1.0 %") == 1  # the stock arm's yielded bone alone
+    assert "error of the mesh" in text
 
 
 @pytest.mark.parametrize(
