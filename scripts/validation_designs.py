@@ -155,6 +155,7 @@ def scatter(rows: Sequence[dict[str, Any]], path: Path) -> Path:
         ends = np.array([min(axis.get_xlim()[0], axis.get_ylim()[0]), max(axis.get_xlim()[1], axis.get_ylim()[1])])
         axis.plot(ends, ends, color="0.6", lw=1)
         axis.set(title=name.replace("_", " "), xlabel="SfePy, body-fitted P2", ylabel="voxel engine", xlim=ends, ylim=ends)
+        axis.locator_params(nbins=5)  # so that their labels do not run into each other
     axes[0][0].legend()
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
