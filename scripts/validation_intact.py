@@ -3,8 +3,8 @@
 Disc, ligament insertions and vertebrae are the data's own (Remus 2021, PLoS ONE 16(4):e0250456); nothing is fitted here. Two published
 sets of ligaments, each with the same disc:
 
-    remus2021     per strand, calibrated by its authors on another L4-L5's stepwise reduction
-    piecewise     stiffness of the whole ligament by strain (PMC8147546 T2)
+    remus2021     per strand, calibrated by its authors on another L4-L5's stepwise reduction [S16]
+    piecewise     stiffness of the whole ligament by strain [S15]
 
 Axes: the disc's mid-plane; anterior, left, cranial. Flexion is a positive moment about left.
 """
@@ -28,7 +28,7 @@ from fem.intact import Facets, IntactSegment, Ligament, Load, NotFound, Piecewis
 
 log = logging.getLogger("spinefit")
 NUCLEUS = 0
-#: Remus 2021 (code read, DOMAIN S16). Nucleus: Yeoh; annulus: Mooney-Rivlin, its rings 1-4 from inside.
+#: Remus 2021 (code read) [S16]. Nucleus: Yeoh; annulus: Mooney-Rivlin, its rings 1-4 from inside.
 SOLIDS = {NUCLEUS: Solid(0.20, 180.0, c20=0.20, c30=6.0, mixed=True)} | {ring: Solid(0.18, 2.25, c01=0.045) for ring in (1, 2, 3, 4)}
 #: A collagen fibre's nominal stress; all fibres fill 16 % of the annulus, half of it in either direction.
 FIBRE_STRAIN, FIBRE_MPA, FIBRE_VOLUME = (0.004, 0.021, 0.045, 0.094, 0.25), (0.0, 7.0, 20.0, 35.0, 51.0), 0.16
@@ -245,7 +245,7 @@ class Published:
         return "inside" if self.low <= value <= self.high else f"outside ({'low' if value < self.low else 'high'})"
 
 
-_YAMAMOTO, _FSU, _FACET = "Yamamoto 1989 [M], mean", "PMC4844119 T3", "PMC3705911 T2 (T12-L2), mean ± SD"
+_YAMAMOTO, _FSU, _FACET = "Yamamoto 1989 [M], mean", "[S43]", "[S45], T12-L2, mean ± SD"
 PUBLISHED = (
     Published("flexion at 10 N m", "°", 8.9, 8.9, _YAMAMOTO),
     Published("extension at 10 N m", "°", 5.8, 5.8, _YAMAMOTO),
