@@ -139,7 +139,7 @@ def _designs(config: ValidationConfig) -> Outcome:
     """Aims: Spearman ≥ 0.95 and bias under 10 % for yielded bone."""
     if config.run is None:
         raise ValueError("run=<run folder> is missing: the designs are drawn for its patient, loads and families")
-    rows = validation_designs.compare(Path(config.run), config.designs, config.seed, Path(config.out) / "designs")
+    rows = validation_designs.compare(Path(config.run), config.designs, config.seed, Path(config.out) / "designs", config.processes)
     found = validation_designs.statistics(rows)
     missed = [
         f"yielded bone: Spearman {f['spearman']:.3f} (aim 0.95), bias {f['bias_percent']:+.1f} % (aim within 10 %)"
@@ -161,7 +161,8 @@ def _designs(config: ValidationConfig) -> Outcome:
 def _convergence(config: ValidationConfig) -> Outcome:
     if config.run is None:
         raise ValueError("run=<run folder> is missing: its arms are meshed three times")
-    found, tetrahedra, failed = validation_convergence.converge(Path(config.run), config.arms, Path(config.out) / "convergence")
+    keep = Path(config.out) / "convergence"
+    found, tetrahedra, failed = validation_convergence.converge(Path(config.run), config.arms, keep, config.processes)
     text = "; ".join(f"{arm}: {', '.join(map(str, n))} tetrahedra" for arm, n in tetrahedra.items()) + "\n\n"
     text += table(
         ("arm", "quantity", "as configured / finer / finest", "order", "limit", "error as configured"),
