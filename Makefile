@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml scripts/constraints.txt
 demo: setup
 	@$(BIN)/python scripts/demo.py
 
-# The check against closed forms, NAFEMS benchmarks, contact, the published L2 and L4-L5 (needs SPINEFIT_DATA): some ten minutes.
+# The check against closed forms, NAFEMS benchmarks, contact, the published L2 and L4-L5 (needs SPINEFIT_DATA): some five minutes.
 validation: setup
 	@$(BIN)/python scripts/validation.py
 
