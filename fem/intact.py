@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +34,10 @@ from fem.hyperelastic import Body, jacobians
 from fem.linear import Factor
 
 log = logging.getLogger("spinefit.fem")
+#: Raised when the same segment and loads give other states.
+_VERSION = 1
+#: A moment counts as a force at this arm (the disc's rim) where the two are compared.
+_ARM_MM = 40.0
 _MOST_ITERATIONS = 15
 _MOST_HALVINGS = 6
 
@@ -166,7 +171,6 @@ class IntactSegment:
     nucleus: int = 0
     ligaments: Sequence[Ligament] = ()
     facets: Facets | None = None
-    _gradient: list[VoxelField] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         if np.intersect1d(self.cranial_nodes, self.caudal_nodes).size:
@@ -184,6 +188,11 @@ class IntactSegment:
 
     def start(self) -> State:
         return State(np.zeros(self.disc.size), np.eye(3), np.zeros(3))
+
+    @cached_property
+    def rest(self) -> State:
+        """Equilibrium under no load. Raises NotFound."""
+        return self.equilibrium(self.start(), Load())[0]
 
     def _placed(self, points_mm: np.ndarray, s: State) -> np.ndarray:
         """Points [s, 3] of the cranial vertebra where it is now."""
@@ -220,7 +229,7 @@ class IntactSegment:
 
     def _arms(self, s: State) -> np.ndarray:
         """From the centre of the disc's cranial end, about which the vertebra turns, to its nodes, now."""
-        return self._placed(self.disc.nodes_mm[self.cranial_nodes], s) - self._centre - s.translation_mm
+        return (self.disc.nodes_mm[self.cranial_nodes] - self._centre) @ s.rotation.T
 
     def _residual(self, s: State, load: Load) -> tuple[np.ndarray, np.ndarray]:
         """Of the unknowns, and the disc's forces [size]."""
@@ -263,7 +272,7 @@ class IntactSegment:
         """From s to rest under `load`, and the iterations. Raises NotFound."""
         scale = _scale(load)
         weight = np.ones(len(self._own) + 6)
-        weight[-3:] = 1.0 / 40.0  # a moment counts as a force at the disc's rim
+        weight[-3:] = 1.0 / _ARM_MM
         residual, inner = self._residual(s, load)
         size = float(np.linalg.norm(weight * residual))
         for iteration in range(1, _MOST_ITERATIONS + 1):
@@ -291,7 +300,7 @@ class IntactSegment:
             to = min(done + step, 1.0)
             try:
                 s, iterations = self.equilibrium(s, start.towards(end, to))
-            except (NotFound, RuntimeError) as error:
+            except RuntimeError as error:  # NotFound, or no factor
                 step *= 0.5
                 if step < 0.5**_MOST_HALVINGS:
                     raise NotFound(f"{error}; increments down to 1/{2**_MOST_HALVINGS} were tried") from error
@@ -311,7 +320,7 @@ class IntactSegment:
         held = self.disc.forces(s.x)[: self.disc.dofs].reshape(-1, 3)[self.caudal_nodes]
         at = (self.disc.nodes_mm + s.x[: self.disc.dofs].reshape(-1, 3))[self.caudal_nodes]
         moment = np.asarray(load.moment_nmm) @ self.axes + np.cross(where, forces).sum(0) + np.cross(at, held).sum(0)
-        rest_n = max(float(np.linalg.norm(forces.sum(0) + held.sum(0))), float(np.linalg.norm(moment)) / 40.0)
+        rest_n = max(float(np.linalg.norm(forces.sum(0) + held.sum(0))), float(np.linalg.norm(moment)) / _ARM_MM)
         pressure = self.disc.pressure(s.x, self.nucleus)
         return Step(load, _three(np.degrees(self.axes @ turned)), _three(self.axes @ moved), pressure, said["facets_n"],
                     said["ligaments_n"], iterations, rest_n / _scale(load))  # fmt: skip
@@ -324,8 +333,8 @@ class IntactSegment:
         states = _read_states(keep, key)
         if states:
             log.info("%s: goes on after %d of %d steps", keep, len(states) - 1, len(loads))
-        if not states:
-            states = [(self.equilibrium(self.start(), Load())[0], 0)]
+        else:
+            states = [(self.rest, 0)]
         before = loads[len(states) - 2] if len(states) > 1 else Load()
         for load in loads[len(states) - 1 :]:
             state, iterations = self.walk(states[-1][0], before, load)
@@ -353,16 +362,13 @@ class IntactSegment:
         meshio.Mesh(self.disc.nodes_mm[used], [("hexahedron", cells.reshape(-1, 8))], {"displacement_mm": u}, data).write(path)
 
 
-_VERSION = 1
-
-
 def _three(v: np.ndarray) -> tuple[float, float, float]:
     return float(v[0]), float(v[1]), float(v[2])
 
 
 def _scale(load: Load) -> float:
-    """The size of a load in N (a moment at an arm of 40 mm), at least 50."""
-    return max(float(np.linalg.norm(load.force_n)), load.follower_n, float(np.linalg.norm(load.moment_nmm)) / 40.0, 50.0)
+    """The size of a load in N (a moment at its arm), at least 50."""
+    return max(float(np.linalg.norm(load.force_n)), load.follower_n, float(np.linalg.norm(load.moment_nmm)) / _ARM_MM, 50.0)
 
 
 def _words(load: Load) -> str:

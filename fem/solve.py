@@ -200,9 +200,10 @@ def moduli(
     relative_density = np.ones(d.weight_mm3.shape)
     for label, vertebra in enumerate((segment.caudal, segment.cranial)):
         cells = d.labels == label
-        bone_mpa = bone_factor * law.modulus_mpa(vertebra.density.sample(d.points_mm[cells]))
-        e_mpa[cells] = bone_mpa if blocks_mpa is None else blocks_mpa
-        poisson[cells] = law.poisson if blocks_mpa is None else 0.3
+        if blocks_mpa is None:
+            e_mpa[cells], poisson[cells] = bone_factor * law.modulus_mpa(vertebra.density.sample(d.points_mm[cells])), law.poisson
+        else:
+            e_mpa[cells], poisson[cells] = blocks_mpa, 0.3
     soft = {
         "graft": materials.SOFT["graft"],
         "remnant": materials.SOFT["disc" if design.implant is None else "remnant"],

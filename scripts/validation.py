@@ -135,11 +135,16 @@ def _intact_spread(config: ValidationConfig) -> Outcome:
     return table(("changed", *columns), rows), found, []
 
 
+def _run(config: ValidationConfig, what: str) -> Path:
+    if config.run is None:
+        raise ValueError(f"run=<run folder> is missing: {what}")
+    return Path(config.run)
+
+
 def _designs(config: ValidationConfig) -> Outcome:
     """Aims: Spearman ≥ 0.95 and bias under 10 % for yielded bone."""
-    if config.run is None:
-        raise ValueError("run=<run folder> is missing: the designs are drawn for its patient, loads and families")
-    rows = validation_designs.compare(Path(config.run), config.designs, config.seed, Path(config.out) / "designs", config.processes)
+    run = _run(config, "the designs are drawn for its patient, loads and families")
+    rows = validation_designs.compare(run, config.designs, config.seed, Path(config.out) / "designs", config.processes)
     found = validation_designs.statistics(rows)
     missed = [
         f"yielded bone: Spearman {f['spearman']:.3f} (aim 0.95), bias {f['bias_percent']:+.1f} % (aim within 10 %)"
@@ -159,10 +164,9 @@ def _designs(config: ValidationConfig) -> Outcome:
 
 
 def _convergence(config: ValidationConfig) -> Outcome:
-    if config.run is None:
-        raise ValueError("run=<run folder> is missing: its arms are meshed three times")
+    run = _run(config, "its arms are meshed three times")
     keep = Path(config.out) / "convergence"
-    found, tetrahedra, failed = validation_convergence.converge(Path(config.run), config.arms, keep, config.processes)
+    found, tetrahedra, failed = validation_convergence.converge(run, config.arms, keep, config.processes)
     text = "; ".join(f"{arm}: {', '.join(map(str, n))} tetrahedra" for arm, n in tetrahedra.items()) + "\n\n"
     text += table(
         ("arm", "quantity", "as configured / finer / finest", "order", "limit", "error as configured"),
@@ -174,9 +178,8 @@ def _convergence(config: ValidationConfig) -> Outcome:
 
 
 def _sensitivity(config: ValidationConfig) -> Outcome:
-    if config.run is None:
-        raise ValueError("run=<run folder> is missing: its arms are solved again with another bone, load and position")
-    record = validation_sensitivity.vary(Path(config.run), Path(config.out) / "sensitivity", config.processes, fem=config.fem)
+    run = _run(config, "its arms are solved again with another bone, load and position")
+    record = validation_sensitivity.vary(run, Path(config.out) / "sensitivity", config.processes, fem=config.fem)
     picture = validation_sensitivity.draw(record, Path(config.out) / "sensitivity.png")
     text = validation_sensitivity.markdown(record) + (f"\nPicture: {picture}\n" if picture else "")
     missing = [f"{r['arm']}, {r['variation']}: {r['status']['text']}" for r in record["rows"] if r["status"]["code"] != "ok"]
@@ -185,11 +188,8 @@ def _sensitivity(config: ValidationConfig) -> Outcome:
 
 STUDIES: dict[str, Callable[[ValidationConfig], Outcome]] = {
     "code": _code, "contact": _contact, "vertebra": _vertebra, "intact": _intact, "intact_spread": _intact_spread,
-    "designs": _designs, "convergence": _convergence,
-    "sensitivity": _sensitivity,
+    "designs": _designs, "convergence": _convergence, "sensitivity": _sensitivity,
 }  # fmt: skip
-
-
 #: Studies of a designed run, which needs run=<run folder>.
 OF_A_RUN = ("designs", "convergence", "sensitivity")
 

@@ -52,6 +52,8 @@ LIGAMENTS = ("remus2021", "piecewise")
 FACET_MPA_PER_MM = 0.6 * 3.5 / (1.4 * 0.2) / 1.6
 FACET_CLEARANCE_MM = 0.5  # [M]
 _FACET_REACH_MM = 3.0
+#: Corners of a hexahedron's faces, the two across each of its local axes.
+_FACES = np.array([[[0, 3, 7, 4], [1, 2, 6, 5]], [[0, 1, 5, 4], [3, 2, 6, 7]], [[0, 1, 2, 3], [4, 5, 6, 7]]])
 
 
 def read_disc(folder: Path, level: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -78,6 +80,11 @@ def read_disc(folder: Path, level: str) -> tuple[np.ndarray, np.ndarray, np.ndar
     return np.array([points[i] for i in sorted(points)]), cells, np.array(group)
 
 
+def _kind(name: str) -> str:
+    """CL of CL_L."""
+    return name.split("_")[0]
+
+
 def read_ligaments(folder: Path, level: str, which: str = "remus2021") -> list[Ligament]:
     """All of the level, straight from insertion to insertion. Raises ValueError for another file, or an unknown set."""
     if which not in LIGAMENTS:
@@ -101,11 +108,10 @@ def read_ligaments(folder: Path, level: str, which: str = "remus2021") -> list[L
     out = []
     for name, ends in strands.items():
         pair = np.array(ends)
-        short = name.split("_")[0]
-        law: TensionLaw = REMUS[short]
+        law: TensionLaw = REMUS[_kind(name)]
         if which == "piecewise":
-            upto, k = PIECEWISE[short]
-            law = Piecewise(upto, k, sum(len(v) for n, v in strands.items() if n.split("_")[0] == short))
+            upto, k = PIECEWISE[_kind(name)]
+            law = Piecewise(upto, k, sum(len(v) for n, v in strands.items() if _kind(n) == _kind(name)))
         out.append(Ligament(name, pair[:, 0], pair[:, 1], law))
     return out
 
@@ -116,14 +122,13 @@ def fibre_directions(points_mm: np.ndarray, hexes: np.ndarray, group: np.ndarray
     A ring is one element thick. Of an element's local axes the one nearest to the disc's axis is axial; of the others, the one whose
     faces look at another group or outside is radial."""
     x = points_mm[hexes]
-    faces = np.array([[[0, 3, 7, 4], [1, 2, 6, 5]], [[0, 1, 5, 4], [3, 2, 6, 7]], [[0, 1, 2, 3], [4, 5, 6, 7]]])
-    key = np.sort(hexes[:, faces], axis=-1).reshape(-1, 4)
+    key = np.sort(hexes[:, _FACES], axis=-1).reshape(-1, 4)
     _, same, count = np.unique(key, axis=0, return_inverse=True, return_counts=True)
     same = same.ravel()
     owner = np.repeat(np.arange(len(hexes)), 6)
     total = np.bincount(same, weights=group[owner])
     other = np.where(count[same] == 2, total[same] - group[owner], -1.0).reshape(len(hexes), 3, 2)
-    along = np.stack([x[:, f[1]].mean(1) - x[:, f[0]].mean(1) for f in faces], 1)
+    along = np.stack([x[:, f[1]].mean(1) - x[:, f[0]].mean(1) for f in _FACES], 1)
     axis = np.linalg.svd(points_mm[np.unique(hexes)] - points_mm.mean(0), full_matrices=False)[2][2]
     mine = np.flatnonzero(group == ring)
     radial = (other[mine] != ring).all(2)
@@ -143,18 +148,20 @@ def fibre_directions(points_mm: np.ndarray, hexes: np.ndarray, group: np.ndarray
     return np.stack([c * t + s * a, c * t - s * a], 1)
 
 
+def _triangles(surface: Surface) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Centres [f, 3], unit normals [f, 3] and areas [f] in mm²."""
+    x = surface.points_mm[surface.faces]
+    cross = np.cross(x[:, 1] - x[:, 0], x[:, 2] - x[:, 0])
+    twice = np.linalg.norm(cross, axis=1)
+    return x.mean(1), cross / np.maximum(twice, 1e-12)[:, None], 0.5 * twice
+
+
 def facets_between(cranial: Surface, caudal: Surface, behind_mm: float) -> Facets:
     """Triangles of the cranial vertebra behind x = behind_mm that face the caudal one within 3 mm. Raises ValueError when a side has
     none."""
-    x = cranial.points_mm[cranial.faces]
-    normal = np.cross(x[:, 1] - x[:, 0], x[:, 2] - x[:, 0])
-    area = 0.5 * np.linalg.norm(normal, axis=1)
-    normal /= np.maximum(2.0 * area, 1e-12)[:, None]
-    y = caudal.points_mm[caudal.faces]
-    theirs = np.cross(y[:, 1] - y[:, 0], y[:, 2] - y[:, 0])
-    theirs /= np.maximum(np.linalg.norm(theirs, axis=1), 1e-12)[:, None]
-    centre = x.mean(1)
-    apart, nearest = cKDTree(y.mean(1)).query(centre)
+    centre, normal, area = _triangles(cranial)
+    across, theirs, _area = _triangles(caudal)
+    apart, nearest = cKDTree(across).query(centre)
     facing = (apart < _FACET_REACH_MM) & ((normal * theirs[nearest]).sum(1) < -0.7) & (centre[:, 0] < behind_mm)
     left = centre[facing, 1] > 0.0
     if left.all() or not left.any():
@@ -196,9 +203,8 @@ def _plane(points_mm: np.ndarray) -> np.ndarray:
 
 def _ends(disc: Body) -> tuple[np.ndarray, np.ndarray]:
     """Nodes on the caudal and on the cranial endplate: of the outer faces that are nearly horizontal."""
-    faces = np.array([[0, 3, 2, 1], [4, 5, 6, 7], [0, 1, 5, 4], [1, 2, 6, 5], [2, 3, 7, 6], [3, 0, 4, 7]])
     corners = disc.cell_nodes[:, :8]
-    every = corners[:, faces].reshape(-1, 4)
+    every = corners[:, _FACES].reshape(-1, 4)
     _, first, count = np.unique(np.sort(every, axis=1), axis=0, return_index=True, return_counts=True)
     outer = first[count == 1]
     x = disc.nodes_mm[every[outer]]
@@ -226,6 +232,11 @@ DIRECTIONS = {
     "flexion": ((0, 1, 0), 1), "extension": ((0, -1, 0), 1), "lateral bending": ((-1, 0, 0), 0), "axial rotation": ((0, 0, 1), 2),
 }  # fmt: skip
 _POSTERIOR = ("LF", "ISL", "SSL", "CL", "ITL")
+
+
+def bending(direction: str, moment_nm: float, follower_n: float = 0.0) -> Load:
+    x, y, z = DIRECTIONS[direction][0]
+    return Load(follower_n, moment_nmm=(1000.0 * moment_nm * x, 1000.0 * moment_nm * y, 1000.0 * moment_nm * z))
 
 
 @dataclass(frozen=True)
@@ -272,15 +283,14 @@ PUBLISHED = (
 
 def balanced(segment: IntactSegment, follower_n: float = 500.0) -> IntactSegment:
     """With the follower's path moved forwards or backwards until it turns the segment by less than 0.1° (as is done at the bench)."""
-    rest = segment.equilibrium(segment.start(), Load())[0]
     load = Load(follower_n)
     tried: list[tuple[float, float]] = []
     shift = 0.0
     for _ in range(6):
         forward = shift * segment.axes[0]
         here = replace(segment, cranial_mm=segment.cranial_mm + forward, caudal_mm=segment.caudal_mm + forward)
-        state, n = here.walk(rest, Load(), load)
-        turned = here.measure(state, rest, load, n).rotation_deg[1]
+        state, n = here.walk(segment.rest, Load(), load)
+        turned = here.measure(state, segment.rest, load, n).rotation_deg[1]
         log.info("follower's path %+.1f mm: %+.2f° at %.0f N", shift, turned, follower_n)
         if abs(turned) < 0.1:
             return here
@@ -294,7 +304,7 @@ def tested(segment: IntactSegment, keep: Path) -> dict[str, float]:
     """All of PUBLISHED's quantities, and the largest error of balance as `balance`. Stiffness in bending is 7.5 N m over the rotation,
     axial stiffness 1000 N over the descent, with the follower as load. Raises NotFound."""
     out: dict[str, float] = {"balance": 0.0}
-    part = replace(segment, facets=None, ligaments=[lig for lig in segment.ligaments if lig.name.split("_")[0] not in _POSTERIOR])
+    part = replace(segment, facets=None, ligaments=[lig for lig in segment.ligaments if _kind(lig.name) not in _POSTERIOR])
     alone = replace(part, ligaments=[])
 
     def steps(what: IntactSegment, name: str, loads: list[Load], datum: int = 0) -> list[Step]:
@@ -303,20 +313,19 @@ def tested(segment: IntactSegment, keep: Path) -> dict[str, float]:
         out["balance"] = max(out["balance"], *(s.balance for s in found))
         return found
 
-    for name, (axis, read) in DIRECTIONS.items():
-        moment = [(m * axis[0], m * axis[1], m * axis[2]) for m in (7500.0, 10000.0)]
-        at7, at10 = steps(segment, name, [Load(moment_nmm=m) for m in moment])
+    for name, (_axis, read) in DIRECTIONS.items():
+        at7, at10 = steps(segment, name, [bending(name, 7.5), bending(name, 10.0)])
         out[f"{name} at 10 N m"] = abs(at10.rotation_deg[read])
         out[f"{name} at 7.5 N m"] = abs(at7.rotation_deg[read])
         out[f"{name} stiffness"] = 7.5 / abs(at7.rotation_deg[read])
-        preloaded = steps(segment, f"{name}, 500 N", [Load(500.0), Load(500.0, moment_nmm=moment[0])], 1)[1]
+        preloaded = steps(segment, f"{name}, 500 N", [Load(500.0), bending(name, 7.5, 500.0)], 1)[1]
         out[f"{name} at 7.5 N m and 500 N"] = abs(preloaded.rotation_deg[read])
         out[f"facet force in {name}, 7.5 N m"] = float(np.mean(at7.facets_n))
         out[f"facet force in {name}, 7.5 N m and 500 N"] = float(np.mean(preloaded.facets_n))
         if name == "axial rotation":
             out[f"facet force in {name}, 7.5 N m, contralateral"] = max(at7.facets_n)
             out[f"facet force in {name}, 7.5 N m, ipsilateral"] = min(at7.facets_n)
-        bare = steps(part, f"{name}, no posterior elements", [Load(moment_nmm=moment[0])])[0]
+        bare = steps(part, f"{name}, no posterior elements", [bending(name, 7.5)])[0]
         out[f"{name} stiffness, no posterior elements"] = 7.5 / abs(bare.rotation_deg[read])
     for what, suffix in ((segment, ""), (part, ", no posterior elements"), (alone, ", disc only")):
         pressed = steps(what, f"compression{suffix}", [Load(500.0), Load(1000.0)])[1]
@@ -328,15 +337,17 @@ def tested(segment: IntactSegment, keep: Path) -> dict[str, float]:
 def spread(folder: Path) -> dict[str, dict[str, float]]:
     """Rotations (°) at 7.5 N m and the nucleus' pressure (MPa) at 1000 N, as given and with one thing changed. Raises NotFound."""
 
-    def facets(segment: IntactSegment, **change: Any) -> IntactSegment:
-        assert segment.facets is not None
-        return replace(segment, facets=replace(segment.facets, **change))
+    given = read_segment(folder)
+
+    def facets(**change: Any) -> IntactSegment:
+        assert given.facets is not None
+        return replace(given, facets=replace(given.facets, **change))
 
     variants: dict[str, Callable[[], IntactSegment]] = {
-        "nothing": lambda: read_segment(folder),
-        "facets' clearance 0": lambda: facets(read_segment(folder), clearance_mm=0.0),
-        "facets' clearance 1 mm": lambda: facets(read_segment(folder), clearance_mm=1.0),
-        "cartilage twice as stiff": lambda: facets(read_segment(folder), stiffness_mpa_per_mm=2.0 * FACET_MPA_PER_MM),
+        "nothing": lambda: given,
+        "facets' clearance 0": lambda: facets(clearance_mm=0.0),
+        "facets' clearance 1 mm": lambda: facets(clearance_mm=1.0),
+        "cartilage twice as stiff": lambda: facets(stiffness_mpa_per_mm=2.0 * FACET_MPA_PER_MM),
         "fibres at 25°": lambda: read_segment(folder, fibre_angle_deg=25.0),
         "fibres at 40°": lambda: read_segment(folder, fibre_angle_deg=40.0),
         "elements Q2/Q1": lambda: read_segment(folder, order=2),
@@ -346,9 +357,8 @@ def spread(folder: Path) -> dict[str, dict[str, float]]:
         log.info("%s", name)
         segment = make()
         row = {}
-        for direction, (axis, read) in DIRECTIONS.items():
-            moment = 7500.0 * axis[0], 7500.0 * axis[1], 7500.0 * axis[2]
-            row[direction] = abs(segment.run([Load(moment_nmm=moment)])[0].rotation_deg[read])
+        for direction, (_axis, read) in DIRECTIONS.items():
+            row[direction] = abs(segment.run([bending(direction, 7.5)])[0].rotation_deg[read])
         row["pressure"] = segment.run([Load(500.0), Load(1000.0)])[1].nucleus_mpa
         out[name] = row
     return out
