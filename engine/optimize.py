@@ -32,7 +32,8 @@ class OptimizerSettings(BaseModel):
     """See the module's docstring. learning_rate is in scaled parameters (1 = the whole range).
 
     least_gradient is Adam's ε, in loss per whole range of a parameter: what matters less than that moves less than the
-    learning rate. With the usual 1e-8 every parameter moves at full rate, the irrelevant ones at random.
+    learning rate. With the usual 1e-8 every parameter moves at full rate, the irrelevant ones at random. patience: iterations
+    without a better design after which the search ends; null: never.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,6 +47,7 @@ class OptimizerSettings(BaseModel):
     multiplier_every: int = Field(5, ge=1)
     rebuild_every: int = Field(1, ge=1)
     feasible: float = Field(0.01, ge=0)
+    patience: int | None = Field(None, ge=1)
 
 
 class State(NamedTuple):
@@ -62,6 +64,7 @@ class State(NamedTuple):
     best_parameters: dict[str, Array]
     best_loss: Array
     best_violation: Array
+    best_iteration: Array
 
 
 class Step(NamedTuple):
@@ -112,18 +115,25 @@ def start(initial: dict[str, Any], constraints: int, warm: Warm, settings: Optim
         best_parameters=parameters,
         best_loss=inf,
         best_violation=inf,
+        best_iteration=jnp.asarray(-1),
     )
 
 
+def exhausted(state: State, settings: OptimizerSettings) -> bool:
+    """All iterations done, or none of the last `patience` was better."""
+    n, best = int(state.iteration), int(state.best_iteration)
+    return n >= settings.iterations or (settings.patience is not None and n - 1 - best >= settings.patience)
+
+
 def run(problem: Solvable, settings: OptimizerSettings, state: State) -> Iterator[Step]:
-    """Iterate from `state` to settings.iterations. Raises FloatingPointError when a gradient is not finite.
+    """Iterate from `state` until it is exhausted. Raises FloatingPointError when a gradient is not finite.
 
     The best design is the feasible one (violation ≤ settings.feasible) of least loss, or, while there is none, the one of
     least violation.
     """
     adam = _adam(settings)
     preconditioner: Preconditioner | None = None
-    while int(state.iteration) < settings.iterations:
+    while not exhausted(state, settings):
         n = int(state.iteration)
         if n % settings.rebuild_every == 0 and state.built_at is not state.parameters:
             state = state._replace(built_at=state.parameters)
@@ -175,6 +185,7 @@ def run(problem: Solvable, settings: OptimizerSettings, state: State) -> Iterato
             best_parameters=state.parameters if improved else state.best_parameters,
             best_loss=jnp.asarray(loss) if improved else state.best_loss,
             best_violation=jnp.asarray(violation) if improved else state.best_violation,
+            best_iteration=jnp.asarray(n) if improved else state.best_iteration,
         )
         yield Step(n, loss, violation, constraints, evaluation, norm, int(probe[0]), float(probe[1]), improved, state)
 

@@ -9,7 +9,9 @@ Moduli at the quadrature points: bone from its density by the bone law, lattice 
 from __future__ import annotations
 
 import logging
+import os
 import resource
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 
 import meshio
 import numpy as np
+import pyvista as pv
 import scipy.sparse as sp
 
 from engine import materials
@@ -327,17 +330,26 @@ def von_mises(stress: np.ndarray) -> np.ndarray:
 
 def write_vtu(path: Path | str, field: FemField) -> None:
     """Write one .vtu for ParaView: per load case `<name>:displacement_mm` on points (use Warp By Vector), and on
-    cells min and max principal strain, von Mises stress, strain energy density; `region` and `e_mpa` once."""
+    cells min and max principal strain, von Mises stress, strain energy density; `region` and `e_mpa` once. Fields are rounded to
+    float32: they are for looking at."""
     mesh = field.mesh
-    cells = {"region": [mesh.labels.astype(np.int32)], "e_mpa": [field.e_mpa]}
+    grid = pv.UnstructuredGrid({pv.CellType.TETRA: mesh.tets}, mesh.points_mm)
+    cells = {"region": mesh.labels.astype(np.int32), "e_mpa": field.e_mpa}
     points = {}
     for k, name in enumerate(field.loadcases):
         strain, stress = field.strain[k], field.stress[k]
         values = principal(strain, 0.5)
         mises = von_mises(principal(stress, 1.0))
         points[f"{name}:displacement_mm"] = field.displacement_mm[k]
-        cells[f"{name}:strain_min"] = [values[:, 0]]
-        cells[f"{name}:strain_max"] = [values[:, 2]]
-        cells[f"{name}:von_mises_mpa"] = [mises]
-        cells[f"{name}:sed_mpa"] = [0.5 * (strain * stress).sum(-1)]
-    meshio.Mesh(mesh.points_mm, [("tetra", mesh.tets)], point_data=points, cell_data=cells).write(path)
+        cells[f"{name}:strain_min"] = values[:, 0]
+        cells[f"{name}:strain_max"] = values[:, 2]
+        cells[f"{name}:von_mises_mpa"] = mises
+        cells[f"{name}:sed_mpa"] = 0.5 * (strain * stress).sum(-1)
+    for data, kept in ((points, grid.point_data), (cells, grid.cell_data)):
+        for name, values in data.items():
+            kept[name] = values.astype(np.float32) if values.dtype.kind == "f" else values
+    with tempfile.NamedTemporaryFile(prefix=".solution.", suffix=".vtu", dir=Path(path).parent, delete=False) as stream:
+        pass
+    grid.save(stream.name)
+    os.chmod(stream.name, 0o644)
+    os.replace(stream.name, path)

@@ -28,7 +28,8 @@ _MESH_VERSION = 2
 
 @dataclass(frozen=True)
 class Check:
-    """What came of one arm. response is None when there is no trustworthy number (see status)."""
+    """What came of one arm. response is None when there is no trustworthy number (see status). died: its process was killed, which says
+    nothing about the arm and may go well another time."""
 
     status: SolverStatus
     response: Response | None
@@ -38,6 +39,21 @@ class Check:
     balance: tuple[float, float]
     figures: dict[str, float]
     contact: dict[str, dict[str, float]] = field(default_factory=dict)
+    died: bool = False
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Strain energy density [l, q] of the intact segment's bone near the disc space, and where [q, 3] mm."""
+
+    position_mm: np.ndarray
+    energy: np.ndarray
+
+    @staticmethod
+    def of(intact: Response) -> Reference:
+        bone = np.flatnonzero((np.asarray(intact.near) > 0) & (np.asarray(intact.fraction)[:, :2].sum(1) > 0.5))
+        energy = 0.5 * np.sum(np.asarray(intact.strain)[:, bone] * np.asarray(intact.stress)[:, bone], axis=-1)
+        return Reference(np.asarray(intact.position)[bone], energy)
 
 
 def check(
@@ -123,17 +139,15 @@ def balance(response: Response) -> tuple[float, float]:
     return float(force.max()), float(moment.max())
 
 
-def carried(intact: Response, points_mm: np.ndarray) -> np.ndarray:
+def carried(reference: Reference, points_mm: np.ndarray) -> np.ndarray:
     """Strain energy density of the intact segment [l, q] at other points, from its own samples (its own mesh).
 
     Inverse-distance mean of the four nearest samples of bone near the disc space.
     """
-    bone = np.flatnonzero((np.asarray(intact.near) > 0) & (np.asarray(intact.fraction)[:, :2].sum(1) > 0.5))
-    energy = 0.5 * np.sum(np.asarray(intact.strain)[:, bone] * np.asarray(intact.stress)[:, bone], axis=-1)
-    distance, index = cKDTree(np.asarray(intact.position)[bone]).query(points_mm, k=4)
+    distance, index = cKDTree(reference.position_mm).query(points_mm, k=4)
     weight = 1.0 / (distance + 1e-6)
     weight /= weight.sum(1, keepdims=True)
-    return np.einsum("qk,lqk->lq", weight, energy[:, index])
+    return np.einsum("qk,lqk->lq", weight, reference.energy[:, index])
 
 
 def nothing(text: str) -> Check:

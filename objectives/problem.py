@@ -44,12 +44,15 @@ class GoalSettings(BaseModel):
         return self
 
 
+def goal(entry: dict[str, Any]) -> Goal:
+    """One goal. Raises ValueError naming an unknown objective, a wrong setting or a missing bound."""
+    s = GoalSettings(**entry)
+    return Goal(load(s.objective, s.settings), s.kind, s.weight, s.scale, s.bound)
+
+
 def goals(entries: list[dict[str, Any]]) -> tuple[Goal, ...]:
     """Goals of the configuration. Raises ValueError naming every unknown objective, setting or missing bound."""
-    out = []
-    for entry in entries:
-        s = GoalSettings(**entry)
-        out.append(Goal(load(s.objective, s.settings), s.kind, s.weight, s.scale, s.bound))
+    out = [goal(entry) for entry in entries]
     if not any(g.kind == "minimise" for g in out):
         raise ValueError("no goal has kind=minimise: there is nothing to optimise; add one to the objectives group")
     return tuple(out)

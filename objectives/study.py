@@ -71,7 +71,11 @@ class SearchConfig(BaseModel):
 
 
 class StudyConfig(BaseModel):
-    """Everything that shapes the designs of a run. Unknown keys and values out of range are errors."""
+    """Everything that shapes the designs of a run. Unknown keys and values out of range are errors.
+
+    seed, start_scatter: where the optimiser starts. 0: at the conforming rival's best position, solid; n: that, each scaled parameter
+    moved by a normal random number of this standard deviation (1 = the whole range), so that repeats show what the start decides.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     family: str
@@ -83,6 +87,8 @@ class StudyConfig(BaseModel):
     solver: SolverConfig = SolverConfig()
     search: SearchConfig = SearchConfig()
     export_spacing_mm: float = Field(0.5, ge=0.2, le=1.5)
+    seed: int = Field(0, ge=0)
+    start_scatter: float = Field(0.15, ge=0, le=0.5)
 
 
 @dataclass(frozen=True)
@@ -201,10 +207,16 @@ def parameters_at(study: Study, family: Family, pose: np.ndarray) -> dict[str, n
 
 
 def start(study: Study, pose: np.ndarray) -> dict[str, np.ndarray]:
-    """Where the optimiser starts: at the conforming rival, solid and at its best position, so that it cannot end behind it."""
+    """Where the optimiser starts, scaled: at the conforming rival, solid and at its best position, so that it cannot end behind it;
+    with a seed, scattered about that (clipped to the bounds)."""
     groups = study.cage.groups()
     values = {k: np.asarray(g.initial, float) for k, g in groups.items()} | {"pose": pose}
-    return values | ({"density": groups["density"].upper} if "density" in groups else {})
+    begin = unit(study.cage, values | ({"density": groups["density"].upper} if "density" in groups else {}))
+    if study.config.seed == 0:
+        return begin
+    random = np.random.default_rng(study.config.seed)
+    scatter = study.config.start_scatter
+    return {k: np.clip(begin[k] + scatter * random.standard_normal(begin[k].shape), 0.0, 1.0) for k in sorted(begin)}
 
 
 @dataclass(frozen=True)

@@ -191,11 +191,11 @@ def _study(config: BenchmarkConfig) -> Any:
     from hydra import compose
 
     from objectives import study
-    from scripts import optimize, pipeline
+    from scripts import configure, pipeline
 
     pipeline.set_up_jax()
     patient = "null" if config.bundle is None else config.bundle
-    run = optimize.run_config(compose("config", [f"patient.bundle={patient}"]))
+    run = configure.run_config(compose("config", [f"patient.bundle={patient}"]))[0]
     return study.make(pipeline.open_segment(run.patient), run.study)
 
 
@@ -209,7 +209,7 @@ def iteration(config: BenchmarkConfig) -> None:
         prepared = study.prepare(made, spacing)
         problem = study.problem(made, prepared, study.families(made)["optimised"])
         prepared_s = time.perf_counter() - started
-        start = study.unit(problem.family, study.start(made, study.default_pose(made)))
+        start = study.start(made, study.default_pose(made))
         seconds, counts = _measure_iteration(problem, start)
         box = 3 * int(np.prod([n + 1 for n in problem.numerics.grid.shape]))
         print(f"{spacing:g} mm: {box} unknowns in the box, {counts['basis']} basis loads for {counts['cases']} load cases")

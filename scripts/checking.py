@@ -28,7 +28,7 @@ from fem.mmg import die_with_parent
 from fem.render import render_all
 from fem.report import Picture, write_report
 from fem.solve import FemSettings
-from fem.verify import Check, carried, check, contact_name, nothing
+from fem.verify import Check, Reference, carried, check, contact_name, nothing
 from objectives import study as studies
 from objectives.study import ARMS, FLOORS, Study
 from scripts import credibility
@@ -84,6 +84,26 @@ def open_designed(folder: Path, fem: FemConfig | None = None) -> Opened:
     )  # fmt: skip
 
 
+def check_digest(fem: FemConfig) -> str:
+    """Hash of what shapes the check's numbers."""
+    return artifacts.digest(fem.model_dump(exclude={"processes"}))
+
+
+def designs_digest(folder: Path) -> str:
+    """Hash of the designs of all arms."""
+    parts = sorted((folder / "designs").glob("*/design.json")) + sorted((folder / "designs").glob("*/implant.stl"))
+    return artifacts.digest([(str(p.relative_to(folder)), artifacts.sha256_file(p)) for p in parts])
+
+
+def checked(folder: Path, fem: FemConfig) -> bool:
+    """The report is there, of these designs, with these settings of the check, and no arm's process had died."""
+    if not all((folder / name).exists() for name in ("result.json", "report.html")):
+        return False
+    hashes = artifacts.read_json(folder / "result.json")["hashes"]
+    same = hashes.get("check") == check_digest(fem) and hashes.get("designs") == designs_digest(folder)
+    return same and all((folder / "fem" / arm / "arm.json").exists() for arm in fem.arms)
+
+
 def require_designs(folder: Path, arms: Sequence[str]) -> None:
     """Raises ValueError where the folder lacks the design of one of the arms."""
     if missing := [a for a in arms if not (folder / "designs" / a / "design.json").exists()]:
@@ -104,7 +124,7 @@ def one_thread_each() -> Iterator[None]:
 
 def check_run(folder: Path, fem: FemConfig | None = None) -> Path:
     """Verify every arm of a designed run, by the run's own settings or by `fem`; returns the report's path. An earlier report of
-    the folder is replaced.
+    the folder is replaced; arms that an interrupted check had finished with the same settings are taken over.
 
     A failed arm keeps its status and has no number; the others go on. Raises ValueError when the folder holds no designs.
     """
@@ -118,11 +138,17 @@ def check_run(folder: Path, fem: FemConfig | None = None) -> Path:
             f"resume=true out={folder} first"
         )
     engine = artifacts.read_json(folder / "engine.json")
-    clock, arms = Clock(folder), dict[str, dict[str, Any]]()
+    clock, records = Clock(folder), {arm: _Record(opened, folder, arm, engine["arms"][arm]) for arm in wanted}
+    reference = records["intact"].reference() if "intact" in wanted else None
+    if "intact" in wanted and reference is None and not all(r.whole for r in records.values()):
+        records["intact"].forget()
+    todo = [arm for arm in wanted if not records[arm].whole]
+    if done := [arm for arm in wanted if arm not in todo]:
+        log.info("SfePy: already there with these settings: %s", ", ".join(done))
+    else:
+        clock.forget("SfePy, all arms")
+    clock.forget("report")
     held: dict[tuple[str, float | None], Check] = {}
-    intact: Response | None = None
-    clock.forget("SfePy, all arms", "report")
-    contacts: dict[str, list[dict[str, Any]]] = {arm: [] for arm in wanted}
     # one process an arm, two at a time: MMG and SfePy's assembly use one core each, and a crash takes one arm only
     with clock("SfePy, all arms"), one_thread_each(), ThreadPoolExecutor(config.fem.processes) as pool:
         waiting: dict[Future[Check], tuple[str, float | None]] = {}
@@ -133,14 +159,14 @@ def check_run(folder: Path, fem: FemConfig | None = None) -> Path:
             job = (opened.segment, design, surface, study.boundary_of(families[arm]), opened.crop_mm, opened.mesh, settings)
             waiting[pool.submit(alone, *job, folder / "fem" / arm)] = arm, friction
 
-        for arm in wanted:
+        for arm in todo:
             submit(arm, None)
-        expected = "intact" in wanted
+        expected = "intact" in todo
         try:
             while waiting or held:
-                done = wait(waiting, return_when=FIRST_COMPLETED).done
-                while done:
-                    future = done.pop()
+                finished = wait(waiting, return_when=FIRST_COMPLETED).done
+                while finished:
+                    future = finished.pop()
                     arm, friction = waiting.pop(future)
                     found = held[arm, friction] = future.result()
                     del future
@@ -150,23 +176,82 @@ def check_run(folder: Path, fem: FemConfig | None = None) -> Path:
                         for mu in config.fem.contact:  # on the mesh that is there now
                             submit(arm, mu)
                     if arm == "intact":
-                        intact, expected = found.response, False
+                        expected = False
+                        if found.response is not None:
+                            reference = Reference.of(found.response)
+                            records[arm].keep_reference(reference)
                 if not expected:  # a response is hundreds of megabytes: measured and let go as soon as its reference is there
                     for key in list(held):
                         arm, friction = key
-                        found = referenced(held.pop(key), arm, intact)
-                        if friction is None:
-                            arms[arm] = _arm(study, arm, found, engine["arms"][arm], folder)
-                        else:
-                            contacts[arm].append(_contact(study, arm, friction, found))
+                        records[arm].add(referenced(held.pop(key), arm, reference), friction)
         except BaseException:  # Ctrl-C above all: nothing goes on behind the user's back
             pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
                 child.kill()
             raise
-    arms = {arm: arms[arm] | {"contact": sorted(contacts[arm], key=lambda c: c["friction"])} for arm in wanted}
     with clock("report"):
-        return _report(study, config, folder, arms)
+        report = _report(study, config, folder, {arm: records[arm].arm() for arm in wanted})
+    if "intact" in wanted:
+        records["intact"].reference_path.unlink(missing_ok=True)
+    return report
+
+
+class _Record:
+    """What is known of one arm, kept in <folder>/fem/<arm>/arm.json as it comes, so that an interrupted check goes on with the rest.
+
+    The key is the hash of all that makes it: patient, study, settings of the check, the design's parameters and the exported surface.
+    """
+
+    def __init__(self, opened: Opened, folder: Path, name: str, engine: dict[str, Any]) -> None:
+        self.study, self.folder, self.name, self.engine = opened.study, folder, name, engine
+        self.keep = opened.config.keep.solutions
+        self.frictions = () if name == "intact" else opened.config.fem.contact
+        design, part = (folder / "designs" / name / file for file in ("design.json", "implant.stl"))
+        made = (opened.config.identity(), artifacts.digest(opened.segment), opened.mesh, opened.fem, engine, design.read_text())
+        self.key = artifacts.digest((*made, artifacts.sha256_file(part) if part.exists() else None))
+        self.path = folder / "fem" / name / "arm.json"
+        self.reference_path = folder / "fem" / name / "reference.npz"
+        self.held: dict[str, Any] = {}
+        if self.path.exists() and (before := artifacts.read_json(self.path)).get("key") == self.key:
+            self.held = before
+
+    @property
+    def whole(self) -> bool:
+        """Bonded and with every contact that is asked for (of an arm that failed bonded there is none)."""
+        if "bonded" not in self.held:
+            return False
+        return "measures" not in self.held["bonded"] or all(str(mu) in self.held["contact"] for mu in self.frictions)
+
+    def forget(self) -> None:
+        self.held = {}
+
+    def add(self, found: Check, friction: float | None) -> None:
+        """Take in one solve; what died is shown, and is not kept for another time."""
+        if friction is None:
+            self.held = {"key": self.key, "bonded": _arm(self.study, self.name, found, self.engine, self.folder, self.keep), "contact": {}}
+        else:
+            self.held["contact"][str(friction)] = _contact(self.study, self.name, friction, found)
+        if not found.died:
+            artifacts.write_json(self.path, self.held)
+
+    def arm(self) -> dict[str, Any]:
+        """The arm's part of result.json."""
+        contact = [self.held["contact"][str(mu)] for mu in sorted(self.frictions) if str(mu) in self.held["contact"]]
+        return self.held["bonded"] | {"contact": contact}
+
+    def keep_reference(self, reference: Reference) -> None:
+        artifacts.write_npz(self.reference_path, key=self.key, position_mm=reference.position_mm, energy=reference.energy)
+
+    def reference(self) -> Reference | None:
+        """The intact segment's energy that an interrupted check had left."""
+        if not self.reference_path.exists():
+            return None
+        try:
+            held = artifacts.read_npz(self.reference_path)
+        except ValueError as error:
+            log.warning("%s", error)
+            return None
+        return Reference(held["position_mm"], held["energy"]) if str(held["key"]) == self.key else None
 
 
 def alone(*job: Any) -> Check:
@@ -175,18 +260,18 @@ def alone(*job: Any) -> Check:
         with ProcessPoolExecutor(1, get_context("spawn"), initializer=die_with_parent) as one:
             return one.submit(check, *job).result()
     except BrokenProcessPool as error:
-        return nothing(f"the process of this arm died ({error}); usually too little memory: coarsen fem.mesh")
+        return replace(nothing(f"the process of this arm died ({error}); usually too little memory: coarsen fem.mesh"), died=True)
     except Exception as error:  # whatever it is, it is this arm's alone
         log.exception("an arm failed")
         return nothing(f"{type(error).__name__}: {error}")
 
 
-def referenced(found: Check, arm: str, intact: Response | None) -> Check:
+def referenced(found: Check, arm: str, reference: Reference | None) -> Check:
     """With the intact segment's strain energy at its samples, where there is an intact segment."""
     response = found.response
-    if response is None or intact is None:
+    if response is None or reference is None:
         return found
-    energy = _energy(response) if arm == "intact" else carried(intact, np.asarray(response.position))
+    energy = _energy(response) if arm == "intact" else carried(reference, np.asarray(response.position))
     return replace(found, response=replace(response, reference_sed=energy))
 
 
@@ -194,7 +279,7 @@ def _energy(response: Response) -> np.ndarray:
     return 0.5 * np.sum(np.asarray(response.strain) * np.asarray(response.stress), axis=-1)
 
 
-def _arm(study: Study, arm: str, found: Check, engine: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _arm(study: Study, arm: str, found: Check, engine: dict[str, Any], folder: Path, keep: Sequence[str]) -> dict[str, Any]:
     """One arm of result.json."""
     base: dict[str, Any] = {
         "label": LABELS[arm],
@@ -216,7 +301,7 @@ def _arm(study: Study, arm: str, found: Check, engine: dict[str, Any], folder: P
     measures = measures_of(study, arm, response)
     if "stress_shielding" not in measures and any(g.objective.name == "stress_shielding" for g in study.goals):
         base["notes"].append("stress shielding is not given: the intact segment has no solution to compare with")
-    files = {"solution": f"fem/{arm}/solution.vtu"}
+    files = {"solution": f"fem/{arm}/solution.vtu"} if arm in keep else {}
     if arm != "intact":
         files |= {"surface STL": f"designs/{arm}/implant.stl", "surface 3MF": f"designs/{arm}/implant.3mf"}
     return base | {
@@ -341,16 +426,16 @@ def _agreement(response: Response, engine: dict[str, Any], measures: dict[str, A
 def _report(study: Study, config: RunConfig, folder: Path, arms: dict[str, Any]) -> Path:
     segment, timings = study.segment, artifacts.read_json(folder / "timings.json")
     history = artifacts.read_jsonl(folder / "history.jsonl")
-    feasible = [r for r in history if r["violation"] <= config.optimizer.feasible]
-    note = f"{len(history)} iterations; " + (
-        f"best feasible loss {min(r['objective'] for r in feasible):.4f}" if feasible else "no feasible design was found"
-    )
+    end = _end(folder, history, config)
     pictures, problems = _pictures(study, folder, arms)
     warnings = [*segment.warnings, *problems]
     if segment.density_source != "phantom" and not segment.density_source.startswith("ct"):
         warnings.insert(0, f"Bone density is not measured but {segment.density_source}: tissue measures compare arms only.")
-    if not feasible:
+    if not end["feasible"]:
         warnings.append("The optimised design violates a constraint; see the convergence plot and the measures.")
+    if end["code"] in ("failed", "wall_time"):
+        early = f"after {end['iterations']} of {end['asked']} iterations ({end['text']})"
+        warnings.append(f"The search ended early, {early}: the best design so far is shown.")
     plan = segment.plan
     result = {
         "schema_version": 1,
@@ -369,17 +454,38 @@ def _report(study: Study, config: RunConfig, folder: Path, arms: dict[str, Any])
                       "load_case": shown_case(stack_loads(study.boundary.loadcases)), "rule": plan.rule,
                       "source": plan.source, "notes": list(plan.notes)},
         "arms": arms,
-        "optimisation": {"status": {"code": "ok" if feasible else "max_iterations", "text": note}, "history": "history.jsonl",
-                         "figures": {"iterations": len(history)}},
+        "optimisation": {"status": {"code": _CODES[end["code"]] if end["feasible"] else "max_iterations", "text": _words(end)},
+                         "history": "history.jsonl",
+                         "figures": {"iterations": end["iterations"], "best iteration": end["best_iteration"]}},
         "credibility": credibility.of_run(study, config, folder, arms),
         "timings_s": timings["seconds"],
         "memory_mb": timings["peak_mb"] | {"report": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024},
         "versions": {k: v for k, v in artifacts.versions().items() if isinstance(v, str | int | float | bool | None)},
-        "hashes": {"configuration": artifacts.read_json(folder / "meta.json")["identity"]},
+        "hashes": {"configuration": artifacts.read_json(folder / "meta.json")["identity"], "check": check_digest(config.fem),
+                   "designs": designs_digest(folder)},
         "limitations": LIMITATIONS,
         "files": {"history": "history.jsonl", "search": "search.jsonl", "engine": "engine.json", "configuration": "config.yaml"},
     }  # fmt: skip
     return write_report(folder, result, pictures)
+
+
+#: How the search ended, as a status of the result.
+_CODES = {"iterations": "ok", "patience": "ok", "wall_time": "interrupted", "failed": "stagnated"}
+
+
+def _end(folder: Path, history: list[dict[str, Any]], config: RunConfig) -> dict[str, Any]:
+    """How the search ended; of folders from before optimisation.json, by the history."""
+    if (folder / "optimisation.json").exists():
+        return artifacts.read_json(folder / "optimisation.json")
+    feasible = [r for r in history if r["violation"] <= config.optimizer.feasible]
+    best = min(feasible, key=lambda r: r["objective"]) if feasible else min(history, key=lambda r: r["violation"])
+    return {"code": "iterations", "text": f"all {len(history)} iterations", "iterations": len(history), "asked": len(history),
+            "best_iteration": best["iteration"], "best_objective": best["objective"], "feasible": bool(feasible)}  # fmt: skip
+
+
+def _words(end: dict[str, Any]) -> str:
+    best = f"best feasible loss {end['best_objective']:.4f}, iteration {end['best_iteration']}"
+    return f"{end['iterations']} iterations ({end['text']}); {best if end['feasible'] else 'no feasible design was found'}"
 
 
 def report_again(folder: Path) -> Path:
@@ -433,6 +539,8 @@ def _pictures(study: Study, folder: Path, arms: dict[str, Any]) -> tuple[list[Pi
                 titles[name] = (f"{arm}: strain in flexion, {plane} cut through the cage's middle",
                                 f"Minimum principal strain of the {arm} arm, {plane} cut")  # fmt: skip
     made, problems = render_all(jobs)
+    for body in bones:
+        Path(str(body["path"])).unlink(missing_ok=True)
     return [Picture(*titles[job["name"]], made[job["name"]]) for job in jobs if job["name"] in made], list(problems)
 
 

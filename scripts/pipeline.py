@@ -4,14 +4,17 @@
     segment/                         the planned patient
     search.jsonl                     every position tried for the rivals
     history.jsonl state_*.npz        every iteration, and the optimiser's state after it
-    designs/<arm>/                   design.json implant.npz window.npz implant.stl implant.3mf density.vtu
     engine.json                      every arm on the voxel engine
+    designs/<arm>/                   design.json implant.npz window.npz implant.stl implant.3mf density.vtu
+    optimisation.json                how the search ended; written when all designs are there
     fem/<arm>/solution.vtu           every arm in SfePy
-    result.json report.html          the outcome
+    result.json report.html          what came out
+    outcome.json .lock               how the job ended (scripts/job.py), and who is at work on it
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -39,6 +42,8 @@ from objectives.study import ARMS, FLOORS, Study, StudyConfig
 
 log = logging.getLogger("spinefit")
 ROOT = Path(__file__).resolve().parents[1]
+#: What the job that works on a run folder writes about itself (scripts/job.py).
+LOCK, OUTCOME, JOB_LOG = JOB_FILES = (".lock", "outcome.json", "job.log")
 
 
 class PatientConfig(BaseModel):
@@ -88,6 +93,33 @@ class CredibilityConfig(BaseModel):
     model_risk: str = ""
 
 
+class BudgetConfig(BaseModel):
+    """When to stop early, with the best design so far. wall_time_h: hours of optimisation, over all resumes; null: no limit. A run that
+    ended by it goes on when it is started again with more."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    wall_time_h: float | None = Field(None, gt=0)
+
+    @property
+    def seconds(self) -> float:
+        return np.inf if self.wall_time_h is None else 3600.0 * self.wall_time_h
+
+
+class KeepConfig(BaseModel):
+    """What stays on disk. states: newest checkpoints while the search runs (a finished run keeps none); solutions: arms whose solution.vtu
+    and mesh stay when the check is done."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    states: int = Field(2, ge=1)
+    solutions: tuple[str, ...] = ("intact", "stock", "conforming", "optimised")
+
+    @model_validator(mode="after")
+    def _check(self) -> KeepConfig:
+        if wrong := [a for a in self.solutions if a not in (*FLOORS, *ARMS)]:
+            raise ValueError(f"solutions: {', '.join(wrong)} unknown; choose among {', '.join((*FLOORS, *ARMS))}")
+        return self
+
+
 class RunConfig(BaseModel):
     """Everything of one run. Unknown keys and values out of range are errors, all named together."""
 
@@ -95,16 +127,18 @@ class RunConfig(BaseModel):
     title: str = ""
     out: str
     resume: bool = False
+    check: bool = False
     patient: PatientConfig = PatientConfig()
     study: StudyConfig
     optimizer: OptimizerSettings = OptimizerSettings()
+    budget: BudgetConfig = BudgetConfig()
     fem: FemConfig = FemConfig()
     credibility: CredibilityConfig = CredibilityConfig()
-    keep_states: int = Field(2, ge=1)
+    keep: KeepConfig = KeepConfig()
 
     def identity(self) -> str:
-        """Hash of what shapes the result (not of where it goes)."""
-        text = self.model_dump_json(exclude={"out", "resume", "title", "keep_states", "fem", "credibility"})
+        """Hash of what shapes the designs (not of where they go, how far the search got, or how they are checked)."""
+        text = self.model_dump_json(exclude={"out", "resume", "check", "title", "keep", "budget", "fem", "credibility"})
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -149,11 +183,15 @@ def digest(value: Any) -> str:
     return total.hexdigest()
 
 
-def open_run(config: RunConfig, segment: Segment) -> Path:
+class OtherRun(ValueError):
+    """The folder is not this run's: nothing may be written into it."""
+
+
+def open_run(config: RunConfig, segment: Segment, made: dict[str, Any] | None = None) -> Path:
     """Create the run folder, or open it again with resume=true, the same configuration and the same patient.
 
-    A folder in which nothing has been computed yet is begun anew. Raises ValueError when the folder holds another run, or
-    the same one without resume=true.
+    A folder in which nothing has been computed yet is begun anew. Raises OtherRun when the folder holds another run, the same one
+    without resume=true, or something else.
     """
     folder = Path(config.out)
     meta = folder / "meta.json"
@@ -161,18 +199,18 @@ def open_run(config: RunConfig, segment: Segment) -> Path:
     if meta.exists() and any((folder / name).exists() for name in ("search.jsonl", "history.jsonl", "engine.json")):
         before = artifacts.read_json(meta)
         if before.get("segment", patient) != patient:
-            raise ValueError(f"the patient has changed since {folder} was begun (prepared again?); choose another out=")
+            raise OtherRun(f"the patient has changed since {folder} was begun (prepared again?); choose another out=")
         if before["identity"] != config.identity():
-            raise ValueError(f"{folder} holds a run of another configuration; choose another out=, or restore {folder}/config.yaml")
+            raise OtherRun(f"{folder} holds a run of another configuration; choose another out=, or restore {folder}/config.yaml")
         if not config.resume:
-            raise ValueError(f"{folder} already holds this run; add resume=true to go on with it, or choose another out=")
+            raise OtherRun(f"{folder} already holds this run; add resume=true to go on with it, or choose another out=")
         log.info("resuming %s", folder)
         return folder
-    if folder.exists() and any(folder.iterdir()) and not meta.exists():
-        raise ValueError(f"{folder} exists and is not a run folder; choose another out=")
+    if folder.exists() and any(p.name not in JOB_FILES for p in folder.iterdir()) and not meta.exists():
+        raise OtherRun(f"{folder} exists and is not a run folder; choose another out=")
     folder.mkdir(parents=True, exist_ok=True)
     # meta.json first: with it, a folder that was cut off here counts as a run in which nothing is computed yet
-    head = {"identity": config.identity(), "segment": patient, "versions": artifacts.versions(), "created": _now()}
+    head = {"identity": config.identity(), "segment": patient, "versions": artifacts.versions(), "created": _now(), **(made or {})}
     artifacts.write_json(meta, head)
     artifacts.write_text(folder / "config.yaml", yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False))
     save_segment(segment, folder / "segment")
@@ -187,20 +225,33 @@ def read_config(folder: Path) -> RunConfig:
 
 
 # -- design stage --------------------------------------------------------------------------------------------
-def design_run(config: RunConfig) -> Path:
+def designed(folder: Path, budget: BudgetConfig) -> bool:
+    """The designs are there, and this budget would not carry the search any further."""
+    if not (folder / "optimisation.json").exists():
+        return False
+    end = artifacts.read_json(folder / "optimisation.json")
+    return end["code"] != "wall_time" or end["seconds"] >= budget.seconds
+
+
+def design_run(config: RunConfig, made: dict[str, Any] | None = None) -> Path:
     """Search the rivals' positions, optimise, export every arm. Interrupted, it leaves a folder that resumes.
 
-    Raises KeyboardInterrupt after SIGINT or SIGTERM (everything computed is on disk), ValueError for bad input.
+    `made`: how the configuration came about (Hydra's choices and overrides), for meta.json. Raises KeyboardInterrupt after SIGINT or
+    SIGTERM (everything computed is on disk), ValueError for bad input, FloatingPointError when no design could be evaluated.
     """
     segment = open_segment(config.patient)
     study = studies.make(segment, config.study)
-    folder = open_run(config, segment)
+    folder = open_run(config, segment, made)
+    if designed(folder, config.budget):
+        log.info("%s: the designs are there", folder)
+        return folder
+    (folder / "optimisation.json").unlink(missing_ok=True)
     clock = Clock(folder)
     with artifacts.Interrupt() as stop, _progress() as bar:
         with clock("position search of the rivals"):
             poses = _positions(study, folder, bar, stop)
         with clock("optimisation"):
-            best = _optimise(study, config, poses["conforming"], folder, bar, stop)
+            best, end = _optimise(study, config, poses["conforming"], folder, bar, stop)
         with clock("engine, all arms"):
             values = _values(study, poses, best)
             _engine(study, values, folder, stop)
@@ -208,6 +259,7 @@ def design_run(config: RunConfig) -> Path:
             for arm, family in studies.families(study).items():
                 export_design(studies.design(study, arm, family, values[arm]), folder / "designs" / arm)
                 _stop_if(stop, folder)
+        artifacts.write_json(folder / "optimisation.json", end)
     return folder
 
 
@@ -250,45 +302,77 @@ def _positions(study: Study, folder: Path, bar: Progress, stop: Any) -> dict[str
 
 def _optimise(
     study: Study, config: RunConfig, pose: np.ndarray, folder: Path, bar: Progress, stop: Any
-) -> dict[str, np.ndarray]:
-    """The best design's scaled parameters."""
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The best design's scaled parameters, and how the search ended (optimisation.json)."""
     settings = config.optimizer
     prepared = studies.prepare(study, study.config.solver.spacing_mm)
     problem = studies.problem(study, prepared, study.cage)
     begin = studies.start(study, pose)
     constraints = sum(g.kind != "minimise" for g in study.goals)
-    state = optimize.start(studies.unit(study.cage, begin), constraints, forward.cold(problem.scene), settings)
-    states = sorted(folder.glob("state_*.npz"))
-    if states:
-        state = artifacts.load_state(states[-1], state)
-    _drop_after(folder / "history.jsonl", int(state.iteration))
+    state = _last_state(folder, optimize.start(begin, constraints, forward.cold(problem.scene), settings))
+    history = folder / "history.jsonl"
+    _drop_after(history, int(state.iteration))
+    rows = artifacts.read_jsonl(history)
+    spent = rows[-1]["seconds"] if rows else 0.0
     task = bar.add_task("optimise", total=settings.iterations, completed=int(state.iteration))
-    started = time.perf_counter()
-    for step in optimize.run(problem, settings, state):
-        state = step.state
-        row = {
-            "iteration": step.iteration,
-            "objective": step.loss,
-            "violation": step.violation,
-            "terms": problem.table(step.evaluation),
-            "constraints": step.constraints.tolist(),
-            "gradient_norm": step.gradient_norm,
-            "solver_iterations": int(step.evaluation.info.iterations),
-            "solver_residual": step.evaluation.info.worst(),
-            "adjoint_iterations": step.adjoint_iterations,
-            "adjoint_residual": step.adjoint_residual,
-            "best": step.improved,
-            "seconds": time.perf_counter() - started,
-        }
-        artifacts.append_jsonl(folder / "history.jsonl", row)
-        artifacts.save_state(folder / f"state_{step.iteration + 1:05d}.npz", state)
-        artifacts.rotate(folder, keep=config.keep_states)
-        bar.update(task, advance=1, note=f"loss {step.loss:.4f}, violation {step.violation:.3f}")
-        if not bar.console.is_terminal:
-            print(f"  iteration {step.iteration + 1}/{settings.iterations}: loss {step.loss:.4f}, violation "
-                  f"{step.violation:.3f}, {row['seconds']:.0f} s", flush=True)  # fmt: skip
-        _stop_if(stop, folder)
-    return {k: np.asarray(v) for k, v in state.best_parameters.items()}
+    started = time.perf_counter() - spent
+    code, text = "", ""
+    try:
+        for step in optimize.run(problem, settings, state) if spent < config.budget.seconds else ():
+            state = step.state
+            row = {
+                "iteration": step.iteration,
+                "objective": step.loss,
+                "violation": step.violation,
+                "terms": problem.table(step.evaluation),
+                "constraints": step.constraints.tolist(),
+                "gradient_norm": step.gradient_norm,
+                "solver_iterations": int(step.evaluation.info.iterations),
+                "solver_residual": step.evaluation.info.worst(),
+                "adjoint_iterations": step.adjoint_iterations,
+                "adjoint_residual": step.adjoint_residual,
+                "best": step.improved,
+                "seconds": time.perf_counter() - started,
+            }
+            spent = row["seconds"]
+            artifacts.append_jsonl(history, row)
+            artifacts.save_state(folder / f"state_{step.iteration + 1:05d}.npz", state)
+            artifacts.rotate(folder, keep=config.keep.states)
+            bar.update(task, advance=1, note=f"loss {step.loss:.4f}, violation {step.violation:.3f}")
+            if not bar.console.is_terminal:
+                print(f"  iteration {step.iteration + 1}/{settings.iterations}: loss {step.loss:.4f}, violation "
+                      f"{step.violation:.3f}, {spent:.0f} s", flush=True)  # fmt: skip
+            _stop_if(stop, folder)
+            if spent >= config.budget.seconds:
+                break
+    except FloatingPointError as error:
+        if not np.isfinite(float(state.best_violation)):  # not one design was evaluated
+            raise
+        code, text = "failed", f"{error}"
+    n, best = int(state.iteration), int(state.best_iteration)
+    if not code and n < settings.iterations:
+        out_of_time = not optimize.exhausted(state, settings)
+        code, text = ("wall_time", f"{spent / 3600:.3g} h were spent of {config.budget.wall_time_h:g} h") if out_of_time else (
+            "patience", f"no better design in the last {settings.patience} iterations")  # fmt: skip
+    end = {"code": code or "iterations", "text": text or f"all {n} iterations", "iterations": n, "asked": settings.iterations,
+           "best_iteration": best, "best_objective": float(state.best_loss), "best_violation": float(state.best_violation),
+           "feasible": float(state.best_violation) <= settings.feasible, "seconds": spent}  # fmt: skip
+    if n < settings.iterations:
+        log.warning("the search ended after %d of %d iterations: %s; the best design so far (iteration %d) is exported", n,
+                    settings.iterations, end["text"], best)  # fmt: skip
+    return {k: np.asarray(v) for k, v in state.best_parameters.items()}, end
+
+
+def _last_state(folder: Path, like: optimize.State) -> optimize.State:
+    """The newest checkpoint that can be read, else `like`, the start; a damaged one is named and passed over."""
+    for path in sorted(folder.glob("state_*.npz"), reverse=True):
+        try:
+            return artifacts.load_state(path, like)
+        except ValueError as error:
+            if "damaged" not in str(error):
+                raise
+            log.warning("%s", error)
+    return like
 
 
 def _drop_after(history: Path, iteration: int) -> None:
@@ -378,8 +462,22 @@ def export_design(design: Design, folder: Path) -> None:
         mesh = surface.extract(design.implant)
         found = surface.check(mesh)
         surface.export(mesh, folder, "implant")
-        surface.write_density_vtu(folder / "density.vtu", design.implant, design.relative_density)
+        if design.family != "full_endplate":  # a solid block, a floor and no part
+            surface.write_density_vtu(folder / "density.vtu", design.implant, design.relative_density)
     artifacts.write_json(folder / "design.json", {**head, "measures": design.measures, "surface": _plain(found)})
+
+
+def tidy(folder: Path, config: RunConfig) -> None:
+    """Of a finished run, delete what only its making needed: checkpoints (unless a larger budget can go on from them), and the solutions
+    and meshes of the arms that `keep.solutions` does not name."""
+    if designed(folder, BudgetConfig()):
+        for path in folder.glob("state_*.npz"):
+            path.unlink(missing_ok=True)
+    if (folder / "report.html").exists():
+        for path in folder.glob("fem/*/"):
+            if path.name not in config.keep.solutions:
+                for file in (*path.glob("**/solution.vtu"), *path.glob("mesh.npz")):
+                    file.unlink(missing_ok=True)
 
 
 def load_design(folder: Path) -> tuple[Design, Surface | None]:
@@ -397,9 +495,22 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=lambda v: np.asarray(v).tolist()))
 
 
+def busy(folder: Path) -> bool:
+    """A process works on the folder now."""
+    if not (folder / LOCK).exists():
+        return False
+    with open(folder / LOCK) as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 # -- bookkeeping ---------------------------------------------------------------------------------------------
 class Clock:
-    """Wall times and peak memory (of the largest process) of the stages, kept in timings.json (times add up over resumes)."""
+    """Wall times and peak memory (of the largest process) of the stages, kept in timings.json (times add up over resumes), with the
+    stage that runs now and when it began."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "timings.json"
@@ -409,7 +520,7 @@ class Clock:
         """Begin these stages from zero: they are done anew, not gone on with."""
         if self.path.exists():
             table = artifacts.read_json(self.path)
-            kept = {kind: {k: v for k, v in values.items() if k not in stages} for kind, values in table.items()}
+            kept = {kind: {k: v for k, v in values.items() if k not in stages} for kind, values in table.items() if kind != "now"}
             artifacts.write_json(self.path, kept)
 
     def __call__(self, stage: str) -> Clock:
@@ -419,9 +530,14 @@ class Clock:
     def __enter__(self) -> None:
         log.info("%s …", self.stage)
         self.begun = time.perf_counter()
+        artifacts.write_json(self.path, self._table() | {"now": {"stage": self.stage, "since": time.time()}})
+
+    def _table(self) -> dict[str, Any]:
+        return artifacts.read_json(self.path) if self.path.exists() else {"seconds": {}, "peak_mb": {}}
 
     def __exit__(self, *_: object) -> None:
-        table = artifacts.read_json(self.path) if self.path.exists() else {"seconds": {}, "peak_mb": {}}
+        table = self._table()
+        table.pop("now", None)
         spent = time.perf_counter() - self.begun
         table["seconds"][self.stage] = table["seconds"].get(self.stage, 0.0) + spent
         peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

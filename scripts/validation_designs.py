@@ -24,7 +24,7 @@ from scipy.stats import spearmanr
 from engine import artifacts
 from engine.implants import Family
 from engine.types import Design, Response, Surface
-from fem.verify import Check
+from fem.verify import Check, Reference
 from objectives import study as studies
 from objectives.study import Study
 from scripts import checking, pipeline
@@ -81,7 +81,8 @@ def compare(run: Path, count: int, seed: int, out: Path, processes: int = 2) -> 
         return checking.alone(segment, design, surface, study.boundary_of(family), opened.crop_mm, opened.mesh, opened.fem, folder)
 
     with checking.one_thread_each(), ThreadPoolExecutor(processes) as pool:
-        intact = solved(studies.design(study, "intact", families["intact"], {}), None, families["intact"], out / "intact").response
+        response = solved(studies.design(study, "intact", families["intact"], {}), None, families["intact"], out / "intact").response
+        intact = None if response is None else Reference.of(response)
 
         def sfepy(n: int) -> dict[str, Any]:
             drawn, folder = designs[n], out / f"{n:03d}"

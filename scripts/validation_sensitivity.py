@@ -29,7 +29,7 @@ from scipy.spatial.transform import Rotation
 
 from engine import artifacts
 from engine.types import Design, Response, Surface, VoxelField, rigid
-from fem.verify import Check
+from fem.verify import Check, Reference
 from scripts import checking, pipeline
 from scripts.scan_runs import table
 
@@ -155,11 +155,12 @@ def vary(
                                  if v.bone_factor == bone and (arm, v.name) not in done)  # fmt: skip
             if not jobs:
                 continue
-            intact = solve("intact", Variation("", "", bone)).response
+            response = solve("intact", Variation("", "", bone)).response
+            intact = None if response is None else Reference.of(response)
             if intact is None:
                 log.warning("the intact segment has no solution at bone × %g: no stress shielding there", bone)
 
-            def new_rows(job: tuple[str, Variation], intact: Response | None = intact) -> list[dict[str, Any]]:
+            def new_rows(job: tuple[str, Variation], intact: Reference | None = intact) -> list[dict[str, Any]]:
                 (arm, solved), clock = job, time.perf_counter()
                 found = checking.referenced(solve(arm, solved), arm, intact)
                 mine = [v for v in variations if v.solved() == solved and (arm, v.name) not in done]

@@ -13,14 +13,14 @@ from pydantic import ValidationError
 from engine.patient import PlanConfig, load_segment, phantom_segment
 from objectives import study as studies
 from scripts import pipeline
-from scripts.optimize import run_config
+from scripts.configure import run_config
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def composed(*overrides: str) -> pipeline.RunConfig:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return run_config(compose("config", ["out=runs/test", *overrides]))
+        return run_config(compose("config", ["out=runs/test", *overrides]))[0]
 
 
 def choices(group: str) -> list[str]:

@@ -40,9 +40,9 @@ def optimise(study, folder, stop, iterations=4):
     made, config = study
     folder.mkdir(exist_ok=True)
     settings = config.optimizer.model_copy(update={"iterations": iterations, "multiplier_every": 2, "rebuild_every": 2})
-    run = config.model_copy(update={"optimizer": settings, "keep_states": 10})
+    run = config.model_copy(update={"optimizer": settings, "keep": pipeline.KeepConfig(states=10)})
     with Progress(disable=True) as bar:
-        return pipeline._optimise(made, run, studies.default_pose(made), folder, _Quiet(bar), stop)
+        return pipeline._optimise(made, run, studies.default_pose(made), folder, _Quiet(bar), stop)[0]
 
 
 class _Quiet:

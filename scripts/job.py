@@ -1,0 +1,135 @@
+"""One job: a run folder from the planned patient to the report, which may be cut off anywhere and started again.
+
+    outcome.json   written last: done | failed | stopped, why, and of which configuration
+    .lock          held while a process works on the folder (flock: let go by the system however that process ends)
+    job.log        what a sweep's jobs print
+
+Exit codes: 0 done, 2 failed for good (input, or an answer that cannot be had), 75 failed for a reason that may pass (disk full, memory,
+a killed process), 130 stopped by a signal. An exit without outcome.json is a kill; the next start goes on from what is on disk.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from engine import artifacts
+from engine.patient.prepare import one_line
+from scripts import checking, pipeline, standing
+from scripts.pipeline import JOB_FILES, LOCK, OUTCOME, RunConfig
+
+log = logging.getLogger("spinefit")
+
+DONE, FAILED, TRANSIENT, STOPPED = 0, 2, 75, 130
+
+
+# -- the lock ------------------------------------------------------------------------------------------------
+@contextmanager
+def working(folder: Path) -> Iterator[None]:
+    """Only one process at a time works on a folder. Raises OtherRun when another does, or when the folder is something else."""
+    if folder.exists() and not (folder / "meta.json").exists() and any(p.name not in JOB_FILES for p in folder.iterdir()):
+        raise pipeline.OtherRun(f"{folder} exists and is not a run folder; choose another out=")
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            who = _holder(folder)
+            raise pipeline.OtherRun(f"{folder} is being worked on by {who}; wait for it, or stop it first") from error
+        stream.truncate(0)
+        json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}, stream)
+        stream.flush()
+        yield
+
+
+def _holder(folder: Path) -> str:
+    try:
+        head = artifacts.read_json(folder / LOCK)
+        return f"process {head['pid']} on {head['host']}"
+    except (ValueError, OSError, KeyError):
+        return "another process"
+
+
+# -- running -------------------------------------------------------------------------------------------------
+def key(config: RunConfig) -> str:
+    """Hash of a whole job: what shapes its designs and, where it checks them, its check."""
+    return artifacts.digest((config.identity(), config.check, checking.check_digest(config.fem) if config.check else ""))
+
+
+def finished(config: RunConfig) -> bool:
+    """Done already, with just this configuration and a budget that would not carry the search any further."""
+    folder = Path(config.out)
+    if not (folder / OUTCOME).exists():
+        return False
+    before = artifacts.read_json(folder / OUTCOME)
+    return before["status"] == "done" and before.get("key") == key(config) and pipeline.designed(folder, config.budget)
+
+
+def run(config: RunConfig, made: dict[str, Any] | None = None) -> int:
+    """Do what is left of a job and write its outcome; returns the exit code. Everything that goes wrong is said in one line.
+
+    `made`: Hydra's choices and overrides, for meta.json.
+    """
+    folder, began = Path(config.out), time.time()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with working(folder):
+            if config.resume and (folder / "meta.json").exists():
+                log.info("%s: found %s", folder, standing.read(folder).text)
+            code, status, reason = _attempt(config, made)
+            end = {"status": status, "reason": reason, "exit": code, "key": key(config), "identity": config.identity(),
+                   "began": began, "ended": time.time()}  # fmt: skip
+            try:
+                if code == DONE:
+                    pipeline.tidy(folder, config)
+                artifacts.write_json(folder / OUTCOME, end)
+            except OSError as error:
+                log.error("%s cannot be written: %s", folder / OUTCOME, error)
+                code = code or TRANSIENT
+    except pipeline.OtherRun as error:
+        code, status, reason = FAILED, "failed", one_line(error)
+    if reason:
+        log.error("%s", f"error: {reason}" if status == "failed" else reason)
+    return code
+
+
+def _attempt(config: RunConfig, made: dict[str, Any] | None) -> tuple[int, str, str]:
+    """Exit code, status, reason."""
+    folder = Path(config.out)
+    try:
+        pipeline.design_run(config, made)
+        if config.check:
+            if checking.checked(folder, config.fem):
+                log.info("%s: the check is there", folder)
+            else:
+                checking.check_run(folder, config.fem)
+            arms = artifacts.read_json(folder / "result.json")["arms"]
+            if dead := [arm for arm in config.fem.arms if not (folder / "fem" / arm / "arm.json").exists()]:
+                return TRANSIENT, "failed", f"{', '.join(dead)}: {arms[dead[0]]['status']['text']}"
+            if bad := [f"{arm}: {a['status']['text']}" for arm, a in arms.items() if a["status"]["code"] != "ok"]:
+                return DONE, "done", f"done, but without numbers for {'; '.join(bad)}"
+        return DONE, "done", ""
+    except pipeline.OtherRun:
+        raise
+    except KeyboardInterrupt as stop:
+        return STOPPED, "stopped", str(stop) if isinstance(stop, pipeline.Stopped) else f"stopped; go on with: resume=true out={folder}"
+    except (ValueError, FloatingPointError) as error:
+        return FAILED, "failed", one_line(error)
+    except (OSError, MemoryError) as error:
+        return TRANSIENT, "failed", f"{type(error).__name__}: {one_line(error)}"
+    except Exception as error:
+        log.error("%s", traceback.format_exc())
+        full = "RESOURCE_EXHAUSTED" in str(error) or "bad_alloc" in str(error)
+        return TRANSIENT if full else 1, "failed", f"{type(error).__name__}: {one_line(error)[:500]}"

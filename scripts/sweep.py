@@ -1,0 +1,182 @@
+"""A sweep: every combination of some overrides, each a job in a folder of its own below one sweep folder.
+
+    sweep.json             the jobs of the last command: name, folder, overrides, hash of the configuration
+    <job>/                 a run folder (scripts/pipeline.py); its name says what was swept and ends with the configuration's hash
+
+So a changed configuration is another folder, the same command finds its jobs again, and what is there decides what is left to do:
+done jobs are skipped, interrupted and killed ones go on from their checkpoint, what failed for a passing reason is tried again, what failed
+for good is named (launcher.retry_failed=true tries that too).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import signal
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from engine import artifacts
+from engine.patient.prepare import one_line
+from objectives import study as studies
+from scripts import configure, doctor, job, launchers, standing
+from scripts.launchers import Command, LauncherConfig
+from scripts.pipeline import OUTCOME, RunConfig, busy, open_segment, set_up_jax
+
+log = logging.getLogger("spinefit")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One job of a sweep."""
+
+    command: Command
+    config: RunConfig
+
+    @property
+    def key(self) -> str:
+        return job.key(self.config)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All jobs, checked; nothing started yet."""
+
+    folder: Path
+    jobs: tuple[Planned, ...]
+    launcher: LauncherConfig
+
+
+def plan(arguments: Sequence[str]) -> Sweep:
+    """The jobs of `optimize.py -m <arguments>`: all composed and checked before any starts; they check and report where not told otherwise.
+
+    Raises Wrong naming all that is wrong in any of them.
+    """
+    given = {a.split("=", 1)[0].lstrip("+") for a in arguments}
+    if "out" not in given:
+        raise ValueError("out=<folder of the whole sweep> is missing; the same command with the same folder goes on where it was")
+    if "resume" in given:
+        raise ValueError("resume=… is not for sweeps: they always go on with what is in their folder")
+    combinations, swept = configure.expand([*arguments, *([] if "check" in given else ["check=true"])])
+    if "out" in swept:
+        raise ValueError("out=… is one folder for the whole sweep; its jobs get folders of their own in it")
+    jobs, launcher = list[Planned](), LauncherConfig()
+    problems: dict[str, list[str]] = {}
+    for overrides in combinations:
+        mine = [o for o in overrides if o.split("=", 1)[0].lstrip("+") in swept]
+        try:
+            config, launcher, _ = configure.composed(overrides)
+            folder = Path(config.out) / _name(mine, job.key(config))
+            own = [o for o in overrides if o.split("=", 1)[0] != "out" and not o.startswith("launcher")]
+            command = Command(folder.name, folder, (*own, f"out={folder}", "resume=true"))
+            jobs.append(Planned(command, config.model_copy(update={"out": str(folder), "resume": True})))
+        except (ValueError, HydraException, OmegaConfBaseException) as error:
+            for problem in error.problems if isinstance(error, configure.Wrong) else [one_line(error)]:
+                problems.setdefault(problem, []).append(" ".join(mine) or "the job")
+    for patient in dict.fromkeys(p.config.patient.model_dump_json() for p in jobs):  # every device must find a place in every patient
+        theirs = [p.config for p in jobs if p.config.patient.model_dump_json() == patient]
+        try:
+            segment = open_segment(theirs[0].patient)
+            for study in {c.study.model_dump_json(): c.study for c in theirs}.values():
+                studies.make(segment, study)
+        except ValueError as error:
+            problems.setdefault(one_line(error), []).append(theirs[0].patient.bundle or f"phantom {theirs[0].patient.phantom}")
+    if problems:
+        raise configure.Wrong(f"{_some(who, len(combinations))}: {what}" for what, who in problems.items())
+    unique = {p.key: p for p in jobs}  # the same configuration twice is one job
+    return Sweep(jobs[0].command.folder.parent, tuple(unique.values()), launcher)
+
+
+def _some(names: Sequence[str], of: int) -> str:
+    if len(names) == of > 1:
+        return f"all {of} jobs"
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _name(swept: Sequence[str], key: str) -> str:
+    """objectives-balanced_seed-1_1a2b3c4d: the last part of each key, the last part of a path, and the hash of the whole configuration; no
+    character that a command line or Hydra would take for its own."""
+    parts = []
+    for override in swept:
+        name, value = override.lstrip("+").split("=", 1)
+        short = Path(value).name if "/" in value else value
+        parts.append(f"{name.rsplit('.', 1)[-1]}-{short}")
+    text = re.sub(r"[^\w.-]+", "-", "_".join(parts)).strip("-_.") or "run"
+    return f"{text[:100]}_{key[:8]}"
+
+
+def left(sweep: Sweep) -> tuple[list[Planned], dict[str, str]]:
+    """The jobs that are still to do, and why each of the others is not."""
+    todo, skipped = [], {}
+    for planned in sweep.jobs:
+        folder = planned.command.folder
+        before = artifacts.read_json(folder / OUTCOME) if (folder / OUTCOME).exists() else {}
+        if job.finished(planned.config):
+            skipped[planned.command.name] = "done"
+        elif busy(folder):
+            skipped[planned.command.name] = "another process works on it"
+        elif before.get("status") == "failed" and not launchers.passing(before["exit"]) and not sweep.launcher.retry_failed:
+            skipped[planned.command.name] = f"failed for good: {before['reason']}"
+        else:
+            todo.append(planned)
+    return todo, skipped
+
+
+def run(sweep: Sweep) -> int:
+    """Run what is left. SIGINT or SIGTERM: running jobs save and end. Returns the exit code: 0 all done, 1 not all, 130 interrupted."""
+    sweep.folder.mkdir(parents=True, exist_ok=True)
+    artifacts.write_json(sweep.folder / standing.MANIFEST, [_row(p) for p in sweep.jobs])
+    todo, skipped = left(sweep)
+    for name, why in skipped.items():
+        log.info("%s: %s", name, why)
+    for planned in todo:
+        if (state := standing.read(planned.command.folder)).status not in ("waiting",):
+            log.info("%s: %s, found %s", planned.command.name, state.status, state.text)
+    stop, codes = threading.Event(), dict[str, int]()
+    before = {number: signal.signal(number, lambda *_: _stop(stop)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for command, code in launchers.launch(sweep.launcher, [p.command for p in todo], stop) if todo else ():
+            codes[command.name] = code
+            state = standing.read(command.folder)
+            what = f", exit code {code}, {state.text} (see {command.folder}/job.log)" if code else f" in {state.seconds / 60:.1f} min"
+            log.info("[%d of %d] %s: %s%s", len(skipped) + len(codes), len(sweep.jobs), command.name, state.status, what)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    states = {p.command.name: standing.read(p.command.folder).status for p in sweep.jobs}
+    counts = {s: list(states.values()).count(s) for s in dict.fromkeys(states.values())}
+    log.info("%s: %s", sweep.folder, ", ".join(f"{n} {s}" for s, n in counts.items()))
+    if stop.is_set():
+        return job.STOPPED
+    return 0 if set(states.values()) == {"done"} else 1
+
+
+def _stop(stop: threading.Event) -> None:
+    if not stop.is_set():
+        log.info("\nstopping: the running jobs save and end")
+    stop.set()
+
+
+def _row(planned: Planned) -> dict[str, Any]:
+    command = planned.command
+    return {"name": command.name, "folder": str(command.folder), "key": planned.key, "overrides": list(command.overrides)}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`optimize.py -m`: check everything, then run what is left."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        doctor.require()
+        set_up_jax()
+        sweep = plan(arguments)
+        return run(sweep)
+    except (ValueError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        configure.said(error)
+        return job.FAILED
