@@ -134,4 +134,4 @@ def composed(overrides: Sequence[str]) -> tuple[RunConfig, LauncherConfig, dict[
 def expand(arguments: Sequence[str]) -> tuple[list[list[str]], list[str]]:
     """Every combination of a sweep's overrides (lists a,b,c and Hydra's choice(), range(), glob()), and the keys that are swept."""
     parsed = OverridesParser.create().parse_overrides(list(arguments))
-    return BasicSweeper.split_arguments(parsed, None)[0], [o.get_key_element() for o in parsed if o.is_sweep_override()]
+    return BasicSweeper.split_arguments(parsed, None)[0], [o.get_key_element().lstrip("+") for o in parsed if o.is_sweep_override()]
