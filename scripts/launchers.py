@@ -119,8 +119,11 @@ class Job:
                                             start_new_session=True)  # fmt: skip
             if self.stopped:  # while it was being started
                 self.process.terminate()
-            while self.process.poll() is None:  # not wait(): `stop` may come from a signal's handler while it waits
-                time.sleep(0.1)
+            try:
+                while self.process.poll() is None:  # not wait(): `stop` may come from a signal's handler while it waits
+                    time.sleep(0.1)
+            except KeyboardInterrupt:  # submitit's way to cancel
+                self.stop()
             return self.process.returncode
 
     def stop(self) -> None:
@@ -220,12 +223,13 @@ def _submitit(config: LauncherConfig, commands: Sequence[Command], stop: threadi
     if not local:
         executor.update_parameters(**({"slurm_array_parallelism": config.jobs} if config.jobs else {}), **config.slurm)
     log.info("%d jobs by submitit (%s), %d threads and %g GB each", len(commands), config.cluster, threads, config.memory_gb_per_job)
-    left, waiting = list(commands), list[tuple[Command, Any]]()
+    left, waiting, told = list(commands), list[tuple[Command, Any]](), False
     while left or waiting:
-        if stop.is_set():
+        if stop.is_set() and not told:
             left.clear()
             for _, handle in waiting:
                 handle.cancel()
+            told = True
         elif left and len(waiting) < jobs:
             batch, left = left[: jobs - len(waiting)], left[jobs - len(waiting) :]
             with executor.batch():
@@ -265,19 +269,18 @@ def _ray(config: LauncherConfig, commands: Sequence[Command], stop: threading.Ev
 
     # a worker that dies with its machine is started again elsewhere; a job that ends with a code of its own is not Ray's business
     @ray.remote(num_cpus=threads, memory=int(config.memory_gb_per_job * 1024**3), max_retries=config.retries, max_calls=1)
-    def there(command: Command) -> int:
+    def there(task: Job) -> int:
         os.chdir(here)
         code = 75
         for _ in range(config.retries + 1):
-            code = Job(command, threads, config.grace_s)()
-            if not passing(code):
+            if not passing(code := task()):
                 break
         return code
 
     nodes = [n for n in ray.nodes() if n["Alive"]]
     log.info("%d jobs on a Ray cluster of %d node%s, %g cores", len(commands), len(nodes), "s" if len(nodes) > 1 else "",
              ray.cluster_resources().get("CPU", 0))  # fmt: skip
-    waiting = {there.remote(c): c for c in commands}
+    waiting = {there.remote(Job(c, threads, config.grace_s)): c for c in commands}
     try:
         while waiting:
             if stop.is_set():

@@ -145,6 +145,8 @@ def run(sweep: Sweep) -> int:
         for command, code in launchers.launch(sweep.launcher, [p.command for p in todo], stop) if todo else ():
             codes[command.name] = code
             state = standing.read(command.folder)
+            if code == job.STOPPED and state.status == "waiting":  # it never began
+                continue
             what = f", exit code {code}, {state.text} (see {command.folder}/job.log)" if code else f" in {state.seconds / 60:.1f} min"
             log.info("[%d of %d] %s: %s%s", len(skipped) + len(codes), len(sweep.jobs), command.name, state.status, what)
     finally:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.progress import Progress
 
-from engine import artifacts
+from engine import artifacts, optimize
+from engine.forward import Warm
 from engine.patient import PlanConfig, phantom_segment
 from objectives import study as studies
 from scripts import pipeline
@@ -36,13 +38,15 @@ def study():
     return studies.make(segment, config.study), config
 
 
-def optimise(study, folder, stop, iterations=4):
+def optimise(study, folder, stop, iterations=4, wall_time_h=None, **settings):
+    """Best parameters, and how the search ended."""
     made, config = study
     folder.mkdir(exist_ok=True)
-    settings = config.optimizer.model_copy(update={"iterations": iterations, "multiplier_every": 2, "rebuild_every": 2})
-    run = config.model_copy(update={"optimizer": settings, "keep": pipeline.KeepConfig(states=10)})
+    settings = config.optimizer.model_copy(update={"iterations": iterations, "multiplier_every": 2, "rebuild_every": 2, **settings})
+    budget = pipeline.BudgetConfig(wall_time_h=wall_time_h)
+    run = config.model_copy(update={"optimizer": settings, "keep": pipeline.KeepConfig(states=10), "budget": budget})
     with Progress(disable=True) as bar:
-        return pipeline._optimise(made, run, studies.default_pose(made), folder, _Quiet(bar), stop)[0]
+        return pipeline._optimise(made, run, studies.default_pose(made), folder, _Quiet(bar), stop)
 
 
 class _Quiet:
@@ -60,11 +64,14 @@ class _Quiet:
 
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(study, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    best = optimise(study, whole, StopAfter(None))
+    best, end = optimise(study, whole, StopAfter(None))
+    assert (end["code"], end["iterations"]) == ("iterations", 4)
     with pytest.raises(pipeline.Stopped, match="resume=true"):
         optimise(study, parts, StopAfter(3))
     assert (parts / "state_00003.npz").exists() and not (parts / "state_00004.npz").exists()
-    again = optimise(study, parts, StopAfter(None))
+    # the newest checkpoint damaged: the one before it is taken, and its iteration done again
+    artifacts.write_bytes(parts / "state_00003.npz", (parts / "state_00003.npz").read_bytes()[:5000])
+    again, _ = optimise(study, parts, StopAfter(None))
     for k in best:
         assert np.array_equal(best[k], again[k]), k
     with np.load(whole / "state_00004.npz") as a, np.load(parts / "state_00004.npz") as b:
@@ -76,3 +83,61 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(study, tmp_pat
     assert [r["objective"] for r in first] == [r["objective"] for r in second]
     assert any(r["violation"] > 0 for r in first)
     assert len({r["objective"] for r in first}) == 4
+
+
+def test_out_of_time_it_ends_with_the_best_so_far_and_goes_on_with_more(study, tmp_path):
+    best, end = optimise(study, tmp_path / "a", StopAfter(None), iterations=3, wall_time_h=1e-6)
+    assert (end["code"], end["iterations"], end["best_iteration"]) == ("wall_time", 1, 0)
+    assert not pipeline.designed(tmp_path / "a", pipeline.BudgetConfig()), "no designs yet"
+    artifacts.write_json(tmp_path / "a" / "optimisation.json", end)
+    assert pipeline.designed(tmp_path / "a", pipeline.BudgetConfig(wall_time_h=1e-6))
+    assert not pipeline.designed(tmp_path / "a", pipeline.BudgetConfig(wall_time_h=1.0))
+    best, end = optimise(study, tmp_path / "a", StopAfter(None), iterations=3, wall_time_h=1.0)
+    whole, other = optimise(study, tmp_path / "b", StopAfter(None), iterations=3)
+    assert end["code"] == other["code"] == "iterations"
+    assert all(np.array_equal(best[k], whole[k]) for k in whole)
+
+
+@pytest.mark.parametrize(
+    ("iteration", "best", "patience", "over"),
+    [(3, 2, 2, False), (4, 2, 2, False), (5, 2, 2, True), (5, 2, None, False), (9, 8, 2, True), (0, -1, 1, False)],
+)
+def test_the_search_ends_when_its_patience_or_its_iterations_are_spent(iteration, best, patience, over):
+    """Of iterations 3 and 4 none was better than 2: with a patience of two that is enough. Nine is all."""
+    settings = optimize.OptimizerSettings(iterations=9, patience=patience)
+    warm = Warm(jnp.zeros(1), jnp.zeros(1), jnp.zeros(3))
+    state = optimize.start({"x": np.zeros(1)}, 0, warm, settings)
+    assert optimize.exhausted(state._replace(iteration=jnp.asarray(iteration), best_iteration=jnp.asarray(best)), settings) is over
+
+
+def test_a_gradient_that_is_not_finite_ends_the_search_and_keeps_the_best(study, tmp_path, monkeypatch):
+    from objectives.problem import Problem
+
+    true, at = Problem.gradient, {"iteration": 2, "history": tmp_path / "history.jsonl"}
+
+    def poisoned(self, *arguments):
+        evaluation, value, gradient, warm = true(self, *arguments)
+        now = len(artifacts.read_jsonl(at["history"])) == at["iteration"]
+        return evaluation, value, {k: v * np.nan for k, v in gradient.items()} if now else gradient, warm
+
+    monkeypatch.setattr(Problem, "gradient", poisoned)
+    best, end = optimise(study, tmp_path, StopAfter(None))
+    assert end["code"] == "failed" and "not finite" in end["text"] and end["iterations"] == 2
+    assert all(np.isfinite(v).all() for v in best.values())
+    at |= {"iteration": 0, "history": tmp_path / "at once" / "history.jsonl"}
+    with pytest.raises(FloatingPointError):
+        optimise(study, tmp_path / "at once", StopAfter(None))
+
+
+def test_a_seed_scatters_the_start_within_the_bounds_and_none_is_the_rival(study):
+    from dataclasses import replace
+
+    made, _ = study
+    pose = studies.default_pose(made)
+    first = studies.start(made, pose)
+    seeded = [studies.start(replace(made, config=made.config.model_copy(update={"seed": n})), pose) for n in (1, 1, 2)]
+    assert all(np.array_equal(seeded[0][k], seeded[1][k]) for k in first), "the same seed, the same start"
+    assert any(not np.array_equal(seeded[0][k], seeded[2][k]) for k in first)
+    for begin in seeded:
+        assert all((v >= 0).all() and (v <= 1).all() for v in begin.values())
+        assert any(np.abs(begin[k] - first[k]).max() > 0.05 for k in first)
