@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+import objectives
 from engine import artifacts, forward
 from engine.implants import Family
 from engine.patient import load_segment, measure
@@ -315,17 +316,24 @@ def _arm(study: Study, arm: str, found: Check, engine: dict[str, Any], folder: P
 
 
 def measures_of(study: Study, arm: str, response: Response) -> dict[str, Any]:
-    """The study's objectives and what the optimiser never saw."""
+    """Every objective there is, with the study's settings where it has any, and what no optimiser can see."""
     measures = {}
-    for goal in study.goals:
-        o = goal.objective
+    asked = {g.objective.name: g.objective for g in study.goals}
+    for name in dict.fromkeys([*asked, *objectives.names()]):
+        o = asked.get(name) or objectives.load(name, {})
         if o.name in ("implant_stress", "implant_volume", "graft_volume") and arm == "intact":
             continue
         if o.name == "stress_shielding" and response.reference_sed is None:
             continue
-        loads = o.per_load(response)
+        try:
+            value, loads = float(o.value(response)), o.per_load(response)
+        except ValueError as error:  # of what was not asked for, e.g. without the load case that it looks at
+            if name in asked:
+                raise
+            log.info("%s is not given: %s", name, error)
+            continue
         measures[o.name] = {
-            "value": float(o.value(response)), "unit": o.unit, "description": o.description,
+            "value": value, "unit": o.unit, "description": o.description,
             "better": {"graft_volume": "higher", "implant_volume": "neither"}.get(o.name, "lower"),
             "per_load": {} if loads is None else dict(zip(response.loadcases, map(float, np.asarray(loads)), strict=True)),
         }  # fmt: skip
