@@ -1,4 +1,4 @@
-# make setup | demo | test | validation | lint | clean
+# make setup | demo | test | validation | study | lint | clean
 # Another interpreter: make setup PYTHON=python3.12. Only some tests: make test TESTS=tests/patient/test_hips.py
 PYTHON ?= python3
 VENV   := .venv
@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.spinefit-setup
 APT    := build-essential python3-dev python3-venv libgl1 libopengl0 libegl1
 TESTS  ?=
 
-.PHONY: setup demo test lint clean validation test-patient test-others test-some
+.PHONY: setup demo test lint clean validation study test-patient test-others test-some
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -22,6 +22,10 @@ demo: setup
 # The check against closed forms, NAFEMS benchmarks, contact, the published L2 and L4-L5 (needs SPINEFIT_DATA): some five minutes.
 validation: setup
 	@$(BIN)/python scripts/validation.py
+
+# Four objective sets on five patients, three starts each, and their comparison (needs SPINEFIT_DATA): some five hours, goes on where it was.
+study: setup
+	@$(BIN)/python scripts/study.py
 
 lint: setup
 	$(BIN)/ruff check .

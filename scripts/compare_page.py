@@ -131,7 +131,8 @@ def _front_table(found: Found) -> str:
         assert point is not None
         rows.append((escape(run.name), text(escape(run.patient)), text(escape(run.objectives)), *(percent(v - 1.0) for v in point)))
     head = ("run", "patient", "objectives", *(escape(m.replace("_", " ")) for m in (x, y)))
-    return "<details><summary>Runs on the front</summary>" + table("Not dominated among all optimised devices, as change against the stock arm", head, rows) + "</details>"
+    whole = table("Not dominated among all optimised devices, as change against the stock arm", head, rows)
+    return f"<details><summary>Runs on the front</summary>{whole}</details>"
 
 
 def _statistics(found: Found, seed: int) -> str:

@@ -132,6 +132,15 @@ def composed(overrides: Sequence[str]) -> tuple[RunConfig, LauncherConfig, dict[
 
 
 def expand(arguments: Sequence[str]) -> tuple[list[list[str]], list[str]]:
-    """Every combination of a sweep's overrides (lists a,b,c and Hydra's choice(), range(), glob()), and the keys that are swept."""
+    """Every combination of a sweep's overrides (lists a,b,c and Hydra's choice(), range(), glob()), and the keys that are swept.
+
+    What the configuration sweeps by itself (hydra.sweeper.params, as an experiment may) comes first; the arguments win over it.
+    """
     parsed = OverridesParser.create().parse_overrides(list(arguments))
-    return BasicSweeper.split_arguments(parsed, None)[0], [o.get_key_element().lstrip("+") for o in parsed if o.is_sweep_override()]
+    fixed = [a for a, o in zip(arguments, parsed, strict=True) if not o.is_sweep_override()]
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        own = compose("config", fixed, return_hydra_config=True).hydra.sweeper.params or {}
+    given = {o.get_key_element().lstrip("+") for o in parsed}
+    more = OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in own.items() if str(k).lstrip("+") not in given])
+    every = [*more, *parsed]
+    return BasicSweeper.split_arguments(every, None)[0], [o.get_key_element().lstrip("+") for o in every if o.is_sweep_override()]

@@ -62,6 +62,14 @@ def test_the_jobs_overrides_compose_to_the_very_configuration_that_was_checked(p
         assert configure.composed(p.command.overrides)[0] == p.config
 
 
+def test_an_experiment_may_bring_its_own_sweep_and_arguments_win():
+    combinations, swept = configure.expand(["experiment=objectives_study", "seed=5", "out=x"])
+    assert set(swept) == {"objectives", "patient.bundle"} and len(combinations) == 4 * 5
+    assert all("seed=5" in c for c in combinations)
+    combinations, swept = configure.expand(["experiment=objectives_study", "patient.bundle=null", "out=x"])
+    assert set(swept) == {"objectives", "seed"} and len(combinations) == 4 * 3
+
+
 def test_everything_wrong_in_any_job_is_named_before_one_starts(tmp_path):
     with pytest.raises(configure.Wrong) as caught:
         sweep.plan(["objectives=balanced,nonsense", "seed=0,-1", "solver.spacing_mm=9", f"out={tmp_path / 's'}"])
