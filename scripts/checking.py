@@ -305,6 +305,8 @@ def _arm(study: Study, arm: str, found: Check, engine: dict[str, Any], folder: P
     files = {"solution": f"fem/{arm}/solution.vtu"} if arm in keep else {}
     if arm != "intact":
         files |= {"surface STL": f"designs/{arm}/implant.stl", "surface 3MF": f"designs/{arm}/implant.3mf"}
+        drawings = {"blueprint": "blueprint.pdf", "blueprint DXF": "blueprint.dxf", "surface GLB": "implant.glb"}
+        files |= {what: f"designs/{arm}/{name}" for what, name in drawings.items() if (folder / "designs" / arm / name).exists()}
     return base | {
         "measures": measures,
         "alignment": asdict(achieved(study.segment, response)),

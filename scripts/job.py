@@ -26,7 +26,7 @@ from typing import Any
 
 from engine import artifacts
 from engine.patient.prepare import one_line
-from scripts import checking, pipeline, standing
+from scripts import blueprinting, checking, pipeline, standing
 from scripts.pipeline import JOB_FILES, LOCK, OUTCOME, RunConfig
 
 log = logging.getLogger("spinefit")
@@ -110,6 +110,7 @@ def _attempt(config: RunConfig, made: dict[str, Any] | None) -> tuple[int, str, 
     folder = Path(config.out)
     try:
         pipeline.design_run(config, made)
+        blueprinting.write_blueprint(folder)
         if config.check:
             if checking.checked(folder, config.fem):
                 log.info("%s: the check is there", folder)

@@ -5,7 +5,7 @@
     python scripts/verify.py run=<run folder> only_report=true   the page again, with the studies of scripts/validation.py made since
 
 Exit code 2 with one line for whatever is wrong with the input; 1 when an arm failed (the report says which and why); 130 when
-interrupted (the designs are as they were: run it again).
+interrupted (arms that were finished are kept: run it again).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from engine.patient.prepare import one_line
-from scripts import checking, doctor, pipeline
+from scripts import checking, doctor, job, pipeline
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="verify")
@@ -40,9 +40,12 @@ def main(settings: DictConfig) -> None:
                 raise ValueError("only_report=true solves nothing: leave out fem=…")
             print(f"report: {checking.report_again(Path(settings.run))}")
             return
-        report = checking.check_run(Path(settings.run), None if fem is None else pipeline.FemConfig(**fem))  # type: ignore[arg-type]
+        config = pipeline.read_config(Path(settings.run))
+        with job.working(Path(settings.run)):
+            report = checking.check_run(Path(settings.run), None if fem is None else pipeline.FemConfig(**fem))  # type: ignore[arg-type]
+            pipeline.tidy(Path(settings.run), config)
     except KeyboardInterrupt:
-        print("stopped; the designs are as they were, run it again", file=sys.stderr)
+        print("stopped; run it again: arms that were finished are kept", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OmegaConfBaseException) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)

@@ -1,0 +1,268 @@
+"""A part's blueprint on one A3 sheet, as PDF (to read) and DXF (to work with), and its geometry as GLB.
+
+Both drawings are made of the same primitives (engine/drawing.py). The PDF is true to scale on paper; the DXF holds the part at 1:1 in
+mm, the sheet round it scaled accordingly. The same part gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import trimesh
+
+from engine import artifacts, drawing
+from engine.drawing import SCALES, SHEET_MM, Sheet, View
+from engine.types import Surface
+
+for _name in ("fontTools", "ezdxf"):  # they tell of every glyph
+    logging.getLogger(_name).setLevel(logging.WARNING)
+#: layer → line width mm, dashes (in widths), DXF colour
+_LAYERS: dict[str, tuple[float, tuple[float, float] | None, int]] = {
+    "VISIBLE": (0.5, None, 7), "HIDDEN": (0.18, (6.0, 4.0), 8), "DIM": (0.18, None, 5), "HATCH": (0.13, None, 8),
+    "CUT": (0.35, (12.0, 3.0), 1), "TEXT": (0.18, None, 7), "FRAME": (0.35, None, 7)}  # fmt: skip
+_TITLE_MM = (200.0, 66.0)
+
+
+# -- the sheet -------------------------------------------------------------------------------------------------
+def sheet(mesh: trimesh.Trimesh, measured: dict[str, Any], title: Sequence[tuple[str, str]], notes: Sequence[str]) -> Sheet:
+    """The sheet of a turned part. title: rows of the title block; notes: lines beside it."""
+    views = {name: drawing.view(mesh, name) for name in drawing.SIGHT}
+    x, y, z = measured["size_mm"]
+    scale = scale_of(measured["size_mm"])
+    page = Sheet(scale)
+    left, front, right = (c * 1.0 for c in _columns(scale, x, y))
+    upper = SHEET_MM[1] - 28 - 0.5 * scale * z
+    lower = upper - 0.5 * scale * (z + y) - 38
+    centre = {"front": (front, upper), "left": (left, upper), "above": (front, lower)}
+    for name, where in centre.items():
+        _draw(page, views[name], where, scale)
+    _caption(page, "front (anterior)", front, upper + 0.5 * scale * z + 6)
+    _caption(page, "from the left", left, upper + 0.5 * scale * z + 6)
+    _caption(page, "from above (cranial)", front, lower - 0.5 * scale * y - 15)
+    _sections(page, mesh, measured, (right, upper), (right, lower), (front, upper), (front, lower))
+    oblique = views["oblique"]
+    small = next((s for s in SCALES if s <= 0.75 * scale and s * float(np.ptp(oblique.size[:, 0])) <= max(scale * y, 62.0)), SCALES[-1])
+    _draw(page, oblique, (left, lower - 6), small, hidden=False)
+    _caption(page, f"oblique, {ratio(small)}", left, lower - 6 + small * float(oblique.size[1, 1]) + 4)
+    _dimensions(page, mesh, measured, centre)
+    _frame(page, title, notes)
+    return page
+
+
+def scale_of(size_mm: Sequence[float]) -> float:
+    """The largest usual scale at which all views fit."""
+    x, y, z = size_mm
+    return next((s for s in SCALES if s * (y + 2 * x) + 110 <= SHEET_MM[0] - 30 and s * (y + z) + 75 <= SHEET_MM[1] - 90), SCALES[-1])
+
+
+def _columns(scale: float, x: float, y: float) -> tuple[float, float, float]:
+    spare = SHEET_MM[0] - 30 - scale * (y + 2 * x)
+    gap = spare / 4
+    left = 20 + gap + 0.5 * scale * y
+    front = left + 0.5 * scale * y + gap + 0.5 * scale * x
+    return left, front, front + scale * x + gap
+
+
+def _draw(page: Sheet, view: View, centre: tuple[float, float], scale: float, hidden: bool = True) -> None:
+    for layer, lines in (("HIDDEN", view.hidden if hidden else []), ("VISIBLE", view.visible), ("VISIBLE", view.outline)):
+        page.lines += [(layer, scale * points + centre) for points in lines]
+
+
+def _caption(page: Sheet, words: str, x: float, y: float) -> None:
+    page.text(x, y, words, 3.0, "center")
+
+
+def ratio(scale: float) -> str:
+    return f"{scale:g}:1" if scale >= 1 else f"1:{1 / scale:g}"
+
+
+def _sections(page: Sheet, mesh: trimesh.Trimesh, measured: dict[str, Any], a: Any, b: Any, front: Any, above: Any) -> None:
+    """A-A along the middle (seen from the front) and B-B half way up (seen from above), hatched, and where they are cut."""
+    (x, y, z), s = measured["size_mm"], page.scale
+    for name, axis, centre in (("A-A", 1, a), ("B-B", 2, b)):
+        outer, inner = drawing.section_outlines(mesh, axis, 0.0)
+        curves = [s * c + centre for c in (*outer, *inner)]
+        page.lines += [("VISIBLE", np.vstack([c, c[:1]])) for c in curves]
+        if curves:
+            page.hatches.append(curves)
+        _caption(page, f"section {name}, cut faces", centre[0], centre[1] + 0.5 * s * (z if axis == 1 else y) + 6)
+    for (cx, cy), mark, reach in ((above, "A", 0.5 * s * x + 6), (front, "B", 0.5 * s * x + 11)):
+        page.lines.append(("CUT", np.array([[cx - reach, cy], [cx + reach, cy]])))
+        for side in (-1, 1):
+            page.text(cx + side * (reach + 2.5), cy - 1.2, mark, 3.5, "center")
+
+
+def _dimensions(page: Sheet, mesh: trimesh.Trimesh, measured: dict[str, Any], centre: dict[str, tuple[float, float]]) -> None:
+    """Overall sizes and the heights of the walls, taken where they are measured."""
+    s, (x, y, z) = page.scale, measured["size_mm"]
+    outer, inner = drawing.section_outlines(mesh, 2, 0.0)
+
+    def across(name: str, size: float, drop: float, tall: float) -> None:
+        cx, cy = centre[name]
+        ends = [np.array([cx + side * 0.5 * s * size, cy - 0.5 * s * tall]) for side in (-1, 1)]
+        page.dimensions.append((*ends, cy - 0.5 * s * tall - drop, "x", size))  # type: ignore[arg-type]
+
+    def up(name: str, at: tuple[float, float] | None, where: float, beside: float) -> None:
+        cx, cy = centre[name]
+        if at is not None:
+            ends = [np.array([cx + s * where, cy + s * v]) for v in at]
+            page.dimensions.append((*ends, cx + beside, "y", at[1] - at[0]))  # type: ignore[arg-type]
+
+    across("front", x, 9.0, z)
+    across("left", y, 9.0, z)
+    for name, k, sides in (("front", 0, (("right", -1.0), ("left", 1.0))), ("left", 1, (("front", -1.0), ("back", 1.0)))):
+        for wall, sign in sides:
+            axis = 0 if wall in ("left", "right") else 1
+            point = drawing.wall_middle(outer, inner, axis, sign)
+            up(name, drawing.crossing(mesh, point), float(point[k]), sign * (0.5 * s * (x if k == 0 else y) + 8.0))
+    if measured["wall_mm"] is not None:
+        chamber = "; chamber {:.2f} × {:.2f} mm".format(*measured["chamber_mm"])
+        page.text(SHEET_MM[0] - 14, 84.0, f"least wall in B-B: {measured['wall_mm']:.2f} mm{chamber}", 2.5, "right")
+
+
+def _frame(page: Sheet, title: Sequence[tuple[str, str]], notes: Sequence[str]) -> None:
+    """Frame, title block, notes, the symbol of first-angle projection."""
+    w, h = SHEET_MM
+
+    def box(x0: float, y0: float, x1: float, y1: float) -> None:
+        page.lines.append(("FRAME", np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]])))
+
+    box(20, 10, w - 10, h - 10)
+    x0, y0 = w - 10 - _TITLE_MM[0], 10.0
+    box(x0, y0, w - 10, y0 + _TITLE_MM[1])
+    rows = -(-len(title) // 2)
+    step = _TITLE_MM[1] / rows
+    for i, (name, value) in enumerate(title):
+        x, y = x0 + (i // rows) * 0.5 * _TITLE_MM[0], y0 + _TITLE_MM[1] - step * (i % rows + 1)
+        box(x, y, x + 0.5 * _TITLE_MM[0], y + step)
+        page.text(x + 1.5, y + step - 2.6, name, 1.8)
+        page.text(x + 1.5, y + 1.5, value, 2.6)
+    y = y0 + _TITLE_MM[1] - 4
+    for line in notes:
+        for piece in textwrap.wrap(line, 96):
+            page.text(24, y, piece, 2.2)
+            y -= 3.6
+        y -= 1.2
+    # ISO 5456-2: a truncated cone from the side, and to its right what is seen from its left end
+    cx, cy = 190.0, 16.0
+    page.lines.append(("FRAME", np.array([[cx - 9, cy - 2], [cx - 9, cy + 2], [cx, cy + 4], [cx, cy - 4], [cx - 9, cy - 2]])))
+    turn = np.linspace(0, 2 * np.pi, 49)
+    page.lines += [("FRAME", np.stack([cx + 8 + r * np.cos(turn), cy + r * np.sin(turn)], 1)) for r in (2.0, 4.0)]
+
+
+# -- PDF -------------------------------------------------------------------------------------------------------
+def write_pdf(page: Sheet, path: Path | str, title: str) -> Path:
+    """The sheet on paper, true to scale, with text that can be searched."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+    from matplotlib.figure import Figure
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path as Curve
+
+    figure = Figure(figsize=(SHEET_MM[0] / 25.4, SHEET_MM[1] / 25.4))
+    FigureCanvasPdf(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, SHEET_MM[0]), ylim=(0, SHEET_MM[1]))
+    axes.axis("off")
+    points = 72 / 25.4
+
+    def line(layer: str, xy: np.ndarray) -> None:
+        width, dashes, _ = _LAYERS[layer]
+        axes.plot(*xy.T, color="black", lw=width * points, ls="-" if dashes is None else (0, dashes), solid_joinstyle="round")
+
+    for layer, xy in page.lines:
+        line(layer, xy)
+    for curves in page.hatches:
+        codes = [code for c in curves for code in (Curve.MOVETO, *[Curve.LINETO] * (len(c) - 1), Curve.CLOSEPOLY)]
+        corners = np.concatenate([np.vstack([c, c[:1]]) for c in curves])
+        axes.add_patch(PathPatch(Curve(corners, codes), facecolor="none", edgecolor="0.35", hatch="////", lw=0.0))
+    for first, second, at, direction, length in page.dimensions:
+        for piece in _dimension_lines(first, second, at, direction):
+            line("DIM", piece)
+        a, b = _dimension_ends(first, second, at, direction)
+        for tip, other in ((a, b), (b, a)):
+            head = {"arrowstyle": "-|>,head_length=0.5,head_width=0.15", "lw": 0.0, "color": "black", "shrinkA": 0, "shrinkB": 0}
+            axes.annotate("", tuple(tip), tuple(other), arrowprops=head)
+        middle = 0.5 * (a + b) + [0, 1.0] if direction == "x" else a + 0.35 * (b - a) - [1.0, 0]  # off the middle, where sections run
+        axes.text(float(middle[0]), float(middle[1]), f"{length:.2f}", fontsize=2.8 * points, ha="center" if direction == "x" else "right",
+                  va="bottom" if direction == "x" else "center", rotation=0 if direction == "x" else 90)  # fmt: skip
+    for _, x, y, height, words, align, degrees in page.texts:
+        axes.text(x, y, words, fontsize=1.25 * height * points, ha=align, va="baseline", rotation=degrees, parse_math=False)
+    stream = io.BytesIO()
+    with rc_context({"pdf.fonttype": 42, "font.family": "DejaVu Sans", "hatch.linewidth": 0.35}):
+        figure.savefig(stream, format="pdf", metadata={"Title": title, "Creator": "spinefit", "CreationDate": None, "Producer": None})
+    return artifacts.write_bytes(path, stream.getvalue())
+
+
+def _dimension_ends(first: np.ndarray, second: np.ndarray, at: float, direction: str) -> tuple[np.ndarray, np.ndarray]:
+    k = 1 if direction == "x" else 0
+    ends = [p.copy() for p in (first, second)]
+    for e in ends:
+        e[k] = at
+    return ends[0], ends[1]
+
+
+def _dimension_lines(first: np.ndarray, second: np.ndarray, at: float, direction: str) -> list[np.ndarray]:
+    """The dimension line and its two extension lines (1 mm off the part, 1.5 mm past the line)."""
+    a, b = _dimension_ends(first, second, at, direction)
+    k = 1 if direction == "x" else 0
+    out = [np.stack([a, b])]
+    for point, end in ((first, a), (second, b)):
+        way = np.sign(end[k] - point[k]) or 1.0
+        start, stop = point.copy(), end.copy()
+        start[k] += way * 1.0
+        stop[k] += way * 1.5
+        out.append(np.stack([start, stop]))
+    return out
+
+
+# -- DXF -------------------------------------------------------------------------------------------------------
+def write_dxf(page: Sheet, path: Path | str) -> Path:
+    """The sheet as DXF R2010 in mm, the part at 1:1. Raises ValueError when the file does not pass ezdxf's audit."""
+    import ezdxf
+    from ezdxf.enums import TextEntityAlignment
+
+    ezdxf.options.write_fixed_meta_data_for_testing = True  # no time stamps, no random identifiers
+    document = ezdxf.new("R2010", setup=True, units=ezdxf.units.MM)
+    for name, (width, dashes, colour) in _LAYERS.items():
+        document.layers.add(name, color=colour, linetype="CONTINUOUS" if dashes is None else "DASHED", lineweight=int(100 * width))
+    style = document.dimstyles.duplicate_entry("EZDXF", "SPINEFIT")
+    style.dxf.update({"dimtxt": 2.8 / page.scale, "dimasz": 2.0 / page.scale, "dimexe": 1.5 / page.scale, "dimexo": 1.0 / page.scale,
+                      "dimgap": 0.8 / page.scale, "dimdec": 2, "dimlfac": 1.0, "dimtad": 1, "dimscale": 1.0})  # fmt: skip
+    space, k = document.modelspace(), 1.0 / page.scale
+    for layer, xy in page.lines:
+        space.add_lwpolyline((k * xy).tolist(), dxfattribs={"layer": layer})
+    for curves in page.hatches:
+        hatch = space.add_hatch(dxfattribs={"layer": "HATCH"})
+        hatch.set_pattern_fill("ANSI31", scale=0.4 * k)
+        for c in curves:
+            hatch.paths.add_polyline_path((k * c).tolist(), is_closed=True)
+    for first, second, at, direction, _ in page.dimensions:
+        base = (0, k * at) if direction == "x" else (k * at, 0)
+        space.add_linear_dim(base=base, p1=(k * first).tolist(), p2=(k * second).tolist(), angle=0 if direction == "x" else 90,
+                             dimstyle="SPINEFIT", dxfattribs={"layer": "DIM"}).render()  # fmt: skip
+    side = {"left": TextEntityAlignment.LEFT, "center": TextEntityAlignment.CENTER, "right": TextEntityAlignment.RIGHT}
+    for layer, x, y, height, words, align, degrees in page.texts:
+        text = space.add_text(words, height=k * height, rotation=degrees, dxfattribs={"layer": layer, "style": "OpenSans"})
+        text.set_placement((k * x, k * y), align=side[align])
+    if (audit := document.audit()).has_errors:
+        raise ValueError(f"the DXF does not pass its audit: {audit.errors[0].message}")
+    stream = io.StringIO()
+    document.write(stream)
+    return artifacts.write_text(path, stream.getvalue())
+
+
+# -- geometry --------------------------------------------------------------------------------------------------
+def write_glb(surface: Surface, path: Path | str, name: str) -> Path:
+    """glTF binary: metres, y up (glTF's own frame), one node of that name."""
+    points = np.asarray(surface.points_mm, float) / 1000.0
+    mesh = trimesh.Trimesh(np.stack([points[:, 0], points[:, 2], -points[:, 1]], 1), surface.faces, process=False)
+    scene = trimesh.Scene()
+    scene.add_geometry(mesh, node_name=name, geom_name=name)
+    return artifacts.write_bytes(path, scene.export(file_type="glb"))

@@ -1,0 +1,118 @@
+"""What stands on a blueprint, from a run folder: identifiers, measured sizes, material, mass, build direction, revision."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from engine import artifacts, blueprint, drawing, surface
+from engine.materials import IMPLANTS
+from objectives.study import ARMS
+from scripts.pipeline import load_design, read_config
+
+NOTICE = "Made by spinefit, a research and design tool, not a cleared medical device."
+_AGREE = "to be agreed"
+
+
+class BlueprintConfig(BaseModel):
+    """See conf/blueprint.yaml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    run: str
+    arms: tuple[str, ...] = Field(("optimised",), min_length=1)
+    tolerances: str = _AGREE
+    finish: str = _AGREE
+
+    @field_validator("arms")
+    @classmethod
+    def _known(cls, arms: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [a for a in arms if a not in ARMS]:
+            raise ValueError(f"{', '.join(wrong)} unknown; choose among {', '.join(ARMS)}")
+        return arms
+
+
+def write_blueprint(folder: Path, arm: str = "optimised", tolerances: str = _AGREE, finish: str = _AGREE) -> dict[str, Path]:
+    """Write blueprint.pdf, .dxf, .json and implant.glb into <folder>/designs/<arm>; returns their paths.
+
+    Raises ValueError when the run holds no part of that arm or its surface is not closed.
+    """
+    where = folder / "designs" / arm
+    config = read_config(folder)
+    if not (where / "implant.stl").exists():
+        raise ValueError(f"{folder} holds no part of the {arm} arm (designs/{arm}/implant.stl); run scripts/optimize.py to its end first")
+    design, part = load_design(where)
+    assert part is not None and design.implant is not None
+    mesh, angle_deg = drawing.turned(drawing.mesh_of(part))
+    measured = drawing.measure(mesh)
+    builds = drawing.orientations(mesh)
+    meta, segment = artifacts.read_json(folder / "meta.json"), artifacts.read_json(folder / "segment" / "segment.json")
+    solid = IMPLANTS[design.material]
+    density = _densities(design)
+    mass_g = measured["volume_mm3"] * solid.density_g_cm3 / 1000.0
+    revision = hashlib.sha256(surface_bytes(part) + f"{meta['identity']}{arm}{tolerances}{finish}".encode()).hexdigest()[:12]
+    figures: dict[str, Any] = {
+        "title": config.title or f"{config.study.settings.get('approach', '')} cage, {segment['patient']} {segment['name']}".strip(),
+        "patient": segment["patient"], "level": segment["name"], "plan": segment["plan"]["rule"], "arm": arm, "family": design.family,
+        "approach": config.study.settings.get("approach"), "material": solid.source.split(" [")[0].split(";")[0],
+        "turned_about_z_deg": angle_deg, **measured, "relative_density": density, "solid_mass_g": mass_g,
+        "mass_g": mass_g * density["mean"], "build": builds, "tolerances": tolerances, "finish": finish, "revision": revision,
+        "date": meta["created"][:10],
+        "configuration": meta["identity"],
+    }  # fmt: skip
+    page = blueprint.sheet(mesh, measured, _title(figures), _notes(figures))
+    figures["scale"] = page.scale
+    title = f"{figures['title']}, {arm}, {revision}"
+    artifacts.write_json(where / "blueprint.json", figures)
+    return {
+        "drawing": blueprint.write_pdf(page, where / "blueprint.pdf", title),
+        "drawing (DXF)": blueprint.write_dxf(page, where / "blueprint.dxf"),
+        "geometry (GLB)": blueprint.write_glb(part, where / "implant.glb", f"{arm}_{revision}"),
+        "figures": where / "blueprint.json",
+    }
+
+
+def surface_bytes(part: surface.Surface) -> bytes:
+    return np.ascontiguousarray(part.points_mm, "<f8").tobytes() + np.ascontiguousarray(part.faces, "<i8").tobytes()
+
+
+def _densities(design: Any) -> dict[str, float]:
+    """Relative density within the part: least, mean, most (1: solid)."""
+    if design.relative_density is None:
+        return {"least": 1.0, "mean": 1.0, "most": 1.0}
+    inside = np.asarray(design.implant.values) < 0.0
+    values = np.asarray(design.relative_density.values)
+    values = values[inside] if values.shape == inside.shape else values.ravel()
+    return {"least": float(values.min()), "mean": float(values.mean()), "most": float(values.max())}
+
+
+def _title(f: dict[str, Any]) -> list[tuple[str, str]]:
+    x, y, z = f["size_mm"]
+    lattice = f["relative_density"]
+    solid = lattice["least"] > 0.999
+    mass = f"{f['solid_mass_g']:.2f} g solid" + ("" if solid else f", {f['mass_g']:.2f} g with the lattice")
+    return [
+        ("title", f["title"]), ("patient, level", f"{f['patient']}, {f['level']}"), ("plan", str(f["plan"])),
+        ("arm, family, approach", f"{f['arm'].replace('_', ' ')}, {f['family']}, {f['approach'] or '—'}"), ("material", f["material"]),
+        ("volume of the outline, mass", f"{f['volume_mm3']:.0f} mm³, {mass}"), ("size x × y × z", f"{x:.2f} × {y:.2f} × {z:.2f} mm"),
+        ("relative density", "solid" if solid else f"{lattice['least']:.2f} to {lattice['most']:.2f}, mean {lattice['mean']:.2f}"),
+        ("build direction", f"{f['build'][0]['direction']}, overhang {f['build'][0]['overhang_mm2']:.0f} mm² below 45°"),
+        ("tolerances", f["tolerances"]), ("surface finish", f["finish"]),
+        ("scale, projection, units", f"{blueprint.ratio(blueprint.scale_of(f['size_mm']))}, first angle, mm"),
+        ("revision", f["revision"]), ("date, sheet", f"{f['date']}, 1 of 1"),
+    ]  # fmt: skip
+
+
+def _notes(f: dict[str, Any]) -> list[str]:
+    worst, angles = f["build"][-1], (f["angle_yz_deg"], f["angle_xz_deg"])
+    return [
+        NOTICE,
+        f"Drawn in the device's frame: the segment frame (x left, y posterior, z cranial) turned by {f['turned_about_z_deg']:.1f}° "
+        "about z. Dimensions are measured on the exported surface; the STL and 3MF beside this sheet are the master.",
+        "Cranial to caudal face, planes fitted by area: {:.1f}° in the y-z and {:.1f}° in the x-z plane.".format(*angles),
+        f"Build direction: the least overhang of six; the most is {worst['overhang_mm2']:.0f} mm² in {worst['direction']}.",
+        *([] if f["relative_density"]["least"] > 0.999 else ["The lattice is a density map (density.vtu); struts are not drawn."]),
+    ]  # fmt: skip

@@ -1,0 +1,151 @@
+"""A drawing of a block whose every dimension is known: what is measured, what is hidden, and what the files say."""
+
+from __future__ import annotations
+
+import io
+
+import ezdxf
+import numpy as np
+import pytest
+import trimesh
+
+from engine import blueprint, drawing
+from engine.types import Surface
+
+LENGTH, WIDTH, LOW, HIGH = 24.0, 12.0, 8.0, 10.0  # mm; a wedge: 8 mm high at the front (y < 0), 10 at the back
+HOLE = (16.0, 6.0)
+
+
+def wedge() -> trimesh.Trimesh:
+    """A ring: outer box LENGTH × WIDTH, a hole through it, its upper face rising from LOW to HIGH along y; wall 3 along y, 4 along x."""
+    corner = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+    outer, inner = 0.5 * corner * [LENGTH, WIDTH], 0.5 * corner * HOLE
+    flat = np.concatenate([outer, inner])
+    top = 0.5 * (LOW + HIGH) / 2 + flat[:, 1] * (HIGH - LOW) / WIDTH
+    points = np.concatenate([np.column_stack([flat, np.full(8, -0.5 * (LOW + HIGH) / 2)]), np.column_stack([flat, top])])
+    faces = []
+    for i in range(4):
+        j = (i + 1) % 4
+        for a, b, c, d in ((i, j, j + 8, i + 8), (j + 4, i + 4, i + 12, j + 12), (i + 8, j + 8, j + 12, i + 12), (j, i, i + 4, j + 4)):
+            faces += [[a, b, c], [a, c, d]]
+    mesh = trimesh.Trimesh(points, faces, process=False)
+    assert mesh.is_watertight and mesh.volume > 0
+    return mesh.subdivide().subdivide()
+
+
+@pytest.fixture(scope="module")
+def part():
+    turn = trimesh.transformations.rotation_matrix(np.radians(25.0), [0, 0, 1])
+    mesh = wedge().apply_transform(turn)
+    return Surface(np.asarray(mesh.vertices) + [3.0, -4.0, 7.0], np.asarray(mesh.faces))
+
+
+@pytest.fixture(scope="module")
+def turned(part):
+    return drawing.turned(drawing.mesh_of(part))
+
+
+@pytest.fixture(scope="module")
+def page(turned):
+    return blueprint.sheet(turned[0], drawing.measure(turned[0]), [("revision", "abc123")] * 14, ["A note."])
+
+
+def test_it_is_turned_to_lie_along_the_sheet(turned):
+    mesh, angle_deg = turned
+    assert angle_deg == pytest.approx(25.0, abs=1e-6)
+    assert mesh.bounds == pytest.approx(np.array([[-12, -6, -5], [12, 6, 5]]) + [[0, 0, 0.0], [0, 0, 0.0]], abs=0.51)
+    assert np.ptp(mesh.vertices, axis=0)[:2] == pytest.approx([LENGTH, WIDTH])
+
+
+def test_what_is_measured_is_what_was_made(turned):
+    found = drawing.measure(turned[0])
+    area = LENGTH * WIDTH - HOLE[0] * HOLE[1]
+    assert found["volume_mm3"] == pytest.approx(area * 0.5 * (LOW + HIGH))
+    assert found["size_mm"] == pytest.approx([LENGTH, WIDTH, HIGH], rel=1e-6)
+    assert found["wall_mm"] == pytest.approx(3.0) and found["chamber_mm"] == pytest.approx(HOLE)
+    # the middle of the front wall is 1.5 mm in, of the side walls on the middle line
+    slope = (HIGH - LOW) / WIDTH
+    assert found["height_mm"]["front"] == pytest.approx(LOW + 1.5 * slope)
+    assert found["height_mm"]["back"] == pytest.approx(HIGH - 1.5 * slope)
+    assert found["height_mm"]["left"] == found["height_mm"]["right"] == pytest.approx(0.5 * (LOW + HIGH))
+    assert found["height_mm"]["middle"] is None, "a hole has no height"
+    assert abs(found["angle_yz_deg"]) == pytest.approx(np.degrees(np.arctan(slope)), abs=1e-6)
+    assert found["angle_xz_deg"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_sections_have_their_area_and_their_hole(turned):
+    outer, inner = drawing.section_outlines(turned[0], 2, 0.0)
+    assert drawing._area(outer[0]) == pytest.approx(LENGTH * WIDTH) and drawing._area(inner[0]) == pytest.approx(-HOLE[0] * HOLE[1])
+    outer, inner = drawing.section_outlines(turned[0], 1, 0.0)
+    assert len(outer) == 2 and not inner
+    assert sum(map(drawing._area, outer)) == pytest.approx((LENGTH - HOLE[0]) * 0.5 * (LOW + HIGH), rel=1e-3)
+
+
+def test_edges_behind_the_part_are_hidden_and_those_before_it_are_not(turned):
+    def length(lines):
+        return sum(float(np.linalg.norm(b - a)) for a, b in lines)
+
+    front, above = (drawing.view(turned[0], name) for name in ("front", "above"))
+    # from the front: the hole's upright edges, two of 8.5 mm and behind them two of 9.5, are behind the front wall, which reaches 8.5 mm up
+    # at the hole; above it the last millimetre of the two behind is seen through the hole, and so is the rim that slopes up to them
+    def upright(lines):
+        return sum(float(np.ptp(line[:, 1])) for line in lines if np.ptp(line[:, 0]) < 1e-6 and abs(line[0, 0]) < 11.0)
+
+    assert upright(front.hidden) == pytest.approx(2 * 8.5 + 2 * 9.5 - 2.0, abs=0.5)
+    assert upright(front.visible) == pytest.approx(2.0 + 2.0, abs=0.5)
+    # from above, the hole's upper rim is seen in full, its lower one lies right below it
+    assert length(above.visible) >= 2 * (HOLE[0] + HOLE[1]) + 2 * (LENGTH + WIDTH) - 1.0
+    assert len(above.outline) == 2, "the hole is seen through"
+
+
+def test_the_build_direction_with_the_least_overhang_comes_first(turned):
+    builds = drawing.orientations(turned[0])
+    by_name = {b["direction"]: b["overhang_mm2"] for b in builds}
+    assert builds[0]["direction"] in ("+z",) and by_name["+z"] == pytest.approx(0.0, abs=1e-9)
+    # lying on its front, the back of the hole is a ceiling: 16 mm wide and as high as the part is there
+    assert by_name["+y"] == pytest.approx(HOLE[0] * (0.5 * (LOW + HIGH) + 3.0 / 6.0), rel=0.01)
+    # standing on its slope (9.5° is no overhang of its own: nothing but the plate is below)
+    assert by_name["-z"] <= by_name["+y"] + LENGTH * WIDTH
+
+
+def test_the_dxf_is_sound_in_millimetres_and_at_full_size(page, tmp_path):
+    path = blueprint.write_dxf(page, tmp_path / "a.dxf")
+    document = ezdxf.readfile(path)
+    assert not document.audit().has_errors and document.units == ezdxf.units.MM
+    space = document.modelspace()
+    layers = {e.dxf.layer for e in space}
+    assert {"VISIBLE", "HIDDEN", "DIM", "HATCH", "CUT", "TEXT", "FRAME"} <= layers
+    measured = sorted(round(d.get_measurement(), 3) for d in space.query("DIMENSION"))
+    slope = (HIGH - LOW) / WIDTH
+    assert measured == pytest.approx(sorted([LENGTH, WIDTH, 9.0, 9.0, LOW + 1.5 * slope, HIGH - 1.5 * slope]), abs=1e-3)
+    frame = space.query("LWPOLYLINE[layer=='FRAME']").first
+    assert np.ptp(np.array(frame.get_points("xy")), axis=0) * page.scale == pytest.approx([390.0, 277.0])
+    assert len(space.query("HATCH")) == 2
+
+
+def test_pdf_and_dxf_are_the_same_twice(page, tmp_path):
+    for write in (lambda p: blueprint.write_pdf(page, p, "t"), lambda p: blueprint.write_dxf(page, p)):
+        assert write(tmp_path / "a").read_bytes() == write(tmp_path / "b").read_bytes()
+    assert (tmp_path / "a").stat().st_size > 10_000
+
+
+def test_nothing_leaves_the_sheet_and_no_view_reaches_into_the_title_block(page):
+    points = np.concatenate([xy for layer, xy in page.lines if layer in ("VISIBLE", "HIDDEN", "CUT")])
+    assert (points > [20, 10]).all() and (points < [410, 287]).all()
+    assert points[:, 1].min() > 10 + 66
+
+
+def test_the_glb_is_in_metres_with_its_cranial_side_up(part, tmp_path):
+    path = blueprint.write_glb(part, tmp_path / "a.glb", "cage_abc")
+    scene = trimesh.load(io.BytesIO(path.read_bytes()), file_type="glb")
+    size = np.ptp(scene.to_geometry().vertices, axis=0)
+    assert size[1] == pytest.approx(0.001 * np.ptp(part.points_mm[:, 2]), rel=1e-5)
+    assert scene.to_geometry().volume == pytest.approx(1e-9 * (LENGTH * WIDTH - HOLE[0] * HOLE[1]) * 9.0, rel=1e-4)
+    assert "cage_abc" in scene.geometry
+
+
+def test_an_open_surface_and_one_inside_out_are_refused(part):
+    with pytest.raises(ValueError, match="not closed"):
+        drawing.mesh_of(Surface(part.points_mm, part.faces[1:]))
+    with pytest.raises(ValueError, match="point outward"):
+        drawing.mesh_of(Surface(part.points_mm, part.faces[:, ::-1]))
