@@ -1,4 +1,4 @@
-"""One self-contained HTML page: no network, no script, its pictures inside; reads well with a screen reader and on paper."""
+"""One self-contained HTML page: no network, its pictures inside; reads well with a screen reader and on paper."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ def pictures_grid(pictures: Sequence[Picture]) -> str:
     return f'<div class="pictures">{images}</div>' if images else "<p>No pictures.</p>"
 
 
-def document(title: str, created: str, warnings: Sequence[str], sections: Sequence[tuple[str, str]]) -> str:
-    """The page of these sections (title, ready HTML), warnings first."""
+def document(title: str, created: str, warnings: Sequence[str], sections: Sequence[tuple[str, str]], script: str = "") -> str:
+    """The page of these sections (title, ready HTML), warnings first; script: ready HTML for the end of the body."""
     top = ""
     if warnings:
         top = f'<section class="warn" aria-label="Warnings"><strong>Read first</strong>{bullets(warnings)}</section>'
@@ -121,5 +121,5 @@ def document(title: str, created: str, warnings: Sequence[str], sections: Sequen
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{escape(title)}</title><style>{CSS}</style></head><body><main>\n"
         f'<h1>{escape(title)}</h1><p class="quiet">{escape(created)}. {NOTICE}</p>\n'
-        f"{top}\n{body}</main></body></html>\n"
+        f"{top}\n{body}</main>{script}</body></html>\n"
     )

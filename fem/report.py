@@ -1,6 +1,7 @@
 """One self-contained HTML page and result.json for a run: what was asked, what came out, how far to trust it.
 
-The page needs no network and no script, carries its pictures, reads well with a screen reader and on paper.
+The page needs no network, carries its pictures, reads well with a screen reader and on paper; only its view in three dimensions needs a
+script, which is in the page.
 Every number comes from the validated result (fem/result.py) and, in the credibility section, from the studies in the run folder
 (fem/credibility.py); nothing is computed here but differences and shares.
 """
@@ -17,6 +18,7 @@ from engine.page import Picture, bullets, document, image, number, pairs, percen
 from fem.credibility import arm_name, arm_order, credibility, mesh_errors, status_cell, unit_cell
 from fem.plots import convergence
 from fem.result import ARMS, Alignment, Arm, Result, Status, reached, validate
+from fem.scene import viewer_section
 
 #: On every page, whatever the run says of itself.
 LIMITATIONS = (
@@ -201,10 +203,12 @@ def _files(result: Result) -> str:
 # -- the page ----------------------------------------------------------------------------------------------
 def page(result: Result, folder: Path, pictures: Sequence[Picture] = ()) -> str:
     """The HTML text. Raises ValueError when a picture is missing."""
+    viewer, script = viewer_section(folder, result)
     sections = [
         ("In short", _short(result)),
         ("Alignment", _alignment(result)),
         ("The arms side by side", _arms(result, folder)),
+        ("In three dimensions", viewer),
         ("Pictures", pictures_grid(pictures)),
         ("Credibility", credibility(result, folder, LIMITATIONS)),
         ("What the contact condition changes", _contact(result)),
@@ -217,7 +221,7 @@ def page(result: Result, folder: Path, pictures: Sequence[Picture] = ()) -> str:
         ("Versions and inputs", pairs("Versions", dict(result.versions)) + pairs("SHA-256", dict(result.hashes))),
         ("Files", _files(result)),
     ]
-    return document(result.title, result.created, result.warnings, sections)
+    return document(result.title, result.created, result.warnings, sections, script)
 
 
 def write_report(folder: Path | str, result: dict[str, Any], pictures: Sequence[Picture] = ()) -> Path:

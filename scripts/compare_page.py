@@ -39,10 +39,10 @@ def write(found: Found, config: CompareConfig) -> Path:
         ("The tables", _tables()),
     ]  # fmt: skip
     created = max(r.result.created for r in found.runs)
-    page = document(config.title or f"Comparison of {len(found.runs)} runs", f"newest run begun {created}", _warnings(found), sections)
     data = json.dumps(_data(found, out), allow_nan=False).replace("</", "<\\/")
     script = f"<script>{get_plotlyjs()}</script>\n<script>const DATA={data};\n{_JS}</script>"
-    return artifacts.write_text(out / "report.html", page.replace("</main></body>", f"</main>\n{script}\n</body>"))
+    title = config.title or f"Comparison of {len(found.runs)} runs"
+    return artifacts.write_text(out / "report.html", document(title, f"newest run begun {created}", _warnings(found), sections, script))
 
 
 def _warnings(found: Found) -> list[str]:

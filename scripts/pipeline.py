@@ -221,7 +221,9 @@ def read_config(folder: Path) -> RunConfig:
     """The configuration of a run folder. Raises ValueError when it is none."""
     if not (folder / "config.yaml").exists():
         raise ValueError(f"{folder} is not a run folder (no config.yaml); give the `out` of scripts/optimize.py")
-    return RunConfig(**yaml.safe_load((folder / "config.yaml").read_text()))
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    settings.pop("keep_states", None)  # of runs from before keep.states
+    return RunConfig(**settings)
 
 
 # -- design stage --------------------------------------------------------------------------------------------

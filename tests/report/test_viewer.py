@@ -1,0 +1,159 @@
+"""The 3-D section: what is packed comes out again, and the page works in a browser, offline, from a file."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import subprocess
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pyvista as pv
+
+from engine.types import REGIONS
+from fem import scene as scenes
+from fem.result import validate
+from tests.report.example import example
+
+LOADS = ("standing", "flexion")
+
+
+def solution(path: Path, shift: float = 0.0, loads=LOADS) -> pv.UnstructuredGrid:
+    """A block of tetrahedra: caudal bone below, an implant with graft in the middle layer, cranial bone above."""
+    block = pv.ImageData(dimensions=(5, 5, 7), spacing=(5.0, 5.0, 5.0), origin=(-10.0 + shift, -10.0, -15.0)).to_tetrahedra(5)
+    z, x = block.cell_centers().points[:, 2], block.cell_centers().points[:, 0] - shift
+    region = np.where(z < -5, 0, np.where(z > 5, 1, np.where(np.abs(x) < 5, 3, 2)))
+    grid = pv.UnstructuredGrid({pv.CellType.TETRA: block.cells.reshape(-1, 5)[:, 1:]}, block.points)
+    grid.cell_data["region"] = region.astype(np.int32)
+    for k, load in enumerate(loads):
+        grid.cell_data[f"{load}:strain_min"] = (-0.001 * (k + 1) * (z + 15.0)).astype(np.float32)
+        grid.cell_data[f"{load}:von_mises_mpa"] = (10.0 * (k + 1) + x).astype(np.float32)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grid.save(str(path))
+    return grid
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    for n, arm in enumerate(("stock", "optimised")):
+        solution(folder / "fem" / arm / "solution.vtu", 1.0 * n)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result():
+    return validate(example())
+
+
+def test_only_arms_with_a_solution_are_offered_the_optimised_first(run, result):
+    assert scenes.available(run, result) == ["optimised", "stock"]
+
+
+def test_what_is_packed_comes_out_again_within_a_step(run):
+    data = scenes.scene(run, ["stock"])
+    arm, grid = data["arms"][0], pv.read(run / "fem" / "stock" / "solution.vtu")
+    raw, n, m = zlib.decompress(base64.b64decode(arm["data"])), arm["nodes"], arm["tets"]
+    at = 6 * n + -6 * n % 4
+    points = np.frombuffer(raw[: 6 * n], "<u2").reshape(-1, 3) * arm["step_mm"] + arm["low_mm"]
+    assert np.abs(points - grid.points).max() <= 0.5 * max(arm["step_mm"]) + 1e-5
+    assert np.array_equal(np.frombuffer(raw[at : at + 16 * m], "<u4").reshape(-1, 4), grid.cells.reshape(-1, 5)[:, 1:])
+    region = np.frombuffer(raw[at + 16 * m : at + 17 * m], np.uint8)
+    assert np.array_equal(region, grid.cell_data["region"])
+    for k, load in enumerate(LOADS):
+        value = np.frombuffer(raw[at + (17 + k) * m : at + (18 + k) * m], np.uint8) / 255.0
+        metal = region == REGIONS.index("implant")
+        strain = np.clip(-100 * grid.cell_data[f"{load}:strain_min"], 0, data["strain_percent"])
+        assert np.abs(value[~metal] * data["strain_percent"] - strain[~metal]).max() <= data["strain_percent"] / 500
+        stress = np.clip(grid.cell_data[f"{load}:von_mises_mpa"], 0, data["stress_mpa"])
+        assert np.abs(value[metal] * data["stress_mpa"] - stress[metal]).max() <= data["stress_mpa"] / 500
+    assert len(raw) == at + (17 + len(LOADS)) * m
+
+
+def test_the_legend_marks_yield_and_colours_rise_in_lightness():
+    rgb = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in scenes.colours()]) / 255.0
+    lightness = rgb @ [0.2126, 0.7152, 0.0722]
+    assert len(rgb) == 256 and (np.diff(lightness[::8]) > 0).all()
+
+
+def test_a_run_without_solutions_and_one_with_foreign_ones_say_so(tmp_path, run, result):
+    text, script = scenes.viewer_section(tmp_path, result)
+    assert "keep.solutions" in text and not script
+    shutil.copytree(run / "fem", tmp_path / "fem")
+    solution(tmp_path / "fem" / "stock" / "solution.vtu", loads=("standing",))
+    text, script = scenes.viewer_section(tmp_path, result)
+    assert "different load cases" in text and not script
+
+
+CHECKS = """
+<script>(async () => {
+  const until = async f => { for (let i = 0; i < 400 && !f(); i++) await new Promise(r => setTimeout(r, 25)); };
+  await until(() => document.body.dataset.viewer);
+  const v = window.spinefitViewer, said = {}, box = document.getElementById('viewer');
+  const set = async (name, value) => { const e = box.querySelector(`[name=${name}]`); e.value = value;
+    e.dispatchEvent(new Event(e.type === 'range' ? 'input' : 'change')); await v.update(); };
+  const ink = () => { const gl = v.canvas.getContext('webgl2'), w = gl.drawingBufferWidth, h = gl.drawingBufferHeight;
+    const p = new Uint8Array(4 * w * h); gl.readPixels(0, 0, w, h, gl.RGBA, gl.UNSIGNED_BYTE, p);
+    let n = 0; for (let i = 0; i < p.length; i += 4) if (p[i] + p[i + 1] + p[i + 2] < 740) n++; return n / (w * h); };
+  said.plain = ink(); said.words = v.say.textContent;
+  const bodies = v.scenes.optimised.bodies;
+  said.triangles = bodies.map(b => b.children.length ? b.children[0].geometry.attributes.position.count / 3 : 0);
+  await set('cut', 'x');
+  const cut = bodies[0].children[1].geometry, xyz = cut.attributes.position.array; let area = 0;
+  for (let i = 0; i < xyz.length; i += 9) { const a = [xyz[i+4]-xyz[i+1], xyz[i+5]-xyz[i+2]], b = [xyz[i+7]-xyz[i+1], xyz[i+8]-xyz[i+2]];
+    area += Math.abs(a[0]*b[1]-a[1]*b[0]) / 2; }
+  said.cut_mm2 = area; said.cut = ink();
+  await set('cut', 'none'); await set('beside', 'stock'); said.beside = v.say.textContent; said.two = Object.keys(v.scenes).length;
+  await set('beside', '');
+  box.querySelector('[value=cranial]').click(); await v.update(); said.hidden = bodies[1].visible; said.without = v.say.textContent;
+  box.querySelector('[value=cranial]').click(); await v.update();
+  await set('explode', '50'); said.exploded = bodies[1].position.z - bodies[0].position.z; await set('explode', '0');
+  const before = v.camera.position.toArray(); v.canvas.focus();
+  v.canvas.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowLeft', bubbles: true}));
+  said.turned = v.camera.position.toArray().some((x, i) => Math.abs(x - before[i]) > 1);
+  box.querySelector('[data-view=anterior]').click();
+  said.picked = v.pick(v.canvas.clientWidth / 2, v.canvas.clientHeight / 2 + 110);
+  said.focus = document.activeElement === v.canvas;
+  document.body.dataset.said = JSON.stringify(said);
+})();</script>"""
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium here")
+def test_the_page_works_in_a_browser_from_a_file(run, result, tmp_path):
+    from html import unescape
+
+    from engine.page import document
+
+    section, script = scenes.viewer_section(run, result)
+    page = tmp_path / "page.html"
+    page.write_text(document("A page", "today", [], [("In three dimensions", section)], script + CHECKS))
+    line = ["chromium", "--headless=new", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
+            "--window-size=1000,900", "--virtual-time-budget=30000", "--enable-logging=stderr", "--dump-dom", page.as_uri()]  # fmt: skip
+    done = subprocess.run(line, capture_output=True, text=True, timeout=180)
+    assert "Uncaught" not in done.stderr, done.stderr[-2000:]
+    assert 'data-viewer="ready"' in done.stdout, done.stderr[-2000:]
+    found = json.loads(unescape(done.stdout.split('data-said="')[1].split('"')[0]))
+    assert 0.02 < found["plain"] < 0.9 and "optimised" in found["words"]
+    # the block's faces: 4 × 4 × 2 squares of 5 mm a bone, each of two triangles: 4 sides × 4 × 2, bottom and top 16 each
+    assert found["triangles"][0] == found["triangles"][1] == 2 * (4 * 4 * 2 + 2 * 16) and found["triangles"][4] == 0
+    assert found["cut_mm2"] == pytest.approx(20.0 * 10.0, rel=1e-3), "the section through the caudal bone"
+    assert found["beside"].startswith("optimised (left) and stock (right)") and found["two"] == 2
+    assert found["hidden"] is False and "not shown: cranial" in found["without"]
+    assert found["exploded"] == pytest.approx(2 * 0.5 * 45.0) and found["turned"] and found["focus"]
+    assert found["picked"].startswith("caudal: smallest principal strain") and " mm" in found["picked"]
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium here")
+def test_without_webgl_the_rest_of_the_page_stands(run, result, tmp_path):
+    from engine.page import document
+
+    section, script = scenes.viewer_section(run, result)
+    page = tmp_path / "page.html"
+    page.write_text(document("A page", "today", [], [("In three dimensions", section), ("After", "<p>still here</p>")], script))
+    line = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-3d-apis", "--virtual-time-budget=10000", "--dump-dom",
+            page.as_uri()]  # fmt: skip
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert 'data-viewer="failed"' in done.stdout and "cannot be shown here" in done.stdout and "still here" in done.stdout
