@@ -66,12 +66,11 @@ def write_blueprint(folder: Path, arm: str = "optimised", tolerances: str = _AGR
     page = blueprint.sheet(mesh, measured, _title(figures), _notes(figures))
     figures["scale"] = page.scale
     title = f"{figures['title']}, {arm}, {revision}"
-    artifacts.write_json(where / "blueprint.json", figures)
     return {
         "drawing": blueprint.write_pdf(page, where / "blueprint.pdf", title),
         "drawing (DXF)": blueprint.write_dxf(page, where / "blueprint.dxf"),
         "geometry (GLB)": blueprint.write_glb(part, where / "implant.glb", f"{arm}_{revision}"),
-        "figures": where / "blueprint.json",
+        "figures": artifacts.write_json(where / "blueprint.json", figures),
     }
 
 

@@ -88,18 +88,23 @@ def run(config: RunConfig, made: dict[str, Any] | None = None) -> int:
         with working(folder):
             if config.resume and (folder / "meta.json").exists():
                 log.info("%s: found %s", folder, standing.read(folder).text)
-            code, status, reason = _attempt(config, made)
+            last = artifacts.read_json(folder / OUTCOME) if (folder / OUTCOME).exists() else None
+            (folder / OUTCOME).unlink(missing_ok=True)  # killed from here on, it must not look as it did before
+            try:
+                code, status, reason = _attempt(config, made)
+            except pipeline.OtherRun:
+                if last is not None:
+                    artifacts.write_json(folder / OUTCOME, last)
+                raise
+            if code == DONE:
+                pipeline.tidy(folder, config)
             end = {"status": status, "reason": reason, "exit": code, "key": key(config), "identity": config.identity(),
                    "began": began, "ended": time.time()}  # fmt: skip
-            try:
-                if code == DONE:
-                    pipeline.tidy(folder, config)
-                artifacts.write_json(folder / OUTCOME, end)
-            except OSError as error:
-                log.error("%s cannot be written: %s", folder / OUTCOME, error)
-                code = code or TRANSIENT
+            artifacts.write_json(folder / OUTCOME, end)
     except pipeline.OtherRun as error:
         code, status, reason = FAILED, "failed", one_line(error)
+    except OSError as error:  # the folder itself cannot be written: a full disk
+        code, status, reason = TRANSIENT, "failed", f"{type(error).__name__}: {one_line(error)}"
     if reason:
         log.error("%s", f"error: {reason}" if status == "failed" else reason)
     return code
@@ -110,7 +115,8 @@ def _attempt(config: RunConfig, made: dict[str, Any] | None) -> tuple[int, str, 
     folder = Path(config.out)
     try:
         pipeline.design_run(config, made)
-        blueprinting.write_blueprint(folder)
+        if not (folder / "designs" / "optimised" / "blueprint.json").exists():
+            blueprinting.write_blueprint(folder)
         if config.check:
             if checking.checked(folder, config.fem):
                 log.info("%s: the check is there", folder)

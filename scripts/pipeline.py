@@ -455,6 +455,8 @@ def _write_engine_fields(prepared: studies.Prepared, response: Any, path: Path) 
 def export_design(design: Design, folder: Path) -> None:
     """Fields, parameters and printable surface of one arm."""
     folder.mkdir(parents=True, exist_ok=True)
+    for stale in (*folder.glob("blueprint.*"), *folder.glob("implant.glb")):  # of an earlier design
+        stale.unlink()
     head = {"arm": design.arm, "family": design.family, "material": design.material, "parameters": design.parameters}
     found: dict[str, Any] = {}
     if design.implant is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from engine import artifacts
-from scripts import job, launchers, pipeline, standing
+from scripts import blueprinting, job, launchers, pipeline, standing
 from scripts.pipeline import OUTCOME
 from tests.scripts.test_config import composed
 
@@ -58,6 +58,7 @@ def test_every_end_has_a_last_word_and_an_exit_code(config, monkeypatch, error, 
 def test_a_done_job_is_done_for_its_own_configuration_only(config, monkeypatch):
     end = {"code": "wall_time", "seconds": 3600.0}
     monkeypatch.setattr(pipeline, "design_run", lambda c, _: artifacts.write_json(Path(c.out) / "optimisation.json", end))
+    monkeypatch.setattr(blueprinting, "write_blueprint", lambda _: None)
     assert job.run(config) == job.DONE
     limited = config.model_copy(update={"budget": pipeline.BudgetConfig(wall_time_h=1.0)})
     assert job.finished(limited)
@@ -131,6 +132,18 @@ def test_what_is_left_of_a_job_goes_by_what_others_took():
     assert standing.remaining_s(waiting, [done]) == 150.0
     assert standing.remaining_s(half, [done]) == pytest.approx(100.0)
     assert standing.remaining_s(done, [done]) == 0.0
+
+
+def test_killed_while_it_was_tried_again_it_does_not_look_failed(config, monkeypatch):
+    folder = Path(config.out)
+    monkeypatch.setattr(pipeline, "design_run", raising(OSError(errno.ENOSPC, "No space left on device")))
+    job.run(config)
+    artifacts.write_json(folder / "meta.json", {})
+    assert standing.read(folder).status == "failed"
+    seen = []
+    monkeypatch.setattr(pipeline, "design_run", lambda *_: seen.append((folder / OUTCOME).exists()) or raising(KeyboardInterrupt())())
+    job.run(config)
+    assert seen == [False], "a kill here leaves no word"
 
 
 def test_nothing_to_show_is_said(tmp_path):
