@@ -108,6 +108,8 @@ def test_done_is_skipped_passing_failures_are_tried_again_lasting_ones_are_named
 # -- launchers -------------------------------------------------------------------------------------------------
 PROGRAM = """
     import json, os, signal, sys, time
+    import ctypes
+    if "SPINEFIT_END_WITH_PARENT" in os.environ: ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     folder = next(a[4:] for a in sys.argv if a.startswith("out="))
     tries = os.path.join(folder, "tries")
     count = len(open(tries).read()) if os.path.exists(tries) else 0
@@ -141,6 +143,14 @@ def command(folder: Path, name: str, how: str = "done") -> Command:
     (folder / name).mkdir(parents=True)
     (folder / name / "how").write_text(how)
     return Command(name, folder / name, (f"out={folder / name}",))
+
+
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Started in the background of a shell, this process ignores SIGINT, and so would its children; a sweep handles it (sweep.run)."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def launchers_here() -> list[LauncherConfig]:
