@@ -67,8 +67,8 @@ def read(folder: Path) -> JobState:
         return JobState("running", f"{running[0]}: {text}" if running else text, stages, running, progress)
     if not outcome:
         return JobState("killed" if (folder / "meta.json").exists() else "waiting", text, stages, running, progress)
-    done = outcome["status"] == "done"
-    return JobState(outcome["status"], outcome["reason"] or ("" if done else text), stages, running, progress)
+    words = {"done": outcome["reason"], "failed": outcome["reason"] or text}.get(outcome["status"], text)
+    return JobState(outcome["status"], words, stages, running, progress)
 
 
 def remaining_s(state: JobState, others: Sequence[JobState]) -> float | None:
@@ -90,7 +90,7 @@ def remaining_s(state: JobState, others: Sequence[JobState]) -> float | None:
 def look(folder: Path) -> dict[str, JobState]:
     """Every job of a sweep by name; of another folder, the run folder that it is or those below. Raises ValueError when there is none."""
     if (folder / MANIFEST).exists():
-        return {row["name"]: read(Path(row["folder"])) for row in artifacts.read_json(folder / MANIFEST)}
+        return {row["name"]: read(folder / row["name"]) for row in artifacts.read_json(folder / MANIFEST)}
     found = [folder] if (folder / "meta.json").exists() else sorted(p.parent for p in folder.glob("*/meta.json"))
     if not found:
         raise ValueError(f"sweep={folder} holds no {MANIFEST} and no run folder; give the out= of scripts/optimize.py")

@@ -1,6 +1,6 @@
 """A sweep: every combination of some overrides, each a job in a folder of its own below one sweep folder.
 
-    sweep.json             the jobs of the last command: name, folder, overrides, hash of the configuration
+    sweep.json             the jobs of the last command: name (its folder), overrides, hash of the configuration
     <job>/                 a run folder (scripts/pipeline.py); its name says what was swept and ends with the configuration's hash
 
 So a changed configuration is another folder, the same command finds its jobs again, and what is there decides what is left to do:
@@ -167,8 +167,7 @@ def _stop(stop: threading.Event) -> None:
 
 
 def _row(planned: Planned) -> dict[str, Any]:
-    command = planned.command
-    return {"name": command.name, "folder": str(command.folder), "key": planned.key, "overrides": list(command.overrides)}
+    return {"name": planned.command.name, "key": planned.key, "overrides": list(planned.command.overrides)}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -121,6 +121,10 @@ def test_a_killed_job_is_found_with_what_it_had_computed(config):
         artifacts.append_jsonl(folder / "history.jsonl", {"iteration": n})
     state = standing.read(folder)
     assert state.status == "killed" and state.text == "5 of 12 iterations"
+    artifacts.write_json(folder / OUTCOME, {"status": "stopped", "reason": "stopped by SIGTERM"})
+    assert standing.read(folder).text == "5 of 12 iterations"
+    artifacts.write_json(folder / OUTCOME, {"status": "failed", "reason": "no space left"})
+    assert standing.read(folder).text == "no space left"
 
 
 def test_what_is_left_of_a_job_goes_by_what_others_took():
