@@ -32,7 +32,8 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The tests of engine/patient use one core and are, with the contracts, half of the time: both halves at once.
+# The tests of engine/patient use one core and are, with some others, half of the time: both halves at once.
+FIRST := tests/patient tests/contracts tests/report tests/surface
 test: lint
 	@$(MAKE) --no-print-directory -j2 -k --output-sync=target $(if $(TESTS),test-some,test-patient test-others)
 
@@ -40,10 +41,10 @@ test-some:
 	$(BIN)/python -m pytest $(TESTS)
 
 test-patient:
-	$(BIN)/python -m pytest -o cache_dir=.pytest_cache/patient tests/patient tests/contracts
+	$(BIN)/python -m pytest -o cache_dir=.pytest_cache/patient $(FIRST)
 
 test-others:
-	$(BIN)/python -m pytest tests --ignore=tests/patient --ignore=tests/contracts
+	$(BIN)/python -m pytest tests $(FIRST:%=--ignore=%)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -38,6 +38,15 @@ def study():
     return studies.make(segment, config.study), config
 
 
+@pytest.fixture(autouse=True, scope="module")
+def prepared_once():
+    """What a grid holds before any design is the same for every search here."""
+    with pytest.MonkeyPatch.context() as patch:
+        made, prepare = {}, studies.prepare
+        patch.setattr(studies, "prepare", lambda s, spacing: made.get(spacing) or made.setdefault(spacing, prepare(s, spacing)))
+        yield
+
+
 def optimise(study, folder, stop, iterations=4, wall_time_h=None, **settings):
     """Best parameters, and how the search ended."""
     made, config = study

@@ -26,6 +26,10 @@ from scripts.pipeline import OUTCOME, open_segment
 ROOT = Path(__file__).resolve().parents[2]
 
 
+#: On a coarse grid: quick to make.
+PHANTOM = ("+patient.phantom.spacing_mm=1.5",)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def one_phantom():
     """Made once, not for every plan."""
@@ -39,7 +43,7 @@ def one_phantom():
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
     out = tmp_path_factory.mktemp("sweep")
-    return sweep.plan(["objectives=balanced,subsidence", "seed=0,1", "patient.bundle=null", f"out={out}", "solver=coarse"])
+    return sweep.plan([*PHANTOM, "objectives=balanced,subsidence", "seed=0,1", f"out={out}", "solver=coarse"])
 
 
 def test_every_combination_is_a_job_with_a_folder_of_its_own(planned):
@@ -51,8 +55,8 @@ def test_every_combination_is_a_job_with_a_folder_of_its_own(planned):
 
 
 def test_the_same_command_finds_its_jobs_again_and_another_configuration_never_does(planned):
-    same = sweep.plan(["objectives=balanced,subsidence", "seed=0,1", "solver=coarse", f"out={planned.folder}"])
-    finer = sweep.plan(["objectives=balanced,subsidence", "seed=0,1", "solver=fine", f"out={planned.folder}"])
+    same = sweep.plan([*PHANTOM, "objectives=balanced,subsidence", "seed=0,1", "solver=coarse", f"out={planned.folder}"])
+    finer = sweep.plan([*PHANTOM, "objectives=balanced,subsidence", "seed=0,1", "solver=fine", f"out={planned.folder}"])
     assert [p.command.folder for p in same.jobs] == [p.command.folder for p in planned.jobs]
     assert not {p.command.folder for p in finer.jobs} & {p.command.folder for p in planned.jobs}
 
