@@ -21,6 +21,7 @@ import meshio
 import numpy as np
 import pyvista as pv
 import scipy.sparse as sp
+from vtkmodules.vtkIOXML import vtkXMLUnstructuredGridWriter
 
 from engine import materials
 from engine.types import BODIES, REGIONS, Boundary, Design, Patch, Response, Segment, SolverStatus, stack_loads
@@ -350,6 +351,12 @@ def write_vtu(path: Path | str, field: FemField) -> None:
             kept[name] = values.astype(np.float32) if values.dtype.kind == "f" else values
     with tempfile.NamedTemporaryFile(prefix=".solution.", suffix=".vtu", dir=Path(path).parent, delete=False) as stream:
         pass
-    grid.save(stream.name)
+    writer = vtkXMLUnstructuredGridWriter()
+    writer.SetFileName(stream.name)
+    writer.SetInputData(grid)
+    writer.SetDataModeToAppended()
+    writer.EncodeAppendedDataOff()  # a third larger as text
+    if not writer.Write():
+        raise OSError(f"{path} could not be written; is the disk full?")
     os.chmod(stream.name, 0o644)
     os.replace(stream.name, path)

@@ -19,7 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 OURS = {"engine", "fem", "objectives", "scripts", "conf"}
 #: Import name → distribution, where they differ.
 DISTRIBUTION = {"hydra": "hydra-core", "omegaconf": "hydra-core", "skimage": "scikit-image", "jaxlib": "jax", "yaml": "pyyaml",
-                "PIL": "pillow"}  # fmt: skip
+                "PIL": "pillow", "vtkmodules": "vtk"}  # fmt: skip
 
 
 #: What scripts/peers.py runs in a virtual environment of its own, which it makes itself.
