@@ -30,6 +30,8 @@ def main(settings: DictConfig) -> None:
         for arm in config.arms:
             for what, path in blueprinting.write_blueprint(Path(config.run), arm, config.tolerances, config.finish).items():
                 print(f"{arm}: {what}: {path}")
+            if config.step:
+                print(f"{arm}: STEP: {blueprinting.write_step(Path(config.run), arm, config.step_deviation_mm)}")
     except (ValueError, ValidationError, OmegaConfBaseException) as error:
         configure.said(error)
         sys.exit(job.FAILED)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from engine import artifacts, blueprint, drawing, surface
+from engine import artifacts, blueprint, drawing, step, surface
 from engine.materials import IMPLANTS
 from objectives.study import ARMS
 from scripts.pipeline import load_design, read_config
 
+log = logging.getLogger("spinefit")
 NOTICE = "Made by spinefit, a research and design tool, not a cleared medical device."
 _AGREE = "to be agreed"
 
@@ -26,6 +28,8 @@ class BlueprintConfig(BaseModel):
     arms: tuple[str, ...] = Field(("optimised",), min_length=1)
     tolerances: str = _AGREE
     finish: str = _AGREE
+    step: bool = False
+    step_deviation_mm: float = Field(0.05, gt=0, le=1.0)
 
     @field_validator("arms")
     @classmethod
@@ -72,6 +76,16 @@ def write_blueprint(folder: Path, arm: str = "optimised", tolerances: str = _AGR
         "geometry (GLB)": blueprint.write_glb(part, where / "implant.glb", f"{arm}_{revision}"),
         "figures": artifacts.write_json(where / "blueprint.json", figures),
     }
+
+
+def write_step(folder: Path, arm: str, deviation_mm: float) -> Path:
+    """Write <folder>/designs/<arm>/implant.step. Raises ValueError as engine.step.write_step, or when the run holds no such part."""
+    where = folder / "designs" / arm
+    if not (where / "implant.stl").exists():
+        raise ValueError(f"{folder} holds no part of the {arm} arm (designs/{arm}/implant.stl); run scripts/optimize.py to its end first")
+    path, reached_mm, faces = step.write_step(surface.read(where / "implant.stl"), where / "implant.step", arm, deviation_mm)
+    log.info("%s: %d flat faces, within %.3f mm of the exported surface", path, faces, reached_mm)
+    return path
 
 
 def surface_bytes(part: surface.Surface) -> bytes:

@@ -19,7 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 OURS = {"engine", "fem", "objectives", "scripts", "conf"}
 #: Import name → distribution, where they differ.
 DISTRIBUTION = {"hydra": "hydra-core", "omegaconf": "hydra-core", "skimage": "scikit-image", "jaxlib": "jax", "yaml": "pyyaml",
-                "PIL": "pillow", "vtkmodules": "vtk"}  # fmt: skip
+                "PIL": "pillow", "vtkmodules": "vtk", "OCP": "cadquery-ocp"}  # fmt: skip
 
 
 #: What scripts/peers.py runs in a virtual environment of its own, which it makes itself.
@@ -32,8 +32,8 @@ def name_of(requirement: str) -> str:
 
 def test_every_import_is_a_declared_dependency():
     declared = {name_of(r) for r in PROJECT["project"]["dependencies"]}
-    launching = {name_of(r) for extra in ("slurm", "ray") for r in PROJECT["project"]["optional-dependencies"][extra]}
-    more = {"peers.py": PEERS, "launchers.py": launching}
+    extras = {name_of(r) for extra in ("slurm", "ray", "step") for r in PROJECT["project"]["optional-dependencies"][extra]}
+    more = {"peers.py": PEERS, "launchers.py": extras, "step.py": extras}
     for folder in ("engine", "fem", "objectives", "scripts"):
         for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import ezdxf
 import numpy as np
 import pytest
 import trimesh
 
-from engine import blueprint, drawing
+from engine import blueprint, drawing, step
 from engine.types import Surface
 
 LENGTH, WIDTH, LOW, HIGH = 24.0, 12.0, 8.0, 10.0  # mm; a wedge: 8 mm high at the front (y < 0), 10 at the back
@@ -149,3 +150,26 @@ def test_an_open_surface_and_one_inside_out_are_refused(part):
         drawing.mesh_of(Surface(part.points_mm, part.faces[1:]))
     with pytest.raises(ValueError, match="point outward"):
         drawing.mesh_of(Surface(part.points_mm, part.faces[:, ::-1]))
+
+
+# -- STEP --------------------------------------------------------------------------------------------------------
+def test_fewer_faces_stay_within_the_deviation(part):
+    fine = trimesh.Trimesh(part.points_mm, part.faces, process=False).subdivide()
+    mesh, reached = step.decimated(Surface(np.asarray(fine.vertices), np.asarray(fine.faces)), 0.01)
+    assert len(mesh.faces) <= 600 < len(fine.faces) and reached <= 0.01
+    assert mesh.volume == pytest.approx(fine.volume, rel=1e-4)
+
+
+def test_step_is_a_solid_of_the_parts_volume(part, tmp_path):
+    pytest.importorskip("OCP", reason="the extra `step` is not installed")
+    path, reached, faces = step.write_step(part, tmp_path / "a.step", "cage")
+    assert reached <= 0.05 and faces >= 16
+    assert step.read_volume_mm3(path) == pytest.approx((LENGTH * WIDTH - HOLE[0] * HOLE[1]) * 9.0, rel=1e-3)
+    assert step.write_step(part, tmp_path / "b.step", "cage")[0].read_bytes() == path.read_bytes()
+
+
+def test_without_its_extra_step_says_what_to_install(part, tmp_path, monkeypatch):
+    for name in ("OCP", "OCP.BRepBuilderAPI"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ValueError, match="spinefit\\[step\\]"):
+        step.write_step(part, tmp_path / "a.step", "cage")
