@@ -26,7 +26,7 @@ from typing import Any
 
 from engine import artifacts
 from engine.patient.prepare import one_line
-from scripts import blueprinting, checking, pipeline, standing
+from scripts import blueprinting, checking, pipeline, standing, tracking
 from scripts.pipeline import JOB_FILES, LOCK, OUTCOME, RunConfig
 
 log = logging.getLogger("spinefit")
@@ -98,6 +98,7 @@ def run(config: RunConfig, made: dict[str, Any] | None = None) -> int:
                 raise
             if code == DONE:
                 pipeline.tidy(folder, config)
+                tracking.track(folder, config.mlflow)
             end = {"status": status, "reason": reason, "exit": code, "key": key(config), "identity": config.identity(),
                    "began": began, "ended": time.time()}  # fmt: skip
             artifacts.write_json(folder / OUTCOME, end)
@@ -114,6 +115,7 @@ def _attempt(config: RunConfig, made: dict[str, Any] | None) -> tuple[int, str, 
     """Exit code, status, reason."""
     folder = Path(config.out)
     try:
+        config.mlflow.require()
         pipeline.design_run(config, made)
         if not (folder / "designs" / "optimised" / "blueprint.json").exists():
             blueprinting.write_blueprint(folder)

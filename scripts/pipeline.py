@@ -39,6 +39,7 @@ from fem.mesh import MeshSettings
 from fem.solve import FemSettings
 from objectives import study as studies
 from objectives.study import ARMS, FLOORS, Study, StudyConfig
+from scripts.tracking import MlflowConfig
 
 log = logging.getLogger("spinefit")
 ROOT = Path(__file__).resolve().parents[1]
@@ -135,10 +136,11 @@ class RunConfig(BaseModel):
     fem: FemConfig = FemConfig()
     credibility: CredibilityConfig = CredibilityConfig()
     keep: KeepConfig = KeepConfig()
+    mlflow: MlflowConfig = MlflowConfig()
 
     def identity(self) -> str:
         """Hash of what shapes the designs (not of where they go, how far the search got, or how they are checked)."""
-        text = self.model_dump_json(exclude={"out", "resume", "check", "title", "keep", "budget", "fem", "credibility"})
+        text = self.model_dump_json(exclude={"out", "resume", "check", "title", "keep", "budget", "fem", "credibility", "mlflow"})
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -32,8 +32,8 @@ def name_of(requirement: str) -> str:
 
 def test_every_import_is_a_declared_dependency():
     declared = {name_of(r) for r in PROJECT["project"]["dependencies"]}
-    extras = {name_of(r) for extra in ("slurm", "ray", "step") for r in PROJECT["project"]["optional-dependencies"][extra]}
-    more = {"peers.py": PEERS, "launchers.py": extras, "step.py": extras}
+    extras = {name_of(r) for extra in ("mlflow", "slurm", "ray", "step") for r in PROJECT["project"]["optional-dependencies"][extra]}
+    more = {"peers.py": PEERS, "launchers.py": extras, "step.py": extras, "tracking.py": extras}
     for folder in ("engine", "fem", "objectives", "scripts"):
         for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
