@@ -3,9 +3,9 @@
     sweep.json             the jobs of the last command: name (its folder), overrides, hash of the configuration
     <job>/                 a run folder (scripts/pipeline.py); its name says what was swept and ends with the configuration's hash
 
-So a changed configuration is another folder, the same command finds its jobs again, and what is there decides what is left to do:
-done jobs are skipped, interrupted and killed ones go on from their checkpoint, what failed for a passing reason is tried again, what failed
-for good is named (launcher.retry_failed=true tries that too).
+So a changed configuration, or a patient prepared anew, is another folder, the same command finds its jobs again, and what is there
+decides what is left to do: done jobs are skipped, interrupted and killed ones go on from their checkpoint, what failed for a passing reason
+is tried again, what failed for good is named (launcher.retry_failed=true tries that too).
 """
 
 from __future__ import annotations
@@ -28,21 +28,18 @@ from engine.patient.prepare import one_line
 from objectives import study as studies
 from scripts import configure, doctor, job, launchers, standing
 from scripts.launchers import Command, LauncherConfig
-from scripts.pipeline import OUTCOME, RunConfig, busy, open_segment, set_up_jax
+from scripts.pipeline import OUTCOME, RunConfig, busy, digest, open_segment, set_up_jax
 
 log = logging.getLogger("spinefit")
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One job of a sweep."""
+    """One job of a sweep. key: hash of its configuration and of its patient's planned segment."""
 
     command: Command
     config: RunConfig
-
-    @property
-    def key(self) -> str:
-        return job.key(self.config)
+    key: str
 
 
 @dataclass(frozen=True)
@@ -67,31 +64,36 @@ def plan(arguments: Sequence[str]) -> Sweep:
     combinations, swept = configure.expand([*arguments, *([] if "check" in given else ["check=true"])])
     if "out" in swept:
         raise ValueError("out=… is one folder for the whole sweep; its jobs get folders of their own in it")
-    jobs, launcher = list[Planned](), LauncherConfig()
+    launcher, composed = LauncherConfig(), list[tuple[list[str], list[str], RunConfig]]()
     problems: dict[str, list[str]] = {}
     for overrides in combinations:
         mine = [o for o in overrides if o.split("=", 1)[0].lstrip("+") in swept]
         try:
             config, launcher, _ = configure.composed(overrides)
-            folder = Path(config.out) / _name(mine, job.key(config))
-            own = [o for o in overrides if o.split("=", 1)[0] != "out" and not o.startswith("launcher")]
-            command = Command(folder.name, folder, (*own, f"out={folder}", "resume=true"))
-            jobs.append(Planned(command, config.model_copy(update={"out": str(folder), "resume": True})))
+            composed.append((overrides, mine, config))
         except (ValueError, HydraException, OmegaConfBaseException) as error:
             for problem in error.problems if isinstance(error, configure.Wrong) else [one_line(error)]:
                 problems.setdefault(problem, []).append(" ".join(mine) or "the job")
-    for patient in dict.fromkeys(p.config.patient.model_dump_json() for p in jobs):  # every device must find a place in every patient
-        theirs = [p.config for p in jobs if p.config.patient.model_dump_json() == patient]
+    patients: dict[str, str] = {}
+    for patient, given_as in {c.patient.model_dump_json(): c.patient for _, _, c in composed}.items():
         try:
-            segment = open_segment(theirs[0].patient)
-            for study in {c.study.model_dump_json(): c.study for c in theirs}.values():
+            segment = open_segment(given_as)
+            patients[patient] = digest(segment)
+            theirs = {c.study.model_dump_json(): c.study for _, _, c in composed if c.patient == given_as}
+            for study in theirs.values():  # every device must find a place in every patient
                 studies.make(segment, study)
         except ValueError as error:
-            problems.setdefault(one_line(error), []).append(theirs[0].patient.bundle or f"phantom {theirs[0].patient.phantom}")
+            problems.setdefault(one_line(error), []).append(given_as.bundle or f"phantom {given_as.phantom}")
     if problems:
         raise configure.Wrong(f"{_some(who, len(combinations))}: {what}" for what, who in problems.items())
-    unique = {p.key: p for p in jobs}  # the same configuration twice is one job
-    return Sweep(jobs[0].command.folder.parent, tuple(unique.values()), launcher)
+    jobs: dict[str, Planned] = {}  # the same configuration twice is one job
+    for overrides, mine, config in composed:
+        key = artifacts.digest((job.key(config), patients[config.patient.model_dump_json()]))
+        folder = Path(config.out) / _name(mine, key)
+        own = [o for o in overrides if o.split("=", 1)[0] != "out" and not o.startswith("launcher")]
+        command = Command(folder.name, folder, (*own, f"out={folder}", "resume=true"))
+        jobs[key] = Planned(command, config.model_copy(update={"out": str(folder), "resume": True}), key)
+    return Sweep(Path(composed[0][2].out), tuple(jobs.values()), launcher)
 
 
 def _some(names: Sequence[str], of: int) -> str:

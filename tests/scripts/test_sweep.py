@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from engine import artifacts
+from engine.patient import phantom_segment, save_segment
 from engine.types import Segment
 from scripts import configure, job, launchers, standing, sweep
 from scripts.launchers import Command, LauncherConfig
@@ -61,6 +62,17 @@ def test_the_same_command_finds_its_jobs_again_and_another_configuration_never_d
     assert not {p.command.folder for p in finer.jobs} & {p.command.folder for p in planned.jobs}
 
 
+def test_a_patient_prepared_anew_is_another_folder(tmp_path):
+    arguments = ["seed=0,1", f"patient.bundle={tmp_path / 'case'}", f"out={tmp_path / 's'}"]
+    names = []
+    for height_mm in (8.0, 8.5):
+        save_segment(phantom_segment(spacing_mm=1.5, height_middle_mm=height_mm), tmp_path / "case" / "segment")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sweep, "open_segment", open_segment)
+            names.append({p.command.name for p in sweep.plan(arguments).jobs})
+    assert len(names[0]) == 2 and not names[0] & names[1]
+
+
 def test_the_jobs_overrides_compose_to_the_very_configuration_that_was_checked(planned):
     for p in planned.jobs:
         assert configure.composed(p.command.overrides)[0] == p.config
@@ -98,7 +110,7 @@ def test_a_missing_patient_is_named_before_any_job_starts(tmp_path):
 # -- what is left ----------------------------------------------------------------------------------------------
 def test_done_is_skipped_passing_failures_are_tried_again_lasting_ones_are_named(planned):
     done, passing, lasting, fresh = planned.jobs
-    artifacts.write_json(done.command.folder / OUTCOME, {"status": "done", "key": done.key, "reason": ""})
+    artifacts.write_json(done.command.folder / OUTCOME, {"status": "done", "key": job.key(done.config), "reason": ""})
     artifacts.write_json(done.command.folder / "optimisation.json", {"code": "iterations", "seconds": 1.0})
     for p, code in ((passing, job.TRANSIENT), (lasting, job.FAILED)):
         artifacts.write_json(p.command.folder / OUTCOME, {"status": "failed", "exit": code, "reason": "why", "key": p.key})
