@@ -177,6 +177,41 @@ def _contact(result: Result) -> str:
     return "".join(parts)
 
 
+def _lattice(result: Result) -> str:
+    found = result.lattice
+    if found is None:
+        return "<p>No struts were made of the lattice's density (<code>lattice.realise</code>).</p>"
+    if found["solid"]:
+        return "<p>The optimised part is solid: its density leaves no pore that could be printed.</p>"
+    low, high = found["density_range"]
+    vertical, across = (1000 * g for g in found["gain_mm"])
+    rows: list[Any] = [
+        ("volume, mm³", number(found["exported_mm3"]), number(found["as_built_mm3"])),
+        ("mass, g", number(found["exported_g"]), number(found["as_built_g"])),
+        ("mean relative density", number(found["exported_mm3"] / found["outline_mm3"]), number(found["as_built_density"])),
+    ]
+    for what in ("strut", "pore"):
+        for key, name in (("p1_mm", "narrowest (1st percentile)"), ("median_mm", "median"), ("most_mm", "widest")):
+            values = [found[state][what][key] for state in ("exported", "as_built")]
+            rows.append((f"{what}, {name}, mm", *("—" if v is None else number(v) for v in values)))
+    asked, target = found["asked_density"], found["target_density"]
+    balls = ", ".join(f"{b['ball_mm']:g} mm: {100 * b['leaves']:.1f} %" for b in found["powder"])
+    over = found["overhang"]
+    lines = [
+        f"{found['cell']}, cell {found['cell_mm']:g} mm, in {100 * found['lattice_share']:.0f} % of the part, built along "
+        f"{found['build']} (the blueprint's frame). Struts gain {vertical:.0f} µm along and {across:.0f} µm across it [S80]: the file is "
+        "thinner by that.",
+        f"Mean density asked {asked:.3f}, after limits {target:.3f}: from {low:.2f} to {high:.2f} can be printed, below it is raised "
+        f"({100 * found['raised_share']:.1f} % of the part), above it is solid.",
+        f"Of the places inside where a ball has room, it can leave from (as built): {balls}. Filled because powder could not leave: "
+        f"{found['filled_mm3']:.2f} mm³; removed because it hung on nothing: {found['loose_mm3']:.2f} mm³.",
+        f"Overhang below 45°: {over['area_mm2']:.0f} mm², {100 * over['share']:.1f} % of the surface (outer faces included).",
+        "Widths on the medial axis, a quarter of a cell and more from the part's surface, where struts are cut. The check solves the "
+        "homogenised lattice, not these struts.",
+    ]
+    return table("The file against what the printer makes of it", ("measure", "file", "as built, predicted"), rows) + bullets(lines)
+
+
 def _search(result: Result, folder: Path) -> str:
     found = result.optimisation
     if found is None:
@@ -210,6 +245,7 @@ def page(result: Result, folder: Path, pictures: Sequence[Picture] = ()) -> str:
         ("The arms side by side", _arms(result, folder)),
         ("In three dimensions", viewer),
         ("Pictures", pictures_grid(pictures)),
+        ("The lattice as printed", _lattice(result)),
         ("Credibility", credibility(result, folder, LIMITATIONS)),
         ("What the contact condition changes", _contact(result)),
         ("The search", _search(result, folder)),

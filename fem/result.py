@@ -172,6 +172,7 @@ class Result(_Model):
     arms: dict[str, Arm]
     optimisation: Optimisation | None = None
     credibility: Credibility | None = None
+    lattice: dict[str, Any] | None = None
     timings_s: dict[str, float] = Field(default_factory=dict)
     memory_mb: dict[str, float] = Field(default_factory=dict)
     versions: dict[str, Scalar] = Field(default_factory=dict)

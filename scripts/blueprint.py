@@ -1,6 +1,6 @@
 """The blueprint of a run's parts: PDF and DXF drawing, GLB, and every figure on the sheet as blueprint.json, in designs/<arm>/.
 
-    python scripts/blueprint.py run=<run folder> [arms=[optimised,conforming]]
+    python scripts/blueprint.py run=<run folder> [arms=[optimised,conforming]] [lattice={cell: diamond}]
 
 Every job writes that of the optimised part. Exit code 0, or 2 with one line.
 """
@@ -28,6 +28,9 @@ def main(settings: DictConfig) -> None:
     try:
         config = blueprinting.BlueprintConfig(**OmegaConf.to_container(settings, resolve=True, throw_on_missing=True))  # type: ignore[arg-type]
         for arm in config.arms:
+            if config.lattice is not None:
+                made = blueprinting.write_lattice(Path(config.run), arm, config.lattice)
+                print(f"{arm}: lattice: {'solid, no struts' if made['solid'] else Path(config.run) / 'designs' / arm / 'lattice.stl'}")
             for what, path in blueprinting.write_blueprint(Path(config.run), arm, config.tolerances, config.finish).items():
                 print(f"{arm}: {what}: {path}")
             if config.step:

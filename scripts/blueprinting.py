@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from engine import artifacts, blueprint, drawing, step, surface
+from engine import artifacts, blueprint, drawing, lattice, step, surface
+from engine.lattice import LatticeSettings
 from engine.materials import IMPLANTS
 from objectives.study import ARMS
 from scripts.pipeline import load_design, read_config
@@ -28,6 +29,7 @@ class BlueprintConfig(BaseModel):
     arms: tuple[str, ...] = Field(("optimised",), min_length=1)
     tolerances: str = _AGREE
     finish: str = _AGREE
+    lattice: LatticeSettings | None = None
     step: bool = False
     step_deviation_mm: float = Field(0.05, gt=0, le=1.0)
 
@@ -57,13 +59,17 @@ def write_blueprint(folder: Path, arm: str = "optimised", tolerances: str = _AGR
     solid = IMPLANTS[design.material]
     density = _densities(design)
     mass_g = measured["volume_mm3"] * solid.density_g_cm3 / 1000.0
+    struts = artifacts.read_json(where / "lattice.json") if (where / "lattice.json").exists() else None
+    if struts is not None and struts["solid"]:
+        struts = None
     revision = hashlib.sha256(surface_bytes(part) + f"{meta['identity']}{arm}{tolerances}{finish}".encode()).hexdigest()[:12]
     figures: dict[str, Any] = {
         "title": config.title or f"{config.study.settings.get('approach', '')} cage, {segment['patient']} {segment['name']}".strip(),
         "patient": segment["patient"], "level": segment["name"], "plan": segment["plan"]["rule"], "arm": arm, "family": design.family,
         "approach": config.study.settings.get("approach"), "material": solid.source.split(" [")[0].split(";")[0],
         "turned_about_z_deg": angle_deg, **measured, "relative_density": density, "solid_mass_g": mass_g,
-        "mass_g": mass_g * density["mean"], "build": builds, "tolerances": tolerances, "finish": finish, "revision": revision,
+        "mass_g": struts["as_built_g"] if struts else mass_g * density["mean"], "lattice": struts,
+        "build": builds, "tolerances": tolerances, "finish": finish, "revision": revision,
         "date": meta["created"][:10],
         "configuration": meta["identity"],
     }  # fmt: skip
@@ -76,6 +82,45 @@ def write_blueprint(folder: Path, arm: str = "optimised", tolerances: str = _AGR
         "geometry (GLB)": blueprint.write_glb(part, where / "implant.glb", f"{arm}_{revision}"),
         "figures": artifacts.write_json(where / "blueprint.json", figures),
     }
+
+
+def write_lattice(folder: Path, arm: str, settings: LatticeSettings) -> dict[str, Any]:
+    """The arm's relative density as struts: lattice.stl and lattice.3mf (unless the part is solid) and lattice.json in designs/<arm>;
+    returns what was measured. What is there of the same design and settings stays.
+
+    Raises ValueError when the run holds no part of that arm, surface.ExportError when no clean surface comes out.
+    """
+    where = folder / "designs" / arm
+    if not (where / "implant.stl").exists():
+        raise ValueError(f"{folder} holds no part of the {arm} arm (designs/{arm}/implant.stl); run scripts/optimize.py to its end first")
+    design, part = load_design(where)
+    assert part is not None and design.implant is not None
+    key = artifacts.digest((design.implant, design.relative_density, settings.model_dump()))
+    record = where / "lattice.json"
+    if record.exists() and (before := artifacts.read_json(record)).get("key") == key:
+        return before
+    for name in ("stl", "3mf"):
+        (where / f"lattice.{name}").unlink(missing_ok=True)
+    mesh, angle_deg = drawing.turned(drawing.mesh_of(part))
+    direction = drawing.orientations(mesh)[0]["direction"] if settings.build == "auto" else settings.build
+    turn = np.radians(angle_deg)
+    frame = np.array([[np.cos(turn), -np.sin(turn), 0.0], [np.sin(turn), np.cos(turn), 0.0], [0.0, 0.0, 1.0]])
+    if design.relative_density is None:
+        figures: dict[str, Any] = {"solid": True}
+    else:
+        log.info("%s: struts of the lattice …", arm)
+        made = lattice.realise(design.implant, design.relative_density, settings, frame @ lattice.DIRECTIONS[direction])
+        figures = made.figures
+        if made.surface is not None:
+            surface.export(made.surface, where, "lattice")
+    solid = IMPLANTS[design.material]
+    for what in ("outline", "exported", "as_built"):
+        if f"{what}_mm3" in figures:
+            figures[f"{what}_g"] = figures[f"{what}_mm3"] * solid.density_g_cm3 / 1000.0
+    figures |= {"arm": arm, "build": direction, "settings": settings.model_dump(), "key": key}
+    (where / "blueprint.json").unlink(missing_ok=True)  # the sheet tells of the lattice: it is to be drawn again
+    artifacts.write_json(record, figures)
+    return figures
 
 
 def write_step(folder: Path, arm: str, deviation_mm: float) -> Path:
@@ -119,6 +164,18 @@ def _title(f: dict[str, Any]) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
+def _lattice_note(f: dict[str, Any]) -> list[str]:
+    s = f["lattice"]
+    if s is None:
+        return [] if f["relative_density"]["least"] > 0.999 else ["The lattice is a density map (density.vtu); no struts were made of it."]
+    strut, pore = s["as_built"]["strut"], s["as_built"]["pore"]
+    found = f"struts {strut['p1_mm']:.2f} (least) and {strut['median_mm']:.2f} mm, pores {pore['median_mm']:.2f} mm (medians)"
+    if not (strut["p1_mm"] and pore["median_mm"]):
+        found = "too little of it to measure"
+    return [f"Lattice: {s['cell']}, cell {s['cell_mm']:g} mm, in lattice.stl and lattice.3mf (not drawn), for building along {s['build']} "
+            f"with struts that gain {1000 * s['gain_mm'][0]:.0f} to {1000 * s['gain_mm'][1]:.0f} µm [S80]; as built {found}."]  # fmt: skip
+
+
 def _notes(f: dict[str, Any]) -> list[str]:
     worst, angles = f["build"][-1], (f["angle_yz_deg"], f["angle_xz_deg"])
     return [
@@ -127,5 +184,5 @@ def _notes(f: dict[str, Any]) -> list[str]:
         "about z. Dimensions are measured on the exported surface; the STL and 3MF beside this sheet are the master.",
         "Cranial to caudal face, planes fitted by area: {:.1f}° in the y-z and {:.1f}° in the x-z plane.".format(*angles),
         f"Build direction: the least overhang of six; the most is {worst['overhang_mm2']:.0f} mm² in {worst['direction']}.",
-        *([] if f["relative_density"]["least"] > 0.999 else ["The lattice is a density map (density.vtu); struts are not drawn."]),
+        *_lattice_note(f),
     ]  # fmt: skip

@@ -6,10 +6,11 @@ import logging
 import multiprocessing
 import os
 import resource
+import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,7 +33,7 @@ from fem.solve import FemSettings
 from fem.verify import Check, Reference, carried, check, contact_name, nothing
 from objectives import study as studies
 from objectives.study import ARMS, FLOORS, Study
-from scripts import credibility
+from scripts import credibility, solved
 from scripts.pipeline import Clock, FemConfig, RunConfig, load_design, read_config
 
 log = logging.getLogger("spinefit")
@@ -130,7 +131,7 @@ def check_run(folder: Path, fem: FemConfig | None = None) -> Path:
     A failed arm keeps its status and has no number; the others go on. Raises ValueError when the folder holds no designs.
     """
     opened = open_designed(folder, fem)
-    config, study, families = opened.config, opened.study, opened.families
+    config, study = opened.config, opened.study
     wanted = sorted(config.fem.arms, key=lambda a: (*FLOORS, *ARMS).index(a))
     missing = [a for a in wanted if not (folder / "designs" / a / "design.json").exists()]
     if missing or not (folder / "engine.json").exists():
@@ -150,32 +151,25 @@ def check_run(folder: Path, fem: FemConfig | None = None) -> Path:
         clock.forget("SfePy, all arms")
     clock.forget("report")
     held: dict[tuple[str, float | None], Check] = {}
+    arms = _Arms(opened, folder, todo)
     # one process an arm, two at a time: MMG and SfePy's assembly use one core each, and a crash takes one arm only
     with clock("SfePy, all arms"), one_thread_each(), ThreadPoolExecutor(config.fem.processes) as pool:
-        waiting: dict[Future[Check], tuple[str, float | None]] = {}
-
-        def submit(arm: str, friction: float | None) -> None:
-            design, surface = load_design(folder / "designs" / arm)
-            settings = replace(opened.fem, contact=friction)
-            job = (opened.segment, design, surface, study.boundary_of(families[arm]), opened.crop_mm, opened.mesh, settings)
-            waiting[pool.submit(alone, *job, folder / "fem" / arm)] = arm, friction
-
-        for arm in todo:
-            submit(arm, None)
+        waiting: set[Future[tuple[str, float | None, Check]]] = {pool.submit(arms.next) for _ in todo}
         expected = "intact" in todo
         try:
             while waiting or held:
                 finished = wait(waiting, return_when=FIRST_COMPLETED).done
+                waiting -= finished
                 while finished:
                     future = finished.pop()
-                    arm, friction = waiting.pop(future)
-                    found = held[arm, friction] = future.result()
+                    arm, friction, found = future.result()
+                    held[arm, friction] = found
                     del future
                     name = arm if friction is None else f"{arm}, contact with friction {friction:g}"
                     log.info("SfePy %s: %s %s", name, found.status.code, found.status.text)
                     if friction is None and arm != "intact" and found.response is not None:
                         for mu in config.fem.contact:  # on the mesh that is there now
-                            submit(arm, mu)
+                            waiting.add(pool.submit(arms.with_contact, arm, mu))
                     if arm == "intact":
                         expected = False
                         if found.response is not None:
@@ -186,6 +180,7 @@ def check_run(folder: Path, fem: FemConfig | None = None) -> Path:
                         arm, friction = key
                         records[arm].add(referenced(held.pop(key), arm, reference), friction)
         except BaseException:  # Ctrl-C above all: nothing goes on behind the user's back
+            arms.stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
                 child.kill()
@@ -195,6 +190,49 @@ def check_run(folder: Path, fem: FemConfig | None = None) -> Path:
     if "intact" in wanted:
         records["intact"].reference_path.unlink(missing_ok=True)
     return report
+
+
+class _Arms:
+    """The arms that are left, for the threads that solve them: next() takes the first that no other run is just solving."""
+
+    def __init__(self, opened: Opened, folder: Path, todo: Sequence[str]) -> None:
+        self.opened, self.folder, self.left = opened, folder, list(todo)
+        self.store = solved.Store(opened.config.reuse_gb)
+        self.guard, self.stop = threading.Lock(), threading.Event()
+        self.jobs = {arm: self._job(arm, None) for arm in todo}
+        self.keys = {arm: solved.key("arm", *job) for arm, job in self.jobs.items()}
+
+    def _job(self, arm: str, friction: float | None) -> tuple[Any, ...]:
+        o = self.opened
+        design, surface = load_design(self.folder / "designs" / arm)
+        design = replace(design, measures={})  # the optimiser's own words, nothing that is solved
+        return o.segment, design, surface, o.study.boundary_of(o.families[arm]), o.crop_mm, o.mesh, replace(o.fem, contact=friction)
+
+    def next(self) -> tuple[str, float | None, Check]:
+        while not self.stop.is_set():
+            for arm in tuple(self.left):
+                with ExitStack() as held:
+                    with self.guard:
+                        if arm not in self.left or not held.enter_context(self.store.claim(self.keys[arm])):
+                            continue
+                        self.left.remove(arm)
+                    return arm, None, self._solved(arm)
+            self.stop.wait(0.5)
+        raise CancelledError
+
+    def _solved(self, arm: str) -> Check:
+        where = self.folder / "fem" / arm
+        found: Check | None = self.store.take(self.keys[arm], where)
+        if found is not None:
+            log.info("SfePy %s: taken over from another run of the same content", arm)
+            return found
+        found = alone(*self.jobs[arm], where)
+        if found.response is not None:
+            self.store.give(self.keys[arm], found, where)
+        return found
+
+    def with_contact(self, arm: str, friction: float) -> tuple[str, float | None, Check]:
+        return arm, friction, alone(*self._job(arm, friction), self.folder / "fem" / arm)
 
 
 class _Record:
@@ -305,7 +343,8 @@ def _arm(study: Study, arm: str, found: Check, engine: dict[str, Any], folder: P
     files = {"solution": f"fem/{arm}/solution.vtu"} if arm in keep else {}
     if arm != "intact":
         files |= {"surface STL": f"designs/{arm}/implant.stl", "surface 3MF": f"designs/{arm}/implant.3mf"}
-        drawings = {"blueprint": "blueprint.pdf", "blueprint DXF": "blueprint.dxf", "surface GLB": "implant.glb"}
+        drawings = {"lattice STL": "lattice.stl", "lattice 3MF": "lattice.3mf"}
+        drawings |= {"blueprint": "blueprint.pdf", "blueprint DXF": "blueprint.dxf", "surface GLB": "implant.glb"}
         files |= {what: f"designs/{arm}/{name}" for what, name in drawings.items() if (folder / "designs" / arm / name).exists()}
     return base | {
         "measures": measures,
@@ -468,6 +507,7 @@ def _report(study: Study, config: RunConfig, folder: Path, arms: dict[str, Any])
                          "history": "history.jsonl",
                          "figures": {"iterations": end["iterations"], "best iteration": end["best_iteration"]}},
         "credibility": credibility.of_run(study, config, folder, arms),
+        "lattice": _lattice(folder),
         "timings_s": timings["seconds"],
         "memory_mb": timings["peak_mb"] | {"report": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024},
         "versions": {k: v for k, v in artifacts.versions().items() if isinstance(v, str | int | float | bool | None)},
@@ -477,6 +517,12 @@ def _report(study: Study, config: RunConfig, folder: Path, arms: dict[str, Any])
         "files": {"history": "history.jsonl", "search": "search.jsonl", "engine": "engine.json", "configuration": "config.yaml"},
     }  # fmt: skip
     return write_report(folder, result, pictures)
+
+
+def _lattice(folder: Path) -> dict[str, Any] | None:
+    """What was measured on the optimised part's struts (scripts/blueprinting.py); None where none were asked for."""
+    record = folder / "designs" / "optimised" / "lattice.json"
+    return artifacts.read_json(record) if record.exists() else None
 
 
 #: How the search ended, as a status of the result.
@@ -507,6 +553,7 @@ def report_again(folder: Path) -> Path:
     result = artifacts.read_json(folder / "result.json")
     pictures, _ = _pictures(opened.study, folder, result["arms"])
     result["credibility"] = credibility.of_run(opened.study, opened.config, folder, result["arms"])
+    result["lattice"] = _lattice(folder)
     return write_report(folder, result, pictures)
 
 
@@ -531,6 +578,9 @@ def _pictures(study: Study, folder: Path, arms: dict[str, Any]) -> tuple[list[Pi
         titles[name] = ("Anatomy at the planned pose with the optimised cage", "Two vertebrae, half transparent, with the cage")
     jobs.append({"name": "part", "kind": "part", "path": str(part), "out": str(pics / "part.png")})
     titles["part"] = ("The optimised cage as exported", "The cage alone, seen obliquely")
+    if (struts := part.with_name("lattice.stl")).exists():
+        jobs.append({"name": "lattice", "kind": "part", "path": str(struts), "out": str(pics / "lattice.png")})
+        titles["lattice"] = ("The optimised cage with its lattice as struts", "The cage alone, its lattice as printed geometry")
     curves = []
     for arm in ARMS:
         if (folder / "designs" / arm / "implant.stl").exists():

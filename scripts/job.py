@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import artifacts
+from engine.lattice import LatticeSettings
 from engine.patient.prepare import one_line
 from scripts import blueprinting, checking, pipeline, standing, tracking
 from scripts.pipeline import JOB_FILES, LOCK, OUTCOME, RunConfig
@@ -63,8 +64,9 @@ def _holder(folder: Path) -> str:
 
 # -- running -------------------------------------------------------------------------------------------------
 def key(config: RunConfig) -> str:
-    """Hash of a whole job: what shapes its designs and, where it checks them, its check."""
-    return artifacts.digest((config.identity(), config.check, checking.check_digest(config.fem) if config.check else ""))
+    """Hash of a whole job: what shapes its designs, their lattice and, where it checks them, its check."""
+    lattice = () if config.lattice == LatticeSettings() else (config.lattice.model_dump(),)
+    return artifacts.digest((config.identity(), config.check, checking.check_digest(config.fem) if config.check else "", *lattice))
 
 
 def finished(config: RunConfig) -> bool:
@@ -117,6 +119,8 @@ def _attempt(config: RunConfig, made: dict[str, Any] | None) -> tuple[int, str, 
     try:
         config.mlflow.require()
         pipeline.design_run(config, made)
+        if config.lattice.realise:
+            blueprinting.write_lattice(folder, "optimised", config.lattice)
         if not (folder / "designs" / "optimised" / "blueprint.json").exists():
             blueprinting.write_blueprint(folder)
         if config.check:

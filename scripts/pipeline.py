@@ -5,7 +5,7 @@
     search.jsonl                     every position tried for the rivals
     history.jsonl state_*.npz        every iteration, and the optimiser's state after it
     engine.json                      every arm on the voxel engine
-    designs/<arm>/                   design.json implant.npz window.npz implant.stl implant.3mf density.vtu
+    designs/<arm>/                   design.json implant.npz window.npz implant.stl implant.3mf density.vtu lattice.*
     optimisation.json                how the search ended; written when all designs are there
     fem/<arm>/solution.vtu           every arm in SfePy
     result.json report.html          what came out
@@ -31,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from engine import artifacts, forward, optimize, surface
+from engine.lattice import LatticeSettings
 from engine.optimize import OptimizerSettings
 from engine.patient import load_segment, phantom_segment, save_segment
 from engine.types import Design, Segment, Surface
@@ -39,6 +40,7 @@ from fem.mesh import MeshSettings
 from fem.solve import FemSettings
 from objectives import study as studies
 from objectives.study import ARMS, FLOORS, Study, StudyConfig
+from scripts import solved
 from scripts.tracking import MlflowConfig
 
 log = logging.getLogger("spinefit")
@@ -122,7 +124,10 @@ class KeepConfig(BaseModel):
 
 
 class RunConfig(BaseModel):
-    """Everything of one run. Unknown keys and values out of range are errors, all named together."""
+    """Everything of one run. Unknown keys and values out of range are errors, all named together.
+
+    reuse_gb: disk for what runs of the same content can take over from each other (scripts/solved.py); 0: everything is solved anew
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     title: str = ""
@@ -136,11 +141,14 @@ class RunConfig(BaseModel):
     fem: FemConfig = FemConfig()
     credibility: CredibilityConfig = CredibilityConfig()
     keep: KeepConfig = KeepConfig()
+    lattice: LatticeSettings = LatticeSettings()
+    reuse_gb: float = Field(4.0, ge=0)
     mlflow: MlflowConfig = MlflowConfig()
 
     def identity(self) -> str:
         """Hash of what shapes the designs (not of where they go, how far the search got, or how they are checked)."""
-        text = self.model_dump_json(exclude={"out", "resume", "check", "title", "keep", "budget", "fem", "credibility", "mlflow"})
+        beside = {"out", "resume", "check", "title", "keep", "budget", "fem", "credibility", "mlflow", "reuse_gb", "lattice"}
+        text = self.model_dump_json(exclude=beside)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -253,7 +261,7 @@ def design_run(config: RunConfig, made: dict[str, Any] | None = None) -> Path:
     clock = Clock(folder)
     with artifacts.Interrupt() as stop, _progress() as bar:
         with clock("position search of the rivals"):
-            poses = _positions(study, folder, bar, stop)
+            poses = _positions(study, folder, bar, stop, solved.Store(config.reuse_gb))
         with clock("optimisation"):
             best, end = _optimise(study, config, poses["conforming"], folder, bar, stop)
         with clock("engine, all arms"):
@@ -276,8 +284,26 @@ def _stop_if(stop: Any, folder: Path) -> None:
         raise Stopped(f"stopped by {stop.signal_name}; go on with: resume=true out={folder}")
 
 
-def _positions(study: Study, folder: Path, bar: Progress, stop: Any) -> dict[str, np.ndarray]:
-    """Best pose of both rivals; positions already on record are not solved again."""
+def _positions(study: Study, folder: Path, bar: Progress, stop: Any, store: solved.Store) -> dict[str, np.ndarray]:
+    """Best pose of both rivals; positions already on record are not solved again, a search that another run has finished is its."""
+    record = folder / "search.jsonl"
+    # the optimiser's start is no matter of the rivals
+    name = solved.key("positions", study.segment, study.config.model_dump(mode="json", exclude={"seed", "start_scatter"}))
+    while not record.exists():
+        with store.claim(name) as mine:
+            if (lines := store.search(name)) is not None:
+                log.info("positions of the rivals: taken over from another run of the same content")
+                artifacts.write_text(record, lines)
+                break
+            if mine:
+                return _searched(study, folder, bar, stop, store, name)
+        time.sleep(1.0)
+        _stop_if(stop, folder)
+    return _searched(study, folder, bar, stop, store, name)
+
+
+def _searched(study: Study, folder: Path, bar: Progress, stop: Any, store: solved.Store, name: str) -> dict[str, np.ndarray]:
+    """The search itself, from where its record stands."""
     record = folder / "search.jsonl"
     done = artifacts.read_jsonl(record) if record.exists() else []
     prepared = None
@@ -301,6 +327,7 @@ def _positions(study: Study, folder: Path, bar: Progress, stop: Any) -> dict[str
             artifacts.append_jsonl(record, mine[-1])
             bar.update(task, total=bar.tasks[task].completed)
         best[arm] = np.asarray(min((r for r in mine if "loss" in r), key=lambda r: r["loss"])["pose"])
+    store.give_search(name, record.read_text())
     return best
 
 
@@ -457,7 +484,7 @@ def _write_engine_fields(prepared: studies.Prepared, response: Any, path: Path) 
 def export_design(design: Design, folder: Path) -> None:
     """Fields, parameters and printable surface of one arm."""
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in (*folder.glob("blueprint.*"), *folder.glob("implant.glb")):  # of an earlier design
+    for stale in (*folder.glob("blueprint.*"), *folder.glob("lattice.*"), *folder.glob("implant.glb")):  # of an earlier design
         stale.unlink()
     head = {"arm": design.arm, "family": design.family, "material": design.material, "parameters": design.parameters}
     found: dict[str, Any] = {}
@@ -565,5 +592,3 @@ def _progress() -> Progress:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-

@@ -59,6 +59,7 @@ def test_a_done_job_is_done_for_its_own_configuration_only(config, monkeypatch):
     end = {"code": "wall_time", "seconds": 3600.0}
     monkeypatch.setattr(pipeline, "design_run", lambda c, _: artifacts.write_json(Path(c.out) / "optimisation.json", end))
     monkeypatch.setattr(blueprinting, "write_blueprint", lambda _: None)
+    monkeypatch.setattr(blueprinting, "write_lattice", lambda *_: None)
     assert job.run(config) == job.DONE
     limited = config.model_copy(update={"budget": pipeline.BudgetConfig(wall_time_h=1.0)})
     assert job.finished(limited)
@@ -66,6 +67,7 @@ def test_a_done_job_is_done_for_its_own_configuration_only(config, monkeypatch):
     assert not job.finished(limited.model_copy(update={"check": True}))
     other = limited.model_copy(update={"study": limited.study.model_copy(update={"seed": 3})})
     assert not job.finished(other)
+    assert not job.finished(limited.model_copy(update={"lattice": limited.lattice.model_copy(update={"cell_mm": 2.0})}))
 
 
 def test_another_runs_folder_keeps_its_outcome(config, monkeypatch):

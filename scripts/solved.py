@@ -1,0 +1,141 @@
+"""What another run of the very same content has solved already: arms of the check and position searches, kept by content.
+
+    <cache>/solved/<key>/   check.pickle solution.vtu mesh.npz    an arm in SfePy        (engine.native.cache_dir says where <cache> is)
+                            search.jsonl                          a finished position search of both rivals
+
+Seeds share their rivals, objectives their floors: of a sweep of 4 objectives × 3 seeds 60 arms of five are 22 that differ. The key is the
+hash of all that goes in (patient, design, exported surface, loads, settings) and of the code that solves (engine, fem, objectives), so that
+a change of either solves anew. `reuse_gb` bounds the disk: the longest unused go first; 0 neither takes nor gives. $SPINEFIT_SOLVED is
+another folder for it, or (empty) none.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import pickle
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from engine import artifacts
+from engine.native import cache_dir
+
+log = logging.getLogger("spinefit")
+ROOT = Path(__file__).resolve().parents[1]
+_ARM_FILES = ("solution.vtu", "mesh.npz")
+
+
+@lru_cache
+def code_digest() -> str:
+    """Hash of the sources that make the numbers."""
+    files = sorted(p for part in ("engine", "fem", "objectives") for kind in ("*.py", "*.cc") for p in (ROOT / part).rglob(kind))
+    return hashlib.sha256("".join(artifacts.sha256_file(p) for p in files).encode()).hexdigest()
+
+
+def key(*content: Any) -> str:
+    """Name of what is made of this content by this code."""
+    return artifacts.digest((code_digest(), *content))
+
+
+class Store:
+    """Solved things by key, shared by all processes of this machine. gigabytes 0: empty for ever."""
+
+    def __init__(self, gigabytes: float) -> None:
+        where = os.environ.get("SPINEFIT_SOLVED")
+        self.gigabytes = 0.0 if where == "" else gigabytes
+        self.root = Path(where) if where else cache_dir() / "solved"
+
+    @contextmanager
+    def claim(self, name: str) -> Iterator[bool]:
+        """Whether this process may solve it now: not while another one does, whose result is worth waiting for."""
+        if not self.gigabytes:
+            yield True
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        with open(self.root / f"{name}.lock", "a") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    def take(self, name: str, into: Path) -> Any | None:
+        """The solved arm, its files copied into a folder; None where there is none (a damaged one counts as none)."""
+        here = self.root / name
+        if not self.gigabytes or not (here / "check.pickle").exists():
+            return None
+        try:
+            found = pickle.loads((here / "check.pickle").read_bytes())
+            into.mkdir(parents=True, exist_ok=True)
+            for file in _ARM_FILES:
+                if (here / file).exists():
+                    artifacts.write_bytes(into / file, (here / file).read_bytes())
+        except Exception as error:  # a damaged pickle raises anything
+            log.warning("%s cannot be taken over (%s): solved anew", here, error)
+            return None
+        os.utime(here)
+        return found
+
+    def give(self, name: str, found: Any, source: Path) -> None:
+        """Keep a solved arm for other runs. A full disk keeps nothing and harms nobody."""
+
+        def write(folder: Path) -> None:
+            (folder / "check.pickle").write_bytes(pickle.dumps(found, protocol=5))
+            for file in _ARM_FILES:
+                if (source / file).exists():
+                    shutil.copyfile(source / file, folder / file)
+
+        self._put(name, write)
+
+    def search(self, name: str) -> str | None:
+        """Lines of a finished position search."""
+        path = self.root / name / "search.jsonl"
+        if not self.gigabytes or not path.exists():
+            return None
+        os.utime(path.parent)
+        return path.read_text()
+
+    def give_search(self, name: str, lines: str) -> None:
+        """Keep a finished position search for other runs."""
+        self._put(name, lambda folder: (folder / "search.jsonl").write_text(lines))
+
+    def _put(self, name: str, write: Callable[[Path], Any]) -> None:
+        if not self.gigabytes or (self.root / name).exists():
+            return
+        temporary = self.root / f"{name}.{os.getpid()}.part"
+        try:
+            temporary.mkdir(parents=True, exist_ok=True)
+            write(temporary)
+            temporary.rename(self.root / name)
+        except OSError as error:
+            log.info("%s was not kept for other runs: %s", name[:12], error)
+            shutil.rmtree(temporary, ignore_errors=True)
+        self._prune()
+
+    def _prune(self) -> None:
+        """Down to the allowed size, the longest unused first; what a killed process left half written goes after an hour."""
+        sizes = []
+        for folder in self.root.glob("*/"):
+            try:
+                if folder.name.endswith(".part"):
+                    if time.time() - folder.stat().st_mtime > 3600:
+                        shutil.rmtree(folder, ignore_errors=True)
+                    continue
+                sizes.append((folder.stat().st_mtime, sum(f.stat().st_size for f in folder.iterdir()), folder))
+            except OSError:  # another process has just pruned it
+                continue
+        total = sum(size for _, size, _ in sizes)
+        for _, size, folder in sorted(sizes, key=lambda s: s[:2]):
+            if total <= self.gigabytes * 1e9:
+                break
+            shutil.rmtree(folder, ignore_errors=True)
+            (self.root / f"{folder.name}.lock").unlink(missing_ok=True)
+            total -= size

@@ -1,0 +1,149 @@
+"""What runs take over from each other: only the very same content, from whoever solved it, within the disk that is allowed."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from engine.types import SolverStatus
+from fem.verify import nothing
+from objectives import study as studies
+from scripts import checking, pipeline, solved
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPINEFIT_SOLVED", str(tmp_path / "solved"))
+    return tmp_path / "solved"
+
+
+def made_arm(folder, text="ok"):
+    """A check with its files, as `check` would leave them."""
+    folder.mkdir(parents=True)
+    (folder / "solution.vtu").write_bytes(b"fields")
+    (folder / "mesh.npz").write_bytes(b"mesh")
+    return nothing(text)
+
+
+def test_an_arm_comes_back_with_its_files(root, tmp_path):
+    store = solved.Store(1.0)
+    name = solved.key("arm", np.arange(3.0), {"a": 1})
+    assert store.take(name, tmp_path / "b") is None
+    store.give(name, made_arm(tmp_path / "a"), tmp_path / "a")
+    assert store.take(name, tmp_path / "b").status.text == "ok"
+    assert (tmp_path / "b" / "solution.vtu").read_bytes() == b"fields" and (tmp_path / "b" / "mesh.npz").exists()
+
+
+def test_other_content_and_other_code_are_other_names(monkeypatch):
+    one = solved.key("arm", np.arange(3.0))
+    assert solved.key("arm", np.arange(3.0)) == one
+    assert solved.key("arm", np.array([0.0, 1.0, 2.0 + 1e-15])) != one
+    monkeypatch.setattr(solved, "code_digest", lambda: "another")
+    assert solved.key("arm", np.arange(3.0)) != one
+
+
+def test_code_digest_covers_the_compiled_solver():
+    names = {p.name for part in ("engine", "fem", "objectives") for p in (solved.ROOT / part).rglob("*.cc")}
+    assert "multigrid.cc" in names and len(solved.code_digest()) == 64
+
+
+@pytest.mark.parametrize("gigabytes", [0.0, 1.0])
+def test_none_is_kept_when_told_so(gigabytes, root, tmp_path, monkeypatch):
+    if gigabytes:
+        monkeypatch.setenv("SPINEFIT_SOLVED", "")
+    store = solved.Store(gigabytes)
+    store.give("x", made_arm(tmp_path / "a"), tmp_path / "a")
+    store.give_search("y", "{}")
+    with store.claim("x") as mine:
+        assert mine
+    assert store.take("x", tmp_path / "b") is None and store.search("y") is None
+    assert not root.exists()
+
+
+def test_a_damaged_arm_counts_as_none(root, tmp_path, caplog):
+    store = solved.Store(1.0)
+    store.give("x", made_arm(tmp_path / "a"), tmp_path / "a")
+    whole = (root / "x" / "check.pickle").read_bytes()
+    (root / "x" / "check.pickle").write_bytes(whole[: len(whole) // 2])
+    assert store.take("x", tmp_path / "b") is None
+    assert "solved anew" in caplog.text
+
+
+def test_only_one_solves_at_a_time(root):
+    one, other = solved.Store(1.0), solved.Store(1.0)
+    with one.claim("x") as mine, other.claim("x") as theirs, other.claim("y") as another:
+        assert (mine, theirs, another) == (True, False, True)
+    with other.claim("x") as now:
+        assert now
+
+
+def test_the_longest_unused_goes_first(root, tmp_path):
+    store = solved.Store(2.5e-4)  # 250 kB
+    for i, name in enumerate("abc"):
+        folder = tmp_path / name
+        found = made_arm(folder)
+        (folder / "mesh.npz").write_bytes(bytes(100_000))
+        if name == "c":
+            store.take("a", tmp_path / "used")  # a is older than b, but used since
+        store.give(name, found, folder)
+        if (root / name).exists():
+            os.utime(root / name, (time.time() - 100 + i,) * 2) if name != "c" else None
+    assert {p.name for p in root.glob("*/")} == {"a", "c"}
+
+
+class Arms(checking._Arms):
+    """The real queue, over arms that are solved by nobody."""
+
+    def __init__(self, folder, arms, log):
+        self.folder, self.left, self.log = folder, list(arms), log
+        self.store, self.jobs = solved.Store(1.0), {a: (a,) for a in arms}
+        self.keys = {a: f"key-{a}" for a in arms}
+        self.guard, self.stop = threading.Lock(), threading.Event()
+
+
+def test_two_runs_share_the_work(root, tmp_path, monkeypatch):
+    """Two checks of the same five arms at once: each arm is solved once, both have all five, and neither waits for one arm while another
+    is free."""
+    log: list[str] = []
+
+    def alone(arm, where):
+        log.append(arm)
+        where.mkdir(parents=True)
+        (where / "solution.vtu").write_text(arm)
+        time.sleep(0.15)
+        return SimpleNamespace(response=arm, status=SolverStatus("ok", arm))
+
+    monkeypatch.setattr(checking, "alone", alone)
+    arms = ["intact", "full_endplate", "stock", "conforming", "optimised"]
+    runs = [Arms(tmp_path / r, arms, log) for r in ("first", "second")]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda run: [run.next() for _ in arms], runs))
+    assert sorted(log) == sorted(arms)
+    for run, results in zip(("first", "second"), found, strict=True):
+        assert sorted(a for a, _, _ in results) == sorted(arms)
+        assert all((tmp_path / run / "fem" / a / "solution.vtu").read_text() == a for a in arms)
+
+
+def test_a_failed_arm_is_not_kept(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(checking, "alone", lambda arm, where: nothing("no mesh"))
+    Arms(tmp_path, ["stock"], []).next()
+    assert not list(root.glob("*/"))
+
+
+def test_a_finished_search_is_taken_over(root, tmp_path, monkeypatch):
+    """Another seed of the same study finds the rivals' positions on record and solves none."""
+    rows = '{"arm": "stock", "pose": [0, 0, 0, 0], "loss": 1.0, "measures": {}}\n{"arm": "stock", "finished": true}\n'
+    rows += rows.replace("stock", "conforming")
+    study = SimpleNamespace(segment=np.zeros(2), config=SimpleNamespace(model_dump=lambda **_: {"goals": []}))
+    store = solved.Store(1.0)
+    store.give_search(solved.key("positions", np.zeros(2), {"goals": []}), rows)
+    monkeypatch.setattr(studies, "prepare", lambda *_: pytest.fail("a position was solved"))
+    tmp_path.joinpath("run").mkdir()
+    best = pipeline._positions(study, tmp_path / "run", None, False, store)
+    assert best["stock"].tolist() == [0, 0, 0, 0] and (tmp_path / "run" / "search.jsonl").read_text() == rows
