@@ -160,11 +160,16 @@ def _merge(surface: Surface, distance_mm: float) -> Surface:
 
 
 def _decimate(surface: Surface, edge_mm: float) -> Surface:
-    """Fewer triangles by quadric edge collapse, as many as even ones of edge_mm would be."""
+    """As many triangles as even ones of edge_mm would be."""
     area = trimesh.Trimesh(surface.points_mm, surface.faces, process=False).area
+    return fewer(surface, max(200, int(area / (np.sqrt(3) / 4 * edge_mm**2))))
+
+
+def fewer(surface: Surface, faces: int) -> Surface:
+    """About so many triangles, by quadric edge collapse. Not checked: for pictures."""
     meshes = _meshset(surface)
     meshes.meshing_decimation_quadric_edge_collapse(
-        targetfacenum=max(200, int(area / (np.sqrt(3) / 4 * edge_mm**2))),
+        targetfacenum=faces,
         preservenormal=True,
         preservetopology=True,
         optimalplacement=True,

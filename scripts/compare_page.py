@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 from engine import artifacts
 from engine.page import bullets, document, image, percent, table, text
 from objectives.study import FLOORS
-from scripts import comparing
+from scripts import compare_view, comparing
 from scripts.comparing import CompareConfig, Found, Run, arms_of, front, matrix, statistics
 
 _SIGN = {"lower": -1.0, "higher": 1.0, "neither": 0.0}
@@ -27,6 +27,7 @@ _RIVALS = {"stock": "square-open", "conforming": "diamond-open", "intact": "x-th
 def write(found: Found, config: CompareConfig) -> Path:
     """Write <out>/report.html. Raises ValueError when the runs' units differ."""
     out = Path(config.out)
+    view, view_script = compare_view.section(compare_view.collected(found)) if config.view3d else ("<p>view3d=false.</p>", "")
     sections = [
         ("What is compared", _compared(found, out)),
         ("What was optimised, and what that did", _cross(found, "stock") + _cross(found, "conforming")),
@@ -35,12 +36,13 @@ def write(found: Found, config: CompareConfig) -> Path:
         ("All measures at once", _plot("parallel", "Parallel coordinates of the optimised devices; drag along an axis to choose.")),
         ("Objective sets against each other", _statistics(found, config.seed)),
         ("The searches", _plot("convergence", "Loss (losses of different objective sets are not comparable) and largest violation.")),
+        ("Two devices side by side", view),
         ("The devices", _pictures(found, out, config.pictures)),
         ("The tables", _tables()),
     ]  # fmt: skip
     created = max(r.result.created for r in found.runs)
     data = json.dumps(_data(found, out), allow_nan=False).replace("</", "<\\/")
-    script = f"<script>{get_plotlyjs()}</script>\n<script>const DATA={data};\n{_JS}</script>"
+    script = f"<script>{get_plotlyjs()}</script>\n<script>const DATA={data};\n{_JS}</script>{view_script}"
     title = config.title or f"Comparison of {len(found.runs)} runs"
     return artifacts.write_text(out / "report.html", document(title, f"newest run begun {created}", _warnings(found), sections, script))
 
@@ -234,7 +236,7 @@ def _data(found: Found, out: Path) -> dict[str, Any]:
 
 
 _JS = r"""
-const CONFIG={displaylogo:false,responsive:true};
+const CONFIG={displaylogo:false,responsive:true,doubleClick:'autosize'};
 const words=m=>m.replaceAll('_',' ')+' ('+DATA.measures[m].unit+')';
 function choice(where,label,options,value,act){
   const box=document.createElement('label');box.textContent=label+' ';box.style.marginRight='1rem';
@@ -259,7 +261,13 @@ function pareto(){
       mode:'markers',type:'scatter',name:set,marker:{size:11,color:DATA.colours[set]}})}
   const f=(DATA.fronts[(REL?1:0)+'|'+X+'|'+Y]||[]).map(i=>[X,Y].map(m=>at(DATA.runs[i],'optimised',m))).sort((a,b)=>a[0]-b[0]);
   traces.push({x:f.map(p=>p[0]),y:f.map(p=>p[1]),mode:'lines',type:'scatter',name:'front',hoverinfo:'skip',line:{color:'#1b1f23',dash:'dot',width:1}});
-  Plotly.react('pareto',traces,{xaxis:{title:{text:axis(X)}},yaxis:{title:{text:axis(Y)}},margin:{t:20},legend:{orientation:'h',y:-0.18}},CONFIG)}
+  // a floor may lie at twenty times the devices: the first view holds the devices, and what lies near them
+  const near=k=>{const own=traces.filter(t=>!t.name.endsWith('(floor)')).flatMap(t=>t[k]),span=Math.max(...own)-Math.min(...own)||1,
+    low=Math.min(...own)-span,high=Math.max(...own)+span,kept=traces.flatMap(t=>t[k]).filter(v=>v>=low&&v<=high),a=Math.min(...kept),b=Math.max(...kept);
+    return own.length?[a-0.06*(b-a||1),b+0.06*(b-a||1)]:undefined},rx=near('x'),ry=near('y');
+  const away=rx?traces.filter(t=>t.mode==='markers').flatMap(t=>t.x.filter((v,i)=>v<rx[0]||v>rx[1]||t.y[i]<ry[0]||t.y[i]>ry[1])).length:0;
+  const note=away?[{xref:'paper',yref:'paper',x:0,xanchor:'left',y:1.05,showarrow:false,text:away+' floor points outside: double-click shows all'}]:[];
+  Plotly.react('pareto',traces,{xaxis:{title:{text:axis(X)},range:rx},yaxis:{title:{text:axis(Y)},range:ry},annotations:note,margin:{t:20},legend:{orientation:'h',y:-0.18}},CONFIG)}
 const all=Object.keys(DATA.measures).map(m=>[m,words(m)]);
 choice('pareto-choice','across',all,X,v=>{X=v;pareto()});choice('pareto-choice','up',all,Y,v=>{Y=v;pareto()});
 choice('pareto-choice','values',[['0','as measured'],['1','relative to the stock arm']],REL?'1':'0',v=>{REL=v==='1';pareto()});

@@ -41,6 +41,7 @@ class CompareConfig(BaseModel):
     out: str = "runs/compare"
     title: str = ""
     pictures: Literal["part", "anatomy_left", "anatomy_front", "footprints", "none"] = "part"
+    view3d: bool = True
     seed: int = Field(0, ge=0)
 
 

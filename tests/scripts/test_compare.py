@@ -10,14 +10,17 @@ import subprocess
 import zlib
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import duckdb
 import numpy as np
 import pytest
+import trimesh
 import yaml
 
 from engine import artifacts
-from scripts import compare_page, comparing, paired
+from engine.types import Surface
+from scripts import compare_page, compare_view, comparing, paired
 from scripts.comparing import CompareConfig
 from tests.report.example import example, history
 from tests.report.example import measure as entry
@@ -57,9 +60,24 @@ def make_run(folder: Path, patient: str, objectives: str, seed: int, **changes) 
     artifacts.write_json(folder / "meta.json", meta | changes)
     artifacts.write_json(folder / "result.json", result)
     artifacts.write_text(folder / "report.html", "<p>a run</p>")
+    for arm, radius in (("optimised", 4.0 + seed), ("stock", 6.0)):
+        (folder / "designs" / arm).mkdir(parents=True)
+        trimesh.creation.icosphere(4, radius).export(folder / "designs" / arm / "implant.stl")
+    (folder / "segment").mkdir()
     for row in history():
         artifacts.append_jsonl(folder / "history.jsonl", row | {"violation": row["violation"] or 0.0})
     return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def vertebrae():
+    """Two balls stand for every patient's vertebrae."""
+    ball = trimesh.creation.icosphere(3, 20.0)
+    body = Surface(np.asarray(ball.vertices), np.asarray(ball.faces))
+    segment = SimpleNamespace(caudal=SimpleNamespace(name="L5", surface=body), cranial=SimpleNamespace(name="L4", surface=body))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare_view, "load_segment", lambda _: segment)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -231,9 +249,19 @@ def test_the_page_works_in_a_browser_without_a_network(page):
     line = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--use-angle=swiftshader", "--virtual-time-budget=10000",
             "--enable-logging=stderr", "--dump-dom", page.as_uri()]  # fmt: skip
     done = subprocess.run(line, capture_output=True, text=True, timeout=120)
-    assert 'data-ready="yes"' in done.stdout, done.stderr[-2000:]
+    assert 'data-ready="yes"' in done.stdout and 'data-view="ready"' in done.stdout, done.stderr[-2000:]
     assert "Uncaught" not in done.stderr
     assert done.stdout.count('class="main-svg"') >= 3 and "yielded bone, of the stock arm of the same run" in done.stdout
+
+
+def test_runs_share_the_shapes_that_are_the_same(found):
+    """7 patients × 2 vertebrae, 2 optimised devices (one a seed) and one stock device; small, and closed enough to look at."""
+    data = compare_view.collected(found)
+    assert len(data["runs"]) == 28 and len(data["shapes"]) == 14 + 3
+    assert {tuple(sorted(r["parts"])) for r in data["runs"]} == {("optimised", "stock")}
+    part = data["shapes"][data["runs"][0]["parts"]["optimised"]]
+    assert len(part["f"]) == pytest.approx(3 * compare_view.DEVICE_FACES, rel=0.02)
+    assert np.linalg.norm(np.reshape(part["p"], (-1, 3)), axis=1) == pytest.approx(4.0 + found.runs[0].seed, abs=0.05)
 
 
 def test_a_name_from_outside_cannot_become_markup(tmp_path):
