@@ -266,7 +266,8 @@ function pareto(){
     low=Math.min(...own)-span,high=Math.max(...own)+span,kept=traces.flatMap(t=>t[k]).filter(v=>v>=low&&v<=high),a=Math.min(...kept),b=Math.max(...kept);
     return own.length?[a-0.06*(b-a||1),b+0.06*(b-a||1)]:undefined},rx=near('x'),ry=near('y');
   const away=rx?traces.filter(t=>t.mode==='markers').flatMap(t=>t.x.filter((v,i)=>v<rx[0]||v>rx[1]||t.y[i]<ry[0]||t.y[i]>ry[1])).length:0;
-  const note=away?[{xref:'paper',yref:'paper',x:0,xanchor:'left',y:1.05,showarrow:false,text:away+' floor points outside: double-click shows all'}]:[];
+  const note=away?[{xref:'paper',yref:'paper',x:0,xanchor:'left',y:1.05,showarrow:false,
+    text:away+' floor points outside: double-click shows all'}]:[];
   Plotly.react('pareto',traces,{xaxis:{title:{text:axis(X)},range:rx},yaxis:{title:{text:axis(Y)},range:ry},annotations:note,margin:{t:20},legend:{orientation:'h',y:-0.18}},CONFIG)}
 const all=Object.keys(DATA.measures).map(m=>[m,words(m)]);
 choice('pareto-choice','across',all,X,v=>{X=v;pareto()});choice('pareto-choice','up',all,Y,v=>{Y=v;pareto()});
