@@ -316,7 +316,7 @@ def _mesh(part: np.ndarray, fine: VoxelField, h: float) -> tuple[Surface, float]
     raw, dropped = _whole(surface._marching_cubes(surface._off_level(padded - lost, h), np.asarray(fine.origin_mm) - h, h))
     left_mm = np.empty((0, 3))
     for _ in range(5):
-        found = _fewer(raw, 1.8 * h, left_mm)
+        found = _fewer(raw, 2.2 * h, left_mm)
         crossing = surface._crossing(found) | surface._crossing(found)  # near ties come out one way or the other
         problem = surface._problem(surface.check(found)) if not crossing.any() else f"{int(crossing.sum())} faces intersect"
         change = surface._volume(found) / surface._volume(raw) - 1.0

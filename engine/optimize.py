@@ -155,7 +155,7 @@ def run(problem: Solvable, settings: OptimizerSettings, state: State) -> Iterato
             state = state._replace(built_at=state.parameters)
             preconditioner = None
             continue
-        norm = float(optax.global_norm(gradient))
+        norm = float(optax.tree.norm(gradient))
         if not np.isfinite(norm):
             raise FloatingPointError(
                 f"iteration {n}: the gradient is not finite; the best design so far is kept. Lower optimizer.learning_rate "

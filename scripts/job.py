@@ -120,7 +120,8 @@ def _attempt(config: RunConfig, made: dict[str, Any] | None) -> tuple[int, str, 
         config.mlflow.require()
         pipeline.design_run(config, made)
         if config.lattice.realise:
-            blueprinting.write_lattice(folder, "optimised", config.lattice)
+            with pipeline.Clock(folder)("lattice"):
+                blueprinting.write_lattice(folder, "optimised", config.lattice)
         if not (folder / "designs" / "optimised" / "blueprint.json").exists():
             blueprinting.write_blueprint(folder)
         if config.check:

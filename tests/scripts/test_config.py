@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from engine.patient import PlanConfig, load_segment, phantom_segment
 from objectives import study as studies
 from scripts import pipeline
-from scripts.configure import run_config
+from scripts.configure import expand, run_config
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -52,6 +52,14 @@ def test_the_values_of_an_experiment_win():
     assert config.optimizer.iterations == 12
     assert config.study.solver.spacing_mm == 2.0
     assert "phantom" in config.title
+
+
+@pytest.mark.parametrize(("experiment", "jobs"), [("objectives_study", 60), ("overnight", 24)])
+def test_an_experiment_that_is_a_sweep_holds_its_jobs(experiment, jobs):
+    combinations, swept = expand([f"experiment={experiment}", "out=runs/x"])
+    assert len(combinations) == jobs and {"objectives", "seed"} <= set(swept)
+    first, last = (composed(*(o for o in combinations[i] if not o.startswith("out="))) for i in (0, -1))
+    assert first.identity() != last.identity()
 
 
 @pytest.mark.parametrize(
