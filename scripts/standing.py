@@ -19,8 +19,8 @@ from scripts.pipeline import OUTCOME, busy
 
 MANIFEST = "sweep.json"
 #: Stages in their order, with the share of a job's time that they take where no finished job has shown it.
-STAGES = {"position search of the rivals": 0.2, "optimisation": 0.4, "engine, all arms": 0.05, "export": 0.05, "lattice": 0.01, "SfePy, all arms": 0.27,
-          "report": 0.02}  # fmt: skip
+STAGES = {"position search of the rivals": 0.2, "optimisation": 0.4, "engine, all arms": 0.05, "export": 0.05, "lattice": 0.01,
+          "SfePy, all arms": 0.27, "report": 0.02}  # fmt: skip
 _COLOURS = {"done": "green", "running": "cyan", "failed": "red", "killed": "yellow", "stopped": "yellow", "waiting": "dim"}
 
 

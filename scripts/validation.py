@@ -5,6 +5,7 @@
     python scripts/validation.py vertebra    the published stiffness of L2 (l2_density_fe) on its own voxels
     python scripts/validation.py intact      the intact L4-L5 of lumbar_meshes at finite strain against published ranges
     python scripts/validation.py intact_spread  what it owes to fibres, facets, elements (some ten minutes)
+    python scripts/validation.py intact_patients bundles=[cases/vhm,cases/verse004]   the disc of any prepared patient in the same test
     python scripts/validation.py designs run=<run folder>      both solvers on 20 random designs of a designed run: rank, bias, spread
     python scripts/validation.py convergence run=<run folder>  each measure of its arms on three meshes, Richardson's estimate and error
     python scripts/validation.py sensitivity run=<run folder>  each measure of the three arms under another bone, load and position
@@ -19,11 +20,13 @@ Exit code 2 with one line for whatever is wrong with the settings; 1 where a fig
 from __future__ import annotations
 
 import logging
+import re
 import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,8 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.patient.prepare import one_line
+from fem.disc_mesh import DiscSettings
+from fem.intact import IntactSegment
 from scripts import (
     credibility,
     pipeline,
@@ -43,10 +48,13 @@ from scripts import (
     validation_designs,
     validation_hyperelastic,
     validation_intact,
+    validation_patients,
     validation_sensitivity,
     validation_vertebra,
 )
 from scripts.scan_runs import data_folder, table
+
+log = logging.getLogger("spinefit")
 
 
 class ValidationConfig(BaseModel):
@@ -56,6 +64,7 @@ class ValidationConfig(BaseModel):
 
     data: str | None = None
     run: str | None = None
+    bundles: tuple[str, ...] = ()
     designs: int = Field(default=20, ge=3, le=500)
     arms: tuple[str, ...] = ("stock", "conforming", "optimised")
     fem: pipeline.FemConfig | None = None
@@ -135,6 +144,33 @@ def _intact_spread(config: ValidationConfig) -> Outcome:
     return table(("changed", *columns), rows), found, []
 
 
+def _intact_patients(config: ValidationConfig) -> Outcome:
+    """Discs of prepared patients, on two meshes each, beside lumbar_meshes' own hexahedra."""
+    if not config.bundles:
+        raise ValueError("bundles=[<out folders of scripts/prepare_patient.py>] is missing, e.g. bundles=[cases/vhm,cases/verse004]")
+    segments = {b: pipeline.open_segment(pipeline.PatientConfig(bundle=b)) for b in config.bundles}  # before the minutes
+    own = validation_intact.read_segment(data_folder(config.data) / "lumbar_meshes")
+    own = replace(own, facets=None, ligaments=[lig for lig in own.ligaments if lig.name in validation_patients.BANDS])
+    tests: dict[str, Callable[[], IntactSegment]] = {"lumbar_meshes' own hexahedra": lambda: own}
+    for bundle, segment in segments.items():
+        for words, settings in (("", DiscSettings()), (", finer", validation_patients.FINER)):
+            tests[bundle + words] = partial(validation_patients.patient_segment, segment, settings)
+    found = {}
+    for name, make in tests.items():
+        log.info("%s", name)
+        found[name] = validation_patients.tested(make(), Path(config.out) / "intact_patients" / re.sub(r"[^\w.-]+", "_", name))
+    rows = [("unknowns", "—", *(f"{f['unknowns']:.0f}" for f in found.values())),
+            ("volume, cm³ (nucleus)", "—", *(f"{f['volume mm3'] / 1000:.1f} ({100 * f['nucleus share']:.0f} %)" for f in found.values()))]
+    for p in validation_patients.QUANTITIES:
+        cells = [f"{f[p.quantity]:.3g}: {p.judge(f[p.quantity])}" for f in found.values()]
+        rows.append((f"{p.quantity}, {p.unit}", f"{p.low:g} to {p.high:g}", *cells))
+    for name in ("lateral bending stiffness, no posterior elements", "pressure of the nucleus at 1000 N, no posterior elements"):
+        unit = "MPa" if "pressure" in name else "N m/°"
+        rows.append((f"{name}, {unit}", "—", *(f"{f[name]:.3g}" for f in found.values())))
+    missed = [f"{n}: forces off balance by {f['balance']:.1e}, limit 1e-6" for n, f in found.items() if f["balance"] > 1e-6]
+    return table(("quantity", "published [S43]", *found), rows), found, missed
+
+
 def _run(config: ValidationConfig, what: str) -> Path:
     if config.run is None:
         raise ValueError(f"run=<run folder> is missing: {what}")
@@ -188,10 +224,13 @@ def _sensitivity(config: ValidationConfig) -> Outcome:
 
 STUDIES: dict[str, Callable[[ValidationConfig], Outcome]] = {
     "code": _code, "contact": _contact, "vertebra": _vertebra, "intact": _intact, "intact_spread": _intact_spread,
+    "intact_patients": _intact_patients,
     "designs": _designs, "convergence": _convergence, "sensitivity": _sensitivity,
 }  # fmt: skip
 #: Studies of a designed run, which needs run=<run folder>.
 OF_A_RUN = ("designs", "convergence", "sensitivity")
+#: Only by name: they take long, or need prepared patients.
+BY_NAME = ("intact_spread", "intact_patients")
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="validation")
@@ -203,7 +242,7 @@ def main(settings: DictConfig) -> None:
     try:
         config = ValidationConfig(**OmegaConf.to_container(settings, resolve=True))  # type: ignore[arg-type]
         every = []
-        if {"vertebra", "intact", "intact_spread"} & set(WHAT):
+        if {"vertebra", "intact", *BY_NAME} & set(WHAT):
             data_folder(config.data)  # before the others' minutes
         for name in WHAT:
             clock = time.perf_counter()
@@ -227,7 +266,7 @@ def main(settings: DictConfig) -> None:
 
 if __name__ == "__main__":
     asked = sys.argv.pop(1) if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-") else None
-    WHAT = [name for name in STUDIES if name not in (*OF_A_RUN, "intact_spread")] if asked is None else [asked]
+    WHAT = [name for name in STUDIES if name not in (*OF_A_RUN, *BY_NAME)] if asked is None else [asked]
     if not set(WHAT) <= set(STUDIES):
         print(f"error: {asked} is no study; there are {' | '.join(STUDIES)}", file=sys.stderr)
         sys.exit(2)

@@ -1,0 +1,94 @@
+"""The disc of any prepared patient at finite strain, without posterior elements: nucleus, four rings of annulus, ALL and PLL.
+
+Hexahedra between the patient's own endplates (fem/disc_mesh.py), materials and ligament laws as in scripts/validation_intact.py; ALL and
+PLL from rim to rim over the same share of the disc's width as in lumbar_meshes. Facets and the other ligaments are left out: their
+insertions are on no clinical scan. lumbar_meshes' own hexahedra in the same test say what the generated mesh is worth.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from engine.types import Endplate, Segment
+from fem.disc_mesh import DiscSettings, disc_mesh
+from fem.hyperelastic import Body, Fibres, jacobians
+from fem.intact import IntactSegment, Ligament, Load, Step
+from scripts import validation_intact as intact
+
+log = logging.getLogger("spinefit")
+#: Strands and the share of the disc's width over which they are spread; front or back (lumbar_meshes, L4-L5).
+BANDS = {"ALL": (9, 0.60, -1.0), "PLL": (5, 0.23, 1.0)}
+COARSE, FINER = DiscSettings(), DiscSettings(around=56, layers=8)
+QUANTITIES = tuple(p for p in intact.PUBLISHED if "no posterior elements" in p.quantity or "disc only" in p.quantity)
+
+
+def patient_segment(segment: Segment, settings: DiscSettings = COARSE, order: int = 1) -> IntactSegment:
+    """The intact motion segment of a planned patient, in its planned pose. Raises ValueError as fem.disc_mesh.disc_mesh."""
+    if settings.rings != len(intact.FIBRE_FACTOR):
+        raise ValueError(f"rings={settings.rings}: the annulus' materials are given for {len(intact.FIBRE_FACTOR)} rings")
+    mesh = disc_mesh(segment, settings)
+    fibres = {
+        ring: (Fibres(intact.FIBRE_STRAIN, tuple(factor * s for s in intact.FIBRE_MPA), 0.5 * intact.FIBRE_VOLUME),
+               intact.fibre_directions(mesh.points_mm, mesh.hexes, mesh.group, ring, intact.FIBRE_ANGLE_DEG))
+        for ring, factor in intact.FIBRE_FACTOR.items()
+    }  # fmt: skip
+    disc = Body(mesh.points_mm, mesh.hexes, mesh.group, intact.SOLIDS, fibres, order)
+    caudal, cranial = (mesh.caudal_nodes, mesh.cranial_nodes) if order == 1 else intact._ends(disc)
+    low, high = segment.caudal.superior, segment.cranial.inferior
+    up = low.normal - high.normal
+    up /= np.linalg.norm(up)
+    left = np.array([1.0, 0.0, 0.0]) - up[0] * up
+    left /= np.linalg.norm(left)
+    above, below = (0.5 * (v.superior.centre_mm + v.inferior.centre_mm) for v in (segment.cranial, segment.caudal))
+    ligaments = [
+        Ligament(name, _band(high, n, share, side), _band(low, n, share, side), intact.REMUS[name])
+        for name, (n, share, side) in BANDS.items()
+    ]
+    return IntactSegment(disc, cranial, caudal, np.stack([np.cross(left, up), left, up]), above, below, intact.NUCLEUS, ligaments)
+
+
+def _band(plate: Endplate, strands: int, share: float, side: float) -> np.ndarray:
+    """Points [strands, 3] on the rim's front (side −1) or back (+1), evenly over a share of its width."""
+    rim = np.vstack([plate.rim_mm, plate.rim_mm[:1]])
+    along = np.concatenate([rim[:-1] + t * np.diff(rim, axis=0) for t in np.linspace(0.0, 0.9, 10)])
+    across = (along - plate.centre_mm) @ plate.axis_left
+    half = 0.5 * share * np.ptp(across)
+    mine = np.sign(along[:, 1] - plate.centre_mm[1]) == side
+    wanted = 0.5 * (across.min() + across.max()) + np.linspace(-half, half, strands)
+    return np.array([along[mine][np.abs(across[mine] - w).argmin()] for w in wanted])
+
+
+def tested(segment: IntactSegment, keep: Path) -> dict[str, float]:
+    """QUANTITIES, the nucleus' pressure at 1000 N, volumes, and the largest error of balance. Raises NotFound."""
+    part = intact.balanced(segment)
+    alone = replace(part, ligaments=[])
+    out: dict[str, float] = {"balance": 0.0}
+
+    def steps(what: IntactSegment, name: str, loads: list[Load]) -> Step:
+        found = what.run(loads, keep / f"{name.replace(' ', '_')}.npz")
+        out["balance"] = max(out["balance"], *(s.balance for s in found))
+        return found[-1]
+
+    for name, (_axis, read) in intact.DIRECTIONS.items():
+        bent = steps(part, name, [intact.bending(name, 7.5)])
+        out[f"{name} stiffness, no posterior elements"] = 7.5 / abs(bent.rotation_deg[read])
+    for what, suffix in ((part, "no posterior elements"), (alone, "disc only")):
+        pressed = steps(what, f"compression {suffix}", [Load(500.0), Load(1000.0)])
+        out[f"axial stiffness, {suffix}"] = 1.0 / abs(pressed.translation_mm[2])
+        out[f"pressure of the nucleus at 1000 N, {suffix}"] = pressed.nucleus_mpa
+    out |= shape(segment)
+    return out
+
+
+def shape(segment: IntactSegment) -> dict[str, float]:
+    """Volume, the nucleus' share of it, mean height (volume over area), and unknowns."""
+    d = segment.disc
+    corners = d.cell_nodes[:, :8]
+    volume = jacobians(d.nodes_mm[corners]).sum(1)
+    area = float(np.prod([np.ptp(d.nodes_mm @ segment.axes[k]) for k in (0, 1)])) * 0.25 * np.pi
+    return {"volume mm3": float(volume.sum()), "nucleus share": float(volume[d.group == intact.NUCLEUS].sum() / volume.sum()),
+            "area mm2": area, "unknowns": float(d.size)}  # fmt: skip
