@@ -138,12 +138,16 @@ def collect(paths: Sequence[Path]) -> Found:
 
 
 def _patients(given: Sequence[tuple[str, dict[str, Any], Result]]) -> list[str]:
-    """A name for each planned segment: patient and level, with what sets two phantoms (or two plans of one patient) apart."""
-    names = {}
+    """A name for each planned segment: patient and level, with what sets two phantoms (or two plans of one patient) apart: their settings,
+    or the folder that prepare_patient.py wrote."""
+    names, bundles = {}, {}
     for digest, config, result in given:
         settings = config["patient"].get("phantom") or {}
         more = "".join(f" {k}={v}" for k, v in settings.items()) if config["patient"].get("bundle") is None else ""
         names[digest] = f"{result.asked.get('patient', 'patient')} {result.asked.get('segment', '')}{more}".strip()
+        bundles[digest] = Path(config["patient"].get("bundle") or "").name
+    shared = {name for name in names.values() if list(names.values()).count(name) > 1}
+    names = {d: f"{name} ({bundles[d]})" if name in shared and bundles[d] else name for d, name in names.items()}
     return [_unique(digest, names) for digest, _, _ in given]
 
 

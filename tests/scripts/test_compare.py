@@ -113,6 +113,15 @@ def test_one_choice_with_other_goals_is_another_set(tmp_path):
     assert comparing.collect([tmp_path]).sets() == ["balanced #1", "balanced #2"]
 
 
+def test_two_plans_of_one_patient_are_told_apart_by_their_folders(tmp_path):
+    for n, bundle in enumerate(("tall", "flat")):
+        folder = make_run(tmp_path / bundle, "p0", "balanced", 0, segment=f"digest{n}")
+        settings = yaml.safe_load((folder / "config.yaml").read_text())
+        settings["patient"]["bundle"] = f"cases/{bundle}"
+        (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert [r.patient for r in comparing.collect([tmp_path]).runs] == ["p0 L4-L5 (flat)", "p0 L4-L5 (tall)"]
+
+
 def test_runs_without_a_result_are_left_out_with_the_reason(tmp_path):
     make_run(tmp_path / "good", "p0", "balanced", 0)
     failed = make_run(tmp_path / "failed", "p1", "balanced", 0)
