@@ -3,16 +3,15 @@
     <cache>/solved/<key>/   check.pickle solution.vtu mesh.npz    an arm in SfePy        (engine.native.cache_dir says where <cache> is)
                             search.jsonl                          a finished position search of both rivals
 
-Seeds share their rivals, objectives their floors: of a sweep of 4 objectives × 3 seeds 60 arms of five are 22 that differ. The key is the
-hash of all that goes in (patient, design, exported surface, loads, settings) and of the code that solves (engine, fem, objectives), so that
-a change of either solves anew. `reuse_gb` bounds the disk: the longest unused go first; 0 neither takes nor gives. $SPINEFIT_SOLVED is
-another folder for it, or (empty) none.
+Seeds share their rivals, objectives their floors: of a patient's 4 objectives × 3 seeds, 60 arms of five a run are 22 that differ. The key
+is the hash of all that goes in (patient, design, exported surface, loads, settings) and of what solves (the sources of engine, fem and
+objectives, the packages' versions, the processor), so that a change of either solves anew. `reuse_gb` bounds the disk: the longest unused
+go first; 0 neither takes nor gives. $SPINEFIT_SOLVED is another folder for it, or (empty) none.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import logging
 import os
 import pickle
@@ -34,9 +33,10 @@ _ARM_FILES = ("solution.vtu", "mesh.npz")
 
 @lru_cache
 def code_digest() -> str:
-    """Hash of the sources that make the numbers."""
+    """Hash of the sources that make the numbers, and of the packages under them."""
+    packages = {k: v for k, v in artifacts.versions().items() if not k.startswith("git_")}
     files = sorted(p for part in ("engine", "fem", "objectives") for kind in ("*.py", "*.cc") for p in (ROOT / part).rglob(kind))
-    return hashlib.sha256("".join(artifacts.sha256_file(p) for p in files).encode()).hexdigest()
+    return artifacts.digest([packages, [artifacts.sha256_file(p) for p in files]])
 
 
 def key(*content: Any) -> str:
