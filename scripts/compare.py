@@ -18,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from scripts import compare_page, comparing, configure, job
+from engine import artifacts
+from scripts import compare_page, compare_summary, comparing, configure, job
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="compare")
@@ -29,6 +30,7 @@ def main(settings: DictConfig) -> None:
         config = comparing.CompareConfig(**OmegaConf.to_container(settings, resolve=True, throw_on_missing=True))  # type: ignore[arg-type]
         found = comparing.collect([Path(p) for p in config.runs])
         comparing.write_tables(found, Path(config.out), config.seed)
+        artifacts.write_text(Path(config.out) / "summary.md", compare_summary.markdown(found, config.seed))
         page = compare_page.write(found, config)
     except (ValueError, ValidationError, OmegaConfBaseException) as error:
         configure.said(error)

@@ -189,7 +189,8 @@ def _tables() -> str:
     query = ("SELECT objectives, median(value) FROM 'measures.parquet'\n"
              "WHERE arm = 'optimised' AND measure = 'yielded_bone' GROUP BY objectives")  # fmt: skip
     files = bullets(["measures.csv, measures.parquet: " + ", ".join(comparing.COLUMNS), "loads.csv, loads.parquet: the same by load case",
-                     "statistics.csv, statistics.parquet: the table above"])  # fmt: skip
+                     "statistics.csv, statistics.parquet: the table above",
+                     "summary.md: what each set did, patient by patient"])  # fmt: skip
     return f"{files}<p>With DuckDB, in this folder:</p><pre>{escape(query)}</pre>"
 
 

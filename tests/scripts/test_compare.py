@@ -20,7 +20,7 @@ import yaml
 
 from engine import artifacts
 from engine.types import Surface
-from scripts import compare_page, compare_view, comparing, paired
+from scripts import compare_page, compare_summary, compare_view, comparing, paired
 from scripts.comparing import CompareConfig
 from tests.report.example import example, history
 from tests.report.example import measure as entry
@@ -236,6 +236,17 @@ class Links(html.parser.HTMLParser):
     def handle_starttag(self, tag, attrs):
         given = dict(attrs)
         self.found += [v for k, v in given.items() if k in ("href", "src") and v and not v.startswith(("data:", "#"))]
+
+
+def test_the_summary_says_what_was_put_in(found):
+    """The set that minimises bone alone has 40 % less of it and half as much misalignment again, in every patient."""
+    text = compare_summary.markdown(found, 0)
+    assert text.startswith("28 runs: 7 patients (p0 L4-L5")
+    cross = next(line for line in text.splitlines() if line.startswith("| bone_only |"))
+    assert float(cross.split("|")[2].strip(" *%")) == pytest.approx(-70.0, abs=1.0)  # half of the rival's by construction, times 0.6
+    paired_row = next(line for line in text.splitlines() if line.startswith("| bone_only against balanced | yielded bone |"))
+    assert "| 7 (14, 14) | -4" in paired_row and paired_row.rstrip(" |").endswith("-1.00")
+    assert "yielded bone, against the conforming arm, patient by patient" in text
 
 
 def test_links_are_relative_and_lead_to_the_runs(page):
