@@ -23,7 +23,7 @@ def markdown(found: Found, seed: int) -> str:
     ]
     for rival in RIVALS:
         if any(matrix(found, rival).values()):
-            parts.append(f"Median change of the optimised device against the {rival} arm of the same run; **bold**: that set minimised it.\n")
+            parts.append(f"Median change of the optimised device against the {rival} arm of the same run; **bold**: minimised by it.\n")
             parts.append(_cross(found, rival))
     for measure in goals:
         mine = _by_patient(found, measure)
