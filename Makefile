@@ -23,7 +23,7 @@ demo: setup
 validation: setup
 	@$(BIN)/python scripts/validation.py
 
-# Four objective sets on five patients, three starts each, and their comparison (needs SPINEFIT_DATA): some five hours, goes on where it was.
+# Four objective sets on five patients, three starts each, and their comparison (needs SPINEFIT_DATA): two and a half hours, goes on where it was.
 study: setup
 	@$(BIN)/python scripts/study.py
 

@@ -68,7 +68,11 @@ def _compared(found: Found, out: Path) -> str:
     rows = [(_link(r, out, r.name), text(escape(r.patient)), text(escape(r.objectives)), str(r.seed),
              text(escape(r.result.optimisation.status.text if r.result.optimisation else "")),
              f"{sum(r.result.timings_s.values()) / 60:.1f}") for r in found.runs]  # fmt: skip
-    parts = [table(f"{len(found.runs)} runs", ("run", "patient", "objectives", "seed", "search", "min"), rows)]
+    runs = table(f"{len(found.runs)} runs", ("run", "patient", "objectives", "seed", "search", "min"), rows)
+    patients, seeds = ({getattr(r, name) for r in found.runs} for name in ("patient", "seed"))
+    starts = ", ".join(map(str, sorted(seeds)))
+    head = f"{len(found.runs)} runs: {len(patients)} patients, {len(found.sets())} objective sets, seeds {starts}"
+    parts = [f"<details{' open' if len(rows) <= 12 else ''}><summary>{head}</summary>{runs}</details>"]
     if found.left_out:
         parts.append("<h3>Left out</h3>" + bullets([f"{folder}: {why}" for folder, why in found.left_out]))
     if found.differing:
@@ -79,7 +83,7 @@ def _compared(found: Found, out: Path) -> str:
                 shown = _goals(v) if key == "study.goals" else json.dumps(v)
                 counts[shown] = counts.get(shown, 0) + 1
             said = ", ".join(f"{v if len(v) < 200 else v[:197] + '…'} ({n})" for v, n in list(counts.items())[:8])
-            lines.append((f"<code>{escape(key)}</code>", text(escape(said + (" …" if len(counts) > 8 else "")))))
+            lines.append((f'<code style="white-space:nowrap">{escape(key)}</code>', text(escape(said + (" …" if len(counts) > 8 else "")))))
         whole = table("Configuration keys in which the runs differ (runs); all others are equal", ("key", "values"), lines)
         head = f"<details{' open' if len(lines) <= 12 else ''}><summary>{len(lines)} configuration keys differ</summary>"
         parts.append(f"{head}{whole}</details>")

@@ -2,7 +2,7 @@
 
     python scripts/study.py [out]      default runs/objectives_study; goes on where it was, however it was ended
 
-The real patients are found through SPINEFIT_DATA (default ../shared/data). Some five hours on two cores.
+The real patients are found through SPINEFIT_DATA (default ../shared/data). Two and a half hours on two cores.
 """
 
 from __future__ import annotations
