@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
@@ -124,9 +126,21 @@ def made(hydra: Any) -> dict[str, Any]:
     return {"choices": choices, "overrides": list(hydra.overrides.task)}
 
 
+@contextmanager
+def _conf() -> Iterator[None]:
+    """conf/ for Hydra's compose, also where a script's own @hydra.main is at work (Hydra holds one configuration at a time)."""
+    holder = GlobalHydra.instance()
+    outer, holder.hydra = holder.hydra, None
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
 def composed(overrides: Sequence[str]) -> tuple[RunConfig, LauncherConfig, dict[str, Any]]:
     """One run from overrides alone: its configuration, its launcher, and how it came about. Raises as Hydra and run_config do."""
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+    with _conf():
         settings = compose("config", list(overrides), return_hydra_config=True)
     return *run_config(OmegaConf.masked_copy(settings, [str(k) for k in settings if k != "hydra"])), made(settings.hydra)
 
@@ -138,7 +152,7 @@ def expand(arguments: Sequence[str]) -> tuple[list[list[str]], list[str]]:
     """
     parsed = OverridesParser.create().parse_overrides(list(arguments))
     fixed = [a for a, o in zip(arguments, parsed, strict=True) if not o.is_sweep_override()]
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+    with _conf():
         own = compose("config", fixed, return_hydra_config=True).hydra.sweeper.params or {}
     given = {o.get_key_element().lstrip("+") for o in parsed}
     more = OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in own.items() if str(k).lstrip("+") not in given])

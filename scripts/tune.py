@@ -1,6 +1,6 @@
 """Search over configurations: Optuna proposes, a run of scripts/optimize.py with its check answers; several targets give a Pareto front.
 
-    python scripts/tune.py out=runs/tune 'base=[solver=coarse,optimizer=short,fem=demo]' \
+    python scripts/tune.py out=runs/tune 'base=["solver=coarse","optimizer=short","fem=demo"]' \
         'space={implant.settings.length_mm:{low:26.0,high:34.0},objectives:[balanced,subsidence]}' trials=12
 
 The same command goes on where it was, however it was ended. Exit codes: 0 done, 2 wrong input, 130 interrupted.

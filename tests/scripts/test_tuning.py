@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +13,7 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from scripts import configure, job, launchers, tuning
+from scripts import configure, job, launchers, pipeline, tuning
 from scripts.launchers import Command
 from scripts.tuning import Prune, Target, TuneConfig
 
@@ -172,3 +174,14 @@ def test_every_end_of_the_space_must_be_a_valid_run(tmp_path):
         tuning._corners(config)
     text = str(caught.value)
     assert "solver.spacing_mm=9.0" in text and "nonsense" in text and "spacing_mm=1.0" not in text
+
+
+def test_the_real_command_checks_its_space_against_the_real_configuration(tmp_path):
+    """tune.py itself, under its own @hydra.main: the corners of the space are composed, what is wrong is named before any trial."""
+    line = [sys.executable, str(pipeline.ROOT / "scripts" / "tune.py"), f"out={tmp_path / 'search'}", 'base=["solver=coarse","fem=demo"]',
+            "space={implant.settings.length_mm:{low:26.0,high:340.0},objectives:[balanced,nonesuch]}"]  # fmt: skip
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert done.returncode == job.FAILED, done.stderr[-2000:]
+    errors = [row for row in done.stderr.splitlines() if row.startswith("error: ")]
+    assert any("objectives=nonesuch" in row for row in errors) and any("length_mm=340.0" in row for row in errors), done.stderr[-2000:]
+    assert "GlobalHydra" not in done.stderr and not (tmp_path / "search" / "trials").exists()
