@@ -22,6 +22,8 @@ from engine.types import Surface
 SHEET_MM = (420.0, 297.0)
 FEATURE_DEG = 40.0
 SCALES = (10.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.5)
+#: Build directions by name.
+DIRECTIONS = {f"{'+' if sign > 0 else '-'}{'xyz'[k]}": sign * np.eye(3)[k] for k in (2, 1, 0) for sign in (1.0, -1.0)}
 _PIXEL_MM = 0.05
 #: How far behind the depth buffer an edge may lie and still be seen: a pixel on a steep wall.
 _SEEN_MM = 0.15
@@ -209,16 +211,19 @@ def crossing(mesh: trimesh.Trimesh, at: np.ndarray) -> tuple[float, float] | Non
     return (float(z.min()), float(z.max())) if len(z) > 1 else None
 
 
+def overhanging(mesh: trimesh.Trimesh, up: np.ndarray, critical_deg: float = 45.0) -> np.ndarray:
+    """Which faces [f] face down by less than critical_deg off straight down and do not lie on the plate (0.2 mm)."""
+    floor = float((mesh.vertices @ up).min())
+    mask: np.ndarray = (mesh.face_normals @ -up > np.cos(np.radians(critical_deg))) & (mesh.triangles_center @ up > floor + 0.2)
+    return mask
+
+
 def orientations(mesh: trimesh.Trimesh, critical_deg: float = 45.0) -> list[dict[str, Any]]:
-    """Overhang of each of six build directions: area of what faces down by less than critical_deg off straight down and does not lie on
-    the plate (0.2 mm), least first. Keys: direction, overhang_mm2, height_mm."""
+    """Overhang (`overhanging`) of each of six build directions, least first. Keys: direction, overhang_mm2, height_mm."""
     out = []
-    for axis, sign in ((2, 1), (2, -1), (1, 1), (1, -1), (0, 1), (0, -1)):
-        up = sign * np.eye(3)[axis]
-        along = mesh.triangles_center @ up
-        floor = float((mesh.vertices @ up).min())
-        down = (mesh.face_normals @ -up > np.cos(np.radians(critical_deg))) & (along > floor + 0.2)
-        out.append({"direction": f"{'+' if sign > 0 else '-'}{'xyz'[axis]}", "overhang_mm2": float(mesh.area_faces[down].sum()),
+    for name, up in DIRECTIONS.items():
+        down = overhanging(mesh, up, critical_deg)
+        out.append({"direction": name, "overhang_mm2": float(mesh.area_faces[down].sum()),
                     "height_mm": float(np.ptp(mesh.vertices @ up))})  # fmt: skip
     return sorted(out, key=lambda o: round(o["overhang_mm2"], 3))
 

@@ -23,21 +23,19 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
-import pymeshlab
 import trimesh
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import ndimage
 from scipy.spatial import cKDTree
 from skimage.measure import marching_cubes
 
-from engine import surface
+from engine import drawing, surface
 from engine.types import Surface, VoxelField
 
 log = logging.getLogger(__name__)
 
 #: Gain of printed struts along and across the build direction, mm [S80].
 GAIN_MM = {"gyroid": (0.013, 0.199), "diamond": (0.0075, 0.105)}
-DIRECTIONS = {f"{'+' if sign > 0 else '-'}{'xyz'[k]}": sign * np.eye(3)[k] for k in (2, 1, 0) for sign in (1.0, -1.0)}
 #: Rows of density, narrowest strut, narrowest pore, as shares of the cell's size.
 _WIDTHS = {
     "gyroid": [
@@ -171,16 +169,17 @@ def realise(outline: VoxelField, density: VoxelField, settings: LatticeSettings,
     loose = _loose(part, outside, h)
     part, printed = np.where(loose, 0.1 * h, part), np.where(loose & (part > -h), np.maximum(printed, 0.1 * h), printed)
     mesh, dropped = _mesh(part, fine, h)
+    found = surface.check(mesh)
     clear = outside < -settings.cell_mm / 4  # cut struts at the faces are sharp
     lattice = struts & clear
     figures |= {
         "target_density": float(np.where(struts, np.maximum(wanted, low), 1.0)[inside].mean()),
-        "as_built_mm3": _volume(printed, h), "exported_mm3": surface.check(mesh)["volume_mm3"],
+        "as_built_mm3": _volume(printed, h), "exported_mm3": found["volume_mm3"],
         "filled_mm3": float((filled & inside).sum() * h**3), "loose_mm3": float(loose.sum() * h**3) + dropped,
         "exported": {"strut": medial_widths(part, h, lattice), "pore": medial_widths(-part, h, lattice)},
         "as_built": {"strut": medial_widths(printed, h, lattice), "pore": medial_widths(-printed, h, lattice)},
         "powder": [{"ball_mm": d, "leaves": _leaving(printed, outside, h, d)} for d in sorted({0.1, 0.2, 0.3, settings.powder_mm})],
-        "overhang": overhang(mesh, build), "surface": surface.check(mesh),
+        "overhang": overhang(mesh, build), "surface": found,
     }  # fmt: skip
     figures["as_built_density"] = figures["as_built_mm3"] / figures["outline_mm3"]
     return Lattice(mesh, figures)
@@ -334,17 +333,10 @@ def _mesh(part: np.ndarray, fine: VoxelField, h: float) -> tuple[Surface, float]
 def _fewer(raw: Surface, edge_mm: float, left_mm: np.ndarray) -> Surface:
     """About as many triangles as even ones of edge_mm would be, by quadric edge collapse; untouched within 1 mm of the points left_mm."""
     mesh = trimesh.Trimesh(raw.points_mm, raw.faces, process=False)
-    near = np.zeros(len(raw.faces))
+    near = np.zeros(len(raw.faces), bool)
     if len(left_mm):
-        near = (cKDTree(left_mm).query(mesh.triangles_center)[0] < 1.0).astype(float)
-    meshes = pymeshlab.MeshSet(verbose=False)
-    meshes.add_mesh(pymeshlab.Mesh(np.asarray(raw.points_mm, float), np.asarray(raw.faces, np.int32), f_scalar_array=near))
-    meshes.compute_selection_by_condition_per_face(condselect="fq < 0.5")
-    meshes.meshing_decimation_quadric_edge_collapse(
-        targetfacenum=int(mesh.area_faces[near < 0.5].sum() / (np.sqrt(3) / 4 * edge_mm**2)), preservenormal=True, preservetopology=True,
-        optimalplacement=True, qualitythr=0.5, selected=True,
-    )  # fmt: skip
-    return surface._current(meshes)
+        near = cKDTree(left_mm).query(mesh.triangles_center)[0] < 1.0
+    return surface.fewer(raw, int(mesh.area_faces[~near].sum() / (np.sqrt(3) / 4 * edge_mm**2)), keep=near)
 
 
 def _whole(raw: Surface) -> tuple[Surface, float]:
@@ -397,12 +389,10 @@ def medial_widths(values: np.ndarray, h: float, where: np.ndarray | None = None,
 
 
 def overhang(mesh: Surface, build: np.ndarray, critical_deg: float = 45.0) -> dict[str, float]:
-    """What faces down by less than critical_deg off straight down and does not lie on the plate (0.2 mm): area, its share of the whole
-    surface, and the widest such patch (diameter of a disc of its area): short spans carry themselves."""
+    """What hangs over (drawing.overhanging): area, its share of the whole surface, and the widest such patch (diameter of a disc of its
+    area): short spans carry themselves."""
     t = trimesh.Trimesh(mesh.points_mm, mesh.faces, process=False)
-    along = t.triangles_center @ build
-    down = (t.face_normals @ -build > np.cos(np.radians(critical_deg))) & (along > (t.vertices @ build).min() + 0.2)
-    area = t.area_faces
+    down, area = drawing.overhanging(t, build, critical_deg), t.area_faces
     pairs = t.face_adjacency[down[t.face_adjacency].all(1)]
     labels = trimesh.graph.connected_component_labels(pairs, node_count=len(area))
     patches = np.bincount(labels[down], weights=area[down], minlength=1)

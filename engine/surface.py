@@ -92,9 +92,10 @@ def _volume(surface: Surface) -> float:
     return float(trimesh.Trimesh(surface.points_mm, surface.faces, process=False).volume)
 
 
-def _meshset(surface: Surface) -> pymeshlab.MeshSet:
+def _meshset(surface: Surface, marked: np.ndarray | None = None) -> pymeshlab.MeshSet:
     meshes = pymeshlab.MeshSet(verbose=False)
-    meshes.add_mesh(pymeshlab.Mesh(np.asarray(surface.points_mm, float), np.asarray(surface.faces, np.int32)))
+    more = {} if marked is None else {"f_scalar_array": np.asarray(marked, float)}
+    meshes.add_mesh(pymeshlab.Mesh(np.asarray(surface.points_mm, float), np.asarray(surface.faces, np.int32), **more))
     return meshes
 
 
@@ -165,11 +166,14 @@ def _decimate(surface: Surface, edge_mm: float) -> Surface:
     return fewer(surface, max(200, int(area / (np.sqrt(3) / 4 * edge_mm**2))))
 
 
-def fewer(surface: Surface, faces: int) -> Surface:
-    """About so many triangles, by quadric edge collapse. Not checked: for pictures."""
-    meshes = _meshset(surface)
+def fewer(surface: Surface, faces: int, keep: np.ndarray | None = None) -> Surface:
+    """About so many triangles, by quadric edge collapse, not checked; keep [f] (bool): faces that stay as they are and do not count."""
+    meshes = _meshset(surface, keep)
+    if keep is not None:
+        meshes.compute_selection_by_condition_per_face(condselect="fq < 0.5")
     meshes.meshing_decimation_quadric_edge_collapse(
         targetfacenum=faces,
+        selected=keep is not None,
         preservenormal=True,
         preservetopology=True,
         optimalplacement=True,

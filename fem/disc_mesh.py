@@ -121,14 +121,13 @@ def _on_bone(vertebra: Vertebra, plate: Endplate, plane: np.ndarray) -> np.ndarr
     angle, reach = np.arctan2(off @ back, off @ plate.axis_left), np.hypot(off @ back, off @ plate.axis_left)
     order = np.argsort(angle)
     angle, reach = angle[order], reach[order]
-    rise = (off @ plate.normal)[order]
 
-    def rim(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return np.interp(at, angle, reach, period=2 * np.pi), np.interp(at, angle, rise, period=2 * np.pi)
+    def rim(at: np.ndarray) -> np.ndarray:
+        return np.interp(at, angle, reach, period=2 * np.pi)
 
     # the bone's height over the plane on a polar grid, along each ray from the middle outwards
     rho, theta = np.linspace(0.0, 1.0, 41), np.linspace(-np.pi, np.pi, 97)[:-1]
-    radius, _ = rim(theta)
+    radius = rim(theta)
     left, behind = (rho[:, None] * radius * f(theta) for f in (np.cos, np.sin))
     foot = plate.centre_mm + left[..., None] * plate.axis_left + behind[..., None] * back
     steps = np.arange(-_REACH_MM, _REACH_MM + 1e-9, 0.1)
@@ -151,6 +150,6 @@ def _on_bone(vertebra: Vertebra, plate: Endplate, plane: np.ndarray) -> np.ndarr
     low = np.minimum(row.astype(int), len(rho) - 2)
     which = np.arange(len(plane))
     h = (1 - (row - low)) * profile[low, which] + (row - low) * profile[low + 1, which]
-    reach_there, _ = rim(at_theta)
+    reach_there = rim(at_theta)
     return (plate.centre_mm + (at_rho * reach_there * np.cos(at_theta))[:, None] * plate.axis_left
             + (at_rho * reach_there * np.sin(at_theta))[:, None] * back + h[:, None] * plate.normal)  # fmt: skip

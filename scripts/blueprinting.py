@@ -109,7 +109,7 @@ def write_lattice(folder: Path, arm: str, settings: LatticeSettings) -> dict[str
         figures: dict[str, Any] = {"solid": True}
     else:
         log.info("%s: struts of the lattice …", arm)
-        made = lattice.realise(design.implant, design.relative_density, settings, frame @ lattice.DIRECTIONS[direction])
+        made = lattice.realise(design.implant, design.relative_density, settings, frame @ drawing.DIRECTIONS[direction])
         figures = made.figures
         if made.surface is not None:
             surface.export(made.surface, where, "lattice")

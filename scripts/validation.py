@@ -37,7 +37,6 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.patient.prepare import one_line
-from fem.disc_mesh import DiscSettings
 from fem.intact import IntactSegment
 from scripts import (
     credibility,
@@ -153,7 +152,7 @@ def _intact_patients(config: ValidationConfig) -> Outcome:
     own = replace(own, facets=None, ligaments=[lig for lig in own.ligaments if lig.name in validation_patients.BANDS])
     tests: dict[str, Callable[[], IntactSegment]] = {"lumbar_meshes' own hexahedra": lambda: own}
     for bundle, segment in segments.items():
-        for words, settings in (("", DiscSettings()), (", finer", validation_patients.FINER)):
+        for words, settings in (("", validation_patients.COARSE), (", finer", validation_patients.FINER)):
             tests[bundle + words] = partial(validation_patients.patient_segment, segment, settings)
     found = {}
     for name, make in tests.items():

@@ -169,6 +169,18 @@ def facets_between(cranial: Surface, caudal: Surface, behind_mm: float) -> Facet
     return Facets(centre[facing], area[facing], left, surface_sdf(caudal, 0.7), FACET_MPA_PER_MM, FACET_CLEARANCE_MM)
 
 
+def disc_body(
+    points_mm: np.ndarray, hexes: np.ndarray, group: np.ndarray, order: int = 1, fibre_angle_deg: float = FIBRE_ANGLE_DEG
+) -> Body:
+    """A disc of SOLIDS with the annulus' fibres: group 0 the nucleus, 1-4 its rings from inside, one element thick."""
+    fibres = {
+        ring: (Fibres(FIBRE_STRAIN, tuple(factor * s for s in FIBRE_MPA), 0.5 * FIBRE_VOLUME),
+               fibre_directions(points_mm, hexes, group, ring, fibre_angle_deg))
+        for ring, factor in FIBRE_FACTOR.items()
+    }  # fmt: skip
+    return Body(points_mm, hexes, group, SOLIDS, fibres, order)
+
+
 def read_segment(
     folder: Path, upper: str = "L4", lower: str = "L5", ligaments: str = "remus2021", order: int = 1,
     fibre_angle_deg: float = FIBRE_ANGLE_DEG,
@@ -176,12 +188,7 @@ def read_segment(
     """Of lumbar_meshes. Raises ValueError for what is missing there."""
     level = f"L{upper[1]}{lower[1]}"
     points, hexes, group = read_disc(folder, level)
-    fibres = {
-        ring: (Fibres(FIBRE_STRAIN, tuple(FIBRE_FACTOR[ring] * s for s in FIBRE_MPA), 0.5 * FIBRE_VOLUME),
-               fibre_directions(points, hexes, group, ring, fibre_angle_deg))
-        for ring in FIBRE_FACTOR
-    }  # fmt: skip
-    disc = Body(points, hexes, group, SOLIDS, fibres, order)
+    disc = disc_body(points, hexes, group, order, fibre_angle_deg)
     bottom, top = _ends(disc)
     normal = sum(_plane(disc.nodes_mm[nodes]) for nodes in (bottom, top))
     normal = np.asarray(normal) / np.linalg.norm(normal)

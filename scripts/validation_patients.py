@@ -7,7 +7,6 @@ insertions are on no clinical scan. lumbar_meshes' own hexahedra in the same tes
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +14,10 @@ import numpy as np
 
 from engine.types import Endplate, Segment
 from fem.disc_mesh import DiscSettings, disc_mesh
-from fem.hyperelastic import Body, Fibres, jacobians
+from fem.hyperelastic import jacobians
 from fem.intact import IntactSegment, Ligament, Load, Step
 from scripts import validation_intact as intact
 
-log = logging.getLogger("spinefit")
 #: Strands and the share of the disc's width over which they are spread; front or back (lumbar_meshes, L4-L5).
 BANDS = {"ALL": (9, 0.60, -1.0), "PLL": (5, 0.23, 1.0)}
 COARSE, FINER = DiscSettings(), DiscSettings(around=56, layers=8)
@@ -31,12 +29,7 @@ def patient_segment(segment: Segment, settings: DiscSettings = COARSE, order: in
     if settings.rings != len(intact.FIBRE_FACTOR):
         raise ValueError(f"rings={settings.rings}: the annulus' materials are given for {len(intact.FIBRE_FACTOR)} rings")
     mesh = disc_mesh(segment, settings)
-    fibres = {
-        ring: (Fibres(intact.FIBRE_STRAIN, tuple(factor * s for s in intact.FIBRE_MPA), 0.5 * intact.FIBRE_VOLUME),
-               intact.fibre_directions(mesh.points_mm, mesh.hexes, mesh.group, ring, intact.FIBRE_ANGLE_DEG))
-        for ring, factor in intact.FIBRE_FACTOR.items()
-    }  # fmt: skip
-    disc = Body(mesh.points_mm, mesh.hexes, mesh.group, intact.SOLIDS, fibres, order)
+    disc = intact.disc_body(mesh.points_mm, mesh.hexes, mesh.group, order)
     caudal, cranial = (mesh.caudal_nodes, mesh.cranial_nodes) if order == 1 else intact._ends(disc)
     low, high = segment.caudal.superior, segment.cranial.inferior
     up = low.normal - high.normal
@@ -85,7 +78,7 @@ def tested(segment: IntactSegment, keep: Path) -> dict[str, float]:
 
 
 def shape(segment: IntactSegment) -> dict[str, float]:
-    """Volume, the nucleus' share of it, mean height (volume over area), and unknowns."""
+    """Volume, the nucleus' share of it, area of the ellipse round its footprint, and unknowns."""
     d = segment.disc
     corners = d.cell_nodes[:, :8]
     volume = jacobians(d.nodes_mm[corners]).sum(1)
