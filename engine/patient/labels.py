@@ -6,17 +6,29 @@ an isotropic grid, blurred by 0.8 voxel, and cut at the level that encloses exac
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt, find_objects, gaussian_filter, map_coordinates
 
+from engine.patient import identity
 from engine.patient.distance import isosurface, polydata, volume_mm3
 from engine.patient.images import Image
 from engine.patient.levels import LEVELS
+from engine.patient.names import level_of
+from engine.patient.orientation import sides, turned
 from engine.patient.quality import Piece, gate, pieces
-from engine.patient.schemes import Scheme, custom, detect
+from engine.patient.resampling import undone
+from engine.patient.schemes import (
+    Scheme,
+    as_given,
+    custom,
+    label_map_line,
+    named,
+    readings,
+    some,
+)
 from engine.types import Finding, Surface, VoxelField, rigid
 
 #: Levels that are read by default: what lumbar alignment is measured on.
@@ -56,38 +68,178 @@ def understand(
 
     levels   "segment" (its two), "lumbar" (also T12-L6 and the sacrum) or "all"
 
-    Raises: ValueError where the scheme is ambiguous, unknown, or does not fit the numbers (schemes.py).
+    What the numbers mean: label_map, scheme, the names that the file carries, or the one scheme that explains the numbers, their
+    order and the sizes of the bones (identity.py). Labels that were resampled with interpolation are mended first (resampling.py).
+
+    Raises: ValueError where several schemes remain, or none, with the line that chooses one; for an unknown scheme, and one that
+    does not fit the numbers or the names.
     """
-    values = np.ascontiguousarray(image.values, np.int32 if image.values.max(initial=0) > 32000 else np.int16)
-    matrix = image.lps_from_index
-    heights = {}
-    for number, box in enumerate(find_objects(values), start=1):
-        if box is not None:
-            index = np.argwhere(values[box] == number).mean(axis=0) + [s.start for s in box]
-            heights[number] = float(matrix[2, :3] @ index + matrix[2, 3])
-    chosen, line = (custom(label_map), "labels read as given by source.label_map") if label_map else detect(heights, scheme)
-    there = chosen.levels(set(heights))
+    image, mended = undone(_compact(image))
+    values, matrix = image.values, image.lps_from_index
+    objects = _Objects(values, matrix)
+    chosen, how = _scheme(objects, image, segment, scheme, label_map)
+    there = chosen.levels(set(objects.heights_mm))
     wanted = {"segment": segment, "lumbar": (*LUMBAR, *segment), "all": (*LEVELS, "T13")}[levels]
-    numbers: dict[str, tuple[int, ...]] = {level: (chosen.vertebrae[level],) for level in there if level in wanted}
-    sacrum = tuple(n for n in chosen.sacrum if n in heights)
-    if sacrum and levels != "segment":
-        numbers["S1"] = sacrum
-    found = pieces(values, matrix, numbers)
-    findings = gate(found, chosen, values, segment, image.voxel_mm, accept)
+    # for the identity of the levels also their neighbours are measured
+    near = {*wanted, *LUMBAR, "T10", "T11"}
+    every = objects.pieces(chosen, [level for level in there if level in near])
+    clues = identity.evidence(every, objects.parts(chosen))
+    found = {k: p for k, p in every.items() if k in wanted or (k == "S1" and levels != "segment")}
+    about = [*identity.findings(every, clues, how), *turned(every), *sides(image, chosen, every)]
+    if mended:
+        about.append(Finding("resampled", "warning", "", mended))
+    findings = gate(found, chosen, values, segment, image.voxel_mm, accept, about)
     if not set(segment) <= set(there):  # the gate has named it; say what the whole image holds, not only what is read
         listing = ", ".join(f"{level} ({chosen.vertebrae[level]})" for level in there)
-        listing = listing or f"the numbers {', '.join(map(str, sorted(heights)))}, no level among them"
+        listing = listing or f"the numbers {some(sorted(objects.heights_mm))}, no level among them"
         findings = [f if f.code != "absent" else _absent(f, chosen, listing) for f in findings]
     out = {finding.level for finding in findings if finding.severity == "left out"}
     kept = {level: piece for level, piece in found.items() if level not in out}
-    return Labels(Image(values, matrix, "SEG", image.notes, image.source), chosen, kept, tuple(findings), (*image.notes, line))
+    notes = (*image.notes, f"labels read as {chosen.title}: {how}")
+    return Labels(image, chosen, kept, tuple(findings), notes)
+
+
+def _compact(image: Image) -> Image:
+    """The image with contiguous int16 values, or int32 where they need it."""
+    kind = np.int32 if image.values.max(initial=0) > 32000 else np.int16
+    return replace(image, values=np.ascontiguousarray(image.values, kind))
+
+
+class _Objects:
+    """The labelled objects of an image: where they are, and the pieces of a reading's levels, each cut out once."""
+
+    def __init__(self, values: np.ndarray, matrix: np.ndarray) -> None:
+        self._values, self._matrix, self._boxes = values, matrix, find_objects(values)
+        self._made: dict[tuple[int, ...], Piece] = {}
+        self.heights_mm: dict[int, float] = {}
+        self.volumes_mm3: dict[int, float] = {}
+        voxel = abs(float(np.linalg.det(matrix[:3, :3])))
+        for number, box in enumerate(self._boxes, start=1):
+            if box is not None:
+                there = np.argwhere(values[box] == number)
+                index = there.mean(axis=0) + [s.start for s in box]
+                self.heights_mm[number] = float(matrix[2, :3] @ index + matrix[2, 3])
+                self.volumes_mm3[number] = len(there) * voxel
+
+    def piece(self, level: str, group: tuple[int, ...]) -> Piece:
+        if group not in self._made:
+            made = pieces(self._values, self._matrix, {level: group}, self._boxes)
+            self._made[group] = made[level]
+        return replace(self._made[group], level=level)
+
+    def pieces(self, scheme: Scheme, levels: Sequence[str]) -> dict[str, Piece]:
+        """Pieces of the levels, and "S1" last where the image has a sacrum."""
+        result = {level: self.piece(level, (scheme.vertebrae[level],)) for level in levels}
+        if sacrum := tuple(n for n in scheme.sacrum if n in self.heights_mm):
+            result["S1"] = self.piece("S1", sacrum)
+        return result
+
+    def parts(self, scheme: Scheme) -> list[Piece]:
+        """The sacrum's numbers one by one."""
+        return [self.piece("S1", (n,)) for n in scheme.sacrum if n in self.heights_mm]
+
+    def map_line(self) -> str:
+        """A ready source.label_map for what could be vertebrae: the lowest bone L5, or the sacrum where it is far the largest."""
+        bones = {n: z for n, z in self.heights_mm.items() if 4e3 < self.volumes_mm3[n] < 4e5}
+        order = sorted(bones or self.heights_mm, key=lambda n: self.heights_mm[n])
+        large = len(order) > 1 and self.volumes_mm3[order[0]] > 1.8 * self.volumes_mm3[order[1]]
+        line = label_map_line({n: self.heights_mm[n] for n in order}, "S1" if large else "L5")
+        lowest = "the sacrum" if large else "L5"
+        return f"{line} (if the lowest of them, {order[0]}, is {lowest}; from head to foot: {some(order[::-1])})"
+
+
+def _scheme(
+    objects: _Objects, image: Image, segment: tuple[str, str], wanted: str, label_map: Mapping[str, int] | None
+) -> tuple[Scheme, str]:
+    """What the numbers mean, and how that is known (see `understand`)."""
+    numbers = set(objects.heights_mm)
+    carried = {int(n): str(name) for n, name in (image.source.get("segments") or {}).items() if int(n) in numbers}
+    if label_map:
+        return custom(label_map), "as given by source.label_map" + _against(custom(label_map), carried)
+    names = named(carried)
+    if wanted != "auto":
+        given = as_given(wanted, numbers)
+        if names is not None and (words := _against(given, carried)):
+            raise ValueError(
+                f"source.labels={wanted} contradicts the names that the file carries{words}; leave source.labels out (names win), "
+                "or say what each number is by source.label_map={level: number, …}"
+            )
+        return given, "as given by source.labels"
+    if names is not None:
+        read = ", ".join(f"{n} {carried[n]!r}" for n in sorted(names.vertebrae.values())[:12])
+        return names, f"names that the file carries ({read})"
+    if image.source.get("numbers_mean_nothing"):
+        listing = ", ".join(f"{n} {name!r}" for n, name in sorted(carried.items())[:12])
+        raise ValueError(
+            f"{image.source.get('path')}: a {image.source.get('format')} numbers its segments 1, 2, 3, so that numbers say no level, and "
+            f"no segment is named after one ({listing or 'no names'}); rename them (L4, L5, …), or give {objects.map_line()}"
+        )
+    fitting = readings(objects.heights_mm)
+    if not fitting:
+        raise ValueError(
+            f"no label scheme explains the numbers {some(sorted(numbers))} and their order from head to foot (is the image upside down, "
+            f"or are levels mixed up?); say what they are by {objects.map_line()}"
+        )
+    if len(fitting) == 1:
+        return fitting[0], f"the numbers {some(sorted(numbers))} and their order"
+    return _by_bones(objects, fitting)
+
+
+def _against(scheme: Scheme, carried: Mapping[int, str]) -> str:
+    """Where names and a scheme disagree: " (24 is 'L4', not L5; …)"; "" where they do not."""
+    levels = {number: level for level, number in scheme.vertebrae.items()} | dict.fromkeys(scheme.sacrum, "S1")
+    wrong = [
+        f"{number} is {name!r}, not {levels[number]}"
+        for number, name in sorted(carried.items())
+        if number in levels and level_of(name) not in (None, levels[number])
+    ]
+    return f" ({'; '.join(wrong[:6])})" if wrong else ""
+
+
+def _by_bones(objects: _Objects, fitting: list[Scheme]) -> tuple[Scheme, str]:
+    """Of several schemes that explain the numbers the one that the bones fit. Raises ValueError where more than one remains, or none."""
+    numbers = set(objects.heights_mm)
+    clues = {}
+    for scheme in fitting:
+        mobile = [level for level in scheme.levels(numbers) if objects.volumes_mm3[scheme.vertebrae[level]] > 2e3]
+        clues[scheme.name] = identity.evidence(objects.pieces(scheme, mobile), objects.parts(scheme))
+    sound = [s for s in fitting if not clues[s.name].doubts]
+    known = [value for s in sound if (value := clues[s.name].own) is not None]
+    best = min(known, default=0.0)
+    left = [s for s in sound if (own := clues[s.name].own) is None or own <= best + identity.DROPPED]
+    read = {s.name: _read_as(s, numbers) for s in fitting}
+    if len(left) == 1:
+        dropped = []
+        for s in fitting:
+            if s is not left[0]:
+                why = clues[s.name].doubts or f"the bones' sizes: χ² {clues[s.name].own:.0f} against {best:.0f}"
+                dropped.append(f"not {s.name} ({read[s.name]}): {why}")
+        return left[0], f"the numbers {some(sorted(numbers))}, their order, and the bones; {'; '.join(dropped)}"
+    if not left:
+        listing = "; ".join(f"{s.name} ({read[s.name]}): {clues[s.name].doubts}" for s in fitting)
+        raise ValueError(
+            f"no reading of the numbers {some(sorted(numbers))} fits the bones: {listing}; say what they are by {objects.map_line()}"
+        )
+    lines = "; or ".join(f"source.labels={s.name} ({read[s.name]})" for s in left)
+    raise ValueError(
+        f"the numbers {some(sorted(numbers))} can be read as several label schemes, and the bones' sizes do not decide: give {lines}"
+    )
+
+
+def _read_as(scheme: Scheme, numbers: set[int]) -> str:
+    """"L1 20 … L5 24, sacrum 26" of a reading."""
+    levels = scheme.levels(numbers)
+    ends = levels if len(levels) < 3 else [levels[0], levels[-1]]
+    text = " … ".join(f"{level} {scheme.vertebrae[level]}" for level in ends)
+    sacrum = sorted(set(scheme.sacrum) & numbers)
+    return text + (f", sacrum {sacrum[0]}" if sacrum else "")
 
 
 def _absent(finding: Finding, scheme: Scheme, listing: str) -> Finding:
     number = scheme.vertebrae.get(finding.level)
     text = (
-        f"label {number} ({finding.level}) is absent; the image holds {listing}, read as {scheme.title} (another scheme: "
-        "source.labels or source.label_map)"
+        f"{finding.level} is absent{'' if number is None else f' (label {number})'}; the image holds {listing}, read as {scheme.title}; "
+        "choose a segment among them, or say what the numbers are by source.label_map={level: number, …}"
     )
     return Finding(finding.code, finding.severity, finding.level, text)
 

@@ -1,15 +1,19 @@
 """The quality gate: what is wrong with a segmentation, found before anything is built on it.
 
 Each finding has a code, a severity and a place. "stop" findings end the job unless the user accepts their code
-(`source.accept=[leak]`), which is recorded in the bundle. What only concerns a level outside the treated segment leaves that level
-out instead.
+(`source.accept=[leak]`), which is recorded in the bundle. What only concerns levels outside the treated segment leaves these out
+instead, and, where it puts the count in doubt, whatever lies beyond them.
 
     code         found by                                                                        stop at (warning at)
     absent       the level has no voxel                                                          in the segment
     fragments    second largest piece (26-connected) over the level's voxels                     20 % (2 %)
     truncated    area of the mask on the image's border                                          30 mm² (any)
     holes        cavities inside the mask over its volume (they are filled)                      15 % (3 %)
-    flipped      most posterior elements lie in front of their bodies                            yes
+    identity     the bones have not the sizes of the levels that they are read as (identity.py)  χ² 8 (4)
+    turned       upside down, along another axis, or turned about the long axis (orientation.py) 60° (35°)
+    flipped      the processes lie in front of the bodies (orientation.py)                       135°
+    mirrored     organs or named sides contradict the image's left (orientation.py)              yes
+    resampled    the labels were interpolated, and were mended (resampling.py)                   (warning)
     order        a body is not below the one above it, along z                                   yes
     misnumbered  consecutive numbers one body too far apart, or a gap in the numbers without     yes
     missing      a gap in the numbers with a gap in the spine: the level isn't segmented         (warning)
@@ -17,13 +21,13 @@ out instead.
     leak         share of a body's column (12 mm about the line of bodies) that is nearer to     6 % (2 %)
                  the neighbour's body
     contact      area in which two neighbouring bodies touch (facets often do; they are parted)  400 mm² (50 mm²)
+    bridge       … of the treated segment: they are fused, or leak                               100 mm²
     volume       a level's volume over the mean of its neighbours'                               1.8, 0.5 (1.35, 0.7)
     transition   L6 or T13; four lumbar levels above a sacrum; the last level isn't on it        (warning)
     coarse       largest voxel edge                                                              5 mm (2 mm)
 
 The limits are ours [M]: neighbouring lumbar volumes differ by under 20 %, bodies stand 25-45 mm apart; TotalSegmentator's maintainers
-speak of 1-2 % of cases with mixed neighbours (issue 291). A mirrored image (left for right) cannot be found from bones: they are
-symmetric.
+speak of 1-2 % of cases with mixed neighbours (issue 291).
 """
 
 from __future__ import annotations
@@ -35,12 +39,17 @@ from itertools import pairwise
 import numpy as np
 from scipy.ndimage import binary_fill_holes, find_objects, gaussian_filter, label
 
+from engine.patient.frames import unit
 from engine.patient.levels import LEVELS
 from engine.patient.schemes import Scheme
 from engine.types import Finding, rigid
 
 LARGEST_CUT_MM2 = 30.0
+#: From the middle of the lowest mobile body to the sacrum: half a body and a disc are 25-35 mm; a level between adds as much.
+_FAR_FROM_SACRUM_MM = 48.0
 _COLUMN_MM = 12.0
+#: Faces between two labels count to the bodies within this of the line between their centres, in front and beside, mm.
+_BODY_MM = 30.0
 _LIMITS = {
     # code: (warning above, stop above)
     "fragments": (0.02, 0.20),
@@ -77,9 +86,17 @@ class Piece:
     box: tuple[slice, ...] = field(default=(), repr=False)
 
 
-def pieces(values: np.ndarray, lps_from_index: np.ndarray, numbers: Mapping[str, tuple[int, ...]]) -> dict[str, Piece]:
-    """The pieces of the levels in `numbers` (level → its label numbers) that the image has, in that order."""
-    boxes = find_objects(values)
+def pieces(
+    values: np.ndarray,
+    lps_from_index: np.ndarray,
+    numbers: Mapping[str, tuple[int, ...]],
+    boxes: list[tuple[slice, ...] | None] | None = None,
+) -> dict[str, Piece]:
+    """The pieces of the levels in `numbers` (level → its label numbers) that the image has, in that order.
+
+    boxes   scipy's find_objects(values), where it is known
+    """
+    boxes = find_objects(values) if boxes is None else boxes
     result = {}
     for level, group in numbers.items():
         there = [boxes[n - 1] for n in group if n <= len(boxes) and boxes[n - 1] is not None]
@@ -138,12 +155,14 @@ def gate(
     segment: tuple[str, str],
     voxel_mm: np.ndarray,
     accept: Iterable[str] = (),
+    about: Iterable[Finding] = (),
 ) -> list[Finding]:
     """All findings (module docstring), those of accepted codes marked so.
 
     found   pieces of the mobile levels, cranial to caudal, and "S1" last where the image has a sacrum
+    about   findings on the image as a whole that others made (identity, mirrored, resampled)
     """
-    findings = [*_image(voxel_mm)]
+    findings = [*_image(voxel_mm), *about]
     for level in segment:
         if level not in found:
             names = ", ".join(found) or "none"
@@ -151,8 +170,9 @@ def gate(
     for piece in found.values():
         findings += _single(piece)
     mobile = [piece for level, piece in found.items() if level != "S1"]
-    findings += _flipped(mobile)
-    findings += _column(mobile, found.get("S1"), values)
+    pairs = [*_column(mobile, found.get("S1"), values, segment), *_spacing(mobile)]
+    if any(finding.code == "turned" and finding.severity == "stop" for finding in findings):
+        pairs = [pair for pair in pairs if pair[0].code != "order"]  # one cause, said once
     findings += _family(mobile)
     findings += _transition(mobile, found.get("S1"))
     accepted = set(accept)
@@ -160,18 +180,51 @@ def gate(
     if unknown:
         raise ValueError(f"source.accept names {', '.join(sorted(unknown))}; findings are {', '.join(_CODES)}")
     result = []
-    for finding in findings:
+    for finding in [*findings, *(finding for finding, _ in pairs)]:
         if finding.severity == "stop" and finding.code in accepted and finding.code != "absent":
             finding = replace(finding, severity="accepted")
         elif finding.severity == "stop" and finding.code in _LOCAL and finding.level not in segment:
             finding = replace(finding, severity="left out")
         result.append(finding)
-    return result
+    return [*_beside(result, pairs, [piece.level for piece in mobile], segment)]
+
+
+def _beside(
+    findings: list[Finding], pairs: list[tuple[Finding, tuple[str, str]]], order: list[str], segment: tuple[str, str]
+) -> list[Finding]:
+    """The findings, where stops on a pair beside the segment leave out its farther level and, as its count is in doubt, all beyond."""
+    levels_of = {id(finding): levels for finding, levels in pairs}
+    treated = [order.index(level) for level in segment if level in order]
+    result: list[Finding] = []
+    gone: dict[str, str] = {}
+    for finding in findings:
+        levels = levels_of.get(id(finding))
+        needed = levels is not None and set(levels) & set(segment) and not ("S1" in levels and "S1" not in segment)
+        if finding.severity != "stop" or levels is None or not treated or needed:
+            result.append(finding)
+            continue
+        at = [order.index(level) for level in levels if level in order]
+        both = finding.code == "order"  # which of the two is in the wrong place is not known
+        if at and max(at) < min(treated):
+            beyond = order[: max(at) + both][::-1]
+        elif "S1" in levels:
+            beyond = ["S1"]
+        else:
+            beyond = [*order[min(at) + (not both) :], "S1"]
+        result.append(replace(finding, severity="left out", level=beyond[0]))
+        gone |= {level: f"{finding.code} of {'-'.join(levels)}" for level in beyond[1:]}
+    said = {finding.level for finding in result if finding.severity == "left out"}
+    rest = [
+        Finding("beyond", "left out", level, f"lies beyond what is in doubt ({why}), so that its count is too")
+        for level, why in gone.items()
+        if level not in said
+    ]
+    return [*result, *rest]
 
 
 _CODES = (
-    "fragments", "truncated", "holes", "flipped", "order", "misnumbered", "missing", "spacing", "leak", "contact", "volume", "transition",
-    "coarse",
+    "fragments", "truncated", "holes", "identity", "turned", "flipped", "mirrored", "order", "misnumbered", "missing", "spacing", "leak",
+    "contact", "bridge", "volume", "transition", "coarse", "resampled", "displaced", "hu",
 )  # fmt: skip
 
 
@@ -220,42 +273,68 @@ def _single(piece: Piece) -> list[Finding]:
     return result
 
 
-def _flipped(mobile: list[Piece]) -> list[Finding]:
-    whole = [piece for piece in mobile if piece.cut_mm2 <= LARGEST_CUT_MM2]
-    behind = [float((piece.centroid_mm - piece.body_mm)[1]) for piece in whole]
-    if whole and sum(b < 0.0 for b in behind) > 0.5 * len(behind):
-        return [Finding("flipped", "stop", "", "the processes lie in front of the bodies; the image's orientation (affine) is wrong")]
-    return []
+#: A finding and the two levels that it concerns.
+_Paired = tuple[Finding, tuple[str, str]]
 
 
-def _column(mobile: list[Piece], sacrum: Piece | None, values: np.ndarray) -> list[Finding]:
-    result = []
+def _column(mobile: list[Piece], sacrum: Piece | None, values: np.ndarray, segment: tuple[str, str]) -> list[_Paired]:
+    result: list[_Paired] = []
     facets = []
     whole = [piece for piece in mobile if piece.cut_mm2 <= LARGEST_CUT_MM2]  # the deepest point of half a body isn't its centre
     for upper, lower in pairwise(whole):
         offset = upper.body_mm - lower.body_mm
         gap = float(np.linalg.norm(offset))
+        both = (upper.level, lower.level)
         if offset[2] <= 0.25 * gap:
             text = f"{lower.level} is not below {upper.level} (bodies {offset[2]:.0f} mm apart in height of {gap:.0f} mm)"
-            result.append(Finding("order", "stop", lower.level, text, _place(lower.body_mm)))
+            result.append((Finding("order", "stop", lower.level, text, _place(lower.body_mm)), both))
             continue
-        bodies, all_of_it = _touching(upper, lower, values)
-        pair = f"{upper.level}-{lower.level}"
-        text = f"the bodies of {pair} touch over {bodies:.0f} mm²: fused, or one leaks into the other"
-        result += _graded("contact", bodies, upper.level, text, 0.5 * (upper.body_mm + lower.body_mm))
-        if all_of_it > bodies:
-            facets.append(f"{pair} {all_of_it - bodies:.0f} mm²")
-        result += _leak(upper, lower)
+        result += [(finding, both) for finding in _joined(upper, lower, values, set(both) == set(segment))]
+        areas, _, between = _body_contact(upper, lower, values)
+        if (behind := float(areas[~between].sum())) > 0.0:
+            facets.append(f"{upper.level}-{lower.level} {behind:.0f} mm²")
+        result += [(finding, (finding.level, finding.level)) for finding in _leak(upper, lower)]
     if facets:
-        result.append(Finding("contact", "note", "", f"facet joints without a gap in the mask: {', '.join(facets)}; neighbours are parted"))
-    result += _spacing(mobile)
+        text = f"facet joints without a gap in the mask: {', '.join(facets)}; neighbours are parted"
+        result.append((Finding("contact", "note", "", text), ("", "")))
     if sacrum is not None and whole and sacrum.body_mm[2] > whole[-1].body_mm[2]:
-        result.append(Finding("order", "stop", "S1", f"the sacrum is not below {whole[-1].level}", _place(sacrum.body_mm)))
+        text = f"the sacrum is not below {whole[-1].level}"
+        result.append((Finding("order", "stop", "S1", text, _place(sacrum.body_mm)), (whole[-1].level, "S1")))
     return result
 
 
-def _spacing(mobile: list[Piece]) -> list[Finding]:
-    result = []
+#: The segment's own bodies joined by more bone than this are fused (mm²): in none of the public data do bodies touch at all.
+BRIDGE_MM2 = 100.0
+
+
+def _joined(upper: Piece, lower: Piece, values: np.ndarray, treated: bool) -> list[Finding]:
+    """Bodies that touch: fused by bone, and where; or one label leaks into the other."""
+    areas, across, between = _body_contact(upper, lower, values)
+    areas, across = areas[between], across[between]
+    bodies_mm2 = float(areas.sum())
+    if bodies_mm2 <= _LIMITS["contact"][0]:
+        return []
+    centre = np.average(across, axis=0, weights=areas)
+    away = float(np.linalg.norm(centre))
+    ahead = -float(centre @ _posterior(upper, lower.body_mm - upper.body_mm))
+    where = "across the middle"
+    if away > 5.0:
+        where = "in front" if ahead > 0.7 * away else "at the side" if ahead > -0.5 * away else "behind"
+    place = _place(0.5 * (upper.body_mm + lower.body_mm) + centre)
+    pair = f"{upper.level}-{lower.level}"
+    if treated and bodies_mm2 > BRIDGE_MM2:
+        text = (
+            f"the bodies of {pair} are joined {where} by {bodies_mm2:.0f} mm² of bone: the levels are fused (bony bridge, "
+            "syndesmophyte, DISH, block vertebra), or one label leaks into the other. A fused level does not move and takes no "
+            "cage: choose another segment, part the labels where the surgeon will, or go on with source.accept=[bridge]"
+        )
+        return [Finding("bridge", "stop", upper.level, text, place)]
+    text = f"the bodies of {pair} touch {where} over {bodies_mm2:.0f} mm²: fused, or one leaks into the other"
+    return _graded("contact", bodies_mm2, upper.level, text, np.array(place))
+
+
+def _spacing(mobile: list[Piece]) -> list[_Paired]:
+    result: list[_Paired] = []
     gaps = [float(np.linalg.norm(a.body_mm - b.body_mm)) for a, b in pairwise(mobile)]
     cut = {piece.level for piece in mobile if piece.cut_mm2 > LARGEST_CUT_MM2}
     steps = [len(_between(upper.level, lower.level)) + 1 for upper, lower in pairwise(mobile)]
@@ -270,17 +349,18 @@ def _spacing(mobile: list[Piece]) -> list[Finding]:
         pair = f"{upper.level} and {lower.level}"
         apart = f"stand {gaps[k]:.0f} mm apart, neighbouring pairs {usual:.0f} mm"
         if steps[k] > 1 and ratio > 0.75 * steps[k]:
-            found = ("missing", "warning", f"{', '.join(_between(upper.level, lower.level))} between {pair} is not segmented")
+            said = ("missing", "warning", f"{', '.join(_between(upper.level, lower.level))} between {pair} is not segmented")
         elif steps[k] > 1:
-            found = ("misnumbered", "stop", f"numbers jump over {', '.join(_between(upper.level, lower.level))}, but {pair} {apart}")
+            said = ("misnumbered", "stop", f"numbers jump over {', '.join(_between(upper.level, lower.level))}, but {pair} {apart}")
         elif ratio > high:
-            found = ("misnumbered", "stop", f"{pair} {apart}: a level between them has no label, or is numbered wrongly")
+            said = ("misnumbered", "stop", f"{pair} {apart}: a level between them has no label, or is numbered wrongly")
         elif ratio < low:
-            found = ("spacing", "stop", f"{pair} {apart}: one vertebra under two labels?")
+            said = ("spacing", "stop", f"{pair} {apart}: one vertebra under two labels?")
         else:
             continue
-        code, severity, text = found
-        result.append(Finding(code, severity, lower.level, text, _place(0.5 * (upper.body_mm + lower.body_mm))))
+        code, severity, text = said
+        place = _place(0.5 * (upper.body_mm + lower.body_mm))
+        result.append((Finding(code, severity, lower.level, text, place), (upper.level, lower.level)))
     return result
 
 
@@ -312,13 +392,24 @@ def contact_faces(upper: Piece, lower: Piece, values: np.ndarray) -> tuple[np.nd
     return np.concatenate(points), np.concatenate(areas)
 
 
-def _touching(upper: Piece, lower: Piece, values: np.ndarray) -> tuple[float, float]:
-    """Area (mm²) of voxel faces between two labels: within 18 mm of the line between their bodies, and in all."""
+def _body_contact(upper: Piece, lower: Piece, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Voxel faces between two labels: areas [n] (mm²), places across the line of bodies [n, 3] (mm), and which are between bodies [n].
+
+    Between bodies: within 18 mm of the line, or in front and beside within 30 mm; what lies behind are facet joints.
+    """
     points, areas = contact_faces(upper, lower, values)
     line = lower.body_mm - upper.body_mm
     offset = points - upper.body_mm
-    away = np.linalg.norm(offset - (offset @ line / (line @ line))[:, None] * line, axis=1)
-    return float(areas[away < 18.0].sum()), float(areas.sum())
+    across = offset - (offset @ line / (line @ line))[:, None] * line
+    away = np.linalg.norm(across, axis=1)
+    behind = across @ _posterior(upper, line)
+    return areas, across, (away < 18.0) | ((away < _BODY_MM) & (behind < 8.0))
+
+
+def _posterior(piece: Piece, line: np.ndarray) -> np.ndarray:
+    """Unit vector from the body to its arch, perpendicular to the line of bodies."""
+    arch = piece.centroid_mm - piece.body_mm
+    return unit(arch - (arch @ line / (line @ line)) * line)
 
 
 def _leak(upper: Piece, lower: Piece) -> list[Finding]:
@@ -365,6 +456,13 @@ def _transition(mobile: list[Piece], sacrum: Piece | None) -> list[Finding]:
     if sacrum is None or not mobile:
         return result
     last = mobile[-1]
+    points = rigid(sacrum.lps_from_index, np.argwhere(sacrum.mask).astype(float))
+    near = float(np.linalg.norm(points - last.body_mm, axis=1).min())
+    if near > _FAR_FROM_SACRUM_MM and last.cut_mm2 <= LARGEST_CUT_MM2:
+        what = "L5 is not segmented" if last.level == "L4" else f"a level between {last.level} and the sacrum has no label"
+        text = f"the sacrum begins {near:.0f} mm from the middle of {last.level}'s body (usually 25-35): {what}"
+        sure = last.level == "L4" or last.level not in ("L5", "L6")
+        return [*result, Finding("missing", "warning" if sure else "stop", last.level, text, _place(last.body_mm))]
     if last.level == "L4":
         text = "the level above the sacrum is L4: four lumbar vertebrae (sacralised L5?) or a missing L5"
         result.append(Finding("transition", "warning", "L4", text, _place(last.body_mm)))

@@ -1,10 +1,10 @@
-"""A scheme is taken as detected only where it is the one that explains numbers and order; else it is asked for."""
+"""Numbers alone give every scheme that explains them; names are a scheme of their own; which one is right is for the bones to say."""
 
 from __future__ import annotations
 
 import pytest
 
-from engine.patient.schemes import SCHEMES, custom, detect
+from engine.patient.schemes import SCHEMES, as_given, custom, label_map_line, named, readings
 
 
 def _stack(numbers: list[int], down: bool = True) -> dict[int, float]:
@@ -13,48 +13,59 @@ def _stack(numbers: list[int], down: bool = True) -> dict[int, float]:
 
 
 @pytest.mark.parametrize(
-    ("heights", "name", "first", "last"),
+    ("heights", "schemes"),
     [
-        (_stack([19, 20, 21, 22, 23, 24]), "verse", "T12", "L5"),
-        (_stack([20, 120, 21, 121, 22, 122, 23]), "spineps", "L1", "L4"),
-        (_stack([26, 27, 28, 29, 30, 31, 32], down=False), "totalsegmentator", "T12", "L5"),
-        (_stack([1, 2, 3, 4, 5, 6, 7, 8], down=False), "vertebrae_mr", "T11", "L5"),
+        (_stack([19, 20, 21, 22, 23, 24]), {"verse"}),
+        (_stack([20, 120, 21, 121, 22, 122, 23]), {"spineps"}),
+        (_stack([26, 27, 28, 29, 30, 31, 32], down=False), {"totalsegmentator", "totalsegmentator_v1"}),
+        (_stack([1, 2, 3, 4, 5, 6, 7, 8], down=False), {"vertebrae_mr", "spider", "mrspineseg"}),
+        (_stack([1, 201, 2, 202, 3, 203, 4, 100], down=False), {"spider"}),
+        (_stack([45, 44, 43, 42, 41], down=False), {"totalspineseg"}),
+        (_stack([1, 2, 3, 4, 5]), {"verse"}),
+        (_stack([6, 7, 8, 9, 10], down=False), {"vertebrae_mr", "ogo", "spider", "mrspineseg"}),
+        (_stack([300, 301]), set()),
     ],
 )
-def test_detected(heights: dict[int, float], name: str, first: str, last: str) -> None:
-    scheme, line = detect(heights)
-    levels = scheme.levels(set(heights))
-    assert (scheme.name, levels[0], levels[-1]) == (name, first, last)
-    assert f"{first}..{last}" in line
+def test_every_scheme_that_explains_the_numbers_is_a_reading(heights: dict[int, float], schemes: set[str]) -> None:
+    assert {scheme.name for scheme in readings(heights)} >= schemes
+    assert bool(readings(heights)) == bool(schemes)
 
 
-@pytest.mark.parametrize(
-    ("heights", "match"),
-    [
+def test_what_can_be_no_levels_is_said() -> None:
+    for heights, match in (
         ({}, "empty"),
         ({1: 0.0, 2: 5.0}, "all bodies in one label"),
         ({41: 0.0, 42: 1.0, 49: 2.0, 61: 0.5}, "sub-regions"),
-        (_stack([6, 7, 8, 9, 10], down=False), r"several label schemes \(vertebrae_mr.*ogo"),
-        ({24: 0.0}, "several label schemes"),
-        (_stack([300, 301]), "no label scheme explains the numbers 300, 301"),
-    ],
-)
-def test_asked_for(heights: dict[int, float], match: str) -> None:
-    with pytest.raises(ValueError, match=match):
-        detect(heights)
+    ):
+        with pytest.raises(ValueError, match=match):
+            readings(heights)
 
 
-def test_given_scheme_is_checked() -> None:
-    heights = _stack([6, 7, 8, 9, 10], down=False)
-    assert detect(heights, "ogo")[0].levels(set(heights)) == ["L1", "L2", "L3", "L4", "L5"]
+def test_a_given_scheme_is_checked() -> None:
+    numbers = {6, 7, 8, 9, 10}
+    assert as_given("ogo", numbers).levels(numbers) == ["L1", "L2", "L3", "L4", "L5"]
     with pytest.raises(ValueError, match="does not know the numbers 60"):
-        detect({60: 0.0}, "verse")
+        as_given("verse", {60})
     with pytest.raises(ValueError, match="is unknown; choose auto or one of verse"):
-        detect(heights, "versa")
+        as_given("versa", numbers)
     with pytest.raises(ValueError, match="label_map names L9"):
         custom({"L9": 3})
     with pytest.raises(ValueError, match="a number twice"):
         custom({"L4": 3, "L5": 3})
+
+
+def test_names_are_a_scheme() -> None:
+    scheme = named({1: "L4 vertebra", 2: "vertebrae_L5", 3: "Sacrum", 4: "aorta", 5: "L4-L5 disc"})
+    assert scheme is not None
+    assert dict(scheme.vertebrae) == {"L4": 1, "L5": 2} and scheme.sacrum == (3,) and scheme.tissues["aorta"] == (4,)
+    assert named({1: "Segment_1", 2: "bone"}) is None
+    with pytest.raises(ValueError, match="two labels are named L4"):
+        named({1: "L4", 2: "vertebra L4"})
+
+
+def test_a_map_counts_up_from_the_lowest_bone() -> None:
+    line = label_map_line({101: 90.0, 102: 60.0, 103: 30.0, 104: 0.0}, "S1")
+    assert line == "'source.label_map={L3: 101, L4: 102, L5: 103, S1: 104}'"
 
 
 def test_schemes_give_no_number_twice() -> None:
