@@ -40,6 +40,12 @@ MOST_HU = 3000.0
 SEEN_MM = 1.0
 #: More bone than this outside the image is an error.
 MOST_OUTSIDE = 0.005
+#: More of a bone than this in metal and its streaks, and its density cannot be known.
+MOST_EXCLUDED = 0.40
+#: Apparent density g/cm³ that no bone has (compact bone is 1.8-2.0), and the share of a bone at which the scan is refused for it.
+DENSEST_G_CM3, MOST_TOO_DENSE = 2.0, 0.01
+#: Mean mineral density of a whole vertebra, mg/cm³, that is a vertebra's [M]: osteoporotic 60, sclerotic 500.
+MEAN_QCT_MG_CM3 = (10.0, 700.0)
 _CELL_MM = 0.5
 _FWHM = 2.0 * np.sqrt(2.0 * np.log(2.0))
 
@@ -55,6 +61,7 @@ def ct_density(
     profile: BoneProfile | None = None,
     superior: Endplate | None = None,
     inferior: Endplate | None = None,
+    excluded: np.ndarray | None = None,
 ) -> tuple[VoxelField, list[str]]:
     """Apparent density g/cm³ on the grid of `sdf` (module docstring), outside the bone that of the nearest bone; and what was done.
 
@@ -63,9 +70,11 @@ def ct_density(
     shell     "ct": as scanned. "assumed": the body's outer 2 mm take the CT's density from further inside and the shell of `profile`
               (bone.py, its E·t kept through Morgan's law); posterior elements as scanned. "auto": "ct" for voxels up to 1 mm
     superior, inferior   endplates, for the assumed shell
+    excluded  [i, j, k] bool on the image's grid: voxels that say nothing of bone (metal, streaks); bone there takes the nearest density
 
     Samples farther apart than the CT's voxels hold the mean over the bone in their cell.
-    Raises: ValueError for an MRI, for bone outside the image (with the share), and for an assumed shell without its endplates.
+    Raises: ValueError for an MRI, for bone outside the image (with the share), for an assumed shell without its endplates, for a bone
+    too much of which is excluded, and for densities that no bone has.
     """
     require_hu(image)
     if shell not in ("ct", "assumed", "auto"):
@@ -76,10 +85,17 @@ def ct_density(
     if not bone.any():
         raise ValueError("the signed distance holds no bone (no negative sample); check the surface and its unit")
     notes = [*scan_warnings(image), *_inside_scan(sdf, bone, image)]
-    grid = _Cells(sdf, image, psf_mm / _FWHM)
+    grid = _Cells(sdf, image, psf_mm / _FWHM, excluded)
     soft = grid.around() if soft_hu is None else float(soft_hu)
     excess = np.clip(grid.hu - soft, None, MOST_HU * grid.share)
-    used = grid.share >= LEAST_SHARE
+    used = (grid.share >= LEAST_SHARE) & ~grid.excluded
+    if (lost := float(grid.share[grid.excluded].sum() / grid.share.sum())) > 0.0:
+        if lost > MOST_EXCLUDED:
+            raise ValueError(
+                f"{100 * lost:.0f} % of the bone lies in metal or its streaks (at most {100 * MOST_EXCLUDED:.0f} %): its density cannot "
+                "be known; leave the calibration out (density is then assumed), or treat another level"
+            )
+        notes.append(f"{100 * lost:.1f} % of the bone lies in metal or its streaks and takes the nearest density")
     ratio = np.where(used, excess / np.where(used, grid.share, 1.0), 0.0)
     sampled = _integrated(sdf, bone, float(image.voxel_mm.min()), grid, ratio, used)
     qct = calibration.density_g_cm3(soft + sampled)
@@ -95,6 +111,7 @@ def ct_density(
             f"{100 * (qct < 0.0).mean():.1f} % of the bone has a mineral equivalent below zero (marrow fat, noise); "
             f"{100 * negative.mean():.1f} % ({volume * negative.mean():.0f} mm³) lies below zero apparent density, which was raised to it"
         )
+    _plausible(qct, values)
     values = np.maximum(values, 0.0)
     largest = float(image.voxel_mm.max())
     if shell == "auto":
@@ -110,6 +127,20 @@ def ct_density(
     filled[bone] = values
     nearest = distance_transform_edt(~bone, return_distances=False, return_indices=True)
     return VoxelField(filled[tuple(nearest)], sdf.origin_mm, sdf.spacing_mm), notes
+
+
+def _plausible(qct: np.ndarray, apparent: np.ndarray) -> None:
+    """Raises ValueError for densities that no vertebra has."""
+    dense = float((apparent > DENSEST_G_CM3).mean())
+    remedy = "check calibration and scan, or leave the calibration out (density is then assumed)"
+    if dense > MOST_TOO_DENSE:
+        raise ValueError(
+            f"{100 * dense:.1f} % of the bone has an apparent density above {DENSEST_G_CM3:g} g/cm³ (up to {apparent.max():.1f}), which no "
+            f"bone has: metal, cement, contrast agent or a wrong slope; {remedy}"
+        )
+    mean, (low, high) = 1e3 * float(qct.mean()), MEAN_QCT_MG_CM3
+    if not low <= mean <= high:
+        raise ValueError(f"the mean mineral density is {mean:.0f} mg/cm³; a vertebra has {low:.0f} to {high:.0f}: {remedy}")
 
 
 def _inside_scan(sdf: VoxelField, bone: np.ndarray, image: Image) -> list[str]:
@@ -131,7 +162,7 @@ class _Cells:
     hu, share [i, j, k] of the box of voxels that starts at `low`; parts: cells per voxel along each axis.
     """
 
-    def __init__(self, sdf: VoxelField, image: Image, sigma_mm: float) -> None:
+    def __init__(self, sdf: VoxelField, image: Image, sigma_mm: float, excluded: np.ndarray | None = None) -> None:
         self.sdf, self.image, voxel = sdf, image, image.voxel_mm
         points = sdf.origin_mm + sdf.spacing_mm * np.argwhere(np.asarray(sdf.values) <= 0.0)
         index = rigid(np.linalg.inv(image.lps_from_index), points)
@@ -140,7 +171,9 @@ class _Cells:
         shape = np.array(image.values.shape)
         self.low = np.clip(np.floor(index.min(axis=0) - margin).astype(int), 0, shape - 1)
         high = np.clip(np.ceil(index.max(axis=0) + margin).astype(int) + 1, self.low + 1, shape)
-        self.hu = np.asarray(image.values[tuple(slice(a, b) for a, b in zip(self.low, high, strict=True))], np.float32)
+        box = tuple(slice(a, b) for a, b in zip(self.low, high, strict=True))
+        self.hu = np.asarray(image.values[box], np.float32)
+        self.excluded = np.zeros(self.hu.shape, bool) if excluded is None else excluded[box]
         self.parts = np.maximum(np.ceil(voxel / _CELL_MM - 1e-6).astype(int), 1)
         self.sigma = sigma_mm / (voxel / self.parts)
         covered = self._occupancy(voxel / self.parts)
@@ -171,7 +204,7 @@ class _Cells:
         index = np.stack(np.meshgrid(*[low + np.arange(n) for low, n in zip(self.low, self.hu.shape, strict=True)], indexing="ij"), -1)
         distance = self.sdf.sample(rigid(self.image.lps_from_index, index.reshape(-1, 3))).reshape(self.hu.shape)
         for far in (4.0, 6.0):
-            layer = (distance > 2.0) & (distance < far) & (self.share < LEAST_SHARE)
+            layer = (distance > 2.0) & (distance < far) & (self.share < LEAST_SHARE) & ~self.excluded
             if layer.sum() >= 30:
                 return float(np.median(self.hu[layer]))
         raise ValueError("the image holds no soft tissue 2-6 mm around the bone; give soft_hu, or an image that is not cut out so tightly")
@@ -264,12 +297,16 @@ class TrabecularHU:
 UNEVEN_HU = 80.0
 
 
-def trabecular(image: Image, vertebra: Vertebra, calibration: Calibration | None = None) -> TrabecularHU:
+def trabecular(
+    image: Image, vertebra: Vertebra, calibration: Calibration | None = None, excluded: np.ndarray | None = None
+) -> TrabecularHU:
     """HU in an elliptic cylinder of the mid-body: its front two thirds, 10 mm high, without cortex and endplates.
 
     Voxel centres with |z| ≤ 5 mm from the middle between the endplates, ≥ 4 mm from both endplate planes and ≥ 3.5 mm inside the bone,
     in the ellipse of 0.6 half width by 0.45 half depth about a centre 0.15 half depths before the body's: in front of the
     basivertebral vein.
+
+    excluded   [i, j, k] bool on the image's grid: voxels that say nothing of bone (metal, streaks)
 
     Raises: ValueError for an MRI and for fewer than 20 voxels (a body too small, or outside the image).
     """
@@ -292,6 +329,8 @@ def trabecular(image: Image, vertebra: Vertebra, calibration: Calibration | None
     for plate in (superior, inferior):
         keep &= (plate.centre_mm - points) @ plate.normal >= 4.0
     keep[keep] = vertebra.sdf.sample(points[keep]) <= -3.5
+    if excluded is not None:
+        keep &= ~excluded[box].reshape(-1)
     values = np.asarray(image.values[box], float).reshape(-1)[keep]
     n, voxel = len(values), float(np.prod(image.voxel_mm))
     if n < 20:

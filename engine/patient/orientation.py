@@ -95,7 +95,8 @@ def sides(image: Image, scheme: Scheme, found: Mapping[str, Piece]) -> list[Find
         left = unit(np.cross(back, up))
     bodies = np.array([piece.body_mm for piece in mobile])
     places = _centroids(image, scheme)
-    agreeing, contradicting = [], []
+    agreeing: list[str] = []
+    contradicting: list[str] = []
 
     def vote(text: str, right: bool) -> None:
         (agreeing if right else contradicting).append(text)

@@ -26,6 +26,8 @@ from engine.patient.calibration import Calibration, CalibrationConfig, NoCalibra
 from engine.patient.distance import surface_sdf
 from engine.patient.features import features
 from engine.patient.hips import noted
+from engine.patient.hounsfield import Metal, scale_findings
+from engine.patient.hounsfield import metal as metal_of
 from engine.patient.images import Image, read_image, read_labels
 from engine.patient.labels import Labels, understand
 from engine.patient.landmarks import write_landmarks
@@ -34,18 +36,19 @@ from engine.patient.lumbar import LumbarSpec, lumbar_phantom
 from engine.patient.overview import write_overview
 from engine.patient.phantom import PhantomSpec, phantom
 from engine.patient.pictures import gate_picture
+from engine.patient.placement import displaced
 from engine.patient.planning import PlanConfig, plan
-from engine.patient.quality import stops
+from engine.patient.quality import accepted, stops
 from engine.patient.regional import SpineAlignment, spine_alignment
 from engine.patient.regional import standard_errors as alignment_errors
 from engine.patient.report import write_patient_report
 from engine.patient.sacrum import local_endplate
-from engine.patient.scan import ScanOptions, check_overlap, cropped, from_labels, source_of, stem, with_structures
+from engine.patient.scan import ScanOptions, check_overlap, cropped, from_labels, source_of, stem, with_hardware, with_structures
 from engine.patient.stages import Stages
 from engine.patient.structures import check_subregions, measures
 from engine.patient.surfaces import from_surfaces
 from engine.patient.uncertainty import redraw, redraw_plate, standard_errors, surface_noise
-from engine.types import PatientModel, Segment, SegmentAlignment, Vertebra
+from engine.types import Finding, PatientModel, Segment, SegmentAlignment, Vertebra
 
 Posture = Literal["unknown", "supine", "standing"]
 Levels = Literal["segment", "lumbar", "all"]
@@ -60,9 +63,10 @@ class SurfacesSource(_Settings):
 
     kind: Literal["surfaces"]
     path: str
-    unit: Literal["mm", "cm", "m"] = "mm"
+    unit: Literal["mm", "cm", "m", "inch", "um"] = "mm"
     axes: str | None = None
     levels: Literal["segment", "lumbar"] = "lumbar"
+    accept: tuple[str, ...] = ()
     edge_mm: float = Field(default=1.5, ge=0.8, le=3.0)
     spacing_mm: float = Field(default=0.75, ge=0.4, le=1.5)
     posture: Posture = "unknown"
@@ -91,13 +95,15 @@ class MaskSource(_Settings):
 class CtSource(MaskSource):
     """A CT (`path`) and its label image (`mask`), or the segmenter that makes one (segmenters.py), on `device`.
 
-    shell: how the thin cortex is treated (ct_density.py). refine: edges are placed by HU (refine.py).
+    shell: how the thin cortex is treated (ct_density.py). refine: edges are placed by HU (refine.py). shift_mm: the labels are moved by
+    this, LPS, where they lie beside the scan (placement.py proposes it).
     """
 
     kind: Literal["ct"]  # type: ignore[assignment]
     mask: str
     device: segmenters.Device = "auto"
     series: str | None = None
+    shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
     shell: Literal["auto", "ct", "assumed"] = "auto"
     refine: bool = True
 
@@ -109,6 +115,7 @@ class MriSource(MaskSource):
     mask: str
     device: segmenters.Device = "auto"
     series: str | None = None
+    shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 class PhantomSource(_Settings):
@@ -171,12 +178,17 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] | None = None) -> 
     labels: Labels | None = None
     subregions: Image | None = None
     calibration: Calibration | None = None
+    metal: Metal | None = None
     if isinstance(source, MaskSource):
-        scan, labels, calibration = _read(config, source, out, log)
+        read = _read(config, source, out, log)
+        scan, labels, calibration, metal = read.scan, read.labels, read.calibration, read.metal
         if source.subregions is not None:
-            subregions = read_labels(source.subregions)
+            subregions = _shifted(read_labels(source.subregions), source)
             check_subregions(subregions, labels)  # before anything slow
-        patient = with_structures(_model(config, source, scan, labels, calibration, stages), labels, subregions, stages)
+        patient = with_structures(_model(config, source, read, stages), labels, subregions, stages)
+        if scan is not None and metal is not None:
+            patient = with_hardware(patient, scan, metal)
+            artifacts.write_json(out / "hardware.json", list(metal.about))
     elif not isinstance(config.calibration, NoCalibration):
         raise ValueError(
             f"calibration={config.calibration.kind} needs a CT; source={source.kind} has no HU: leave it out, or give source=ct"
@@ -189,6 +201,8 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] | None = None) -> 
     else:
         patient = phantom(source.spec, config.patient)
     out.mkdir(parents=True, exist_ok=True)
+    if labels is None:
+        artifacts.write_json(out / "findings.json", [finding.as_dict() for finding in patient.findings])
     log("alignment")
     voxel_mm = 1.5 if labels is None else float(labels.image.voxel_mm.max())
     heads, how = _femoral_heads(config.alignment, patient)
@@ -217,7 +231,8 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] | None = None) -> 
     save_segment(segment, out / "segment")
     files = write_overview(segment, out / "view")
     write_patient_report(
-        out, patient, segment, alignment, scan=scan, calibration=calibration, labels=labels, age=config.alignment.age, structures=more
+        out, patient, segment, alignment, scan=scan, calibration=calibration, labels=labels, age=config.alignment.age, structures=more,
+        excluded=None if metal is None else metal.excluded,
     )
     return Prepared(out, patient, segment, alignment, any(file.suffix == ".png" for file in files))
 
@@ -269,10 +284,29 @@ def _with_errors(
     return alignment.with_errors(found), errors
 
 
-def _read(
-    config: PrepareConfig, source: MaskSource, out: Path, log: Callable[[str], None]
-) -> tuple[Image | None, Labels, Calibration | None]:
-    """Scan (cropped to the spine), labels that passed the gate, and the calibration."""
+@dataclass(frozen=True)
+class _Inputs:
+    """What was read: the scan cropped to the spine, labels that passed the gate, the calibration, and metal on the scan's grid."""
+
+    scan: Image | None
+    labels: Labels
+    calibration: Calibration | None
+    metal: Metal | None
+
+
+def _shifted(labels: Image, source: MaskSource) -> Image:
+    """The labels moved by source.shift_mm."""
+    shift = np.array(getattr(source, "shift_mm", (0.0, 0.0, 0.0)))
+    if not shift.any():
+        return labels
+    matrix = labels.lps_from_index.copy()
+    matrix[:3, 3] += shift
+    line = f"labels moved by {shift.tolist()} mm (LPS) against their file, as given by source.shift_mm"
+    return replace(labels, lps_from_index=matrix, notes=(*labels.notes, line))
+
+
+def _read(config: PrepareConfig, source: MaskSource, out: Path, log: Callable[[str], None]) -> _Inputs:
+    """Scan, labels, calibration and metal. Raises ValueError where the gate stops, after writing findings.json and gate.png."""
     pair = parse_segment(config.segment)
     scan: Image | None = None
     asked = not isinstance(config.calibration, NoCalibration)
@@ -298,7 +332,16 @@ def _read(
     image = read_labels(mask_path)
     if made is not None:
         image = replace(image, source={**image.source, "segmenter": made.record()})
+    image = _shifted(image, source)
     labels = understand(image, pair, scheme=scheme, label_map=source.label_map, levels=source.levels, accept=source.accept)
+    metal = None
+    cut = scan
+    if scan is not None and not stops(labels.findings):
+        check_overlap(scan, labels)
+        cut = cropped(scan, labels)
+        if scan.modality == "CT":
+            more, metal = _on_the_scan(scan, cut, labels, asked)
+            labels = replace(labels, findings=(*labels.findings, *accepted(more, source.accept)))
     out.mkdir(parents=True, exist_ok=True)
     artifacts.write_json(out / "findings.json", [finding.as_dict() for finding in labels.findings])
     gate_picture(labels, scan, out / "gate.png")
@@ -306,15 +349,22 @@ def _read(
         log(finding.line())
     if stopping := stops(labels.findings):
         raise ValueError(f"{mask_path}: {stopping} (picture: {out / 'gate.png'})")
-    if scan is not None:
-        check_overlap(scan, labels)
     calibration = calibrate(config.calibration, scan, labels) if asked and scan is not None else None
-    return (None if scan is None else cropped(scan, labels)), labels, calibration
+    return _Inputs(cut, labels, calibration, metal)
 
 
-def _model(
-    config: PrepareConfig, source: MaskSource, scan: Image | None, labels: Labels, calibration: Calibration | None, stages: Stages
-) -> PatientModel:
+def _on_the_scan(scan: Image, cut: Image, labels: Labels, density: bool) -> tuple[list[Finding], Metal | None]:
+    """What a CT says against its labels and its own numbers, and the metal in it (on the grid of `cut`)."""
+    scale = scale_findings(scan, labels, density)
+    found = [*displaced(scan, labels), *scale]
+    if any(finding.severity != "note" for finding in scale):
+        return found, None  # its numbers are no HU: metal cannot be told by them
+    objects, lines = metal_of(cut, labels)
+    return [*found, *lines], objects
+
+
+def _model(config: PrepareConfig, source: MaskSource, read: _Inputs, stages: Stages) -> PatientModel:
+    scan, labels, calibration = read.scan, read.labels, read.calibration
     where = source_of(source.kind, source.path, labels, source.accept, scan)
     if "segmenter" in labels.image.source:
         where["segmenter"] = labels.image.source["segmenter"]
@@ -341,6 +391,7 @@ def _model(
         profile=config.patient,
         posture=source.posture,
         stages=stages,
+        metal=read.metal,
     )
 
 

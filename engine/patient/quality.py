@@ -14,6 +14,11 @@ instead, and, where it puts the count in doubt, whatever lies beyond them.
     flipped      the processes lie in front of the bodies (orientation.py)                       135°
     mirrored     organs or named sides contradict the image's left (orientation.py)              yes
     resampled    the labels were interpolated, and were mended (resampling.py)                   (warning)
+    displaced    HU rises more across the labels' edges if they are moved (placement.py)         3 mm, 1.5 voxels
+    hu           a CT's values are no HU, or went through a window (hounsfield.py)               with a calibration
+    metal        metal or cement in the vertebrae: left out of the density (hounsfield.py)       (warning)
+    sides        what tells left from right, or that nothing does (orientation.py)               (note)
+    beyond       a level lies beyond one whose count is in doubt                                 (left out)
     order        a body is not below the one above it, along z                                   yes
     misnumbered  consecutive numbers one body too far apart, or a gap in the numbers without     yes
     missing      a gap in the numbers with a gap in the spine: the level isn't segmented         (warning)
@@ -99,7 +104,7 @@ def pieces(
     boxes = find_objects(values) if boxes is None else boxes
     result = {}
     for level, group in numbers.items():
-        there = [boxes[n - 1] for n in group if n <= len(boxes) and boxes[n - 1] is not None]
+        there = [box for n in group if n <= len(boxes) and (box := boxes[n - 1]) is not None]
         if there:
             box = tuple(slice(min(b[a].start for b in there), max(b[a].stop for b in there)) for a in range(3))
             result[level] = _piece(level, group, values, box, lps_from_index)
@@ -175,18 +180,20 @@ def gate(
         pairs = [pair for pair in pairs if pair[0].code != "order"]  # one cause, said once
     findings += _family(mobile)
     findings += _transition(mobile, found.get("S1"))
-    accepted = set(accept)
-    unknown = accepted - set(_CODES)
-    if unknown:
-        raise ValueError(f"source.accept names {', '.join(sorted(unknown))}; findings are {', '.join(_CODES)}")
     result = []
-    for finding in [*findings, *(finding for finding, _ in pairs)]:
-        if finding.severity == "stop" and finding.code in accepted and finding.code != "absent":
-            finding = replace(finding, severity="accepted")
-        elif finding.severity == "stop" and finding.code in _LOCAL and finding.level not in segment:
+    for finding in accepted([*findings, *(finding for finding, _ in pairs)], accept):
+        if finding.severity == "stop" and finding.code in _LOCAL and finding.level not in segment:
             finding = replace(finding, severity="left out")
         result.append(finding)
-    return [*_beside(result, pairs, [piece.level for piece in mobile], segment)]
+    return _beside(result, pairs, [piece.level for piece in mobile], segment)
+
+
+def accepted(findings: Iterable[Finding], accept: Iterable[str]) -> list[Finding]:
+    """The findings, stops of accepted codes marked so. Raises ValueError for codes that cannot be accepted."""
+    codes = set(accept)
+    if unknown := codes - set(_CODES):
+        raise ValueError(f"source.accept names {', '.join(sorted(unknown))}; findings are {', '.join(_CODES)}")
+    return [replace(f, severity="accepted") if f.severity == "stop" and f.code in codes else f for f in findings]
 
 
 def _beside(
@@ -224,7 +231,7 @@ def _beside(
 
 _CODES = (
     "fragments", "truncated", "holes", "identity", "turned", "flipped", "mirrored", "order", "misnumbered", "missing", "spacing", "leak",
-    "contact", "bridge", "volume", "transition", "coarse", "resampled", "displaced", "hu",
+    "contact", "bridge", "volume", "transition", "coarse", "resampled", "displaced",
 )  # fmt: skip
 
 
@@ -233,7 +240,7 @@ def stops(findings: Iterable[Finding]) -> str:
     lines = [finding for finding in findings if finding.severity == "stop"]
     if not lines:
         return ""
-    codes = ",".join(sorted({finding.code for finding in lines if finding.code != "absent"}))
+    codes = ",".join(sorted({finding.code for finding in lines} & set(_CODES)))
     remedy = f"; correct the segmentation, or go on with source.accept=[{codes}] (it is recorded)" if codes else ""
     return "; ".join(f"{finding.code}: {finding.level + ': ' if finding.level else ''}{finding.text}" for finding in lines) + remedy
 

@@ -8,6 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engine import artifacts
 from engine.page import Picture, bullets, document, number, pairs, pictures_grid, table, text
 from engine.patient.calibration import Calibration
@@ -45,10 +47,12 @@ def write_patient_report(
     calibration: Calibration | None = None,
     age: float | None = None,
     structures: Mapping[str, Mapping[str, Any]] | None = None,
+    excluded: np.ndarray | None = None,
 ) -> Path:
     """Write <out>/report.html, rules.json, bone.json and <out>/view's pictures; returns the page's path.
 
     structures   facet gaps, discs and canal by place (structures.measures)
+    excluded     voxels of the scan that say nothing of bone (metal, streaks)
     """
     view = out / "view"
     cranial, caudal = pair(patient, segment.name)
@@ -72,7 +76,7 @@ def write_patient_report(
         pictures.append(Picture(f"{segment.name} at the planned pose", "The segment from three sides", view / "overview.png"))
     targets = compare_rules(alignment, age)
     artifacts.write_json(out / "rules.json", [target.as_dict() for target in targets])
-    bone, reasons = _trabecular(patient, scan, calibration)
+    bone, reasons = _trabecular(patient, scan, calibration, excluded)
     artifacts.write_json(out / "bone.json", [{key: _finite(value) for key, value in vars(row).items()} for row in bone])
     warnings = [*segment.warnings, *(f.line() for f in patient.findings if f.severity in ("warning", "accepted", "left out"))]
     sections = [
@@ -239,13 +243,15 @@ def _demands(segment: Segment) -> str:
     return table(caption, ("level", "measured", "wanted", "given", "limit", "limited by", "shortfall"), rows)
 
 
-def _trabecular(patient: PatientModel, scan: Image | None, calibration: Calibration | None) -> tuple[list[TrabecularHU], list[str]]:
+def _trabecular(
+    patient: PatientModel, scan: Image | None, calibration: Calibration | None, excluded: np.ndarray | None
+) -> tuple[list[TrabecularHU], list[str]]:
     if scan is None or scan.modality != "CT":
         return [], ["no CT was read: no HU and no density of this patient"]
     found, reasons = [], []
     for body in patient.vertebrae:
         try:
-            found.append(trabecular(scan, body, calibration))
+            found.append(trabecular(scan, body, calibration, excluded))
         except ValueError as error:
             reasons.append(f"{body.name}: {error}")
     return found, reasons

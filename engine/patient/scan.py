@@ -21,6 +21,7 @@ from engine.patient.calibration import Calibration
 from engine.patient.ct_density import ct_density
 from engine.patient.frames import unit
 from engine.patient.hips import femoral_heads
+from engine.patient.hounsfield import Metal
 from engine.patient.images import Image, read_labels
 from engine.patient.labels import Labels, mask_surface, understand
 from engine.patient.levels import parse_segment
@@ -57,10 +58,12 @@ def from_labels(
     profile: BoneProfile | None = None,
     posture: str = "supine",
     stages: Stages | None = None,
+    metal: Metal | None = None,
 ) -> PatientModel:
     """Patient of the levels in `labels`; those of `segment` must succeed, others are left out with a note when they fail.
 
     scan, calibration   a CT and its HU → density line; without a calibration the density is assumed (`profile`)
+    metal               in that CT, on its grid: kept as structures "metal_1", …, and left out of the density
     Where options.refine is set, a scan is needed; a level whose edges HU do not show keeps its mask's, with a note.
 
     Raises: ValueError as `assemble` and `ct_density` do.
@@ -81,7 +84,7 @@ def from_labels(
     density_source = None
     if calibration is not None:
         assert scan is not None
-        density, density_source = _density(scan, calibration, options.shell, profile, stages), f"ct:{calibration.kind}"
+        density, density_source = _density(scan, calibration, options.shell, profile, stages, metal), f"ct:{calibration.kind}"
         notes += calibration.notes
     sacrum = surfaces.pop("S1", None)
     return assemble(
@@ -200,15 +203,38 @@ def _other_bones(piece: Piece, labels: Labels, margin_mm: float = 8.0) -> Image:
     return Image(values.astype(np.uint8), matrix, "SEG", (), {})
 
 
-def _density(scan: Image, calibration: Calibration, shell: str, profile: BoneProfile, stages: Stages) -> DensityOf:
+def with_hardware(patient: PatientModel, scan: Image, metal: Metal) -> PatientModel:
+    """The patient with what metal and cement the scan shows: surfaces among the structures, figures in source["hardware"]."""
+    surfaces = {
+        f"{one['kind'].split()[0]}_{one['number']}": mask_surface(*_boxed(metal.objects == one["number"], scan.lps_from_index))
+        for one in metal.about
+    }
+    source = patient.source | {"hardware": list(metal.about)}
+    return replace(patient, structures=patient.structures | surfaces, source=source)
+
+
+def _boxed(mask: np.ndarray, lps_from_index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A mask cut to what it holds, and the matrix of that part."""
+    there = np.argwhere(mask)
+    low, high = there.min(axis=0), there.max(axis=0) + 1
+    matrix = lps_from_index.copy()
+    matrix[:3, 3] = rigid(matrix, low.astype(float))
+    return mask[tuple(slice(a, b) for a, b in zip(low, high, strict=True))], matrix
+
+
+def _density(
+    scan: Image, calibration: Calibration, shell: str, profile: BoneProfile, stages: Stages, metal: Metal | None = None
+) -> DensityOf:
+    excluded = None if metal is None else metal.excluded
+
     def density(level: str, sdf: VoxelField, found: Anatomy) -> tuple[VoxelField, list[str]]:
         def make() -> tuple[dict[str, np.ndarray], list[str]]:
             field, notes = ct_density(
-                sdf, scan, calibration, shell=shell, profile=profile, superior=found.superior, inferior=found.inferior
+                sdf, scan, calibration, shell=shell, profile=profile, superior=found.superior, inferior=found.inferior, excluded=excluded
             )
             return {"values": field.values}, [f"{level}: {line}" for line in notes]
 
-        key = (sdf.values, sdf.origin_mm, scan.source.get("sha256"), calibration, shell, profile.model_dump())
+        key = (sdf.values, sdf.origin_mm, scan.source.get("sha256"), calibration, shell, profile.model_dump(), excluded)
         arrays, notes = stages.run(f"density_{level}", key, make)
         return VoxelField(arrays["values"], sdf.origin_mm, sdf.spacing_mm), notes
 

@@ -1,0 +1,149 @@
+"""Do the labels lie on the scan? How much HU rises across their edges, and where else it would rise more.
+
+    rise(t) = mean over the labels' surface of  HU(p − a·n + t) − HU(p + a·n + t)          [HU]
+
+p points and n outward normals of the vertebrae's labels, a the larger of 1.5 mm and a voxel, t a shift of the labels in LPS.
+HU count from −200 to 1000, so that neither metal nor air decides. Shifts of ±16 mm, along the spine of ±46 mm (a level more), first
+on a grid of 4 mm, then of 1 mm about the best.
+
+Aligned labels rise by 266 HU (phantom), 150 (ct_totalsegmentator, 3 mm) and 143 (ct_mri_subregions), and no shift of more than a
+voxel is better. A centimetre off they rise by −14 to 60, a whole level off by 45 to 65.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.ndimage import binary_erosion, gaussian_filter
+
+from engine.patient.images import Image
+from engine.patient.labels import Labels
+from engine.patient.quality import LARGEST_CUT_MM2, Piece
+from engine.types import Finding, rigid
+
+#: Least rise of labels that lie on bone, HU: soft tissues differ by less.
+LEAST_RISE_HU = 50.0
+#: Shifts (mm, or in voxels where that is more) of which is warned, and which stop; with the share of the best rise that is left.
+WARNED, STOPPED = (2.0, 1.0, 0.93), (3.0, 1.5, 0.80)
+_NEAR_MM, _ALONG_MM, _COARSE_MM = 16.0, 48.0, 4.0
+_POINTS = 1200
+_HU = (-200.0, 1000.0)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Rise across the labels' edges as they lie, the best rise, and the shift of the labels [3] (LPS mm) that gives it."""
+
+    rise_hu: float
+    best_hu: float
+    shift_mm: np.ndarray
+
+
+def placement(scan: Image, pieces: list[Piece]) -> Placement | None:
+    """How the labels lie on a CT (module docstring); None without a vertebra in it."""
+    mobile = [piece for piece in pieces if piece.level != "S1"]
+    # of cut ones all but the cut counts, which has no outside in the scan
+    whole = ([piece for piece in mobile if piece.cut_mm2 <= LARGEST_CUT_MM2] or mobile)[-5:]
+    if not whole:
+        return None
+    reach = max(1.5, float(scan.voxel_mm.max()))
+    inside, outside = [], []
+    for piece in whole:
+        points, normals = _edges(piece)
+        inside.append(points - reach * normals)
+        outside.append(points + reach * normals)
+    pair = np.concatenate(inside), np.concatenate(outside)
+    margin = np.array([_NEAR_MM, _NEAR_MM, _ALONG_MM]) + 4.0
+    scan = _around(scan, np.concatenate(pair), margin)
+    values = np.clip(scan.values.astype(np.float32), *_HU)
+    to_index = np.linalg.inv(scan.lps_from_index)
+    index = [rigid(to_index, points) for points in pair]
+
+    def rise(shift: np.ndarray) -> float:
+        step = to_index[:3, :3] @ shift
+        sampled = []
+        for points in index:
+            at = np.rint(points + step).astype(int)
+            there = ((at >= 0) & (at < values.shape)).all(axis=1)
+            found = np.full(len(at), np.nan, np.float32)
+            found[there] = values[tuple(at[there].T)]
+            sampled.append(found)
+        change = sampled[0] - sampled[1]
+        known = np.isfinite(change)
+        # a shift out of the scan is none
+        return float(change[known].mean()) if known.mean() > least else -np.inf
+
+    least = 0.05
+    as_is = rise(np.zeros(3))
+    if not np.isfinite(as_is):
+        return None
+    least = 0.6
+    near, along = (np.arange(-limit, limit + 1e-6, _COARSE_MM) for limit in (_NEAR_MM, _ALONG_MM))
+    grid = np.stack(np.meshgrid(near, near, along, indexing="ij"), -1).reshape(-1, 3)
+    best = grid[int(np.argmax([rise(shift) for shift in grid]))]
+    fine = np.arange(-3.0, 3.1, 1.0)
+    grid = best + np.stack(np.meshgrid(fine, fine, fine, indexing="ij"), -1).reshape(-1, 3)
+    rises = np.array([rise(shift) for shift in grid])
+    # of equal ones the nearest
+    best = min((grid[k] for k in np.flatnonzero(rises >= rises.max() - 1e-6)), key=lambda shift: float(np.linalg.norm(shift)))
+    if rises.max() <= as_is:
+        return Placement(as_is, as_is, np.zeros(3))
+    return Placement(as_is, float(rises.max()), np.asarray(best))
+
+
+def _edges(piece: Piece) -> tuple[np.ndarray, np.ndarray]:
+    """Points [n, 3] (LPS) between label and background, and outward normals."""
+    mask = np.pad(piece.mask, 2)
+    voxel = np.linalg.norm(piece.lps_from_index[:3, :3], axis=0)
+    soft = gaussian_filter(mask.astype(np.float32), max(1.2, 0.7 * float(voxel.max())) / voxel)
+    slope = np.stack(np.gradient(soft), axis=-1)
+    edge = np.argwhere(mask & ~binary_erosion(mask))
+    edge = edge[:: max(len(edge) // _POINTS, 1)]
+    # covectors of index space to LPS
+    normals = -(slope[tuple(edge.T)] / voxel) @ (piece.lps_from_index[:3, :3] / voxel).T
+    length = np.linalg.norm(normals, axis=1)
+    keep = length > 1e-6
+    return rigid(piece.lps_from_index, edge[keep] - 2.0), normals[keep] / length[keep, None]
+
+
+def _around(scan: Image, points: np.ndarray, margin_mm: np.ndarray) -> Image:
+    """The part of a scan about points."""
+    box = np.array([points.min(axis=0) - margin_mm, points.max(axis=0) + margin_mm])
+    corners = np.stack(np.meshgrid(*box.T, indexing="ij"), -1).reshape(-1, 3)
+    index = rigid(np.linalg.inv(scan.lps_from_index), corners)
+    shape = np.array(scan.values.shape)
+    low = np.clip(np.floor(index.min(axis=0)), 0, shape - 1).astype(int)
+    high = np.clip(np.ceil(index.max(axis=0)) + 1, low + 1, shape).astype(int)
+    matrix = scan.lps_from_index.copy()
+    matrix[:3, 3] = rigid(matrix, low.astype(float))
+    part = scan.values[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+    return Image(part, matrix, scan.modality, scan.notes, scan.source)
+
+
+def displaced(scan: Image, labels: Labels) -> list[Finding]:
+    """The finding "displaced": stop or warning where the labels do not lie on the CT's bones, else a note with the figures."""
+    found = placement(scan, list(labels.pieces.values()))
+    if found is None:
+        return []
+    shift, voxel = float(np.linalg.norm(found.shift_mm)), float(scan.voxel_mm.max())
+    share = found.rise_hu / found.best_hu if found.best_hu > 0.0 else 0.0
+    figures = f"HU rises by {found.rise_hu:.0f} across the labels' edges"
+    if found.best_hu < LEAST_RISE_HU:
+        text = (
+            f"{figures}, and by {found.best_hu:.0f} at most where they would be moved to; labels on bone rise by 150 and more: the scan "
+            "is not the one that the labels were drawn on, is mirrored or turned against it, or holds no HU"
+        )
+        return [Finding("displaced", "stop", "", text)]
+    x, y, z = (round(float(v)) for v in found.shift_mm)
+    moved = f"{abs(x)} mm to the {'left' if x > 0 else 'right'}, {abs(y)} mm {'back' if y > 0 else 'forward'}, "
+    moved += f"{abs(z)} mm {'up' if z > 0 else 'down'}"
+    text = f"{figures}, but by {found.best_hu:.0f} if they were moved by {moved}"
+    for severity, (limit, voxels, least) in (("stop", STOPPED), ("warning", WARNED)):
+        if shift > max(limit, voxels * voxel) and share < least:
+            more = (
+                ": labels and scan are not in one frame (resampled, cropped, or re-exported?). Mend the affine, or give "
+                f"'source.shift_mm=[{x},{y},{z}]'"
+            )
+            return [Finding("displaced", severity, "", text + more)]
+    return [Finding("displaced", "note", "", f"the labels lie on the scan: {figures} (best {found.best_hu:.0f}, {shift:.0f} mm away)")]
