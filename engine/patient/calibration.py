@@ -40,7 +40,17 @@ LEAST_RODS = 3
 LEAST_TISSUES = 3
 LEAST_R2 = 0.98
 #: Blood without contrast agent is 30-60 HU [M].
-ENHANCED_BLOOD_HU = 100.0
+ENHANCED_BLOOD_HU = 75.0
+#: HU that a tissue of the patient can have at 80-140 kV [M]; outside, the region is not that tissue, or the values are not HU.
+TISSUE_HU = {
+    "air": (-1050.0, -930.0),
+    "adipose": (-140.0, -50.0),
+    "muscle": (0.0, 95.0),
+    "blood": (10.0, ENHANCED_BLOOD_HU),
+    "cortical_bone": (500.0, 2300.0),
+}
+#: A rod whose HU scatter this much more than the others' lies partly outside what it is taken for.
+UNEVEN_ROD = (3.0, 40.0)
 #: What regions of interest keep from the boundary of a rod or a tissue: some 1.5 widths of a usual kernel.
 MARGIN_MM = 1.5
 _LEAST_VOXELS = 20
@@ -322,10 +332,11 @@ def _phantom(config: PhantomCalibration, image: Image) -> Calibration:
     (alpha, beta), covariance, r2 = _line(rho, hu - water)
     if solution:
         alpha, beta = alpha + _WATER_MG, beta - 1000.0 * _DISPLACED
+    _even(points)
     if not beta > 0.0 or not _SLOPES[0] <= 1.0 / beta <= _SLOPES[1]:
         raise ValueError(
             f"the rods give {0.0 if beta == 0.0 else 1e3 / beta:.3g} mg/cm³ per HU (expected 0.2 to 3); check that each rod's density "
-            f"(mg/cm³) belongs to its place: {_listing(points)}"
+            f"(mg/cm³) belongs to its place: {_listing(points)}{_rods_that_fit(config, image)}"
         )
     slope, intercept = float(1.0 / beta), float(-alpha / beta)
     expected = alpha + beta * rho + (water - _WATER_MG + 1000.0 * _DISPLACED * rho if solution else 0.0)
@@ -334,7 +345,7 @@ def _phantom(config: PhantomCalibration, image: Image) -> Calibration:
         worst = points[int(np.argmax(np.abs(off)))]
         raise ValueError(
             f"the rods do not lie on a line: R² {r2:.3f} (at least {LEAST_R2}), {worst.name} is off most by "
-            f"{1e3 * np.abs(off).max():.0f} mg/cm³; check places and densities: {_listing(points)}"
+            f"{1e3 * np.abs(off).max():.0f} mg/cm³; check places and densities: {_listing(points)}{_rods_that_fit(config, image)}"
         )
     turn = np.array([[-1.0 / beta, alpha / beta**2], [0.0, -1.0 / beta**2]])  # ∂(intercept, slope)/∂(α, β)
     top = float(rho.max())
@@ -346,6 +357,44 @@ def _phantom(config: PhantomCalibration, image: Image) -> Calibration:
         config.kind, slope, intercept, config.equivalent, 0.0, _rms(off), r2, points, _padded(turn @ covariance @ turn.T),
         config.source, notes,
     )  # fmt: skip
+
+
+def _even(points: tuple[CalibrationPoint, ...]) -> None:
+    """Raises ValueError for a rod that is not uniform: it lies partly beside what it is taken for."""
+    usual = float(np.median([point.sd_hu for point in points]))
+    worst = max(points, key=lambda point: point.sd_hu)
+    factor, least = UNEVEN_ROD
+    if worst.sd_hu > max(factor * usual, least):
+        raise ValueError(
+            f"{worst.name} is not uniform (SD {worst.sd_hu:.0f} HU, the others {usual:.0f}): its place lies partly outside the "
+            "rod; move it, or lower its radius"
+        )
+
+
+def _rods_that_fit(config: PhantomCalibration, image: Image) -> str:
+    """Which slip explains rods that do not lie on a line: RAS for LPS, or densities in the reverse order; "" where neither does."""
+    if not config.rods:
+        return ""
+
+    def in_ras(rod: Rod) -> Rod:
+        x, y, z = rod.centre_lps_mm
+        return rod.model_copy(update={"centre_lps_mm": (-x, -y, z)})
+
+    density = [rod.density_mg_cm3 for rod in config.rods][::-1]
+    turned = [rod.model_copy(update={"density_mg_cm3": d}) for rod, d in zip(config.rods, density, strict=True)]
+    slips = {
+        "x and y with the other sign (3D Slicer shows RAS, these are LPS)": [in_ras(rod) for rod in config.rods],
+        "the densities in the reverse order": turned,
+    }
+    for words, rods in slips.items():
+        try:
+            hu = np.array([trim_mean(_roi_values(image, rod, rod.name or "rod"), 0.1) for rod in rods])
+        except ValueError:
+            continue
+        (_, beta), _, r2 = _line(np.array([rod.density_mg_cm3 / 1e3 for rod in rods]), hu)
+        if r2 >= LEAST_R2 and beta > 0.0 and _SLOPES[0] <= 1.0 / beta <= _SLOPES[1]:
+            return f". They do lie on a line (R² {r2:.3f}) with {words}"
+    return ""
 
 
 def _line(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
@@ -382,7 +431,19 @@ def _phantomless(config: PhantomlessCalibration, image: Image, labels: Labels | 
     blood = float(trim_mean(samples["blood"], 0.1)) if "blood" in samples else None
     if blood is not None and blood > ENHANCED_BLOOD_HU:
         samples.pop("blood")
-        notes.append("blood is contrast-enhanced and left out of the fit")
+        notes.append(f"blood is contrast-enhanced ({blood:.0f} HU) and left out of the fit")
+        if len(samples) < LEAST_TISSUES:
+            raise ValueError(
+                f"blood has {blood:.0f} HU (30-60 without contrast agent), so that it is no reference, and {', '.join(samples)} are too "
+                f"few without it (at least {LEAST_TISSUES}): give rois for more tissues, or use calibration=linear or phantom"
+            )
+    for name, values in samples.items():
+        mean, (low, high) = float(trim_mean(values, 0.1)), TISSUE_HU[name]
+        if not low <= mean <= high:
+            raise ValueError(
+                f"{name} has {mean:.0f} HU where its region or label is (expected {low:.0f} to {high:.0f}): the region is not this tissue, "
+                "contrast agent is in it, or the scan's values are not HU; give another region, or leave the tissue out"
+            )
     notes += scan_warnings(image, blood_hu=blood)
     points = {name: _point(name, values, float("nan")) for name, values in samples.items()}
     return phantomless(

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt, label
 
+from engine.patient.calibration import ENHANCED_BLOOD_HU
 from engine.patient.images import Image, resample_to
 from engine.patient.labels import Labels
 from engine.types import Finding, rigid
@@ -82,10 +83,26 @@ def scale_findings(scan: Image, labels: Labels, density: bool) -> list[Finding]:
         result.append(Finding("hu", severity, "", text))
     # a wrong scale has its floor elsewhere: one cause, said once
     result = result or _windows(scan, labels, severity, remedy)
+    if (blood := _blood_hu(scan, labels)) is not None and blood > ENHANCED_BLOOD_HU:
+        text = (
+            f"contrast agent: the aorta has {blood:.0f} HU (30-60 without). It raises the HU of bone too, so that bone's density reads "
+            "too high by an unknown amount; blood is no reference for a calibration"
+        )
+        return [*result, Finding("contrast", "warning", "", text)]
     if not result:
         what = f"soft tissue round the vertebrae {soft:.0f} HU" + ("" if air is None else f", air {air:.0f} HU")
         result.append(Finding("hu", "note", "", f"the scan's values are HU: {what}"))
     return result
+
+
+def _blood_hu(scan: Image, labels: Labels) -> float | None:
+    """Median HU in the middle of the aorta; None where it is not labelled, or only in a few voxels."""
+    aorta = labels.tissue("aorta")
+    if aorta is None:
+        return None
+    inner = Image(binary_erosion(aorta).astype(np.uint8), labels.image.lps_from_index, "SEG", (), {})
+    inside = resample_to(inner, scan.lps_from_index, scan.values.shape, 0).values > 0
+    return float(np.median(scan.values[inside])) if inside.sum() >= 50 else None
 
 
 def _windows(scan: Image, labels: Labels, severity: str, remedy: str) -> list[Finding]:

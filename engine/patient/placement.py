@@ -60,11 +60,11 @@ def placement(scan: Image, pieces: list[Piece]) -> Placement | None:
     to_index = np.linalg.inv(scan.lps_from_index)
     index = [rigid(to_index, points) for points in pair]
 
-    def rise(shift: np.ndarray) -> float:
+    def rise(shift: np.ndarray, every: int = 1) -> float:
         step = to_index[:3, :3] @ shift
         sampled = []
         for points in index:
-            at = np.rint(points + step).astype(int)
+            at = np.rint(points[::every] + step).astype(int)
             there = ((at >= 0) & (at < values.shape)).all(axis=1)
             found = np.full(len(at), np.nan, np.float32)
             found[there] = values[tuple(at[there].T)]
@@ -81,7 +81,7 @@ def placement(scan: Image, pieces: list[Piece]) -> Placement | None:
     least = 0.6
     near, along = (np.arange(-limit, limit + 1e-6, _COARSE_MM) for limit in (_NEAR_MM, _ALONG_MM))
     grid = np.stack(np.meshgrid(near, near, along, indexing="ij"), -1).reshape(-1, 3)
-    best = grid[int(np.argmax([rise(shift) for shift in grid]))]
+    best = grid[int(np.argmax([rise(shift, 4) for shift in grid]))]
     fine = np.arange(-3.0, 3.1, 1.0)
     grid = best + np.stack(np.meshgrid(fine, fine, fine, indexing="ij"), -1).reshape(-1, 3)
     rises = np.array([rise(shift) for shift in grid])

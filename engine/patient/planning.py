@@ -19,6 +19,7 @@ Collision: depth to which a bone dips into the other, at its own surface points.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Literal, get_args
@@ -83,6 +84,8 @@ class PlanConfig(BaseModel):
     height_middle_mm: float | None = Field(default=None, ge=2.0, le=22.0)
     listhesis_mm: float | None = Field(default=None, ge=-20.0, le=20.0)
     lateral_mm: float | None = Field(default=None, ge=-20.0, le=20.0)
+    #: explicit components that are far from the scan's are meant so (`check_explicit`)
+    as_meant: bool = False
     spacing_mm: float = Field(default=0.75, ge=0.4, le=2.0, description="of the segment's fields")
     #: of the arch, what lies this far above and below the pedicles is simulated; facets and processes are not
     posterior_reach_mm: float = Field(default=10.0, ge=8.0, le=20.0)
@@ -203,6 +206,8 @@ def _target(
     if config.rule == "explicit":
         if not given:
             raise ValueError(f"plan.rule=explicit needs at least one of {', '.join(_PARTS)}")
+        if not config.as_meant:
+            check_explicit(given, measured)
         return replace(measured, **given), "given explicitly", [f"{k} set to {v:g}" for k, v in given.items()], []
     if name not in HEIGHT_NORMS_MM:
         raise ValueError(f"no norm is known for {name}; use plan.rule=keep or explicit (norms: {', '.join(HEIGHT_NORMS_MM)})")
@@ -235,6 +240,40 @@ def _target(
             notes.append(f"{part}: change of {change:+.1f} limited to {limited:+.1f}")
         parts[part] = getattr(measured, part) + limited
     return replace(measured, **parts), source, notes, demands
+
+
+#: Change of the scanned pose that one operation makes at one level at most [M], and the unit of each component.
+LARGEST_CHANGE = {
+    "lordosis_deg": (18.0, "°"),
+    "coronal_deg": (15.0, "°"),
+    "axial_deg": (12.0, "°"),
+    "height_middle_mm": (9.0, " mm"),
+    "listhesis_mm": (12.0, " mm"),
+    "lateral_mm": (10.0, " mm"),
+}
+
+
+def check_explicit(given: Mapping[str, float], measured: SegmentAlignment) -> None:
+    """Raises ValueError for explicit plan components that no operation reaches from the scanned pose, or that look like a slip.
+
+    A slip: a sign turned (the change would be twice as small, and at least 8 less, with the other one), or a component of another
+    unit. `plan.as_meant=true` goes on.
+    """
+    wrong = []
+    for part, value in given.items():
+        now, (most, unit) = getattr(measured, part), LARGEST_CHANGE[part]
+        change, turned = value - now, -value - now
+        if part != "height_middle_mm" and abs(change) > 2.0 * abs(turned) and abs(change) - abs(turned) > 8.0:
+            wrong.append(
+                f"plan.{part}={value:g} is a change of {change:+.1f}{unit} from the scan's {now:.1f}, away from it; with the other sign, "
+                f"plan.{part}={-value:g}, it is {turned:+.1f}"
+            )
+        elif abs(change) > most:
+            wrong.append(f"plan.{part}={value:g} is a change of {change:+.1f}{unit} from the scan's {now:.1f} (at most {most:g})")
+        elif part == "height_middle_mm" and change < -3.0:
+            wrong.append(f"plan.{part}={value:g} closes a disc that is {now:.1f} mm high by {-change:.1f} mm")
+    if wrong:
+        raise ValueError("; ".join(wrong) + "; correct it, or go on with plan.as_meant=true")
 
 
 def _norm_demand(

@@ -25,6 +25,7 @@ from engine.patient.bundle import save_bundle, save_segment
 from engine.patient.calibration import Calibration, CalibrationConfig, NoCalibration, calibrate
 from engine.patient.distance import surface_sdf
 from engine.patient.features import features
+from engine.patient.given import check_heads, check_incidence
 from engine.patient.hips import noted
 from engine.patient.hounsfield import Metal, scale_findings
 from engine.patient.hounsfield import metal as metal_of
@@ -207,6 +208,7 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] | None = None) -> 
     voxel_mm = 1.5 if labels is None else float(labels.image.voxel_mm.max())
     heads, how = _femoral_heads(config.alignment, patient)
     if heads is not None and config.alignment.femoral_heads_mm is not None:
+        check_heads(np.asarray(heads, float), patient)
         patient = replace(patient, source=patient.source | {"femoral_heads": {"how": how, "centres_mm": np.asarray(heads).tolist()}})
     alignment = spine_alignment(
         patient.vertebrae,
@@ -217,6 +219,7 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] | None = None) -> 
         age=config.alignment.age,
     )
     alignment = noted(alignment, how) if how else alignment
+    _check_pi(config.alignment, patient, alignment)
     alignment, errors = _with_errors(config.alignment, patient, alignment, heads, voxel_mm, stages)
     artifacts.write_json(out / "alignment.json", {"posture": alignment.posture, "measures": alignment.table()})
     segment = plan(patient, config.segment, config.plan, alignment, config.alignment.age)
@@ -247,6 +250,19 @@ def _femoral_heads(config: AlignmentConfig, patient: PatientModel) -> tuple[Any,
     if config.pi_deg is not None:
         return None, ""
     return fitted.get("centres_mm"), str(fitted.get("how", ""))
+
+
+def _check_pi(config: AlignmentConfig, patient: PatientModel, alignment: SpineAlignment) -> None:
+    """Raises ValueError for a given pelvic incidence that the measured sacral slope, or the femoral heads, contradict."""
+    if config.pi_deg is None:
+        return
+    slope = alignment.measure("sacral_slope_deg").value
+    centres = config.femoral_heads_mm or patient.source.get("femoral_heads", {}).get("centres_mm")
+    of_heads = None
+    if centres is not None:
+        other = spine_alignment(patient.vertebrae, patient.sacrum, femoral_heads_mm=np.asarray(centres, float), posture=patient.posture)
+        of_heads = other.measure("pelvic_incidence_deg").value
+    check_incidence(config.pi_deg, slope if isinstance(slope, float) else None, of_heads if isinstance(of_heads, float) else None)
 
 
 def _at(patient: PatientModel, k: int) -> Vertebra | None:
@@ -357,7 +373,7 @@ def _on_the_scan(scan: Image, cut: Image, labels: Labels, density: bool) -> tupl
     """What a CT says against its labels and its own numbers, and the metal in it (on the grid of `cut`)."""
     scale = scale_findings(scan, labels, density)
     found = [*displaced(scan, labels), *scale]
-    if any(finding.severity != "note" for finding in scale):
+    if any(finding.code == "hu" and finding.severity != "note" for finding in scale):
         return found, None  # its numbers are no HU: metal cannot be told by them
     objects, lines = metal_of(cut, labels)
     return [*found, *lines], objects

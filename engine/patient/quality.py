@@ -16,6 +16,7 @@ instead, and, where it puts the count in doubt, whatever lies beyond them.
     resampled    the labels were interpolated, and were mended (resampling.py)                   (warning)
     displaced    HU rises more across the labels' edges if they are moved (placement.py)         3 mm, 1.5 voxels
     hu           a CT's values are no HU, or went through a window (hounsfield.py)               with a calibration
+    contrast     contrast agent in the aorta: bone reads too dense (hounsfield.py)               (warning)
     metal        metal or cement in the vertebrae: left out of the density (hounsfield.py)       (warning)
     sides        what tells left from right, or that nothing does (orientation.py)               (note)
     beyond       a level lies beyond one whose count is in doubt                                 (left out)

@@ -18,7 +18,7 @@ from engine.patient.anatomy import Anatomy
 from engine.patient.assemble import DensityOf, assemble
 from engine.patient.bone import BoneProfile
 from engine.patient.calibration import Calibration
-from engine.patient.ct_density import ct_density
+from engine.patient.ct_density import check_plausible, ct_density
 from engine.patient.frames import unit
 from engine.patient.hips import femoral_heads
 from engine.patient.hounsfield import Metal
@@ -232,6 +232,7 @@ def _density(
             field, notes = ct_density(
                 sdf, scan, calibration, shell=shell, profile=profile, superior=found.superior, inferior=found.inferior, excluded=excluded
             )
+            check_plausible(field, sdf)
             return {"values": field.values}, [f"{level}: {line}" for line in notes]
 
         key = (sdf.values, sdf.origin_mm, scan.source.get("sha256"), calibration, shell, profile.model_dump(), excluded)

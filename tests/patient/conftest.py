@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engine.patient import PhantomSpec, phantom
+from engine.patient.images import Image
+from engine.patient.lumbar import LumbarSpec, lumbar_phantom
+from engine.patient.synthetic import ScanSpec, synthetic_ct
 from engine.types import PatientModel
 
 #: Mild, as configured, but at 1 mm: each phantom takes about 5 s.
@@ -50,3 +54,18 @@ def mild() -> PatientModel:
 @pytest.fixture(scope="session")
 def skewed() -> PatientModel:
     return phantom(SKEWED)
+
+
+@pytest.fixture(scope="session")
+def torso() -> tuple[Image, Image, dict[str, Any]]:
+    """A coarse CT of the whole-lumbar phantom with muscle, fat, air, aorta and rods; its VerSe labels; its truth."""
+    scan, labels, truth = synthetic_ct(
+        lumbar_phantom(LumbarSpec(spacing_mm=2.0)), ScanSpec(voxel_mm=(2.0, 2.0, 2.5), noise_hu=10.0)
+    )
+    return scan, labels, truth
+
+
+@pytest.fixture(scope="session")
+def lumbar_labels(torso: tuple[Image, Image, dict[str, Any]]) -> Image:
+    """VerSe labels of the phantom's L1-L5 and sacrum, 2 × 2 × 2.5 mm, LPS axes."""
+    return torso[1]

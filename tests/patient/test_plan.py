@@ -127,7 +127,7 @@ def test_keep_keeps(mild: PatientModel) -> None:
 
 def test_colliding_plan_is_refused(mild: PatientModel) -> None:
     with pytest.raises(ValueError, match=r"collide by \d+\.\d+ mm.*raise\s+plan.height_middle_mm"):
-        plan(mild, "L4-L5", PlanConfig(rule="explicit", lordosis_deg=30.0))
+        plan(mild, "L4-L5", PlanConfig(rule="explicit", lordosis_deg=30.0, as_meant=True))
 
 
 def test_plan_settings_are_checked(mild: PatientModel) -> None:
