@@ -445,17 +445,20 @@ def _heights(slices: list[_Slice]) -> np.ndarray:
 def _stacks(folder: _Folder) -> list[_Stack]:
     """The slices grouped into stacks of one series, size and direction, in a fixed order. Single slices are left out."""
     series: dict[tuple[str, ...], list[_Slice]] = {}
+    own, apart = _uid_for_each(folder.slices)
     for item in folder.slices:
         s = item.settings
-        key: tuple[str, ...] = (s["SeriesInstanceUID"], s["Modality"])
-        if not s["SeriesInstanceUID"]:
+        uid = "" if s["SeriesInstanceUID"] in own else s["SeriesInstanceUID"]
+        key: tuple[str, ...] = (uid, s["Modality"])
+        if not uid:
             names = ("StudyInstanceUID", "FrameOfReferenceUID", "SeriesNumber", "SeriesDescription", *_TEXTS, "SliceThickness", "KVP")
-            key = ("", s["Modality"], *(str(s[name]) for name in names), item.tags["ImageType"])
+            key = ("", s["Modality"], *(str(s[name]) for name in names if name not in apart), item.tags["ImageType"])
         series.setdefault(key, []).append(item)
     stacks = []
+    why = "every slice has a SeriesInstanceUID of its own" if own else "no SeriesInstanceUID"
     for key, members in series.items():
         for part in (part for parallel in _parallel(members) for part in _apart(parallel)):
-            line = f"no SeriesInstanceUID: {len(part)} slices grouped by modality, settings, size and direction"
+            line = f"{why}: {len(part)} slices grouped by modality, settings, size and direction"
             stacks.append(_Stack(part, () if key[0] else (line,)))
     several = [s for s in stacks if len(s.slices) > 1]
     singles = len(stacks) - len(several)
@@ -466,6 +469,20 @@ def _stacks(folder: _Folder) -> list[_Stack]:
         what = "a single slice; give the folder with the whole series" if singles else "no CT or MR slices"
         raise ValueError(f"{folder.place} holds {what} ({held})")
     return sorted(several, key=lambda s: (s.tag("SeriesNumber").zfill(8), s.tag("SeriesInstanceUID"), s.slices[0].file))
+
+
+def _uid_for_each(slices: list[_Slice]) -> tuple[set[str], set[str]]:
+    """SeriesInstanceUIDs that an anonymiser gave to one slice each, where most slices have such a one; and what else it did so.
+
+    Series of one slice beside real ones (localizers) are left as they are.
+    """
+    counts = Counter(s.settings["SeriesInstanceUID"] for s in slices)
+    own = {uid for uid, count in counts.items() if uid and count == 1}
+    if len(own) < 3 or 2 * len(own) <= len(slices):
+        return set(), set()
+    single = [s for s in slices if s.settings["SeriesInstanceUID"] in own]
+    keys = ("StudyInstanceUID", "FrameOfReferenceUID", "SeriesNumber")
+    return own, {key for key in keys if len({s.settings[key] for s in single}) == len(single)}
 
 
 def _parallel(slices: list[_Slice]) -> list[list[_Slice]]:
@@ -788,8 +805,9 @@ def _provenance(slices: list[_Slice], folder: _Folder, values: np.ndarray, matri
     source["ContrastBolusAgent"] = "yes" if any(s.settings["ContrastBolusAgent"] for s in slices) else "no"
     source["slice_spacing_mm"] = round(spacing, 6)
     for key in ("SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"):
-        if slices[0].settings[key]:
-            source[f"{key}_sha256"] = hashed(slices[0].settings[key])
+        uids = {s.settings[key] for s in slices}
+        if len(uids) == 1 and (uid := uids.pop()):
+            source[f"{key}_sha256"] = hashed(uid)
     digest = hashlib.sha256(repr((values.shape, values.dtype.str)).encode() + np.ascontiguousarray(matrix.round(6)).tobytes())
     digest.update(values.T.data)
     source["sha256"] = digest.hexdigest()

@@ -23,6 +23,11 @@ from engine.patient.names import level_of, tissue_of
 
 #: Frames may lie this share of their distance off a regular grid.
 SPACING_TOLERANCE = 0.10
+#: Codes of what a segment is, and of the side that it is on.
+_CODES = (
+    ("AnatomicRegionSequence", "AnatomicRegionModifierSequence"),
+    ("SegmentedPropertyTypeCodeSequence", "SegmentedPropertyTypeModifierCodeSequence"),
+)
 
 
 def read_seg(file: Path, place: str, name: str, shown: Callable[[str], str], max_voxels: int) -> Image:
@@ -103,9 +108,7 @@ def _positions(header: Dataset) -> int:
 def segment_name(segment: Dataset, shown: Callable[[str], str]) -> str:
     """The name of a segment that says most: its label, else what its codes mean (with their side)."""
     meanings = []
-    codes = (("AnatomicRegionSequence", "AnatomicRegionModifierSequence"),)
-    codes += (("SegmentedPropertyTypeCodeSequence", "SegmentedPropertyTypeModifierCodeSequence"),)
-    for what, side in codes:
+    for what, side in _CODES:
         for item in segment.get(what) or ():
             meaning = text_of(item, "CodeMeaning")
             sides = [text_of(code, "CodeMeaning") for code in (item.get(side) or segment.get(side) or ())]

@@ -65,7 +65,7 @@ def _on_grid_of(scan: Image, labels: Image) -> Image | None:
         return None
     order = np.argmax(np.abs(turn), axis=1)  # the label axis that lies along each axis of the scan
     part = labels.values.transpose(order)
-    part = np.flip(part, [axis for axis in range(3) if turn[axis, order[axis]] < 0])
+    part = np.flip(part, tuple(axis for axis in range(3) if turn[axis, order[axis]] < 0))
     values = np.zeros(scan.values.shape, labels.values.dtype, order="F")
     values[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = part
     return replace(labels, values=values, lps_from_index=scan.lps_from_index.copy())

@@ -39,7 +39,7 @@ def label_numbers(values: np.ndarray, place: str) -> tuple[np.ndarray, bool, lis
             )
         values = rounded
     low, high = float(values.min()), float(values.max())
-    if low < 0 and (notes or values.dtype.kind in "if") and _overshoots(values, low, high):
+    if low < 0 and _overshoots(values, low, high):
         count = int(np.count_nonzero(values < 0))
         notes.append(f"{count} voxels below 0 (down to {low:g}), as interpolation leaves them beside labels: set to 0")
         values = np.maximum(values, 0)
@@ -61,7 +61,7 @@ def _share_between(values: np.ndarray, between: np.ndarray) -> float:
 def _overshoots(values: np.ndarray, low: float, high: float) -> bool:
     """Whether negative values are a spline's: few, small, and of a mask's few kinds."""
     negative, used = np.count_nonzero(values < 0), np.count_nonzero(values)
-    return -low < high and negative <= MOST_NEGATIVE * used and _kinds(values) <= MOST_KINDS
+    return -low < high and bool(negative <= MOST_NEGATIVE * used) and _kinds(values) <= MOST_KINDS
 
 
 def _kinds(values: np.ndarray) -> int:
