@@ -50,11 +50,14 @@ SAME_DIRECTION = 5e-3
 PADDING_BELOW_HU = -900.0
 
 _STRUCTURES = "1.2.840.10008.5.1.4.1.1.481.3"
+_CONTOUR_DATA = 0x30060050
 _SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 _NO_PICTURES = ("1.2.840.10008.5.1.4.1.1.66", "1.2.840.10008.5.1.4.1.1.4.2")
 _DICOMDIR = "1.2.840.10008.1.3.10"
 #: CT, enhanced and legacy converted enhanced CT; MR, enhanced, enhanced colour and legacy converted enhanced MR.
 _SLICES = tuple(f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("2", "2.1", "2.2", "4", "4.1", "4.3", "4.4"))
+#: What places a slice, and how many numbers each is.
+_PLANE = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
 #: Tags that tell several images of the same place apart (echoes, phases, magnitude and phase, reconstructions).
 _STACK_TAGS = ("ImageType", "EchoTime", "TemporalPositionIndex", "DiffusionBValue", "StackID", "ConvolutionKernel", "AcquisitionNumber")
 #: Scanner settings that go to the source: text (shown if not personal) and numbers.
@@ -72,17 +75,25 @@ _INSTALL = {"JPEG 2000": "pylibjpeg pylibjpeg-openjpeg", "JPEG-LS": "pylibjpeg p
 
 
 def is_dicom(path: str | Path) -> bool:
-    """Whether a file is DICOM: "DICM" at byte 128, or (old files without preamble) a first element of group 8."""
+    """Whether a file is DICOM: "DICM" at byte 128, or (old files without preamble) a first element of group 8.
+
+    Raises: PermissionError where it may not be read; what breaks otherwise is no DICOM.
+    """
     try:
         with Path(path).open("rb") as stream:
             return dicom_head(stream.read(132))
+    except PermissionError:
+        raise
     except OSError:
         return False
 
 
 def holds_dicom(folder: Path) -> bool:
     """Whether any file under a folder is DICOM."""
-    return any(is_dicom(file) for file in files_under(folder))
+    try:
+        return any(is_dicom(file) for file in files_under(folder))
+    except PermissionError:
+        return True  # `_read_folder` tells which file it is
 
 
 def read_series(path: str | Path, series: str | None = None, max_voxels: int = MAX_VOXELS) -> Image:
@@ -181,6 +192,8 @@ class _Private:
 def _elements(ds: Dataset) -> Iterator[tuple[bool, str]]:
     """Whether it is personal, and its value as text, of every element at every depth; damaged ones as their bytes."""
     for tag in list(ds.keys()):
+        if tag == _CONTOUR_DATA:
+            continue  # up to millions of numbers
         try:
             element = ds[tag]
             if element.VR == "SQ":
@@ -248,10 +261,10 @@ def _read_folder(path: Path) -> _Folder:
         folder = _Folder(str(path.parent), [path])
     damaged = []
     for number, file in enumerate(folder.files):
-        if not is_dicom(file):
-            folder.skipped["not DICOM"] += 1
-            continue
         try:
+            if not is_dicom(file):
+                folder.skipped["not DICOM"] += 1
+                continue
             ds, cut = _header(file)
             if ds is None:
                 folder.skipped["not DICOM"] += 1
@@ -260,6 +273,8 @@ def _read_folder(path: Path) -> _Folder:
             folder.private.learn(ds)
             if not _sort(ds, cut, number, folder):
                 damaged.append(number)
+        except PermissionError:
+            raise ValueError(f"{folder.place}: {folder.name(number)} cannot be read: permission denied") from None
         except BROKEN:
             damaged.append(number)
     if damaged:
@@ -324,9 +339,16 @@ def _sort(ds: Dataset, cut: bool, number: int, folder: _Folder) -> bool:
         if not slices and cut and (sop in _SLICES or not sop):
             return False
         if not slices:
-            folder.skipped["picture without position, direction or pixel spacing (screen capture or report)"] += 1
+            why = next((key for key, count in _PLANE.items() if key in ds and numbers_of(ds, key, count) is None and _filled(ds, key)), "")
+            what = f"picture whose {why} can't be read as numbers" if why else "picture without position, direction or pixel spacing"
+            folder.skipped[what if why else f"{what} (screen capture or report)"] += 1
         folder.slices += slices
     return True
+
+
+def _filled(ds: Dataset, keyword: str) -> bool:
+    """Whether a tag that is there holds anything, readable or not."""
+    return bool(getattr(ds.get_item(keyword), "value", None))
 
 
 def _slices(ds: Dataset, cut: bool, number: int) -> list[_Slice]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import zlib
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ _SIGNATURES = (
     (b"solid ", "an STL surface", "give it with source=surfaces"),
     (b"ply\n", "a PLY surface", "give it with source=surfaces"),
 )
+#: Bytes of a plain text.
+_TEXT = frozenset(b"\t\n\r\f") | frozenset(range(32, 127))
 _STRANGE = {
     stat.S_IFSOCK: "a socket",
     stat.S_IFIFO: "a pipe",
@@ -98,12 +101,12 @@ def _first_bytes(path: Path) -> bytes:
 
 def _told(head: bytes) -> Content:
     if head[344:348] in (b"n+1\x00", b"ni1\x00") or head[4:8] in (b"n+2\x00", b"ni2\x00"):
-        pair = b"ni1\x00" in head[344:348] or b"ni2\x00" in head[4:8]
-        advice = "save it as one .nii file (nibabel, fslchfiletype)"
-        return Content("the header of a NIfTI pair (.hdr, .img)", advice) if pair else Content("NIfTI")
+        if head[344:348] == b"ni1\x00" or head[4:8] == b"ni2\x00":
+            return Content("the header of a NIfTI pair (.hdr, .img)", "save it as one .nii file (nibabel, fslchfiletype)")
+        return Content("NIfTI")
     if head[:7] == b"NRRD000":
         return Content("NRRD")
-    if head.lstrip()[:10] in (b"ObjectType",) or head.lstrip()[:5] == b"NDims":
+    if head.lstrip()[:10] == b"ObjectType" or re.search(rb"^NDims *=", head, re.MULTILINE):
         return Content("MetaImage")
     if dicom_head(head):
         return Content("DICOM")
@@ -119,6 +122,8 @@ def _told(head: bytes) -> Content:
         return Content("an XML text", _AGAIN)
     if head and not head.strip(b"\x00"):
         return Content("zeros only (a copy that was cut off)", "copy it again")
+    if head and all(byte in _TEXT for byte in head):
+        return Content("a text file", "give the image itself")
     return Content("")
 
 

@@ -72,5 +72,6 @@ def _kinds(values: np.ndarray) -> int:
     if high - low > 1 << 20:
         return len(np.unique(values))
     seen = np.zeros(high - low + 1, bool)
-    seen[(values - low).astype(np.intp, copy=False).ravel()] = True
+    for part in np.array_split(values.ravel(order="K"), values.size // (1 << 22) + 1):  # wide integers of a part at a time
+        seen[part.astype(np.int64) - low] = True
     return int(seen.sum())

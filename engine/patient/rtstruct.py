@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 
 from engine.patient.combined import combined, doubled, precedence
 from engine.patient.dicom_seg import openly
-from engine.patient.dicom_tags import BROKEN, hashed, text_of
+from engine.patient.dicom_tags import BROKEN, hashed, text_of, with_points
 from engine.patient.files import listed
 from engine.patient.images import Image
 from engine.patient.names import level_of, tissue_of
@@ -43,6 +43,7 @@ def read_structures(file: Path, place: str, name: str, shown: Callable[[str], st
         raise ValueError(f"{name} needs the scan that it was drawn on; {REMEDY}")
     try:
         ds = pydicom.dcmread(file)
+        with_points(ds)
         names = {int(roi.ROINumber): openly(text_of(roi, "ROIName"), shown) for roi in ds.StructureSetROISequence}
         drawn = {int(item.ReferencedROINumber): _contours(item) for item in ds.get("ROIContourSequence") or ()}
         frames = {text_of(item, "FrameOfReferenceUID") for item in ds.get("ReferencedFrameOfReferenceSequence") or ()}
