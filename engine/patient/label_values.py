@@ -13,6 +13,8 @@ MOST_LABELS = 500
 #: A resampled mask's labelled voxels are whole by this share at least, and of this many kinds at most (TotalSegmentator: 117).
 LEAST_WHOLE = 0.5
 MOST_KINDS = 130
+#: Whole is what is this near to it: a spline's ripples reach ten voxels into a label.
+NEAR_WHOLE = 0.05
 #: … and negative by this share at most.
 MOST_NEGATIVE = 0.1
 _AN_IMAGE = "this is an image, not a label mask"
@@ -28,14 +30,15 @@ def label_numbers(values: np.ndarray, place: str) -> tuple[np.ndarray, bool, lis
         if not np.isfinite(values).all():
             raise ValueError(f"{place}: values are not whole numbers (NaN or infinite among them); {_AN_IMAGE}")
         rounded = np.rint(values)
-        between = np.abs(values - rounded) > 1e-4
-        if between.any():
-            share = _share_between(values, between)
-            if share > 1.0 - LEAST_WHOLE or _kinds(rounded[~between]) > MOST_KINDS:
+        off = np.abs(values - rounded)
+        if (off > 1e-4).any():
+            near = off <= NEAR_WHOLE
+            share = _share(near, values)
+            if share < LEAST_WHOLE or _kinds(rounded[near]) > MOST_KINDS:
                 raise ValueError(f"{place}: values are not whole numbers; {_AN_IMAGE}")
             notes.append(
-                f"{share:.1%} of the labelled voxels lie between whole numbers: the mask was resampled with interpolation, and is rounded; "
-                "rims may carry numbers of other labels (resample labels with nearest neighbour)"
+                f"{1.0 - share:.1%} of the labelled voxels lie between whole numbers: the mask was resampled with interpolation, and is "
+                "rounded; rims may carry numbers of other labels (resample labels with nearest neighbour)"
             )
         values = rounded
     low, high = float(values.min()), float(values.max())
@@ -53,9 +56,10 @@ def label_numbers(values: np.ndarray, place: str) -> tuple[np.ndarray, bool, lis
     return labels, bool(notes), notes
 
 
-def _share_between(values: np.ndarray, between: np.ndarray) -> float:
-    """Share of the voxels other than 0 that lie between whole numbers."""
-    return int(np.count_nonzero(between)) / max(int(np.count_nonzero(np.abs(values) > 1e-4)), 1)
+def _share(near: np.ndarray, values: np.ndarray) -> float:
+    """Share of the voxels that aren't about 0 which are near a whole number."""
+    used = np.abs(values) > NEAR_WHOLE
+    return int(np.count_nonzero(near & used)) / max(int(np.count_nonzero(used)), 1)
 
 
 def _overshoots(values: np.ndarray, low: float, high: float) -> bool:

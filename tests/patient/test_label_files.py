@@ -282,8 +282,6 @@ def test_interpolated_labels_are_read_as_such(tmp_path: Path, order: int) -> Non
     labels = np.zeros((30, 30, 30), np.float32)
     labels[5:25, 5:25, 5:25] = 24.0
     fine = zoom(labels, 1.3, order=order)
-    fine[np.abs(fine - 24.0) < 0.02] = 24.0  # a spline's ripples die out slowly
-    fine[np.abs(fine) < 0.02] = 0.0
     assert (order == 3) == bool(fine.min() < -0.1)
     image = read_labels(save(tmp_path / "fine.nii.gz", fine))
     assert image.source["interpolated"] is True
