@@ -1,6 +1,6 @@
 """Label numbers from the values of an image: whole numbers ≥ 0, or those of a mask that was resampled with interpolation.
 
-Interpolation leaves the insides of labels whole and puts numbers between them into their rims (a spline also some below 0 and
+Interpolation leaves the insides of labels whole and puts numbers between them into their rims (a cubic also some below 0 and
 above the largest). An image has no such insides: its values are spread over hundreds of numbers.
 """
 
@@ -13,7 +13,7 @@ MOST_LABELS = 500
 #: A resampled mask's labelled voxels are whole by this share at least, and of this many kinds at most (TotalSegmentator: 117).
 LEAST_WHOLE = 0.5
 MOST_KINDS = 130
-#: Whole is what is this near to it: a spline's ripples reach ten voxels into a label.
+#: Whole is what is this near to it.
 NEAR_WHOLE = 0.05
 #: … and negative by this share at most.
 MOST_NEGATIVE = 0.1
@@ -63,7 +63,7 @@ def _share(near: np.ndarray, values: np.ndarray) -> float:
 
 
 def _overshoots(values: np.ndarray, low: float, high: float) -> bool:
-    """Whether negative values are a spline's: few, small, and of a mask's few kinds."""
+    """Whether negative values are a cubic's: few, small, and of a mask's few kinds."""
     negative, used = np.count_nonzero(values < 0), np.count_nonzero(values)
     return -low < high and bool(negative <= MOST_NEGATIVE * used) and _kinds(values) <= MOST_KINDS
 
