@@ -15,8 +15,9 @@ LEAST_WHOLE = 0.5
 MOST_KINDS = 130
 #: Whole is what is this near to it.
 NEAR_WHOLE = 0.05
-#: … and negative by this share at most.
-MOST_NEGATIVE = 0.1
+#: … and negative by this share at most, down to this share of the largest number.
+MOST_NEGATIVE = 0.3
+DEEPEST = 0.25
 _AN_IMAGE = "this is an image, not a label mask"
 
 
@@ -65,7 +66,7 @@ def _share(near: np.ndarray, values: np.ndarray) -> float:
 def _overshoots(values: np.ndarray, low: float, high: float) -> bool:
     """Whether negative values are a cubic's: few, small, and of a mask's few kinds."""
     negative, used = np.count_nonzero(values < 0), np.count_nonzero(values)
-    return -low < high and bool(negative <= MOST_NEGATIVE * used) and _kinds(values) <= MOST_KINDS
+    return -low < DEEPEST * high and bool(negative <= MOST_NEGATIVE * used) and _kinds(values) <= MOST_KINDS
 
 
 def _kinds(values: np.ndarray) -> int:
