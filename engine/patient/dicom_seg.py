@@ -49,23 +49,26 @@ def read_seg(file: Path, place: str, name: str, shown: Callable[[str], str], max
     except BROKEN:
         raise ValueError(f"{name} can't be read: cut short or damaged; copy it again") from None
     check_size(size, place, max_voxels)
-    notes: list[str] = []
     try:
         seg = highdicom.seg.segread(file)
         segments = {int(s.SegmentNumber): segment_name(s, shown) for s in seg.SegmentSequence}
         segments.pop(0, None)
-        background = int(number_of(header, "PixelPaddingValue") or 0) if kind == "LABELMAP" else 0
-        volume, clash = _volume(seg, list(segments))
+        volume = _volume(seg, list(segments))
+        overlapping = volume is None
+        if overlapping:
+            seg = highdicom.seg.segread(file)  # its index is locked after the error
+            volume = _volume(seg, [next(iter(segments))])
     except BROKEN:
         if kind == "FRACTIONAL":
             raise ValueError(f"{name} is fractional, not one label per voxel; export it as binary") from None
         raise ValueError(f"{name} can't be read as one regular volume; export it again, or as NIfTI") from None
-    values = np.asarray(volume.array).T  # [slice, row, column]
-    if background:
-        values = np.where(values == background, 0, values)
-    if clash:
-        masks = ((n, np.asarray(_volume(seg, [n])[0].array).T > 0) for n in precedence(segments))
+    values = np.asarray(volume.array).T  # [column, row, slice]
+    notes: list[str] = []
+    if overlapping:
+        masks = ((n, np.asarray(_volume(seg, [n]).array).T > 0) for n in precedence(segments))
         values, notes = combined(masks, segments, values.shape, name)
+    elif kind == "LABELMAP" and (background := int(number_of(header, "PixelPaddingValue") or 0)):
+        values = np.where(values == background, 0, values)
     if min(values.shape) < 2:
         raise ValueError(f"{name} holds a single slice of shape {values.shape}; give the whole volume")
     matrix = np.array(volume.affine, float)[:, [2, 1, 0, 3]]
@@ -85,15 +88,16 @@ def read_seg(file: Path, place: str, name: str, shown: Callable[[str], str], max
     return Image(values, matrix, "SEG", tuple(notes), source)
 
 
-def _volume(seg: Any, numbers: list[int]) -> tuple[Any, bool]:
-    """The volume of the segments, and whether they overlap (then the highest number is where they do)."""
-    options = {"combine_segments": True, "rtol": SPACING_TOLERANCE, "allow_missing_positions": True, "segment_numbers": numbers}
+def _volume(seg: Any, numbers: list[int]) -> Any:
+    """The volume of some segments [slice, row, column]; None where they overlap."""
     try:
-        return seg.get_volume(**options), False
+        return seg.get_volume(
+            segment_numbers=numbers, combine_segments=True, rtol=SPACING_TOLERANCE, allow_missing_positions=True
+        )
     except RuntimeError as error:
         if "overlap" not in str(error).lower():
             raise
-        return seg.get_volume(**options, skip_overlap_checks=True), True
+        return None
 
 
 def _positions(header: Dataset) -> int:

@@ -18,16 +18,20 @@ SAME_LATTICE_VOXELS = 0.25
 def whole_extent(labels: Image, scan: Image | None) -> Image:
     """The labels on the scan's grid where they are a part of it; else with an empty slice where their border isn't a scan's.
 
-    Nothing is done to labels whose border says where the scan ended: those that aren't a DICOM-SEG and aren't cropped to
+    `scan` may also be a label image that these belong to (sub-regions of vertebrae): they get its grid where they can.
+    Nothing else is done to labels whose border says where the scan ended: those that aren't a DICOM-SEG and aren't cropped to
     their content on all six sides.
     """
     frames = labels.source.get("format") == "DICOM-SEG"
     touching = _touching(labels.values)
-    if not frames and not touching.all():
+    partner = scan is not None and scan.modality == "SEG"
+    if not frames and not partner and not touching.all():
         return labels
     placed = None if scan is None else _on_grid_of(scan, labels)
     if placed is not None:
         return placed
+    if not frames and not touching.all():
+        return labels
     sides = touching & ([[False] * 2, [False] * 2, [True] * 2] if frames else [[True] * 2] * 3)
     if not sides.any():
         return labels

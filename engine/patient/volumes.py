@@ -51,15 +51,21 @@ def _expected(file: Path) -> str:
 
 @contextmanager
 def _opened(file: Path, found: Content) -> Iterator[Any]:
-    """The image, by its name where that fits what it holds, else from the bytes themselves."""
-    if not found.kind or not misnamed(file, found):
-        yield nib.load(file, mmap=False)
+    """The image, from its bytes (nibabel would go by the name); a gzip is read to its end, where its checksum is."""
+    if found.kind != "NIfTI":
+        yield nib.load(file, mmap=False)  # says what is wrong with it
         return
     with gzip.open(file) if found.gzipped else file.open("rb") as stream:
         first = stream.read(8)
         stream.seek(0)
         kind = nib.Nifti2Image if first[4:8] == b"n+2\x00" else nib.Nifti1Image
         yield kind.from_stream(stream)
+        try:
+            while found.gzipped and stream.read(1 << 20):
+                pass
+        except gzip.BadGzipFile as error:
+            if "Not a gzipped file" not in str(error):  # something behind the gzip does no harm
+                raise
 
 
 def _nifti(file: Path, found: Content, max_voxels: int) -> Image:
@@ -161,7 +167,7 @@ def _itk(file: Path, found: Content, max_voxels: int) -> Image:
     matrix[:3, :3] = direction * np.array(image.GetSpacing())[:3]
     matrix[:3, 3] = image.GetOrigin()[:3]
     stored = sitk.GetArrayFromImage(image)
-    nrrd = found.kind == "NRRD" or image_ending(file) in (".nrrd", ".nhdr")
+    nrrd = (found.kind or image_ending(file)) in ("NRRD", ".nrrd", ".nhdr")
     source = _source(file, "NRRD" if nrrd else "MetaImage")
     if image_ending(file) in (".nhdr", ".mhd"):  # the voxels are in another file
         source["sha256"] = hashlib.sha256(file.read_bytes() + stored.tobytes()).hexdigest()
