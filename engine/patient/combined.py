@@ -1,4 +1,6 @@
-"""Several masks → one label image: a voxel has one label, so what lies in two masks goes to the one that says more."""
+"""Several masks → one label image: a voxel has one label, so what lies in two masks goes to the one
+that says more.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ _NESTED = frozenset({"cord", "canal"})
 
 
 def precedence(names: Mapping[int, str]) -> list[int]:
-    """Numbers in the order in which they take voxels: vertebrae from the head down, sacrum, tissues, names not understood."""
+    """Numbers in the order in which they take voxels: vertebrae from the head down, sacrum,
+    tissues, names not understood.
+    """
 
     def key(number: int) -> tuple[int, int, int]:
         name = names[number]
@@ -31,16 +35,24 @@ def precedence(names: Mapping[int, str]) -> list[int]:
 
 
 def combined(
-    masks: Iterable[tuple[int, np.ndarray]], names: Mapping[int, str], shape: tuple[int, ...], place: str
+    masks: Iterable[tuple[int, np.ndarray]],
+    names: Mapping[int, str],
+    shape: tuple[int, ...],
+    place: str,
 ) -> tuple[np.ndarray, list[str]]:
-    """Label image [i, j, k] (int16, int32 where numbers need it) of (number, mask [i, j, k] of bool), in the order given.
+    """Label image [i, j, k] (int16, int32 where numbers need it) of (number, mask [i, j, k] of
+    bool), in the order given.
 
-    One mask is held at a time, beside the result. A voxel of two masks stays with the first, and is counted in a note.
+    One mask is held at a time, beside the result. A voxel of two masks stays with the first, and is
+    counted in a note.
 
-    Raises: ValueError where two masks share more than 1 % of the smaller one, unless only one of the two has a name that
-    is understood (an outline of the whole body is no rival of a vertebra), or they are the cord and its canal.
+    Raises: ValueError where two masks share more than 1 % of the smaller one, unless only one of
+    the two has a name that is understood (an outline of the whole body is no rival of a vertebra),
+    or they are the cord and its canal.
     """
-    values = np.zeros(shape, np.int16 if max(names, default=0) <= np.iinfo(np.int16).max else np.int32, order="F")
+    values = np.zeros(
+        shape, np.int16 if max(names, default=0) <= np.iinfo(np.int16).max else np.int32, order="F"
+    )
     sizes: dict[int, int] = {}
     shared: dict[tuple[int, int], int] = {}
     for number, mask in masks:
@@ -52,10 +64,12 @@ def combined(
     notes = []
     for (first, second), count in shared.items():
         share = count / min(sizes[first], sizes[second])
-        text = f"{names[first]} and {names[second]} overlap in {count} voxels, {share:.2%} of the smaller"
+        pair = f"{names[first]} and {names[second]}"
+        text = f"{pair} overlap in {count} voxels, {share:.2%} of the smaller"
         if share > LARGEST_OVERLAP and _rivals(names[first], names[second]):
             raise ValueError(
-                f"{place}: {text} (at most {LARGEST_OVERLAP:.0%}), so a voxel would need two labels; part the segments that overlap first"
+                f"{place}: {text} (at most {LARGEST_OVERLAP:.0%}), so a voxel would need two "
+                "labels; part the segments that overlap first"
             )
         notes.append(f"{text}: they stay with {names[first]}")
     return values, notes
@@ -65,12 +79,16 @@ def _rivals(first: str, second: str) -> bool:
     """Whether an overlap of the two must be settled by whoever drew them."""
     if {tissue_of(first), tissue_of(second)} == _NESTED:
         return False
-    understood = [level_of(name) is not None or tissue_of(name) is not None for name in (first, second)]
+    understood = [
+        level_of(name) is not None or tissue_of(name) is not None for name in (first, second)
+    ]
     return understood[0] == understood[1]
 
 
 def doubled(names: Mapping[int, str]) -> str:
-    """The first two names of one and the same mobile level, for a message; "" where there are none."""
+    """The first two names of one and the same mobile level, for a message; "" where there are
+    none.
+    """
     for first, second in combinations(names.values(), 2):
         if level_of(first) is not None and level_of(first) == level_of(second) != "S1":
             return f"{first} and {second} are both {level_of(first)}"
@@ -78,7 +96,9 @@ def doubled(names: Mapping[int, str]) -> str:
 
 
 def telling_name(label: str, meanings: Iterable[str]) -> str:
-    """Of a segment's label and the meanings of its codes, the name that says which vertebra or tissue it is; else the label."""
+    """Of a segment's label and the meanings of its codes, the name that says which vertebra or
+    tissue it is; else the label.
+    """
     if level_of(label) is None:
         for known in (level_of, tissue_of):
             for name in (label, *meanings):

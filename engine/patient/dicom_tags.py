@@ -1,4 +1,6 @@
-"""Tags of a DICOM data set as text and numbers, where they may be absent, malformed or written with decimal commas."""
+"""Tags of a DICOM data set as text and numbers, where they may be absent, malformed or written with
+decimal commas.
+"""
 
 from __future__ import annotations
 
@@ -71,9 +73,11 @@ def hashed(uid: str) -> str:
 
 
 def with_points(ds: Dataset) -> bool:
-    """Decimal commas of decimal strings (VR DS) turned into points, at every depth; whether there were any.
+    """Decimal commas of decimal strings (VR DS) turned into points, at every depth; whether there
+    were any.
 
-    Only "0,703125" is such a number: with a point beside the comma it could be thousands, and is left as it is.
+    Only "0,703125" is such a number: with a point beside the comma it could be thousands, and is
+    left as it is.
     """
     changed = False
     for tag in list(ds.keys()):
@@ -92,7 +96,12 @@ def with_points(ds: Dataset) -> bool:
                 continue
             for item in items:
                 changed |= with_points(item)
-        elif vr == "DS" and isinstance(raw, RawDataElement) and isinstance(value, bytes) and b"," in value:
+        elif (
+            vr == "DS"
+            and isinstance(raw, RawDataElement)
+            and isinstance(value, bytes)
+            and b"," in value
+        ):
             parts = value.split(b"\\")
             if all(b"," not in part or _COMMAS.match(part) for part in parts):
                 ds._dict[tag] = raw._replace(value=value.replace(b",", b"."))

@@ -1,4 +1,6 @@
-"""What lies on the disk: what a file really is (by its first bytes, not its name), and the files under a folder."""
+"""What lies on the disk: what a file really is (by its first bytes, not its name), and the files
+under a folder.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,11 @@ _UNPACK = "unpack it first and give what is in it"
 _AGAIN = "download the file itself again"
 #: First bytes, what they are of, and what to do.
 _SIGNATURES = (
-    (b"version https://git-lfs.github.com/spec", "a Git LFS pointer", "run `git lfs pull` in its repository"),
+    (
+        b"version https://git-lfs.github.com/spec",
+        "a Git LFS pointer",
+        "run `git lfs pull` in its repository",
+    ),
     (b"\xff\xd8\xff", "a JPEG picture", _PICTURE),
     (b"\x89PNG", "a PNG picture", _PICTURE),
     (b"GIF8", "a GIF picture", _PICTURE),
@@ -36,7 +42,11 @@ _SIGNATURES = (
     (b"BZh", "a bzip2 file", _UNPACK),
     (b"\xfd7zXZ", "an xz file", _UNPACK),
     (b"\x28\xb5\x2f\xfd", "a zstd file", _UNPACK),
-    (b"\x93NUMPY", "a NumPy array without a place in the patient", "save it as NIfTI with its affine"),
+    (
+        b"\x93NUMPY",
+        "a NumPy array without a place in the patient",
+        "save it as NIfTI with its affine",
+    ),
     (b"\x89HDF", "an HDF5 file", "export the image as NIfTI"),
     (b"MATLAB", "a MATLAB file", "export the image as NIfTI"),
     (b"solid ", "an STL surface", "give it with source=surfaces"),
@@ -67,7 +77,7 @@ class Content:
 
     @property
     def foreign(self) -> str:
-        """"a PNG picture; export …" where it is known to be something that is not read; else ""."""
+        """What it is and what to do, where it is known to be something that is not read."""
         return f"{self.kind}; {self.advice}" if self.advice else ""
 
 
@@ -92,7 +102,9 @@ def _first_bytes(path: Path) -> bytes:
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
         if kind in _STRANGE:
-            raise ValueError(f"{path} is {_STRANGE[kind]}, not a file; give an image file or a folder")
+            raise ValueError(
+                f"{path} is {_STRANGE[kind]}, not a file; give an image file or a folder"
+            )
         with path.open("rb") as stream:
             return stream.read(4096)
     except PermissionError:
@@ -102,7 +114,10 @@ def _first_bytes(path: Path) -> bytes:
 def _told(head: bytes) -> Content:
     if head[344:348] in (b"n+1\x00", b"ni1\x00") or head[4:8] in (b"n+2\x00", b"ni2\x00"):
         if head[344:348] == b"ni1\x00" or head[4:8] == b"ni2\x00":
-            return Content("the header of a NIfTI pair (.hdr, .img)", "save it as one .nii file (nibabel, fslchfiletype)")
+            return Content(
+                "the header of a NIfTI pair (.hdr, .img)",
+                "save it as one .nii file (nibabel, fslchfiletype)",
+            )
         return Content("NIfTI")
     if head[:7] == b"NRRD000":
         return Content("NRRD")
@@ -117,7 +132,9 @@ def _told(head: bytes) -> Content:
             return Content(kind, advice)
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html")):
-        return Content("a web page (a log-in or warning page saved in place of the download)", _AGAIN)
+        return Content(
+            "a web page (a log-in or warning page saved in place of the download)", _AGAIN
+        )
     if text.startswith((b"<?xml", b"<")):
         return Content("an XML text", _AGAIN)
     if head and not head.strip(b"\x00"):
@@ -128,7 +145,9 @@ def _told(head: bytes) -> Content:
 
 
 def dicom_head(head: bytes) -> bool:
-    """Whether first bytes are DICOM's: "DICM" at byte 128, or (old files without preamble) a first element of group 8."""
+    """Whether first bytes are DICOM's: "DICM" at byte 128, or (old files without preamble) a first
+    element of group 8.
+    """
     old = head[:2] == b"\x08\x00" and head[2:4] in (b"\x00\x00", b"\x05\x00", b"\x08\x00")
     return head[128:132] == b"DICM" or (len(head) >= 132 and old)
 
@@ -145,8 +164,15 @@ def misnamed(file: Path, found: Content) -> list[str]:
     ending = image_ending(file)
     if ending in wanted:
         return []
-    how = f"{'gzipped' if found.gzipped else 'not gzipped'} NIfTI" if found.kind == "NIfTI" else found.kind
-    return [f"the file's name ends in {ending or file.suffix or 'nothing known'}, but it holds {how}; read as that"]
+    how = (
+        f"{'gzipped' if found.gzipped else 'not gzipped'} NIfTI"
+        if found.kind == "NIfTI"
+        else found.kind
+    )
+    return [
+        f"the file's name ends in {ending or file.suffix or 'nothing known'}, but it holds {how}; "
+        f"read as that"
+    ]
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -155,7 +181,8 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def files_under(folder: Path) -> list[Path]:
-    """Files of a folder and its sub-folders, links followed (each folder once), hidden ones left out, sorted.
+    """Files of a folder and its sub-folders, links followed (each folder once), hidden ones left
+    out, sorted.
 
     Raises: ValueError for a folder that may not be opened.
     """

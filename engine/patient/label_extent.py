@@ -1,6 +1,8 @@
-"""Label images that hold no more than their labels: where the scan goes on, the image's border is not the scan's.
+"""Label images that hold no more than their labels: where the scan goes on, the image's border is
+not the scan's.
 
-DICOM segmentations leave empty frames out, and tools crop masks to what they hold. A bone that ends at such a border is whole.
+DICOM segmentations leave empty frames out, and tools crop masks to what they hold. A bone that ends
+at such a border is whole.
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ SAME_LATTICE_VOXELS = 0.25
 
 
 def whole_extent(labels: Image, scan: Image | None) -> Image:
-    """The labels on the scan's grid where they are a part of it; else with an empty slice where their border isn't a scan's.
+    """The labels on the scan's grid where they are a part of it; else with an empty slice where
+    their border isn't a scan's.
 
-    `scan` may also be a label image that these belong to (sub-regions of vertebrae): they get its grid where they can.
-    Nothing else is done to labels whose border says where the scan ended: those that aren't a DICOM-SEG and aren't cropped to
-    their content on all six sides.
+    `scan` may also be a label image that these belong to (sub-regions of vertebrae): they get its
+    grid where they can. Nothing else is done to labels whose border says where the scan ended:
+    those that aren't a DICOM-SEG and aren't cropped to their content on all six sides.
     """
     frames = labels.source.get("format") == "DICOM-SEG"
     touching = _touching(labels.values)
@@ -35,8 +38,15 @@ def whole_extent(labels: Image, scan: Image | None) -> Image:
     sides = touching & ([[False] * 2, [False] * 2, [True] * 2] if frames else [[True] * 2] * 3)
     if not sides.any():
         return labels
-    why = "a DICOM-SEG leaves empty frames out" if frames else "the labels are cropped to what they hold"
-    note = f"the scan's border is not known ({why}): bones that end at the labels' border are taken as whole; give the scan to check it"
+    why = (
+        "a DICOM-SEG leaves empty frames out"
+        if frames
+        else "the labels are cropped to what they hold"
+    )
+    note = (
+        f"the scan's border is not known ({why}): bones that end at the labels' border are taken "
+        "as whole; give the scan to check it"
+    )
     matrix = labels.lps_from_index.copy()
     matrix[:3, 3] -= matrix[:3, :3] @ sides[:, 0].astype(float)
     return replace(
@@ -53,7 +63,9 @@ def _touching(values: np.ndarray) -> np.ndarray:
 
 
 def _on_grid_of(scan: Image, labels: Image) -> Image | None:
-    """The labels on the scan's grid; None where they don't lie on its lattice, or reach beyond it."""
+    """The labels on the scan's grid; None where they don't lie on its lattice, or reach beyond
+    it.
+    """
     step = np.linalg.inv(scan.lps_from_index) @ labels.lps_from_index
     turn = np.rint(step[:3, :3])
     if not np.array_equal(np.abs(turn) @ np.ones(3), np.ones(3)) or abs(np.linalg.det(turn)) != 1.0:
@@ -65,7 +77,11 @@ def _on_grid_of(scan: Image, labels: Image) -> Image | None:
     exact = corners @ step[:3, :3].T + step[:3, 3]
     near = corners @ turn.T + start
     low, high = near.min(axis=0).astype(int), near.max(axis=0).astype(int) + 1
-    if np.abs(exact - near).max() > SAME_LATTICE_VOXELS or low.min() < 0 or (high > scan.values.shape).any():
+    if (
+        np.abs(exact - near).max() > SAME_LATTICE_VOXELS
+        or low.min() < 0
+        or (high > scan.values.shape).any()
+    ):
         return None
     order = np.argmax(np.abs(turn), axis=1)  # the label axis that lies along each axis of the scan
     part = labels.values.transpose(order)

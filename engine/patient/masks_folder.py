@@ -1,4 +1,6 @@
-"""A folder with one mask per structure, named after it (TotalSegmentator's usual output) → one label image."""
+"""A folder with one mask per structure, named after it (TotalSegmentator's usual output) → one
+label image.
+"""
 
 from __future__ import annotations
 
@@ -24,24 +26,34 @@ def structure(file: Path) -> str:
 
 
 def masks_under(folder: Path) -> list[Path]:
-    """The image files of the one folder, it or a sub-folder, in which some are named after a level; none where there is none.
+    """The image files of the one folder, it or a sub-folder, in which some are named after a level;
+    none where there is none.
 
     Raises: ValueError where several folders hold such files.
     """
     by_folder: dict[Path, list[Path]] = {}
     for file in image_files(folder):
         by_folder.setdefault(file.parent, []).append(file)
-    named = {place: files for place, files in by_folder.items() if any(level_of(structure(file)) for file in files)}
+    named = {
+        place: files
+        for place, files in by_folder.items()
+        if any(level_of(structure(file)) for file in files)
+    }
     if len(named) > 1:
-        raise ValueError(f"{folder}: masks of vertebrae lie in {len(named)} folders ({listed(list(map(str, named)))}); give one of them")
+        raise ValueError(
+            f"{folder}: masks of vertebrae lie in {len(named)} folders "
+            f"({listed(list(map(str, named)))}); give one of them"
+        )
     return next(iter(named.values()), [])
 
 
 def read_masks(folder: Path, files: list[Path], max_voxels: int) -> Image:
-    """Label image of the masks whose names are understood, one file held at a time; numbers 1, 2, … and source["segments"].
+    """Label image of the masks whose names are understood, one file held at a time; numbers 1, 2, …
+    and source["segments"].
 
-    Raises: ValueError for masks on different grids, with several numbers or parts of one, of one level twice, that overlap by
-    more than 1 % of the smaller (combined.py), and where all of them are empty.
+    Raises: ValueError for masks on different grids, with several numbers or parts of one, of one
+    level twice, that overlap by more than 1 % of the smaller (combined.py), and where all of them
+    are empty.
     """
     read = [file for file in files if level_of(structure(file)) or tissue_of(structure(file))]
     unread = [structure(file) for file in files if file not in read]
@@ -68,12 +80,18 @@ def read_masks(folder: Path, files: list[Path], max_voxels: int) -> Image:
     values, notes = combined(masks(), names, first.values.shape, str(folder))
     names = {number: name for number, name in names.items() if name not in empty}
     if not any(level_of(name) for name in names.values()):
-        raise ValueError(f"{folder}: the masks named after vertebrae are all empty ({listed(empty)}); segment it again")
+        raise ValueError(
+            f"{folder}: the masks named after vertebrae are all empty ({listed(empty)}); segment "
+            f"it again"
+        )
     notes.insert(0, f"{len(names)} masks of one structure each combined, numbered anew")
     if empty:
         notes.append(f"{len(empty)} masks are empty: {listed(empty)}")
     if unread:
-        notes.append(f"{len(unread)} files not read, as their names say no vertebra or tissue that is used: {listed(unread)}")
+        notes.append(
+            f"{len(unread)} files not read, as their names say no vertebra or tissue that is used: "
+            f"{listed(unread)}"
+        )
     source = {
         "path": str(folder),
         "format": f"{first.source['format']}, one mask per structure",
@@ -92,10 +110,16 @@ def _mask(file: Path, values: np.ndarray) -> np.ndarray:
     inside = values[mask]
     if inside.size and inside.min() != inside.max():
         some = np.unique(inside[:: max(inside.size // 10000, 1)])
-        what = "a map of probabilities" if 0 <= inside.min() and inside.max() <= 1 else "a scan, or several labels"
+        what = (
+            "a map of probabilities"
+            if 0 <= inside.min() and inside.max() <= 1
+            else "a scan, or several labels"
+        )
         raise ValueError(
-            f"{file}: a mask of one structure holds 0 and one other number; this holds {', '.join(f'{v:g}' for v in some[:6])}"
-            f"{', …' if len(some) > 6 else ''} ({what}); give 0/1 masks, or the file with all labels as it is"
+            f"{file}: a mask of one structure holds 0 and one other number; this holds "
+            f"{', '.join(f'{v:g}' for v in some[:6])}"
+            f"{', …' if len(some) > 6 else ''} ({what}); give 0/1 masks, or the file with all "
+            f"labels as it is"
         )
     return mask
 
@@ -105,9 +129,18 @@ def _check_grid(file: Path, image: Image, first: Image, reference: Path) -> None
     same = shapes[0] == shapes[1]
     if same:
         step = np.linalg.inv(first.lps_from_index) @ image.lps_from_index - np.eye(4)
-        corners = np.stack(np.meshgrid(*[(0.0, n - 1.0) for n in shapes[0]], indexing="ij"), -1).reshape(-1, 3)
+        corners = np.stack(
+            np.meshgrid(*[(0.0, n - 1.0) for n in shapes[0]], indexing="ij"), -1
+        ).reshape(-1, 3)
         apart = float(np.abs(corners @ step[:3, :3].T + step[:3, 3]).max())
         same = apart <= SAME_GRID_VOXELS
     if not same:
-        how = f"shape {shapes[0]}, not {shapes[1]}" if shapes[0] != shapes[1] else f"{apart:.2g} voxels off"
-        raise ValueError(f"{file}: lies on another grid than {reference.name} ({how}); give masks of one and the same scan")
+        how = (
+            f"shape {shapes[0]}, not {shapes[1]}"
+            if shapes[0] != shapes[1]
+            else f"{apart:.2g} voxels off"
+        )
+        raise ValueError(
+            f"{file}: lies on another grid than {reference.name} ({how}); give masks of one and "
+            f"the same scan"
+        )

@@ -1,7 +1,8 @@
 """DICOM structure sets (RTSTRUCT): contours in the slices of a scan → labels on its grid.
 
-A voxel belongs to a region where a ray along the row from its centre crosses the slice's contours an odd number of times
-(even-odd rule): contours within contours are holes, and so is what a keyhole contour goes round.
+A voxel belongs to a region where a ray along the row from its centre crosses the slice's contours
+an odd number of times (even-odd rule): contours within contours are holes, and so is what a keyhole
+contour goes round.
 
 Ref: DICOM PS3.3 A.19 (RT structure set), C.8.8.5 (structure set), C.8.8.6 (ROI contour).
 """
@@ -26,17 +27,22 @@ from engine.patient.names import level_of, tissue_of
 #: Contours lie in the planes of the scan's slices to this share of their distance.
 IN_PLANE = 0.25
 REMEDY = (
-    "give the scan too (source=ct or mri), or convert it: 3D Slicer (load both, export the segmentation as label map), "
-    "dcmrtstruct2nii convert -r RTSTRUCT.dcm -d SCAN_FOLDER -o OUT, or plastimatch convert --input RTSTRUCT.dcm "
-    "--referenced-ct SCAN_FOLDER --output-labelmap labels.nii.gz"
+    "give the scan too (source=ct or mri), or convert it: 3D Slicer (load both, export the "
+    "segmentation as label map), dcmrtstruct2nii convert -r RTSTRUCT.dcm -d SCAN_FOLDER -o OUT, "
+    "or plastimatch convert --input RTSTRUCT.dcm --referenced-ct SCAN_FOLDER --output-labelmap "
+    "labels.nii.gz"
 )
 
 
-def read_structures(file: Path, place: str, name: str, shown: Callable[[str], str], scan: Image | None) -> Image:
-    """The label image on the scan's grid of the regions whose names are understood; numbers are the ROI numbers.
+def read_structures(
+    file: Path, place: str, name: str, shown: Callable[[str], str], scan: Image | None
+) -> Image:
+    """The label image on the scan's grid of the regions whose names are understood; numbers are the
+    ROI numbers.
 
-    Raises: ValueError without a scan, for contours that don't lie in its slices or not within it, for regions without a
-    contour on slices between their first and last, and where no name says a level.
+    Raises: ValueError without a scan, for contours that don't lie in its slices or not within it,
+    for regions without a contour on slices between their first and last, and where no name says a
+    level.
     """
     name = f"{place}: RTSTRUCT (contours; {name})"
     if scan is None:
@@ -44,15 +50,29 @@ def read_structures(file: Path, place: str, name: str, shown: Callable[[str], st
     try:
         ds = pydicom.dcmread(file)
         with_points(ds)
-        names = {int(roi.ROINumber): openly(text_of(roi, "ROIName"), shown) for roi in ds.StructureSetROISequence}
-        drawn = {int(item.ReferencedROINumber): _contours(item) for item in ds.get("ROIContourSequence") or ()}
-        frames = {text_of(item, "FrameOfReferenceUID") for item in ds.get("ReferencedFrameOfReferenceSequence") or ()}
+        names = {
+            int(roi.ROINumber): openly(text_of(roi, "ROIName"), shown)
+            for roi in ds.StructureSetROISequence
+        }
+        drawn = {
+            int(item.ReferencedROINumber): _contours(item)
+            for item in ds.get("ROIContourSequence") or ()
+        }
+        frames = {
+            text_of(item, "FrameOfReferenceUID")
+            for item in ds.get("ReferencedFrameOfReferenceSequence") or ()
+        }
     except BROKEN:
         raise ValueError(f"{name} can't be read: cut short or damaged; copy it again") from None
-    read = {n: text for n, text in names.items() if n > 0 and drawn.get(n) and (level_of(text) or tissue_of(text))}
+    read = {
+        n: text
+        for n, text in names.items()
+        if n > 0 and drawn.get(n) and (level_of(text) or tissue_of(text))
+    }
     if not any(level_of(text) for text in read.values()):
         raise ValueError(
-            f"{name} has no contours of a region named after a vertebra (L4, vertebrae_L4, sacrum, …); it holds {_list(names)}"
+            f"{name} has no contours of a region named after a vertebra (L4, vertebrae_L4, sacrum, "
+            f"…); it holds {_list(names)}"
         )
     if twice := doubled(read):
         raise ValueError(f"{name}: {twice}; keep one of them")
@@ -94,7 +114,12 @@ def _contours(item: Dataset) -> list[np.ndarray]:
     """Closed contours [n, 3] of a region, LPS mm."""
     out = []
     for contour in item.get("ContourSequence") or ():
-        if text_of(contour, "ContourGeometricType").replace(" ", "") in ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "CLOSED_PLANAR_XOR", ""):
+        if text_of(contour, "ContourGeometricType").replace(" ", "") in (
+            "CLOSED_PLANAR",
+            "CLOSEDPLANAR_XOR",
+            "CLOSED_PLANAR_XOR",
+            "",
+        ):
             points = np.array(contour.ContourData, float).reshape(-1, 3)
             out += [points] if len(points) > 2 else []
     return out
@@ -102,22 +127,32 @@ def _contours(item: Dataset) -> list[np.ndarray]:
 
 def _filled(contours: list[np.ndarray], shape: tuple[int, ...], name: str) -> np.ndarray:
     """Mask [i, j, k] of contours [n, 3] in voxel indices."""
-    axis = max(range(3), key=lambda a: -max(float(np.ptp(points[:, a])) for points in contours))
+    axis = min(range(3), key=lambda a: max(float(np.ptp(points[:, a])) for points in contours))
     planes: dict[int, list[np.ndarray]] = {}
     across = [a for a in range(3) if a != axis]
     for points in contours:
         slice_number = round(float(points[:, axis].mean()))
         off = float(np.abs(points[:, axis] - slice_number).max())
         if off > IN_PLANE:
-            raise ValueError(f"{name}: its contours lie {off:.2g} slices beside the scan's slices; give the scan that it was drawn on")
-        if not 0 <= slice_number < shape[axis] or (points[:, across] < -1).any() or (points[:, across] > [shape[a] for a in across]).any():
-            raise ValueError(f"{name}: its contours reach beyond the scan; give the scan that it was drawn on")
+            raise ValueError(
+                f"{name}: its contours lie {off:.2g} slices beside the scan's slices; give the "
+                "scan that it was drawn on"
+            )
+        if (
+            not 0 <= slice_number < shape[axis]
+            or (points[:, across] < -1).any()
+            or (points[:, across] > [shape[a] for a in across]).any()
+        ):
+            raise ValueError(
+                f"{name}: its contours reach beyond the scan; give the scan that it was drawn on"
+            )
         planes.setdefault(slice_number, []).append(points[:, across])
     holes = sorted(set(range(min(planes), max(planes) + 1)) - set(planes))
     if holes:
         raise ValueError(
-            f"{name}: {len(holes)} of the {max(planes) - min(planes) + 1} slices between its first and last contour have none; "
-            "interpolate the contours where they were drawn, and export them again"
+            f"{name}: {len(holes)} of the {max(planes) - min(planes) + 1} slices between its first "
+            "and last contour have none; interpolate the contours where they were drawn, and "
+            "export them again"
         )
     mask = np.zeros(shape, bool, order="F")
     view = np.moveaxis(mask, axis, 0)
@@ -127,9 +162,11 @@ def _filled(contours: list[np.ndarray], shape: tuple[int, ...], name: str) -> np
 
 
 def even_odd(polygons: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
-    """Whether the centres of pixels [i, j] lie within an odd number of the closed polygons [n, 2] (i, j).
+    """Whether the centres of pixels [i, j] lie within an odd number of the closed polygons [n, 2]
+    (i, j).
 
-    Each edge that crosses the row j of centres at i = x turns all centres with i ≥ x; j of the edge's upper end does not count.
+    Each edge that crosses the row j of centres at i = x turns all centres with i ≥ x; j of the
+    edge's upper end does not count.
     """
     crossings = np.zeros((shape[0] + 1, shape[1]), np.int32)
     start = np.concatenate(polygons)

@@ -421,7 +421,7 @@ def test_a_series_uid_for_each_slice(tmp_path: Path) -> None:
     assert line in image.notes and "SeriesInstanceUID_sha256" not in image.source
     series(tmp_path / "twice", edit=own)
     series(tmp_path / "twice" / "more", edit=own, content=lambda points: linear(points) + 50.0)
-    with pytest.raises(ValueError, match="two slices at .* differ in content .*several acquisitions in one series"):
+    with pytest.raises(ValueError, match=r"two slices at .* differ in content .*several acquisitions in one series"):
         read_image(tmp_path / "twice")
     series(tmp_path / "real")
     for k in range(3):  # single slices with UIDs of their own beside a real series are no series

@@ -1,4 +1,6 @@
-"""Files that are not what their names say, or no images at all: read by what they hold, or refused in one line that says what they are."""
+"""Files that are not what their names say, or no images at all: read by what they hold, or refused
+in one line that says what they are.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +42,19 @@ def refused(path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
-@pytest.mark.parametrize(("made", "name"), [("a.nii", "b.nii.gz"), ("a.nii.gz", "b.nii"), ("a.nii", "b.nrrd"), ("a.nii.gz", "b"), ("a.nii", "b.mha")])
-def test_a_nifti_is_read_whatever_it_is_called(tmp_path: Path, kind: Any, made: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ("made", "name"),
+    [
+        ("a.nii", "b.nii.gz"),
+        ("a.nii.gz", "b.nii"),
+        ("a.nii", "b.nrrd"),
+        ("a.nii.gz", "b"),
+        ("a.nii", "b.mha"),
+    ],
+)
+def test_a_nifti_is_read_whatever_it_is_called(
+    tmp_path: Path, kind: Any, made: str, name: str
+) -> None:
     nifti(tmp_path / made, kind).rename(tmp_path / name)
     image = read_image(tmp_path / name)
     np.testing.assert_array_equal(image.values, VALUES)
@@ -51,7 +64,10 @@ def test_a_nifti_is_read_whatever_it_is_called(tmp_path: Path, kind: Any, made: 
     assert not read_image(nifti(tmp_path / made, kind)).notes
 
 
-@pytest.mark.parametrize(("made", "name"), [("a.nrrd", "b.mha"), ("a.mha", "b.nrrd"), ("a.nrrd", "b.nii.gz"), ("a.mha", "b.dat")])
+@pytest.mark.parametrize(
+    ("made", "name"),
+    [("a.nrrd", "b.mha"), ("a.mha", "b.nrrd"), ("a.nrrd", "b.nii.gz"), ("a.mha", "b.dat")],
+)
 def test_so_are_nrrd_and_metaimage(tmp_path: Path, made: str, name: str) -> None:
     image = sitk.GetImageFromArray(VALUES.T)
     image.SetSpacing((0.9, 0.7, 1.5))
@@ -83,13 +99,25 @@ FOREIGN = {
     "JPEG": (picture("JPEG"), "it is a JPEG picture; export the whole volume"),
     "PNG": (picture("PNG"), "it is a PNG picture; export the whole volume"),
     "zip": (zipped(), "it is a zip archive; unpack it first"),
-    "html": (b"\n<!DOCTYPE html><html><title>Google Drive - Virus scan warning", "it is a web page .*download the file itself again"),
-    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "it is a Git LFS pointer; run `git lfs pull`"),
+    "html": (
+        b"\n<!DOCTYPE html><html><title>Google Drive - Virus scan warning",
+        "it is a web page .*download the file itself again",
+    ),
+    "lfs": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n",
+        "it is a Git LFS pointer; run `git lfs pull`",
+    ),
     "pdf": (b"%PDF-1.7\n", "it is a PDF"),
-    "tar": (gzip.compress(b"\x00" * 257 + b"ustar\x00" + b"\x00" * 200), "it is a tar archive in a gzip; unpack it first"),
+    "tar": (
+        gzip.compress(b"\x00" * 257 + b"ustar\x00" + b"\x00" * 200),
+        "it is a tar archive in a gzip; unpack it first",
+    ),
     "text": (b"not an image", "it is a text file"),
     "zeros": (bytes(5000), "zeros only .*copy it again"),
-    "xml": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "it is an XML text; download"),
+    "xml": (
+        b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
+        "it is an XML text; download",
+    ),
 }
 
 
@@ -102,7 +130,11 @@ def test_what_is_no_image_is_named(tmp_path: Path, what: str, name: str) -> None
 
 def test_damaged_and_unfinished_copies(tmp_path: Path) -> None:
     whole = nifti(tmp_path / "ct.nii.gz").read_bytes()
-    for name, data in (("cut.nii.gz", whole[:-300]), ("stub.nii.gz", whole[:40]), ("wrong.nii.gz", whole[:200] + bytes(50) + whole[250:])):
+    for name, data in (
+        ("cut.nii.gz", whole[:-300]),
+        ("stub.nii.gz", whole[:40]),
+        ("wrong.nii.gz", whole[:200] + bytes(50) + whole[250:]),
+    ):
         (tmp_path / name).write_bytes(data)
         refused(tmp_path / name, f"{name}: not a readable NIfTI image, or cut short")
     (tmp_path / "tail.nii.gz").write_bytes(whole + b"a word behind the gzip")
@@ -119,8 +151,13 @@ def test_damaged_and_unfinished_copies(tmp_path: Path) -> None:
 
 def test_several_volumes_say_how_to_take_one(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(np.stack([VALUES, VALUES + 1], -1), AFFINE), tmp_path / "4d.nii.gz")
-    refused(tmp_path / "4d.nii.gz", r"shape \(9, 8, 7, 2\), several volumes .*0 to 1\).*slicer\[\.\.\., 0\]")
-    nib.save(nib.load(tmp_path / "4d.nii.gz").slicer[..., 0], tmp_path / "one.nii.gz")  # as the message says
+    refused(
+        tmp_path / "4d.nii.gz",
+        r"shape \(9, 8, 7, 2\), several volumes .*0 to 1\).*slicer\[\.\.\., 0\]",
+    )
+    nib.save(
+        nib.load(tmp_path / "4d.nii.gz").slicer[..., 0], tmp_path / "one.nii.gz"
+    )  # as the message says
     np.testing.assert_array_equal(read_image(tmp_path / "one.nii.gz").values, VALUES)
     nib.save(nib.Nifti1Image(VALUES[..., None, None], AFFINE), tmp_path / "5d.nii.gz")
     np.testing.assert_array_equal(read_image(tmp_path / "5d.nii.gz").values, VALUES)
@@ -158,7 +195,9 @@ def test_what_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", denied)
         refused(file, r"ct\.nii\.gz cannot be read: permission denied$")
-        refused(folder, r"series: the file cannot be read: permission denied$")  # by its number: names may be personal
+        refused(
+            folder, r"series: the file cannot be read: permission denied$"
+        )  # by its number: names may be personal
     with monkeypatch.context() as patch:
         patch.setattr(os, "scandir", denied)
         refused(folder, "series cannot be read: permission denied$")

@@ -26,7 +26,9 @@ def ball(path: Path, diameter: float = 94.0) -> Path:
 
 @pytest.mark.parametrize("unit", UNITS_MM)
 def test_a_wrong_unit_is_named_and_the_advice_works(tmp_path: Path, unit: str) -> None:
-    """A vertebra of 94 mm in each unit (3.7 in), read as every other one; only cm read as inches is 239 mm."""
+    """A vertebra of 94 mm in each unit (3.7 in), read as every other one; only cm read as inches is
+    239 mm.
+    """
     file = ball(tmp_path / "L4.ply", 94.0 / UNITS_MM[unit])
     for given in UNITS_MM:
         if given == unit:
@@ -37,7 +39,12 @@ def test_a_wrong_unit_is_named_and_the_advice_works(tmp_path: Path, unit: str) -
     assert np.ptp(surface.points_mm, axis=0).max() == pytest.approx(94.0, rel=0.01)
 
 
-_PARTED = [(1.6, "unit=inch (then 41"), (4.9, "unit=inch (then 125"), (5.1, "unit=cm (then 51"), (14.0, "unit=cm")]
+_PARTED = [
+    (1.6, "unit=inch (then 41"),
+    (4.9, "unit=inch (then 125"),
+    (5.1, "unit=cm (then 51"),
+    (14.0, "unit=cm"),
+]
 
 
 @pytest.mark.parametrize(("extent", "says"), _PARTED)
@@ -57,7 +64,9 @@ def test_a_size_of_no_unit_asks_for_the_file(tmp_path: Path) -> None:
 def test_every_format_is_the_same_surface(tmp_path: Path, ending: str) -> None:
     if ending == ".obj":
         mesh = pv.Sphere(radius=47.0).triangulate()
-        rows = [f"v {x} {y} {z}" for x, y, z in mesh.points] + [f"f {a + 1} {b + 1} {c + 1}" for _, a, b, c in mesh.faces.reshape(-1, 4)]
+        rows = [f"v {x} {y} {z}" for x, y, z in mesh.points] + [
+            f"f {a + 1} {b + 1} {c + 1}" for _, a, b, c in mesh.faces.reshape(-1, 4)
+        ]
         (tmp_path / "L4.obj").write_text("\n".join(rows))
     else:
         ball(tmp_path / f"L4{ending}")
@@ -95,14 +104,19 @@ def test_the_exact_name_wins_and_several_are_listed(tmp_path: Path) -> None:
         surface_file(tmp_path, "L4")
     (tmp_path / "L4.stl").touch()
     assert surface_file(tmp_path, "L4") == tmp_path / "L4.stl"
-    with pytest.raises(ValueError, match=r"no file for L5 .*vertebra_L5\.stl.*there is L4\.stl, L4_a\.stl, L4_b\.stl"):
+    with pytest.raises(
+        ValueError,
+        match=r"no file for L5 .*vertebra_L5\.stl.*there is L4\.stl, L4_a\.stl, L4_b\.stl",
+    ):
         from_surfaces(tmp_path, "L4-L5")
 
 
 def test_what_is_no_surface_is_named(tmp_path: Path) -> None:
     pointer = tmp_path / "L4.stl"
     pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n")
-    with pytest.raises(ValueError, match=r"holds no triangles \(it is a Git LFS pointer; run `git lfs pull`"):
+    with pytest.raises(
+        ValueError, match=r"holds no triangles \(it is a Git LFS pointer; run `git lfs pull`"
+    ):
         read_surface(pointer, "mm")
     with pytest.raises(ValueError, match=r"cannot read \.3mf; give one of \.stl"):
         read_surface(tmp_path / "L4.3mf", "mm")
