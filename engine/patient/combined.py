@@ -55,12 +55,14 @@ def combined(
     )
     sizes: dict[int, int] = {}
     shared: dict[tuple[int, int], int] = {}
+    flat = values.ravel(order="F")  # a view: indexing it is much faster than masking an F array
     for number, mask in masks:
-        sizes[number] = int(np.count_nonzero(mask))
-        there = values[mask]
+        inside = np.flatnonzero(mask.ravel(order="F"))
+        sizes[number] = int(inside.size)
+        there = flat[inside]
         for other, count in zip(*np.unique(there[there > 0], return_counts=True), strict=True):
             shared[int(other), number] = int(count)
-        values[mask] = np.where(there > 0, there, number)
+        flat[inside] = np.where(there > 0, there, number)
     notes = []
     for (first, second), count in shared.items():
         share = count / min(sizes[first], sizes[second])

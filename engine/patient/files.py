@@ -90,9 +90,12 @@ def content(path: Path) -> Content:
     if head[:2] != b"\x1f\x8b":
         return _told(head)
     try:
-        inner = _told(zlib.decompressobj(31).decompress(head, _HEAD))
+        within = zlib.decompressobj(31).decompress(head, _HEAD)
     except zlib.error:
         return Content("")
+    if within[:2] == b"\x1f\x8b":
+        return Content("a gzip in a gzip", "unpack it once with `gzip -d`", True)
+    inner = _told(within)
     if inner.kind in IMAGE_KINDS or not inner.kind:
         return Content(inner.kind, "", True)
     return Content(f"{inner.kind} in a gzip", inner.advice or "unpack it with `gzip -d`", True)

@@ -186,7 +186,9 @@ def _labels(file: Path, given: str | Path, scan: Image | None, max_voxels: int) 
     if len(files) != 1 and (masks := masks_under(file)):
         return read_masks(file, masks, max_voxels)
     if dicom.holds_dicom(file):
-        return dicom.read_segmentation(file, max_voxels, scan) or dicom.read_series(file, None, max_voxels)
+        marked = dicom.read_segmentation(file, max_voxels, scan)
+        if marked is not None or not files:
+            return marked or dicom.read_series(file, None, max_voxels)
     if len(files) > 1:
         raise ValueError(
             f"{file}: no file is named after a vertebra; it holds {listed([f.name for f in files])}. In a folder with one mask per "
@@ -196,7 +198,7 @@ def _labels(file: Path, given: str | Path, scan: Image | None, max_voxels: int) 
 
 
 def _only(folder: Path, files: list[Path], series: str | None, max_voxels: int) -> Image:
-    """The one image of a folder without DICOM."""
+    """The one image of a folder without DICOM that is of use."""
     from engine.patient import dicom
 
     if not files:

@@ -59,7 +59,8 @@ def whole_extent(labels: Image, scan: Image | None) -> Image:
 
 def _touching(values: np.ndarray) -> np.ndarray:
     """Whether labels touch the border [axis, low and high]."""
-    return np.array([[values.take(end, axis).any() for end in (0, -1)] for axis in range(3)], bool)
+    ends = [[np.moveaxis(values, axis, 0)[end].any() for end in (0, -1)] for axis in range(3)]
+    return np.array(ends, bool)
 
 
 def _on_grid_of(scan: Image, labels: Image) -> Image | None:

@@ -41,7 +41,10 @@ def label_numbers(values: np.ndarray, place: str) -> tuple[np.ndarray, bool, lis
         if (off > 1e-4).any():
             near = off <= NEAR_WHOLE
             share = _share(near, values)
-            if share < LEAST_WHOLE or _kinds(rounded[near]) > MOST_KINDS:
+            if (
+                share < LEAST_WHOLE
+                or _kinds(rounded.ravel(order="K")[near.ravel(order="K")]) > MOST_KINDS
+            ):
                 raise ValueError(f"{place}: values are not whole numbers; {_AN_IMAGE}")
             notes.append(
                 f"{1.0 - share:.1%} of the labelled voxels lie between whole numbers: the mask was "
@@ -63,7 +66,7 @@ def label_numbers(values: np.ndarray, place: str) -> tuple[np.ndarray, bool, lis
         raise ValueError(
             f"{place}: values go from {low:g} to {high:g}; {_AN_IMAGE} (labels are ≥ 0)"
         )
-    labels = values.astype(np.int16 if high <= np.iinfo(np.int16).max else np.int32)
+    labels = values.astype(np.int16 if high <= np.iinfo(np.int16).max else np.int32, copy=False)
     count = _kinds(labels)
     if count > MOST_LABELS:
         raise ValueError(f"{place}: {count} different values; {_AN_IMAGE}")

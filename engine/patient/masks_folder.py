@@ -5,6 +5,7 @@ label image.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -62,22 +63,25 @@ def read_masks(folder: Path, files: list[Path], max_voxels: int) -> Image:
     names = {number: structure(file) for number, file in at.items()}
     if twice := doubled(names):
         raise ValueError(f"{folder}: {twice}; keep one of them")
-    first = read_volume(at[1], max_voxels)
+    waiting = [read_volume(at[1], max_voxels)]
+    shape, matrix = waiting[0].values.shape, waiting[0].lps_from_index
+    form, first_notes = waiting[0].source["format"], waiting[0].notes
     hashes = hashlib.sha256()
     empty: list[str] = []
 
-    def masks():  # type: ignore[no-untyped-def]
+    def masks() -> Iterator[tuple[int, np.ndarray]]:
         for number, file in at.items():
-            image = first if number == 1 else read_volume(file, max_voxels)
+            image = waiting.pop() if waiting else read_volume(file, max_voxels)
             hashes.update(f"{names[number]} {image.source['sha256']}\n".encode())
-            _check_grid(file, image, first, at[1])
+            _check_grid(file, image, shape, matrix, at[1])
             mask = _mask(file, image.values)
+            del image
             if mask.any():
                 yield number, mask
             else:
                 empty.append(names[number])
 
-    values, notes = combined(masks(), names, first.values.shape, str(folder))
+    values, notes = combined(masks(), names, shape, str(folder))
     names = {number: name for number, name in names.items() if name not in empty}
     if not any(level_of(name) for name in names.values()):
         raise ValueError(
@@ -94,20 +98,20 @@ def read_masks(folder: Path, files: list[Path], max_voxels: int) -> Image:
         )
     source = {
         "path": str(folder),
-        "format": f"{first.source['format']}, one mask per structure",
+        "format": f"{form}, one mask per structure",
         "modality": "unknown",
         "files": len(at),
         "segments": names,
         "numbers_mean_nothing": True,
         "sha256": hashes.hexdigest(),
     }
-    return Image(values, first.lps_from_index, "unknown", (*first.notes, *notes), source)
+    return Image(values, matrix, "unknown", (*first_notes, *notes), source)
 
 
 def _mask(file: Path, values: np.ndarray) -> np.ndarray:
     """Where the one number of a mask is. Raises for several, and for parts of one."""
     mask = values != 0
-    inside = values[mask]
+    inside = values.ravel(order="K")[mask.ravel(order="K")]
     if inside.size and inside.min() != inside.max():
         some = np.unique(inside[:: max(inside.size // 10000, 1)])
         what = (
@@ -124,11 +128,13 @@ def _mask(file: Path, values: np.ndarray) -> np.ndarray:
     return mask
 
 
-def _check_grid(file: Path, image: Image, first: Image, reference: Path) -> None:
-    shapes = image.values.shape, first.values.shape
+def _check_grid(
+    file: Path, image: Image, shape: tuple[int, ...], matrix: np.ndarray, reference: Path
+) -> None:
+    shapes = image.values.shape, shape
     same = shapes[0] == shapes[1]
     if same:
-        step = np.linalg.inv(first.lps_from_index) @ image.lps_from_index - np.eye(4)
+        step = np.linalg.inv(matrix) @ image.lps_from_index - np.eye(4)
         corners = np.stack(
             np.meshgrid(*[(0.0, n - 1.0) for n in shapes[0]], indexing="ij"), -1
         ).reshape(-1, 3)

@@ -4,10 +4,12 @@ fractions, label maps, contours.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import highdicom as hd
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
@@ -218,6 +220,21 @@ def test_a_code_names_the_level_where_the_label_does_not(
         scan,
     )
     assert image.source["segments"] == {1: "L4", 2: "(withheld)"}
+
+
+def test_labels_beside_the_slices_of_their_scan(
+    tmp_path: Path, ct: tuple[Path, Image, list[Dataset]]
+) -> None:
+    """A folder with a DICOM series and masks, or with one label image, is asked for its labels."""
+    folder, scan, _ = ct
+    ras = np.diag([-1.0, -1.0, 1.0, 1.0]) @ scan.lps_from_index
+    for place, names in (("one", {0: "labels"}), ("masks", {1: "vertebrae_L4", 2: "vertebrae_L5"})):
+        shutil.copytree(folder, tmp_path / place)
+        for number, name in names.items():
+            values = bones() if number == 0 else (bones() == number).astype(np.uint8)
+            nib.save(nib.Nifti1Image(values, ras), tmp_path / place / f"{name}.nii.gz")
+        np.testing.assert_array_equal(read_labels(tmp_path / place).values, bones())
+        np.testing.assert_array_equal(read_image(tmp_path / place).values, scan.values)
 
 
 # -- structure sets --------------------------------------------------------------------------------

@@ -112,6 +112,7 @@ FOREIGN = {
         gzip.compress(b"\x00" * 257 + b"ustar\x00" + b"\x00" * 200),
         "it is a tar archive in a gzip; unpack it first",
     ),
+    "twice": (gzip.compress(gzip.compress(bytes(400))), "it is a gzip in a gzip; unpack it once"),
     "text": (b"not an image", "it is a text file"),
     "zeros": (bytes(5000), "zeros only .*copy it again"),
     "xml": (
