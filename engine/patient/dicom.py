@@ -286,6 +286,8 @@ def _read_folder(path: Path) -> _Folder:
     if folder.skipped["not DICOM"] == len(folder.files):
         held = f"{len(folder.files)} other files" if folder.files else "no files"
         raise ValueError(f"{folder.place} holds no DICOM file ({held}); give the folder with the series")
+    if path.is_file() and folder.skipped["DICOMDIR"]:
+        raise ValueError(f"{path} is the index of a folder (DICOMDIR), not a series; give the folder that it is in")
     folder.skipped = +folder.skipped
     return folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 
@@ -34,6 +35,8 @@ def read_surface(path: Path, unit: str) -> tuple[Surface, list[str]]:
     if unit not in UNITS_MM:
         raise ValueError(f"source.unit={unit!r} is unknown; choose one of {', '.join(UNITS_MM)}")
     what = content(path)  # raises for what may not be read
+    if _has_decimal_commas(path):
+        raise ValueError(f"{path}: its numbers have decimal commas (12,5 for 12.5); export it with decimal points")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # VTK's; what it could not read is empty, which is said below
         try:
@@ -55,6 +58,13 @@ def read_surface(path: Path, unit: str) -> tuple[Surface, list[str]]:
     points = np.asarray(mesh.points, float) * UNITS_MM[unit]
     faces = mesh.faces.reshape(-1, 4)[:, 1:].astype(np.int64)
     return Surface(points, faces), []
+
+
+def _has_decimal_commas(path: Path) -> bool:
+    """Whether coordinates of a text file are written as 12,5: some readers would take 12 for it, without a word."""
+    with path.open("rb") as stream:
+        head = stream.read(1 << 16)
+    return re.search(rb"^[ \t]*(vertex[ \t]+|v[ \t]+)?[-+]?\d+,\d", head, re.MULTILINE) is not None
 
 
 def _better_unit(extent: float, unit: str) -> bool:

@@ -456,6 +456,8 @@ def test_what_lies_beside_slices_is_no_matter(tmp_path: Path) -> None:
     image = read_image(tmp_path)
     assert image.values.shape == SHAPE
     assert "1 skipped: DICOMDIR" in image.notes and "2 skipped: not DICOM" in image.notes
+    with pytest.raises(ValueError, match=r"DICOMDIR is the index of a folder .*give the folder that it is in"):
+        read_image(tmp_path / "DICOMDIR")
 
 
 def enhanced(path: Path, matrix: np.ndarray, shape: tuple[int, int, int]) -> None:

@@ -118,5 +118,14 @@ def test_what_is_no_surface_is_named(tmp_path: Path) -> None:
         ValueError, match=r"holds no triangles \(it is a Git LFS pointer; run `git lfs pull`"
     ):
         read_surface(pointer, "mm")
+    for ending, line in (
+        (".stl", "  vertex 1,250000e+01 2 3"),
+        (".obj", "v 12,5 2,0 3,1"),
+        (".off", "12,5 2 3"),
+    ):
+        file = tmp_path / f"L5{ending}"
+        file.write_text(f"solid x\n{line}\nendsolid x\n")
+        with pytest.raises(ValueError, match="its numbers have decimal commas"):
+            read_surface(file, "mm")
     with pytest.raises(ValueError, match=r"cannot read \.3mf; give one of \.stl"):
         read_surface(tmp_path / "L4.3mf", "mm")
