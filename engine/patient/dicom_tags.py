@@ -104,6 +104,6 @@ def with_points(ds: Dataset) -> bool:
         ):
             parts = value.split(b"\\")
             if all(b"," not in part or _COMMAS.match(part) for part in parts):
-                ds._dict[tag] = raw._replace(value=value.replace(b",", b"."))
+                ds[tag] = raw._replace(value=value.replace(b",", b"."))
                 changed = True
     return changed

@@ -1,4 +1,5 @@
-"""Images with a place in the patient: NIfTI, NRRD, MetaImage and DICOM series, all ending in LPS.
+"""Images with a place in the patient, all ending in LPS: NIfTI, NRRD and MetaImage (volumes.py), DICOM series (dicom.py); labels
+also from DICOM-SEG (dicom_seg.py), RTSTRUCT (rtstruct.py) and folders with one mask per structure (masks_folder.py).
 
 Voxel indices go to LPS mm through the whole affine (NIfTI: LPS = diag(−1, −1, 1)·RAS). What leaves here has perpendicular axes:
 a shear of up to 0.3° is rounding and goes to the nearest rotation, a larger one (gantry tilt) is resampled.

@@ -64,7 +64,7 @@ def _has_decimal_commas(path: Path) -> bool:
     """Whether coordinates of a text file are written as 12,5: some readers would take 12 for it, without a word."""
     with path.open("rb") as stream:
         head = stream.read(1 << 16)
-    return re.search(rb"^[ \t]*(vertex[ \t]+|v[ \t]+)?[-+]?\d+,\d", head, re.MULTILINE) is not None
+    return b"\0" not in head and re.search(rb"^[ \t]*(vertex[ \t]+|v[ \t]+)?[-+]?\d+,\d", head, re.MULTILINE) is not None
 
 
 def _better_unit(extent: float, unit: str) -> bool:
