@@ -21,9 +21,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-import struct
 import warnings
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,43 +32,32 @@ from typing import Any
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from engine.patient.dicom_seg import SPACING_TOLERANCE, read_seg
+from engine.patient.dicom_tags import BROKEN, hashed, number_of, numbers_of, text_of, with_points
+from engine.patient.files import dicom_head, files_under
 from engine.patient.images import MAX_VOXELS, PADDING_HU, Image, check_size
+from engine.patient.rtstruct import read_structures
 
-#: A slice may lie this share of the slice distance off the regular grid (positions are often rounded to 0.1 mm).
-SPACING_TOLERANCE = 0.10
-#: … and this share of a pixel within its plane.
+#: A slice may lie SPACING_TOLERANCE of the slice distance off the regular grid (positions are often rounded to 0.1 mm), and
+#: this share of a pixel within its plane.
 PLANE_TOLERANCE = 0.25
 #: Slices of one stack agree to this in their direction cosines.
 SAME_DIRECTION = 5e-3
 #: A padding value of more HU than this could be tissue: it is left as it is.
 PADDING_BELOW_HU = -900.0
 
-#: What a malformed data set makes pydicom raise.
-_BROKEN = (
-    InvalidDicomError,
-    ValueError,
-    EOFError,
-    OSError,
-    ArithmeticError,
-    AttributeError,
-    BytesLengthException,
-    KeyError,
-    IndexError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    struct.error,
-    zlib.error,
-)
+_STRUCTURES = "1.2.840.10008.5.1.4.1.1.481.3"
+_CONTOUR_DATA = 0x30060050
 _SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 _NO_PICTURES = ("1.2.840.10008.5.1.4.1.1.66", "1.2.840.10008.5.1.4.1.1.4.2")
 _DICOMDIR = "1.2.840.10008.1.3.10"
 #: CT, enhanced and legacy converted enhanced CT; MR, enhanced, enhanced colour and legacy converted enhanced MR.
 _SLICES = tuple(f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("2", "2.1", "2.2", "4", "4.1", "4.3", "4.4"))
+#: What places a slice, and how many numbers each is.
+_PLANE = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
 #: Tags that tell several images of the same place apart (echoes, phases, magnitude and phase, reconstructions).
 _STACK_TAGS = ("ImageType", "EchoTime", "TemporalPositionIndex", "DiffusionBValue", "StackID", "ConvolutionKernel", "AcquisitionNumber")
 #: Scanner settings that go to the source: text (shown if not personal) and numbers.
@@ -88,15 +75,25 @@ _INSTALL = {"JPEG 2000": "pylibjpeg pylibjpeg-openjpeg", "JPEG-LS": "pylibjpeg p
 
 
 def is_dicom(path: str | Path) -> bool:
-    """Whether a file is DICOM: "DICM" at byte 128, or (old files without preamble) a first element of group 8."""
+    """Whether a file is DICOM: "DICM" at byte 128, or (old files without preamble) a first element of group 8.
+
+    Raises: PermissionError where it may not be read; what breaks otherwise is no DICOM.
+    """
     try:
         with Path(path).open("rb") as stream:
-            head = stream.read(132)
+            return dicom_head(stream.read(132))
+    except PermissionError:
+        raise
     except OSError:
         return False
-    return head[128:132] == b"DICM" or (
-        len(head) == 132 and head[:2] == b"\x08\x00" and head[2:4] in (b"\x00\x00", b"\x05\x00", b"\x08\x00")
-    )
+
+
+def holds_dicom(folder: Path) -> bool:
+    """Whether any file under a folder is DICOM."""
+    try:
+        return any(is_dicom(file) for file in files_under(folder))
+    except PermissionError:
+        return True  # `_read_folder` tells which file it is
 
 
 def read_series(path: str | Path, series: str | None = None, max_voxels: int = MAX_VOXELS) -> Image:
@@ -114,19 +111,30 @@ def read_series(path: str | Path, series: str | None = None, max_voxels: int = M
         return _assemble(stack, [*folder.skipped_lines(), *notes], folder, max_voxels)
 
 
-def read_segmentation(path: str | Path, max_voxels: int = MAX_VOXELS) -> Image | None:
-    """The DICOM segmentation of a file or folder: values are segment numbers, source["segments"] their labels; None without one.
+def read_segmentation(path: str | Path, max_voxels: int = MAX_VOXELS, scan: Image | None = None) -> Image | None:
+    """The DICOM segmentation of a file or folder, or its structure set (RTSTRUCT); None without one.
 
-    Raises: ValueError for several segmentations, segments that overlap, and fractional ones.
+    Values are segment or ROI numbers, source["segments"] their names. A structure set's contours need the scan that they were
+    drawn on: `scan`, or the series that is in the folder with it.
+
+    Raises: ValueError for several of them, segments that overlap, fractional ones, and contours without their scan.
     """
     with _quiet():
         folder = _read_folder(Path(path))
-        if not folder.segmentations:
+        marked = folder.segmentations or folder.structures
+        if not marked:
             return None
-        if len(folder.segmentations) > 1:
-            which = ", ".join(folder.name(n) for n in folder.segmentations)
-            raise ValueError(f"{folder.place}: {len(folder.segmentations)} DICOM segmentations ({which}); give one as a file")
-        return _segmentation(folder.segmentations[0], folder, max_voxels)
+        kind = "DICOM segmentations" if folder.segmentations else "structure sets (RTSTRUCT)"
+        if len(marked) > 1:
+            which = ", ".join(folder.name(n) for n in marked)
+            raise ValueError(f"{folder.place}: {len(marked)} {kind} ({which}); give one as a file")
+        file, name = folder.files[marked[0]], folder.name(marked[0])
+        if folder.segmentations:
+            return read_seg(file, folder.place, name, folder.private.shown, max_voxels)
+        if scan is None and folder.slices:
+            stack, lines = _choose(_stacks(folder), None, folder)
+            scan = _assemble(stack, lines, folder, max_voxels)
+        return read_structures(file, folder.place, name, folder.private.shown, scan)
 
 
 # -- privacy -----------------------------------------------------------------------------------------------------
@@ -161,7 +169,7 @@ class _Private:
 
     def learn(self, ds: Dataset) -> None:
         keys = ("PatientName", "PatientID", "AccessionNumber", "SeriesInstanceUID", "ImageComments")
-        met = tuple(_text(ds, key) for key in keys)
+        met = tuple(text_of(ds, key) for key in keys)
         if met in self._met:  # one pass through every element for each series, not for each slice
             return
         self._met.add(met)
@@ -184,6 +192,8 @@ class _Private:
 def _elements(ds: Dataset) -> Iterator[tuple[bool, str]]:
     """Whether it is personal, and its value as text, of every element at every depth; damaged ones as their bytes."""
     for tag in list(ds.keys()):
+        if tag == _CONTOUR_DATA:
+            continue  # up to millions of numbers
         try:
             element = ds[tag]
             if element.VR == "SQ":
@@ -191,42 +201,9 @@ def _elements(ds: Dataset) -> Iterator[tuple[bool, str]]:
                     yield from _elements(item)
             else:
                 yield element.VR in ("PN", "DA", "DT") or element.keyword in _PERSONAL, str(element.value)
-        except _BROKEN:
+        except BROKEN:
             value = getattr(ds.get_item(tag), "value", None)
             yield True, value.decode("latin-1") if isinstance(value, bytes) and len(value) < 1000 else ""
-
-
-def _text(ds: Dataset, keyword: str) -> str:
-    """A tag as text; "" where it is absent, empty or malformed."""
-    try:
-        value = ds.get(keyword)
-        if value is None:
-            return ""
-        several = isinstance(value, (list, tuple, pydicom.multival.MultiValue))
-        return "\\".join(str(v) for v in value) if several else str(value).strip()
-    except _BROKEN:
-        return ""
-
-
-def _numbers(ds: Dataset | None, keyword: str, count: int) -> np.ndarray | None:
-    """`count` finite numbers of a tag; None where it is absent or malformed."""
-    try:
-        value = None if ds is None else ds.get(keyword)
-        if value is None or value == "":
-            return None
-        array = np.atleast_1d(np.array(value, float))
-    except _BROKEN:
-        return None
-    return array if array.shape == (count,) and np.isfinite(array).all() else None
-
-
-def _number(ds: Dataset | None, keyword: str) -> float | None:
-    found = _numbers(ds, keyword, 1)
-    return None if found is None else float(found[0])
-
-
-def _hashed(uid: str) -> str:
-    return hashlib.sha256(uid.encode()).hexdigest()[:16]
 
 
 # -- the files of a folder ---------------------------------------------------------------------------------------
@@ -257,6 +234,8 @@ class _Folder:
     files: list[Path]
     slices: list[_Slice] = field(default_factory=list)
     segmentations: list[int] = field(default_factory=list)
+    structures: list[int] = field(default_factory=list)
+    commas: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     private: _Private = field(default_factory=_Private)
 
@@ -270,30 +249,33 @@ class _Folder:
         return f"file {file + 1} of {len(self.files)} in alphabetical order{told}"
 
     def skipped_lines(self) -> list[str]:
-        return [f"{count} skipped: {what}" for what, count in sorted(self.skipped.items())]
+        lines = [f"{count} skipped: {what}" for what, count in sorted(self.skipped.items())]
+        return [*lines, f"decimal commas in the numbers of {self.commas} files read as decimal points"] if self.commas else lines
 
 
 def _read_folder(path: Path) -> _Folder:
     """Headers of all files. Raises where there is no DICOM, or a file is cut short before its geometry."""
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-        folder = _Folder(str(path), files)
+        folder = _Folder(str(path), files_under(path))
     else:
         folder = _Folder(str(path.parent), [path])
     damaged = []
     for number, file in enumerate(folder.files):
-        if not is_dicom(file):
-            folder.skipped["not DICOM"] += 1
-            continue
         try:
+            if not is_dicom(file):
+                folder.skipped["not DICOM"] += 1
+                continue
             ds, cut = _header(file)
             if ds is None:
                 folder.skipped["not DICOM"] += 1
                 continue
+            folder.commas += with_points(ds)
             folder.private.learn(ds)
             if not _sort(ds, cut, number, folder):
                 damaged.append(number)
-        except _BROKEN:
+        except PermissionError:
+            raise ValueError(f"{folder.place}: {folder.name(number)} cannot be read: permission denied") from None
+        except BROKEN:
             damaged.append(number)
     if damaged:
         raise ValueError(
@@ -304,6 +286,8 @@ def _read_folder(path: Path) -> _Folder:
     if folder.skipped["not DICOM"] == len(folder.files):
         held = f"{len(folder.files)} other files" if folder.files else "no files"
         raise ValueError(f"{folder.place} holds no DICOM file ({held}); give the folder with the series")
+    if path.is_file() and folder.skipped["DICOMDIR"]:
+        raise ValueError(f"{path} is the index of a folder (DICOMDIR), not a series; give the folder that it is in")
     folder.skipped = +folder.skipped
     return folder
 
@@ -315,7 +299,7 @@ def _header(file: Path) -> tuple[Dataset | None, bool]:
         where, size = stream.tell(), file.stat().st_size
         tag = stream.read(4)
     meta = getattr(ds, "file_meta", FileMetaDataset())
-    syntax = _text(meta, "TransferSyntaxUID")
+    syntax = text_of(meta, "TransferSyntaxUID")
     if not syntax and "Modality" not in ds and "SOPClassUID" not in ds and len(meta) == 0 and size > 200:
         return None, False
     if syntax and UID(syntax).is_deflated:
@@ -324,20 +308,23 @@ def _header(file: Path) -> tuple[Dataset | None, bool]:
         return ds, True
     if syntax and UID(syntax).is_compressed:
         return ds, size - where < 16
-    figures = [_number(ds, key) or 1 for key in ("Rows", "Columns", "NumberOfFrames", "BitsAllocated", "SamplesPerPixel")]
+    figures = [number_of(ds, key) or 1 for key in ("Rows", "Columns", "NumberOfFrames", "BitsAllocated", "SamplesPerPixel")]
     return ds, size - where < int(np.prod(figures)) // 8
 
 
 def _sort(ds: Dataset, cut: bool, number: int, folder: _Folder) -> bool:
     """Put a file's slices where they belong, or count it as skipped; False where its header is damaged."""
     meta = getattr(ds, "file_meta", FileMetaDataset())
-    sop = _text(ds, "SOPClassUID") or _text(meta, "MediaStorageSOPClassUID")
-    modality = _text(ds, "Modality")
+    sop = text_of(ds, "SOPClassUID") or text_of(meta, "MediaStorageSOPClassUID")
+    modality = text_of(ds, "Modality")
     if sop == _DICOMDIR:
         folder.skipped["DICOMDIR"] += 1
     elif sop in _SEGMENTATIONS:
         folder.segmentations.append(number)
         folder.skipped["segmentation (SEG)"] += 1
+    elif sop == _STRUCTURES or modality == "RTSTRUCT":
+        folder.structures.append(number)
+        folder.skipped["RTSTRUCT (contours)"] += 1
     elif not modality and (sop in _SLICES or not sop):
         return False
     elif modality not in ("CT", "MR"):
@@ -345,24 +332,31 @@ def _sort(ds: Dataset, cut: bool, number: int, folder: _Folder) -> bool:
         folder.skipped[f"{modality if known else 'other'} object"] += 1
     elif sop in _NO_PICTURES:
         folder.skipped[f"{modality} raw data or spectroscopy"] += 1
-    elif "LOCALIZER" in _text(ds, "ImageType").upper():
+    elif "LOCALIZER" in text_of(ds, "ImageType").upper():
         folder.skipped["localizer"] += 1
-    elif (_number(ds, "SamplesPerPixel") or 1) != 1 or _text(ds, "PhotometricInterpretation").startswith("PALETTE"):
+    elif (number_of(ds, "SamplesPerPixel") or 1) != 1 or text_of(ds, "PhotometricInterpretation").startswith("PALETTE"):
         folder.skipped["colour picture (screen capture)"] += 1
     else:
         slices = _slices(ds, cut, number)
         if not slices and cut and (sop in _SLICES or not sop):
             return False
         if not slices:
-            folder.skipped["picture without position, direction or pixel spacing (screen capture or report)"] += 1
+            why = next((key for key, count in _PLANE.items() if key in ds and numbers_of(ds, key, count) is None and _filled(ds, key)), "")
+            what = f"picture whose {why} can't be read as numbers" if why else "picture without position, direction or pixel spacing"
+            folder.skipped[what if why else f"{what} (screen capture or report)"] += 1
         folder.slices += slices
     return True
 
 
+def _filled(ds: Dataset, keyword: str) -> bool:
+    """Whether a tag that is there holds anything, readable or not."""
+    return bool(getattr(ds.get_item(keyword), "value", None))
+
+
 def _slices(ds: Dataset, cut: bool, number: int) -> list[_Slice]:
     """The slices of a file; none where size, place, direction or pixel spacing are missing."""
-    size = (int(_number(ds, "Rows") or 0), int(_number(ds, "Columns") or 0))
-    frames = int(_number(ds, "NumberOfFrames") or 1)
+    size = (int(number_of(ds, "Rows") or 0), int(number_of(ds, "Columns") or 0))
+    frames = int(number_of(ds, "NumberOfFrames") or 1)
     shared, per_frame = ds.get("SharedFunctionalGroupsSequence"), ds.get("PerFrameFunctionalGroupsSequence")
     common = shared[0] if shared else Dataset()
     if per_frame and len(per_frame) != frames:
@@ -376,32 +370,32 @@ def _slices(ds: Dataset, cut: bool, number: int) -> list[_Slice]:
             found = own.get(name) or common.get(name)
             return found[0] if found else None if per_frame else ds
 
-        position = _numbers(group("PlanePositionSequence"), "ImagePositionPatient", 3)
-        axes = _numbers(group("PlaneOrientationSequence"), "ImageOrientationPatient", 6)
+        position = numbers_of(group("PlanePositionSequence"), "ImagePositionPatient", 3)
+        axes = numbers_of(group("PlaneOrientationSequence"), "ImageOrientationPatient", 6)
         measures, transform = group("PixelMeasuresSequence"), group("PixelValueTransformationSequence")
-        pixel = _numbers(measures, "PixelSpacing", 2)
+        pixel = numbers_of(measures, "PixelSpacing", 2)
         if position is None or axes is None or pixel is None or min(size) < 2 or min(pixel) <= 0 or (frames > 1 and not per_frame):
             return []
-        slope, intercept = _number(transform, "RescaleSlope"), _number(transform, "RescaleIntercept")
+        slope, intercept = number_of(transform, "RescaleSlope"), number_of(transform, "RescaleIntercept")
         kind = group(f"{settings['Modality']}ImageFrameTypeSequence") or group("MRImageFrameTypeSequence")
         content = group("FrameContentSequence") or Dataset()
         kernel = group("CTReconstructionSequence") or Dataset()
         tags = {
-            "ImageType": _text(kind or ds, "FrameType") or _text(ds, "ImageType"),
-            "EchoTime": _text(group("MREchoSequence") or ds, "EffectiveEchoTime") or _text(ds, "EchoTime"),
-            "TemporalPositionIndex": _text(content, "TemporalPositionIndex") or _text(ds, "TemporalPositionIdentifier"),
-            "DiffusionBValue": _text(group("MRDiffusionSequence") or ds, "DiffusionBValue"),
-            "StackID": _text(content, "StackID"),
-            "ConvolutionKernel": _text(kernel, "ConvolutionKernel") or _text(ds, "ConvolutionKernel"),
-            "AcquisitionNumber": _text(content, "FrameAcquisitionNumber") or _text(ds, "AcquisitionNumber"),
+            "ImageType": text_of(kind or ds, "FrameType") or text_of(ds, "ImageType"),
+            "EchoTime": text_of(group("MREchoSequence") or ds, "EffectiveEchoTime") or text_of(ds, "EchoTime"),
+            "TemporalPositionIndex": text_of(content, "TemporalPositionIndex") or text_of(ds, "TemporalPositionIdentifier"),
+            "DiffusionBValue": text_of(group("MRDiffusionSequence") or ds, "DiffusionBValue"),
+            "StackID": text_of(content, "StackID"),
+            "ConvolutionKernel": text_of(kernel, "ConvolutionKernel") or text_of(ds, "ConvolutionKernel"),
+            "AcquisitionNumber": text_of(content, "FrameAcquisitionNumber") or text_of(ds, "AcquisitionNumber"),
         }
         here = dict(settings)
         if per_frame:
             here |= {
                 "ConvolutionKernel": tags["ConvolutionKernel"],
-                "SliceThickness": _number(measures, "SliceThickness"),
-                "KVP": _number(group("CTXRayDetailsSequence"), "KVP"),
-                "XRayTubeCurrent": _number(group("CTExposureSequence"), "XRayTubeCurrentInmA"),
+                "SliceThickness": number_of(measures, "SliceThickness"),
+                "KVP": number_of(group("CTXRayDetailsSequence"), "KVP"),
+                "XRayTubeCurrent": number_of(group("CTExposureSequence"), "XRayTubeCurrentInmA"),
             }
         out.append(
             _Slice(
@@ -412,7 +406,7 @@ def _slices(ds: Dataset, cut: bool, number: int) -> list[_Slice]:
                 pixel,
                 size,
                 None if slope is None or intercept is None or slope == 0.0 else (slope, intercept),
-                _text(transform or ds, "RescaleType").upper(),
+                text_of(transform or ds, "RescaleType").upper(),
                 cut,
                 tags,
                 here,
@@ -422,19 +416,19 @@ def _slices(ds: Dataset, cut: bool, number: int) -> list[_Slice]:
 
 
 def _settings(ds: Dataset) -> dict[str, Any]:
-    agent = _text(ds, "ContrastBolusAgent").upper()
-    lossy = _text(ds, "LossyImageCompression") == "01"
+    agent = text_of(ds, "ContrastBolusAgent").upper()
+    lossy = text_of(ds, "LossyImageCompression") == "01"
     return {
-        "Modality": _text(ds, "Modality"),
-        **{key: _text(ds, key) for key in _TEXTS},
-        **{key: _number(ds, key) for key in _NUMBERS},
+        "Modality": text_of(ds, "Modality"),
+        **{key: text_of(ds, key) for key in _TEXTS},
+        **{key: number_of(ds, key) for key in _NUMBERS},
         "ContrastBolusAgent": bool(ds.get("ContrastBolusAgentSequence")) or agent not in ("", "NO", "NONE"),
         "LossyImageCompression": lossy,
-        "SeriesInstanceUID": _text(ds, "SeriesInstanceUID"),
-        "StudyInstanceUID": _text(ds, "StudyInstanceUID"),
-        "FrameOfReferenceUID": _text(ds, "FrameOfReferenceUID"),
-        "SeriesNumber": _text(ds, "SeriesNumber"),
-        "SeriesDescription": _text(ds, "SeriesDescription"),
+        "SeriesInstanceUID": text_of(ds, "SeriesInstanceUID"),
+        "StudyInstanceUID": text_of(ds, "StudyInstanceUID"),
+        "FrameOfReferenceUID": text_of(ds, "FrameOfReferenceUID"),
+        "SeriesNumber": text_of(ds, "SeriesNumber"),
+        "SeriesDescription": text_of(ds, "SeriesDescription"),
     }
 
 
@@ -475,17 +469,20 @@ def _heights(slices: list[_Slice]) -> np.ndarray:
 def _stacks(folder: _Folder) -> list[_Stack]:
     """The slices grouped into stacks of one series, size and direction, in a fixed order. Single slices are left out."""
     series: dict[tuple[str, ...], list[_Slice]] = {}
+    own, apart = _uid_for_each(folder.slices)
     for item in folder.slices:
         s = item.settings
-        key: tuple[str, ...] = (s["SeriesInstanceUID"], s["Modality"])
-        if not s["SeriesInstanceUID"]:
+        uid = "" if s["SeriesInstanceUID"] in own else s["SeriesInstanceUID"]
+        key: tuple[str, ...] = (uid, s["Modality"])
+        if not uid:
             names = ("StudyInstanceUID", "FrameOfReferenceUID", "SeriesNumber", "SeriesDescription", *_TEXTS, "SliceThickness", "KVP")
-            key = ("", s["Modality"], *(str(s[name]) for name in names), item.tags["ImageType"])
+            key = ("", s["Modality"], *(str(s[name]) for name in names if name not in apart), item.tags["ImageType"])
         series.setdefault(key, []).append(item)
     stacks = []
+    why = "every slice has a SeriesInstanceUID of its own" if own else "no SeriesInstanceUID"
     for key, members in series.items():
         for part in (part for parallel in _parallel(members) for part in _apart(parallel)):
-            line = f"no SeriesInstanceUID: {len(part)} slices grouped by modality, settings, size and direction"
+            line = f"{why}: {len(part)} slices grouped by modality, settings, size and direction"
             stacks.append(_Stack(part, () if key[0] else (line,)))
     several = [s for s in stacks if len(s.slices) > 1]
     singles = len(stacks) - len(several)
@@ -496,6 +493,20 @@ def _stacks(folder: _Folder) -> list[_Stack]:
         what = "a single slice; give the folder with the whole series" if singles else "no CT or MR slices"
         raise ValueError(f"{folder.place} holds {what} ({held})")
     return sorted(several, key=lambda s: (s.tag("SeriesNumber").zfill(8), s.tag("SeriesInstanceUID"), s.slices[0].file))
+
+
+def _uid_for_each(slices: list[_Slice]) -> tuple[set[str], set[str]]:
+    """SeriesInstanceUIDs that an anonymiser gave to one slice each, where most slices have such a one; and what else it did so.
+
+    Series of one slice beside real ones (localizers) are left as they are.
+    """
+    counts = Counter(s.settings["SeriesInstanceUID"] for s in slices)
+    own = {uid for uid, count in counts.items() if uid and count == 1}
+    if len(own) < 3 or 2 * len(own) <= len(slices):
+        return set(), set()
+    single = [s for s in slices if s.settings["SeriesInstanceUID"] in own]
+    keys = ("StudyInstanceUID", "FrameOfReferenceUID", "SeriesNumber")
+    return own, {key for key in keys if len({s.settings[key] for s in single}) == len(single)}
 
 
 def _parallel(slices: list[_Slice]) -> list[list[_Slice]]:
@@ -711,7 +722,7 @@ class _Pixels:
         ds = self._ds
         try:
             stored = np.asarray(pixel_array(ds, index=item.frame or 0, raw=True)).T
-        except _BROKEN:
+        except BROKEN:
             raise ValueError(
                 f"{self._folder.place}: the pixels of {self._folder.name(item.file)} can't be decoded: "
                 "the file is cut short or damaged; copy it again"
@@ -749,12 +760,12 @@ class _Pixels:
 
 def _padding(ds: Dataset, keyword: str) -> float | None:
     """A padding value in the pixels' own sign: many writers store a negative one as unsigned."""
-    value = _number(ds, keyword)
+    value = number_of(ds, keyword)
     if value is None:
         return None
-    bits = int(_number(ds, "BitsAllocated") or 16)
+    bits = int(number_of(ds, "BitsAllocated") or 16)
     number = int(value) % (1 << bits)
-    signed = int(_number(ds, "PixelRepresentation") or 0) == 1
+    signed = int(number_of(ds, "PixelRepresentation") or 0) == 1
     return float(number - (1 << bits) if signed and number >= 1 << (bits - 1) else number)
 
 
@@ -768,8 +779,8 @@ def _dataset(number: int, folder: _Folder) -> Dataset:
             meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
             ds.file_meta = meta
         syntax = UID(meta.TransferSyntaxUID)
-        high, stored = _number(ds, "HighBit"), _number(ds, "BitsStored")
-    except _BROKEN:
+        high, stored = number_of(ds, "HighBit"), number_of(ds, "BitsStored")
+    except BROKEN:
         raise ValueError(f"{folder.place}: {folder.name(number)} can't be read: cut short or damaged; copy it again") from None
     if not any(key in ds for key in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise ValueError(f"{folder.place}: {folder.name(number)} is cut short in its pixels; copy it again")
@@ -818,55 +829,10 @@ def _provenance(slices: list[_Slice], folder: _Folder, values: np.ndarray, matri
     source["ContrastBolusAgent"] = "yes" if any(s.settings["ContrastBolusAgent"] for s in slices) else "no"
     source["slice_spacing_mm"] = round(spacing, 6)
     for key in ("SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"):
-        if slices[0].settings[key]:
-            source[f"{key}_sha256"] = _hashed(slices[0].settings[key])
+        uids = {s.settings[key] for s in slices}
+        if len(uids) == 1 and (uid := uids.pop()):
+            source[f"{key}_sha256"] = hashed(uid)
     digest = hashlib.sha256(repr((values.shape, values.dtype.str)).encode() + np.ascontiguousarray(matrix.round(6)).tobytes())
     digest.update(values.T.data)
     source["sha256"] = digest.hexdigest()
     return source
-
-
-# -- segmentations -----------------------------------------------------------------------------------------------
-
-
-def _segmentation(number: int, folder: _Folder, max_voxels: int) -> Image:
-    try:
-        import highdicom
-    except ImportError:
-        raise ValueError(f"{folder.place}: a DICOM segmentation needs highdicom; pip install highdicom, or give a NIfTI") from None
-    name = f"{folder.place}: the segmentation ({folder.name(number)})"
-    try:
-        header = pydicom.dcmread(folder.files[number], stop_before_pixels=True)
-        size = tuple(int(_number(header, key) or 1) for key in ("Columns", "Rows", "NumberOfFrames"))
-        kind = _text(header, "SegmentationType")
-    except _BROKEN:
-        raise ValueError(f"{name} can't be read: cut short or damaged; copy it again") from None
-    check_size(size, folder.place, max_voxels)
-    try:
-        seg = highdicom.seg.segread(folder.files[number])
-        segments = {int(s.SegmentNumber): folder.private.shown(_text(s, "SegmentLabel")) for s in seg.SegmentSequence}
-        segments.pop(0, None)
-        volume = seg.get_volume(combine_segments=True, rtol=SPACING_TOLERANCE, allow_missing_positions=True)
-    except _BROKEN as error:
-        if "overlap" in str(error).lower():
-            raise ValueError(f"{name} has segments that overlap, so a voxel would need two labels; part them first") from None
-        if kind == "FRACTIONAL":
-            raise ValueError(f"{name} is fractional, not one label per voxel; export it as binary") from None
-        raise ValueError(f"{name} can't be read as one regular volume; export it again, or as NIfTI") from None
-    values = np.asarray(volume.array).T  # [slice, row, column]
-    if min(values.shape) < 2:
-        raise ValueError(f"{name} holds a single slice of shape {values.shape}; give the whole volume")
-    matrix = np.array(volume.affine, float)[:, [2, 1, 0, 3]]
-    digest = hashlib.sha256(repr((values.shape, values.dtype.str)).encode() + np.ascontiguousarray(matrix.round(6)).tobytes())
-    digest.update(np.ascontiguousarray(values.T).data)
-    source = {
-        "path": folder.place,
-        "format": "DICOM-SEG",
-        "modality": "SEG",
-        "files": 1,
-        "segments": segments,
-        "SeriesInstanceUID_sha256": _hashed(_text(header, "SeriesInstanceUID")),
-        "FrameOfReferenceUID_sha256": _hashed(_text(header, "FrameOfReferenceUID")),
-        "sha256": digest.hexdigest(),
-    }
-    return Image(values, matrix, "SEG", (), source)

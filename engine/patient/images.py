@@ -1,4 +1,5 @@
-"""Images with a place in the patient: NIfTI, NRRD, MetaImage and DICOM series, all ending in LPS.
+"""Images with a place in the patient, all ending in LPS: NIfTI, NRRD and MetaImage (volumes.py), DICOM series (dicom.py); labels
+also from DICOM-SEG (dicom_seg.py), RTSTRUCT (rtstruct.py) and folders with one mask per structure (masks_folder.py).
 
 Voxel indices go to LPS mm through the whole affine (NIfTI: LPS = diag(−1, −1, 1)·RAS). What leaves here has perpendicular axes:
 a shear of up to 0.3° is rounding and goes to the nearest rotation, a larger one (gantry tilt) is resampled.
@@ -6,15 +7,15 @@ a shear of up to 0.3° is rounding and goes to the nearest rotation, a larger on
 
 from __future__ import annotations
 
-import hashlib
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from scipy.ndimage import map_coordinates, spline_filter
+
+from engine.patient.files import IMAGE_KINDS, content, image_ending, image_files, listed
+from engine.patient.label_values import label_numbers
 
 #: Larger images are refused before their voxels are read (4 GB as int16).
 MAX_VOXELS = 2_000_000_000
@@ -26,10 +27,7 @@ LARGEST_REPAIR_DEG = 3.0
 LARGEST_TILT_DEG = 45.0
 #: HU of air outside the field of view: the least of a 12-bit CT.
 PADDING_HU = -1024
-#: Label images hold at most this many different numbers (the largest scheme known has about 120).
-MOST_LABELS = 500
 
-_ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 _FORMATS = "a NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd) or DICOM file, or a folder with one DICOM series"
 
 
@@ -69,30 +67,32 @@ def read_image(path: str | Path, series: str | None = None, *, max_voxels: int =
     Raises: ValueError for what isn't one three-dimensional image of finite values in a known place, for several series and none
     chosen, and for more than max_voxels (before they are read).
     """
-    return _upright(_read(Path(path), path, series, max_voxels), order=1, max_voxels=max_voxels)
+    return _upright(_scan(Path(path), path, series, max_voxels), order=1, max_voxels=max_voxels)
 
 
-def read_labels(path: str | Path, *, max_voxels: int = MAX_VOXELS) -> Image:
-    """A label image: as `read_image`, or a DICOM segmentation, whose segment numbers become the labels.
+def read_labels(path: str | Path, like: Image | None = None, *, max_voxels: int = MAX_VOXELS) -> Image:
+    """A label image: as `read_image`, or a DICOM segmentation or RTSTRUCT, or a folder with one mask per structure.
 
-    `values` int16 (int32 where the labels need it), 0 is background; `source["segments"]` {number: segment label} of a DICOM-SEG.
+    like   the scan that the labels were drawn on, as `read_image` gives it. An RTSTRUCT needs it; labels that hold no more
+           than what is labelled (a DICOM-SEG without its empty frames) get its extent where they lie on its lattice
+
+    `values` int16 (int32 where the labels need it), 0 is background; `source["segments"]` {number: name} where the file names
+    its numbers; `source["numbers_mean_nothing"]` where numbers only count (DICOM-SEG, RTSTRUCT, .seg.nrrd, masks);
+    `source["interpolated"]` where the values were resampled with interpolation and are rounded.
     A shear between 0.3° and 3° is resampled to the nearest voxel.
 
     Raises: ValueError as `read_image` does, and for values that aren't whole numbers ≥ 0, for more than 500 different ones, and
     for a shear above 3°.
     """
-    file = Path(path)
-    from engine.patient import dicom  # here: it imports Image, and pydicom is slow to load
+    from engine.patient.label_extent import whole_extent  # here, as below: they import Image, and pydicom is slow to load
 
-    if file.is_dir() or (file.is_file() and not _named(file) and dicom.is_dicom(file)):
-        image = dicom.read_segmentation(file, max_voxels) or dicom.read_series(file, None, max_voxels)
-    else:
-        image = _read(file, path, None, max_voxels)
-    image = replace(image, values=_whole(image.values, _place(image)))
+    image = _labels(Path(path), path, like, max_voxels)
+    values, interpolated, lines = label_numbers(image.values, _place(image))
+    source = {**image.source, "modality": "SEG"} | ({"interpolated": True} if interpolated else {})
+    image = replace(image, values=values, notes=(*image.notes, *lines), source=source)
     if _shear_deg(image.lps_from_index) > LARGEST_REPAIR_DEG:
         orthogonal(image.lps_from_index)  # raises
-    upright = _upright(image, order=0, max_voxels=max_voxels)
-    return replace(upright, modality="SEG", source={**upright.source, "modality": "SEG"})
+    return whole_extent(replace(_upright(image, order=0, max_voxels=max_voxels), modality="SEG"), like)
 
 
 def orthogonal(lps_from_index: np.ndarray, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, list[str]]:
@@ -151,134 +151,82 @@ def resample_to(image: Image, lps_from_index: np.ndarray, shape: tuple[int, ...]
     return Image(result, np.array(lps_from_index, float), image.modality, image.notes, image.source)
 
 
-# -- one reader per format ---------------------------------------------------------------------------------------
+# -- what a path holds -------------------------------------------------------------------------------------------
 
 
-def _named(file: Path) -> str:
-    """The image ending of a file name; "" where it has none that is known."""
-    name = file.name.lower()
-    return next((ending for ending in (".nii.gz", ".nii", *_ITK) if name.endswith(ending)), "")
+def _there(file: Path, given: str | Path) -> bool:
+    """Whether it is a folder. Raises for what isn't there or may not be looked at."""
+    try:
+        if not file.exists():
+            raise ValueError(f"{given} is no file or folder; give {_FORMATS}")
+        return file.is_dir()
+    except PermissionError:
+        raise ValueError(f"{given} cannot be read: permission denied") from None
 
 
-def _read(file: Path, given: str | Path, series: str | None, max_voxels: int) -> Image:
-    if not file.exists():
-        raise ValueError(f"{given} is no file or folder; give {_FORMATS}")
-    ending = "" if file.is_dir() else _named(file)
-    if ending:
-        if series is not None:
-            raise ValueError(f"source.series={series} is for DICOM, but {given} is a {ending} file; leave it out")
-        if file.stat().st_size == 0:
-            raise ValueError(f"{given} is empty; copy it again")
-        return _nifti(file, max_voxels) if ending.startswith(".nii") else _itk(file, max_voxels)
+def _scan(file: Path, given: str | Path, series: str | None, max_voxels: int) -> Image:
     from engine.patient import dicom
 
-    if file.is_file() and not dicom.is_dicom(file):
-        raise ValueError(f"{given} is no image that is read here; give {_FORMATS}")
-    return dicom.read_series(file, series, max_voxels)
+    if not _there(file, given):
+        return _file(file, given, series, max_voxels)
+    files = image_files(file)
+    if not files or dicom.holds_dicom(file):
+        return dicom.read_series(file, series, max_voxels)
+    return _only(file, files, series, max_voxels)
 
 
-def _nifti(file: Path, max_voxels: int) -> Image:
-    try:
-        nifti: Any = nib.load(file, mmap=False)
-        shape = _three_axes(tuple(nifti.shape), file, max_voxels)
-        if np.dtype(nifti.get_data_dtype()).kind not in "iuf":
-            raise ValueError(f"{file}: holds {nifti.get_data_dtype()} (colour or complex) values; one number per voxel is needed")
-        proxy = nifti.dataobj
-        plain = float(proxy.slope) == 1.0 and float(proxy.inter) == 0.0
-        values = proxy.get_unscaled() if plain else np.asarray(proxy, np.float32)
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{file}: not a readable NIfTI image, or cut short ({error}); give .nii or .nii.gz") from error
-    values = values.reshape(shape, order="A" if values.flags.f_contiguous else "C")
-    values = values.astype(np.float32 if values.dtype.kind == "f" else values.dtype.newbyteorder("="), copy=False)
-    header, notes = nifti.header, []
-    matrix = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(nifti.affine, float)
-    if "sform_code" in header:
-        notes += _nifti_place(nifti, shape, file)
-        matrix[:3], lines = _in_mm(matrix[:3], header.get_xyzt_units()[0])
-        notes += lines
-    return Image(values, matrix, "unknown", tuple(notes), _source(file, "NIfTI"))
+def _labels(file: Path, given: str | Path, scan: Image | None, max_voxels: int) -> Image:
+    from engine.patient import dicom
+    from engine.patient.masks_folder import NAMES_READ, masks_under, read_masks
+
+    if not _there(file, given):
+        found = content(file)
+        marked = dicom.read_segmentation(file, max_voxels, scan) if found.kind == "DICOM" else None
+        return marked or _file(file, given, None, max_voxels)
+    files = image_files(file)
+    if len(files) != 1 and (masks := masks_under(file)):
+        return read_masks(file, masks, max_voxels)
+    if dicom.holds_dicom(file):
+        marked = dicom.read_segmentation(file, max_voxels, scan)
+        if marked is not None or not files:
+            return marked or dicom.read_series(file, None, max_voxels)
+    if len(files) > 1:
+        raise ValueError(
+            f"{file}: no file is named after a vertebra; it holds {listed([f.name for f in files])}. In a folder with one mask per "
+            f"structure these names are read: {NAMES_READ}; or give one file with all labels"
+        )
+    return _only(file, files, None, max_voxels)
 
 
-def _nifti_place(nifti: Any, shape: tuple[int, ...], file: Path) -> list[str]:
-    """Which of a NIfTI's two orientations is used, where that could be in doubt (nibabel takes the sform if it has a code)."""
-    header = nifti.header
-    qform, sform = int(header["qform_code"]), int(header["sform_code"])
-    if not qform and not sform:
-        return ["no orientation is stored (sform and qform code 0): axes taken as NIfTI's default, left and right may be swapped"]
-    if not (qform and sform):
-        return []
-    corners = np.stack(np.meshgrid(*[(0.0, n - 1.0) for n in shape], indexing="ij"), -1).reshape(-1, 3)
-    try:
-        change = np.asarray(header.get_qform(coded=False)) - np.asarray(header.get_sform(coded=False))
-    except (nib.spatialimages.HeaderDataError, ValueError):
-        return ["the qform is not valid; the sform is used"]
-    apart = float(np.linalg.norm(corners @ change[:3, :3].T + change[:3, 3], axis=1).max())
-    return [f"qform and sform differ by up to {apart:.2f} mm; the sform is used"] if apart > 0.1 else []
+def _only(folder: Path, files: list[Path], series: str | None, max_voxels: int) -> Image:
+    """The one image of a folder without DICOM that is of use."""
+    from engine.patient import dicom
+
+    if not files:
+        return dicom.read_series(folder, series, max_voxels)  # says what there is
+    if len(files) > 1:
+        raise ValueError(f"{folder}: holds {len(files)} image files ({listed([f.name for f in files])}) and no DICOM; give one of them")
+    image = _file(files[0], files[0], series, max_voxels)
+    return replace(image, notes=(f"the only image of the folder is read: {files[0].name}", *image.notes))
 
 
-def _in_mm(rows: np.ndarray, unit: str) -> tuple[np.ndarray, list[str]]:
-    """NIfTI's length unit applied, where the voxel size is then that of a scan (many files carry a wrong unit code)."""
-    factor = {"meter": 1e3, "micron": 1e-3}.get(unit)
-    if factor is None:
-        return rows, []
-    voxel = np.linalg.norm(rows[:, :3], axis=0)
-    if ((voxel * factor > 0.01) & (voxel * factor < 20.0)).all():
-        return rows * factor, [f"lengths are stored in {unit}; turned into mm"]
-    return rows, [f"the length unit is given as {unit}, which can't be for voxels of {_figures(voxel)}; taken as mm"]
+def _file(file: Path, given: str | Path, series: str | None, max_voxels: int) -> Image:
+    from engine.patient import dicom
+    from engine.patient.volumes import read_volume
 
-
-def _itk(file: Path, max_voxels: int) -> Image:
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(file))
-    try:
-        reader.ReadImageInformation()
-        shape = _three_axes(reader.GetSize(), file, max_voxels)
-        if reader.GetNumberOfComponents() != 1:
-            raise ValueError(f"{file}: has {reader.GetNumberOfComponents()} numbers per voxel; one is needed")
-        image = reader.Execute()
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].split("ITK ERROR:")[-1].strip()
-        raise ValueError(f"{file}: not a readable {file.suffix[1:].upper()} image, or cut short ({reason})") from error
-    dimension = image.GetDimension()
-    matrix = np.eye(4)
-    direction = np.array(image.GetDirection()).reshape(dimension, dimension)[:3, :3]
-    matrix[:3, :3] = direction * np.array(image.GetSpacing())[:3]
-    matrix[:3, 3] = image.GetOrigin()[:3]
-    values = sitk.GetArrayFromImage(image).T.reshape(shape, order="F")
-    if values.dtype == np.float64:
-        values = values.astype(np.float32)
-    notes = []
-    nrrd = file.suffix.lower() in (".nrrd", ".nhdr")
-    if nrrd and "NRRD_space" not in image.GetMetaDataKeys():
-        notes.append("no orientation is stored (NRRD without a space): axes taken as left-posterior-superior, sides may be swapped")
-    source = _source(file, "NRRD" if nrrd else "MetaImage")
-    if file.suffix.lower() in (".nhdr", ".mhd"):  # the voxels are in another file
-        source["sha256"] = hashlib.sha256(file.read_bytes() + values.tobytes(order="F")).hexdigest()
-    return Image(values, matrix, "unknown", tuple(notes), source)
-
-
-def _source(file: Path, form: str) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"path": str(file), "format": form, "modality": "unknown", "files": 1, "sha256": digest}
+    found = content(file)
+    if found.kind == "DICOM":
+        return dicom.read_series(file, series, max_voxels)
+    ending = image_ending(file)
+    if series is not None:
+        raise ValueError(f"source.series={series} is for DICOM, but {given} is a {ending or file.suffix} file; leave it out")
+    if not ending and found.kind not in IMAGE_KINDS:
+        what = f" (it is {found.foreign})" if found.foreign else ""
+        raise ValueError(f"{given} is no image that is read here{what}; give {_FORMATS}")
+    return read_volume(file, max_voxels)
 
 
 # -- what every image must be ------------------------------------------------------------------------------------
-
-
-def _three_axes(shape: tuple[int, ...], file: Path, max_voxels: int) -> tuple[int, ...]:
-    """The shape without trailing axes of length 1. Raises for other than three axes, and for too many voxels."""
-    full = tuple(int(n) for n in shape)
-    while len(full) > 3 and full[-1] == 1:
-        full = full[:-1]
-    if len(full) > 3:
-        raise ValueError(f"{file}: an image has three axes; this has shape {full}, several volumes or components; save one of them")
-    if len(full) < 3 or min(full) < 2:
-        raise ValueError(f"{file}: an image has three axes; this has shape {full}, a single slice; give the whole volume")
-    check_size(full, str(file), max_voxels)
-    return full
 
 
 def check_size(shape: tuple[int, ...], place: str, max_voxels: int) -> None:
@@ -367,22 +315,3 @@ def _perpendicular(matrix: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarr
     result[:3, :3] = new
     result[:3, 3] += new @ low
     return result, tuple(int(n) for n in high - low + 1)
-
-
-def _whole(values: np.ndarray, place: str) -> np.ndarray:
-    """Label numbers as int16, or int32 where they need it."""
-    if values.dtype.kind == "f":
-        with np.errstate(invalid="ignore"):
-            rounded = np.rint(values)
-            whole = np.isfinite(values).all() and bool((np.abs(values - rounded) <= 1e-4).all())
-        if not whole:
-            raise ValueError(f"{place}: values are not whole numbers; this is an image, not a label mask")
-        values = rounded
-    low, high = float(values.min()), float(values.max())
-    if low < 0 or high > np.iinfo(np.int32).max:
-        raise ValueError(f"{place}: values go from {low:g} to {high:g}; this is an image, not a label mask (labels are ≥ 0)")
-    labels = values.astype(np.int16 if high <= np.iinfo(np.int16).max else np.int32)
-    count = len(np.unique(labels))
-    if count > MOST_LABELS:
-        raise ValueError(f"{place}: {count} different values; this is an image, not a label mask")
-    return labels

@@ -18,10 +18,12 @@ from engine.patient.anatomy import body_centre
 from engine.patient.assemble import assemble
 from engine.patient.bone import BoneProfile
 from engine.patient.distance import surface_sdf
+from engine.patient.files import listed
 from engine.patient.frames import unit
 from engine.patient.labels import LUMBAR
 from engine.patient.levels import LEVELS, parse_segment
 from engine.patient.meshes import READABLE, read_surface, repair
+from engine.patient.names import level_of
 from engine.patient.stages import Stages
 from engine.types import PatientModel, Surface
 
@@ -43,7 +45,7 @@ def from_surfaces(
     name: str | None = None,
     stages: Stages | None = None,
 ) -> PatientModel:
-    """Patient from a folder with L4.stl, L5.stl, … (sub-folders are ignored).
+    """Patient from a folder with L4.stl, L5.stl, … or names that say as much (sub-folders are ignored).
 
     levels   "segment": only its two vertebrae; "lumbar": also what else of T12-L6 and S1 (the sacrum) is there
 
@@ -51,17 +53,22 @@ def from_surfaces(
     """
     stages = stages or Stages()
     pair = parse_segment(segment)
-    files = {level: _find(Path(path), level) for level in pair}
+    files = {level: _required(Path(path), level) for level in pair}
     notes: list[str] = []
     wanted = LUMBAR if levels == "lumbar" else pair
     order = [level for level in LEVELS if level in pair or (level in (*wanted, "S1") and levels == "lumbar")]
     meshes: dict[str, Surface] = {}
     for level in order:
         try:
-            file = files.get(level) or _find(Path(path), level)
-        except ValueError:
+            file = files.get(level) or surface_file(Path(path), level)
+        except ValueError as error:
+            notes.append(f"{level} is left out: {error}")
+            continue
+        if file is None:
             continue  # a level beyond the segment that has no file
         files[level] = file
+        if file.stem.upper() != level:
+            notes.append(f"{level} is read from {file.name}")
         try:
             raw, _ = read_surface(file, unit)
             meshes[level], lines = _repaired(level, raw, edge_mm, stages)
@@ -161,15 +168,37 @@ def _turn(matrix: np.ndarray, surface: Surface) -> Surface:
     return Surface(surface.points_mm @ matrix.T, faces)
 
 
-def _find(folder: Path, level: str) -> Path:
-    """The file of a level in a folder. Raises ValueError listing what is there."""
+def surface_file(folder: Path, level: str) -> Path | None:
+    """The file of a level in a folder: the one called just so (L4.stl), else the one whose name says it (sb_L4_v2.stl).
+
+    Raises: ValueError for a path that is no folder, and for several files of the level.
+    """
+    there = _surface_files(folder, level)
+    hits = [file for file in there if file.stem.upper() == level] or [file for file in there if level_of(file.stem) == level]
+    if len(hits) > 1:
+        raise ValueError(
+            f"{folder}: {level} is there more than once ({', '.join(hit.name for hit in hits)}); keep one, or call it {level}.stl"
+        )
+    return hits[0] if hits else None
+
+
+def _surface_files(folder: Path, level: str) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"source.path={folder} is not a folder; give the folder that holds {level}.stl and the like")
-    there = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in READABLE)
-    hits = [file for file in there if file.stem.upper() == level]
-    if not hits:
-        names = ", ".join(file.name for file in there) or "no surface files"
-        raise ValueError(f"{folder}: no file for {level} (expected {level}{'|'.join(READABLE)}); there is {names}")
-    if len(hits) > 1:
-        raise ValueError(f"{folder}: {level} is there more than once ({', '.join(h.name for h in hits)}); keep one")
-    return hits[0]
+    try:
+        return sorted(f for f in folder.iterdir() if f.suffix.lower() in READABLE and not f.name.startswith(".") and f.is_file())
+    except PermissionError:
+        raise ValueError(f"{folder} cannot be read: permission denied") from None
+
+
+def _required(folder: Path, level: str) -> Path:
+    """The file of a level that must be there. Raises ValueError listing what is there."""
+    file = surface_file(folder, level)
+    if file is None:
+        names = listed([f.name for f in _surface_files(folder, level)], 12) or "no surface files"
+        word = "sacrum" if level == "S1" else f"vertebra_{level}"
+        raise ValueError(
+            f"{folder}: no file for {level} (expected {level}{'|'.join(READABLE)}, or a name that says it as {word}.stl, "
+            f"patient_{level}_v2.stl); there is {names}"
+        )
+    return file

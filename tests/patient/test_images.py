@@ -15,6 +15,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels.decoders.base import Decoder
 from pydicom.sequence import Sequence
@@ -377,6 +378,88 @@ def test_folders_without_a_series(tmp_path: Path) -> None:
 # -- DICOM: multi-frame, compressed, damaged, large --------------------------------------------------------------
 
 
+def commas(file: Path, keys: tuple[str, ...]) -> None:
+    """Rewrite the decimal strings of a file with commas, as a writer under a comma locale does."""
+    ds = pydicom.dcmread(file)
+    for key in keys:
+        value = ds[key].value
+        several = value if isinstance(value, pydicom.multival.MultiValue) else [value]
+        text = "\\".join(str(v) for v in several).replace(".", ",").encode()
+        ds._dict[ds[key].tag] = RawDataElement(ds[key].tag, "DS", 0, text + b" " * (len(text) % 2), 0, False, True)
+    ds.save_as(file)
+
+
+def test_decimal_commas_are_read(tmp_path: Path) -> None:
+    series(tmp_path / "points")
+    matrix = series(tmp_path / "commas", edit=lambda ds, k: setattr(ds, "RescaleIntercept", "-1024.0"))
+    keys = ("PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "SliceThickness", "RescaleIntercept", "RescaleSlope")
+    for file in (tmp_path / "commas").iterdir():
+        commas(file, keys)
+        assert b"0,7" in file.read_bytes()
+    image, points = read_image(tmp_path / "commas"), read_image(tmp_path / "points")
+    np.testing.assert_allclose(image.lps_from_index, matrix, atol=1e-6)
+    np.testing.assert_array_equal(image.values, points.values)
+    assert image.source["SliceThickness"] == 2.5 and image.source["Manufacturer"] == "Acme"
+    assert "decimal commas in the numbers of 9 files read as decimal points" in image.notes
+    for file in (tmp_path / "commas").iterdir():
+        file.write_bytes(file.read_bytes().replace(b"0,7\\0,9", b"0,7.0.9"))
+    with pytest.raises(ValueError, match="9 skipped: picture whose PixelSpacing can't be read as numbers"):
+        read_image(tmp_path / "commas")
+
+
+def test_a_series_uid_for_each_slice(tmp_path: Path) -> None:
+    """One series after an anonymiser that made new UIDs for every file; two localizers beside it stay out."""
+
+    def own(ds: Dataset, k: int) -> None:
+        ds.SeriesInstanceUID, ds.FrameOfReferenceUID = generate_uid(), generate_uid()
+
+    matrix = series(tmp_path / "own", edit=own)
+    image = read_image(tmp_path / "own")
+    np.testing.assert_allclose(image.lps_from_index, matrix, atol=1e-6)
+    np.testing.assert_allclose(image.values, linear(grid(matrix, SHAPE)), atol=0.51)
+    line = "every slice has a SeriesInstanceUID of its own: 9 slices grouped by modality, settings, size and direction"
+    assert line in image.notes and "SeriesInstanceUID_sha256" not in image.source
+    series(tmp_path / "twice", edit=own)
+    series(tmp_path / "twice" / "more", edit=own, content=lambda points: linear(points) + 50.0)
+    with pytest.raises(ValueError, match=r"two slices at .* differ in content .*several acquisitions in one series"):
+        read_image(tmp_path / "twice")
+    series(tmp_path / "real")
+    for k in range(3):  # single slices with UIDs of their own beside a real series are no series
+        series(tmp_path / "real" / f"scout{k}", shape=(14, 11, 1), edit=own)
+    assert read_image(tmp_path / "real").values.shape == SHAPE
+
+
+def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
+    matrix = series(tmp_path / "store" / "slices")
+    study = tmp_path / "study"
+    study.mkdir()
+    (study / "series").symlink_to(tmp_path / "store" / "slices", target_is_directory=True)
+    (study / "again").symlink_to(tmp_path / "store", target_is_directory=True)
+    (tmp_path / "store" / "loop").symlink_to(study, target_is_directory=True)
+    (study / "gone").symlink_to(tmp_path / "nowhere")
+    image = read_image(study)
+    np.testing.assert_allclose(image.lps_from_index, matrix, atol=1e-6)
+    assert image.values.shape == SHAPE and not any("duplicate" in line for line in image.notes)
+    files = tmp_path / "files"
+    files.mkdir()
+    for file in (tmp_path / "store" / "slices").iterdir():
+        (files / file.name).symlink_to(file)
+    assert read_image(files).source["sha256"] == image.source["sha256"]
+
+
+def test_what_lies_beside_slices_is_no_matter(tmp_path: Path) -> None:
+    series(tmp_path)
+    index = blank("1.2.840.10008.1.3.10", "")
+    index.save_as(tmp_path / "DICOMDIR", enforce_file_format=True)
+    for name, content in (("Thumbs.db", b"\xd0\xcf"), (".DS_Store", b"Bud1"), ("report.pdf", b"%PDF-1.4"), ("._IM0001", b"\x00\x05")):
+        (tmp_path / name).write_bytes(content)
+    image = read_image(tmp_path)
+    assert image.values.shape == SHAPE
+    assert "1 skipped: DICOMDIR" in image.notes and "2 skipped: not DICOM" in image.notes
+    with pytest.raises(ValueError, match=r"DICOMDIR is the index of a folder .*give the folder that it is in"):
+        read_image(tmp_path / "DICOMDIR")
+
+
 def enhanced(path: Path, matrix: np.ndarray, shape: tuple[int, int, int]) -> None:
     """An enhanced CT: frames shuffled, each with its own rescale."""
     ds = blank(ENHANCED_CT)
@@ -618,7 +701,7 @@ def test_dicom_segmentation(segmented: tuple[Path, np.ndarray, np.ndarray]) -> N
     for path in (file, file.parent):  # alone, or found beside its CT
         image = read_labels(path)
         assert image.modality == "SEG" and image.values.dtype == np.int16
-        assert image.source["segments"] == {1: "L4", 2: "(withheld)"}  # the patient is called Jane
+        assert image.source["segments"] == {1: "L4", 2: "L5"}  # "Jane L5": the patient is called Jane, the level is no secret
         inverse = np.linalg.inv(matrix) @ image.lps_from_index
         for number in (1, 2):  # empty slices are not stored: compare by place
             index = np.argwhere(image.values == number) @ inverse[:3, :3].T + inverse[:3, 3]
