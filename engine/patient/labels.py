@@ -88,6 +88,9 @@ def understand(
     about = [*identity.findings(every, clues, how), *turned(every), *sides(image, chosen, every)]
     if mended:
         about.append(Finding("resampled", "warning", "", mended))
+    elif image.source.get("interpolated"):
+        text = "the labels hold values between whole numbers, as interpolation leaves them; they were rounded"
+        about.append(Finding("resampled", "warning", "", text))
     findings = gate(found, chosen, values, segment, image.voxel_mm, accept, about)
     if not set(segment) <= set(there):  # the gate has named it; say what the whole image holds, not only what is read
         listing = ", ".join(f"{level} ({chosen.vertebrae[level]})" for level in there)

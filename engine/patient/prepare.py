@@ -184,7 +184,7 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] | None = None) -> 
         read = _read(config, source, out, log)
         scan, labels, calibration, metal = read.scan, read.labels, read.calibration, read.metal
         if source.subregions is not None:
-            subregions = _shifted(read_labels(source.subregions), source)
+            subregions = _shifted(read_labels(source.subregions, read.grid), source)
             check_subregions(subregions, labels)  # before anything slow
         patient = with_structures(_model(config, source, read, stages), labels, subregions, stages)
         if scan is not None and metal is not None:
@@ -302,9 +302,13 @@ def _with_errors(
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What was read: the scan cropped to the spine, labels that passed the gate, the calibration, and metal on the scan's grid."""
+    """What was read: the scan cropped to the spine, labels that passed the gate, the calibration, and metal on the scan's grid.
+
+    grid   the label image as its file has it, before source.shift_mm
+    """
 
     scan: Image | None
+    grid: Image
     labels: Labels
     calibration: Calibration | None
     metal: Metal | None
@@ -345,11 +349,12 @@ def _read(config: PrepareConfig, source: MaskSource, out: Path, log: Callable[[s
         made = segmenters.segment(scan, tool, out / "segmentation", log, source.device)
         mask_path, scheme = str(made.mask_path), made.scheme_name
     log(f"reading the labels {mask_path}")
-    image = read_labels(mask_path)
+    image = read_labels(mask_path, scan)
     if made is not None:
         image = replace(image, source={**image.source, "segmenter": made.record()})
-    image = _shifted(image, source)
-    labels = understand(image, pair, scheme=scheme, label_map=source.label_map, levels=source.levels, accept=source.accept)
+    labels = understand(
+        _shifted(image, source), pair, scheme=scheme, label_map=source.label_map, levels=source.levels, accept=source.accept
+    )
     metal = None
     cut = scan
     if scan is not None and not stops(labels.findings):
@@ -366,17 +371,26 @@ def _read(config: PrepareConfig, source: MaskSource, out: Path, log: Callable[[s
     if stopping := stops(labels.findings):
         raise ValueError(f"{mask_path}: {stopping} (picture: {out / 'gate.png'})")
     calibration = calibrate(config.calibration, scan, labels) if asked and scan is not None else None
-    return _Inputs(cut, labels, calibration, metal)
+    return _Inputs(cut, image, labels, calibration, metal)
 
 
 def _on_the_scan(scan: Image, cut: Image, labels: Labels, density: bool) -> tuple[list[Finding], Metal | None]:
     """What a CT says against its labels and its own numbers, and the metal in it (on the grid of `cut`)."""
     scale = scale_findings(scan, labels, density)
-    found = [*displaced(scan, labels), *scale]
+    found = [*displaced(scan, labels), *_other_frame(scan, labels), *scale]
     if any(finding.code == "hu" and finding.severity != "note" for finding in scale):
         return found, None  # its numbers are no HU: metal cannot be told by them
     objects, lines = metal_of(cut, labels)
     return [*found, *lines], objects
+
+
+def _other_frame(scan: Image, labels: Labels) -> list[Finding]:
+    """A warning where DICOM says that labels and scan are in two frames of reference."""
+    frames = [image.source.get("FrameOfReferenceUID_sha256") for image in (scan, labels.image)]
+    if None in frames or frames[0] == frames[1]:
+        return []
+    text = "labels and scan name two DICOM frames of reference: they are of two acquisitions unless an export has changed it"
+    return [Finding("displaced", "warning", "", text)]
 
 
 def _model(config: PrepareConfig, source: MaskSource, read: _Inputs, stages: Stages) -> PatientModel:

@@ -45,10 +45,11 @@ from itertools import pairwise
 import numpy as np
 from scipy.ndimage import binary_fill_holes, find_objects, gaussian_filter, label
 
+from engine.patient.distance import surface_sdf
 from engine.patient.frames import unit
 from engine.patient.levels import LEVELS
 from engine.patient.schemes import Scheme
-from engine.types import Finding, rigid
+from engine.types import Finding, Surface, rigid
 
 LARGEST_CUT_MM2 = 30.0
 #: From the middle of the lowest mobile body to the sacrum: half a body and a disc are 25-35 mm; a level between adds as much.
@@ -144,6 +145,17 @@ def _piece(level: str, group: tuple[int, ...], values: np.ndarray, box: tuple[sl
         cut_where=where,
         box=box,
     )
+
+
+def solid_piece(level: str, surface: Surface, spacing_mm: float = 1.5) -> Piece:
+    """The piece of a closed surface (LPS), on a grid of its own: for checks that ask for sizes and shapes alone."""
+    field = surface_sdf(surface, spacing_mm)
+    mask = np.asarray(field.values) < 0.0
+    matrix = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
+    matrix[:3, 3] = field.origin_mm
+    voxel = np.full(3, spacing_mm)
+    centroid = rigid(matrix, np.argwhere(mask).mean(axis=0))
+    return Piece(level, 0, mask, matrix, float(mask.sum()) * spacing_mm**3, _deepest(mask, voxel, matrix), centroid)
 
 
 def _deepest(mask: np.ndarray, voxel: np.ndarray, matrix: np.ndarray) -> np.ndarray:

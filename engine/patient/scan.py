@@ -306,13 +306,14 @@ def from_mask(
     Raises: ValueError for an unreadable image and for what the quality gate stops at.
     """
     pair = parse_segment(segment)
-    labels = understand(read_labels(path), pair, scheme=scheme, label_map=label_map, levels=levels, accept=accept)
+    image = read_labels(path)
+    labels = understand(image, pair, scheme=scheme, label_map=label_map, levels=levels, accept=accept)
     if stopping := stops(labels.findings):
         raise ValueError(f"{path}: {stopping}")
     source = source_of("mask", path, labels)
     options = ScanOptions(edge_mm, spacing_mm)
     patient = from_labels(name or stem(path), labels, pair, source, options=options, profile=profile, posture=posture)
-    return with_structures(patient, labels, None if subregions is None else read_labels(subregions))
+    return with_structures(patient, labels, None if subregions is None else read_labels(subregions, image))
 
 
 def source_of(kind: str, path: str | Path, labels: Labels, accept: Sequence[str] = (), scan: Image | None = None) -> dict[str, Any]:

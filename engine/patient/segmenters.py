@@ -150,7 +150,8 @@ class TotalSegmentator(Segmenter):
         """Class name of task `total` → number, for all that schemes.py names."""
         scheme = SCHEMES["totalsegmentator"]
         sacrum, s1 = scheme.sacrum
-        tissues = {name: numbers[0] for name, numbers in scheme.tissues.items() if name not in ("cord", "autochthon")}
+        asked = ("femur_left", "femur_right", "hip_left", "hip_right", "aorta")
+        tissues = {name: scheme.tissues[name][0] for name in asked}
         left, right = scheme.tissues["autochthon"]
         return {
             **{f"vertebrae_{level}": number for level, number in scheme.vertebrae.items()},

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.patient import identity
 from engine.patient.anatomy import body_centre
 from engine.patient.assemble import assemble
 from engine.patient.bone import BoneProfile
@@ -24,8 +25,9 @@ from engine.patient.labels import LUMBAR
 from engine.patient.levels import LEVELS, parse_segment
 from engine.patient.meshes import READABLE, read_surface, repair
 from engine.patient.names import level_of
+from engine.patient.quality import accepted, solid_piece, stops
 from engine.patient.stages import Stages
-from engine.types import PatientModel, Surface
+from engine.types import Finding, PatientModel, Surface
 
 _LPS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1), "I": (2, -1)}
 _WORDS = {"L": "left", "R": "right", "P": "posterior", "A": "anterior", "S": "superior", "I": "inferior"}
@@ -44,10 +46,13 @@ def from_surfaces(
     profile: BoneProfile | None = None,
     name: str | None = None,
     stages: Stages | None = None,
+    accept: tuple[str, ...] = (),
 ) -> PatientModel:
     """Patient from a folder with L4.stl, L5.stl, … or names that say as much (sub-folders are ignored).
 
     levels   "segment": only its two vertebrae; "lumbar": also what else of T12-L6 and S1 (the sacrum) is there
+
+    accept   findings to go on with (quality.py): "identity", where bones have not the sizes of the levels they are named after
 
     Raises: ValueError for whatever keeps the segment's files from being two neighbouring vertebrae in one frame.
     """
@@ -82,6 +87,9 @@ def from_surfaces(
     matrix, line = file_to_lps(meshes, pair, axes)
     notes.append(line)
     surfaces = {level: _turn(matrix, surface) for level, surface in meshes.items()}
+    findings = accepted(_identity(surfaces, files), accept)
+    if stopping := stops(findings):
+        raise ValueError(f"{path}: {stopping}")
     sacrum = surfaces.pop("S1", None)
     source = {
         "kind": "surfaces",
@@ -101,8 +109,18 @@ def from_surfaces(
         source,
         required=pair,
         sacrum=sacrum,
+        findings=tuple(findings),
         stages=stages,
     )
+
+
+def _identity(surfaces: dict[str, Surface], files: dict[str, Path]) -> list[Finding]:
+    """What the bones' sizes say of the levels that the files are named after, and that nothing tells the sides."""
+    found = {level: solid_piece(level, surface) for level, surface in surfaces.items()}
+    names = ", ".join(files[level].name for level in found)
+    clues = identity.evidence(found)
+    text = "left and right are taken from the files' axes: bones are symmetric, and nothing tells a mirrored spine"
+    return [*identity.findings(found, clues, f"the files' names ({names})"), Finding("sides", "note", "", text)]
 
 
 def _repaired(level: str, raw: Surface, edge_mm: float, stages: Stages) -> tuple[Surface, list[str]]:

@@ -147,7 +147,7 @@ def test_totalsegmentator_is_asked_as_its_command_line_says(tool: StandIn, scan:
     assert argv[:7] == ["-i", "scan.nii.gz", "-o", "mask.nii.gz", "--ml", "--task", "total"]
     wanted = argv[argv.index("--roi_subset") + 1 :]
     assert {f"vertebrae_L{k}" for k in range(1, 6)} | {"vertebrae_T12", "vertebrae_S1", "sacrum", "femur_left", "aorta"} <= set(wanted)
-    assert len(wanted) == len(set(wanted)) == 24 + 2 + 8  # C1-L5, sacrum and S1, eight others that the scheme names
+    assert len(wanted) == len(set(wanted)) == 24 + 2 + 8  # C1-L5, sacrum and S1, cord, back muscles, aorta, hips, femurs
     assert "--device" not in argv  # gpu, or cpu where there is none, is the tool's own default
     assert (made.scheme_name, made.version) == ("totalsegmentator", "2.18.0")
     assert made.command == ("TotalSegmentator", *argv) and len(made.weights) == 6
@@ -426,14 +426,15 @@ def test_prepare_runs_the_segmenter_that_mask_names(tool: StandIn, data: Path, t
     out = tmp_path / "case"
     given = {"kind": "ct", "path": str(data / "example_ct.nii.gz"), "mask": "totalsegmentator", "device": "cpu", "levels": "segment"}
     config = PrepareConfig.model_validate({"source": given, "segment": "L3-L4", "out": str(out)})
-    scan, labels, _ = _read(config, config.source, out, lambda line: None)  # type: ignore[arg-type]
-    assert scan is not None and list(labels.pieces) == ["L3", "L4"]
+    read = _read(config, config.source, out, lambda line: None)  # type: ignore[arg-type]
+    labels = read.labels
+    assert read.scan is not None and list(labels.pieces) == ["L3", "L4"]
     (mask,) = (out / "segmentation").glob("*.nii.gz")
     assert labels.image.source["path"] == str(mask)
     source: dict = {}
     module = sys.modules["engine.patient.prepare"]  # as an attribute of the package it is the function
     monkeypatch.setattr(module, "from_labels", lambda name, labels, pair, where, **options: source.update(where))
-    _model(config, config.source, scan, labels, None, Stages())  # type: ignore[arg-type]
+    _model(config, config.source, read, Stages())  # type: ignore[arg-type]
     assert source["labels"] == "totalsegmentator" and source["sha256"]["labels"] == hashlib.sha256(mask.read_bytes()).hexdigest()
     assert source["segmenter"]["name"] == "totalsegmentator" and source["segmenter"]["version"] == "2.18.0"
     assert str(tmp_path) not in json.dumps(source["segmenter"])  # the same wherever it was made

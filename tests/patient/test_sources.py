@@ -106,7 +106,7 @@ def test_mask_surface_keeps_the_volume(mild: PatientModel, affine: np.ndarray, t
 
 def test_mask_errors(mild: PatientModel, affine: np.ndarray, tmp_path: Path) -> None:
     path = _mask(mild, affine, tmp_path / "m.nii.gz")
-    with pytest.raises(ValueError, match=r"label 22 \(L3\) is absent; the image holds L4 \(23\), L5 \(24\)"):
+    with pytest.raises(ValueError, match=r"L3 is absent \(label 22\); the image holds L4 \(23\), L5 \(24\)"):
         from_mask(path, "L3-L4")
     with pytest.raises(ValueError, match=r"none\.nii"):
         from_mask(tmp_path / "none.nii", "L4-L5")
