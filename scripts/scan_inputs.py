@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-import pydicom
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
@@ -19,7 +17,7 @@ from engine.patient.lumbar import LumbarSpec, lumbar_phantom
 from engine.patient.meshes import read_surface
 from engine.patient.synthetic import ScanSpec, synthetic_ct, write_dicom_series, write_nifti
 from engine.types import Surface
-from scripts.scan_runs import LINE, ROOT, TURN_DEG, Case, Ran, Study, StudyConfig, failed, table
+from scripts.scan_runs import LINE, TURN_DEG, Case, Ran, Study, StudyConfig, failed, table
 
 #: Change that the figures of a patient may show under resampling and turning: the aim.
 LIMIT = {"deg": 1.0, "mm": 0.5}
@@ -179,160 +177,23 @@ def _data_table(ran: Sequence[Ran]) -> tuple[str, Any]:
 
 # -- malformed -------------------------------------------------------------------------------------------------------
 def _malformed_cases(config: StudyConfig) -> list[Case]:
-    base = Path(config.out) / "malformed" / ".good"
+    """The collection of inputs that people really have: collection_*.py."""
+    from scripts import collection_base, collection_dicom, collection_files, collection_labels, collection_scans
 
-    def good() -> tuple[Path, Path]:
-        """A coarse scan of the phantom as DICOM and its labels; made once."""
-        dicom, labels = base.resolve() / "dicom", base.resolve() / "labels.nii.gz"
-        if not labels.is_file():
-            image, mask, _ = synthetic_ct(lumbar_phantom(LumbarSpec(spacing_mm=2.0)), ScanSpec(voxel_mm=(2.0, 2.0, 3.0), extent="spine"))
-            write_dicom_series(image, dicom)
-            write_nifti(image, base.resolve() / "ct.nii.gz")
-            write_nifti(mask, labels)
-        return dicom, labels
-
-    def copied(place: Path) -> tuple[Path, list[Path], list[str]]:
-        dicom, labels = good()
-        shutil.copytree(dicom, place / "dicom")
-        files = sorted((place / "dicom").iterdir())
-        return place / "dicom", files, ["source=ct", f"source.path={place / 'dicom'}", f"source.mask={labels}"]
-
-    def truncated(place: Path) -> list[str]:
-        _, files, told = copied(place)
-        whole = files[20].read_bytes()
-        files[20].write_bytes(whole[: len(whole) // 2])
-        return told
-
-    def missing_slice(place: Path) -> list[str]:
-        _, files, told = copied(place)
-        files[20].unlink()
-        return told
-
-    def mixed(place: Path) -> list[str]:
-        _, files, told = copied(place)
-        for file in files[::2]:
-            slice_ = pydicom.dcmread(file)
-            slice_.SeriesInstanceUID = slice_.SeriesInstanceUID + ".1"
-            slice_.save_as(file)
-        return told
-
-    def mixed_sizes(place: Path) -> list[str]:
-        _, files, told = copied(place)
-        for file in files[:3]:
-            slice_ = pydicom.dcmread(file)
-            slice_.PixelSpacing = [1.0, 1.0]
-            slice_.save_as(file)
-        return told
-
-    def changed(change: Callable[[np.ndarray], np.ndarray], *more: str) -> Callable[[Path], list[str]]:
-        def make(place: Path) -> list[str]:
-            _, labels = good()
-            image = nib.load(labels)
-            assert isinstance(image, nib.Nifti1Image)
-            values = change(np.asarray(image.dataobj).copy())
-            nib.save(nib.Nifti1Image(values, image.affine), place / "labels.nii.gz")
-            return ["source=mask", f"source.path={place / 'labels.nii.gz'}", *more]
-
-        return make
-
-    def emptied(values: np.ndarray) -> np.ndarray:
-        values[values == 23] = 0
-        return values
-
-    def swapped(values: np.ndarray) -> np.ndarray:
-        out = values.copy()
-        out[values == 22], out[values == 23] = 23, 22
-        return out
-
-    def leaking(values: np.ndarray) -> np.ndarray:
-        """A third of L5 counted to L4."""
-        inside = np.argwhere(values == 24)
-        taken = inside[inside[:, 2] > np.quantile(inside[:, 2], 0.67)]
-        values[tuple(taken.T)] = 23
-        return values
-
-    def unknown(values: np.ndarray) -> np.ndarray:
-        values[values > 0] += 100
-        return values
-
-    def huge(place: Path) -> list[str]:
-        header = nib.Nifti1Header()
-        header.set_data_shape((4000, 4000, 4000))
-        header.set_data_dtype(np.int16)
-        with (place / "huge.nii").open("wb") as file:
-            file.write(header.binaryblock)
-            file.truncate(352 + 2 * 4000**3)  # sparse: takes no room
-        return ["source=mask", f"source.path={place / 'huge.nii'}"]
-
-    def written(name: str, content: bytes) -> Callable[[Path], list[str]]:
-        def make(place: Path) -> list[str]:
-            (place / name).write_bytes(content)
-            return ["source=mask", f"source.path={place / name}"]
-
-        return make
-
-    def elsewhere(place: Path) -> list[str]:
-        _, labels = good()
-        image = nib.load(labels)
-        assert isinstance(image, nib.Nifti1Image)
-        affine = image.affine.copy()
-        affine[:3, 3] += 2000.0
-        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), place / "labels.nii.gz")
-        return ["source=ct", f"source.path={base.resolve() / 'ct.nii.gz'}", f"source.mask={place / 'labels.nii.gz'}"]
-
-    def as_mri(place: Path) -> list[str]:
-        dicom, labels = good()
-        return ["source=mri", f"source.path={dicom}", f"source.mask={labels}"]
-
-    def mri_density(place: Path) -> list[str]:
-        _, labels = good()
-        return ["source=mri", f"source.path={base.resolve() / 'ct.nii.gz'}", f"source.mask={labels}", *LINE]
-
-    def scan_as_labels(place: Path) -> list[str]:
-        good()
-        return ["source=mask", f"source.path={base.resolve() / 'ct.nii.gz'}"]
-
-    def told(*more: str) -> Callable[[Path], list[str]]:
-        return lambda place: ["source=mask", f"source.path={good()[1]}", *more]
-
-    good()
-    made = {
-        "DICOM cut off in the middle": truncated,
-        "DICOM with a slice missing": missing_slice,
-        "DICOM, two series interleaved": mixed,
-        "DICOM, slices of other pixel spacing": mixed_sizes,
-        "empty folder": lambda place: ["source=ct", f"source.path={place}", f"source.mask={good()[1]}"],
-        "CT given as MRI": as_mri,
-        "MRI asked for density": mri_density,
-        "labels elsewhere than the scan": elsewhere,
-        "label of L4 empty": changed(emptied),
-        "L3 and L4 swapped": changed(swapped),
-        "L5 leaks into L4": changed(leaking),
-        "numbers of no scheme": changed(unknown),
-        "wrong scheme named": told("source.labels=totalsegmentator"),
-        "scheme that does not exist": told("source.labels=tseg"),
-        "all background": changed(lambda values: values * 0),
-        "a scan as labels": scan_as_labels,
-        "64 gigavoxels": huge,
-        "a picture": written("spine.png", b"\x89PNG\r\n\x1a\n" + bytes(200)),
-        "text called .nii.gz": written("labels.nii.gz", b"no image at all\n"),
-        "no such file": lambda place: ["source=mask", "source.path=nowhere/labels.nii.gz"],
-        "level that is not there": told("segment=T9-T10"),
-        "no neighbours": told("segment=L3-L5"),
-        "unknown finding accepted": told("source.accept=[leaks]"),
-        "unknown key": told("source.edge=2"),
-        "value out of range": told("source.edge_mm=9"),
-    }
-    return [Case(name, make) for name, make in made.items()]
+    base = collection_base.Base(Path(config.out) / "malformed" / ".good", config.folder())
+    _ = base.made
+    groups = (
+        collection_labels.levels, collection_labels.gate, collection_scans.places, collection_scans.numbers,
+        collection_dicom.dicom, collection_files.files, collection_files.surfaces, collection_files.keys,
+    )  # fmt: skip
+    return collection_base.every(group(base) for group in groups)
 
 
 def _malformed_table(ran: Sequence[Ran]) -> tuple[str, Any]:
-    rows = []
-    for r in ran:
-        said = r.said.replace("|", "\\|").replace(str(ROOT), "…").replace(str(r.out.parent.resolve()), "…")
-        rows.append((r.case.name, r.code, f"{r.seconds:.0f}", said))
-    record = {r.case.name: {"code": r.code, "seconds": r.seconds, "said": r.said} for r in ran}
-    return table(("input", "exit", "s", "said"), rows), record
+    from scripts import collection_base
+
+    truth = json.loads((ran[0].out.parents[1] / ".good" / "truth.json").read_text())
+    return collection_base.tabulated(ran, truth)
 
 
 # -- size ------------------------------------------------------------------------------------------------------------

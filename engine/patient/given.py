@@ -18,10 +18,12 @@ from collections.abc import Callable
 import numpy as np
 
 from engine.patient.frames import unit
-from engine.types import Endplate, PatientModel
+from engine.types import Endplate, Finding, PatientModel
 
 APART_MM, FROM_S1_MM, MIDLINE_MM, LEVEL_DEG = (120.0, 240.0), (40.0, 170.0), 35.0, 25.0
 PI_DEG, PT_DEG = (20.0, 100.0), (-30.0, 65.0)
+#: Nearly all pelves; what lies between these and the above is warned of.
+USUAL_PI_DEG, USUAL_PT_DEG = (28.0, 85.0), (-7.0, 45.0)
 #: Given and fitted heads may lie this far apart, and a given PI this far from that of the heads.
 SAME_HEAD_MM, SAME_PI_DEG = 15.0, 5.0
 
@@ -46,6 +48,19 @@ def _base(patient: PatientModel) -> tuple[Endplate, bool]:
     return patient.vertebrae[-1].inferior, False
 
 
+def _angles(heads: np.ndarray, plate: Endplate) -> tuple[float, float]:
+    """Pelvic incidence and tilt, degrees, of two heads [2, 3] and S1's endplate (tilt positive with the sacrum behind the hips)."""
+    left = unit(plate.axis_left - plate.axis_left[2] * np.array([0.0, 0.0, 1.0]))
+    to_plate = plate.centre_mm - heads.mean(axis=0)
+    to_plate = to_plate - (to_plate @ left) * left
+    normal = unit(plate.normal - (plate.normal @ left) * left)
+    # the image's z for the vertical: a patient who lies turned is measured as he lies
+    back = np.cross([0.0, 0.0, 1.0], left)
+    tilt = np.arctan2(to_plate @ back, to_plate[2])
+    slope = np.arctan2(-(normal @ back), normal[2])
+    return float(np.degrees(tilt + slope)), float(np.degrees(tilt))
+
+
 def _misfit(heads: np.ndarray, patient: PatientModel) -> str:
     """Why two points [2, 3] are no femoral heads of this patient; "" where they could be."""
     plate, sacrum = _base(patient)
@@ -68,37 +83,55 @@ def _misfit(heads: np.ndarray, patient: PatientModel) -> str:
         level = "S1" if sacrum else patient.vertebrae[-1].name
         return f"their middle lies {away:.0f} mm {where} {level}'s endplate ({low:.0f} to {high:.0f} mm below it are expected)"
     if sacrum:
-        to_plate = -(middle - beside * left)
-        normal = plate.normal - (plate.normal @ left) * left
-        back = np.cross([0.0, 0.0, 1.0], left)
-        incidence = float(np.degrees(np.arccos(np.clip(unit(to_plate) @ unit(normal), -1.0, 1.0))))
-        tilt = float(np.degrees(np.arctan2(to_plate @ back, to_plate[2])))
+        incidence, tilt = _angles(heads, plate)
         if not (PI_DEG[0] <= incidence <= PI_DEG[1] and PT_DEG[0] <= tilt <= PT_DEG[1]):
             return f"with them the pelvic incidence is {incidence:.0f}° and the pelvic tilt {tilt:.0f}°"
     return ""
 
 
-def check_heads(heads_mm: np.ndarray, patient: PatientModel, key: str = "alignment.femoral_heads_mm") -> None:
-    """Raises ValueError for two points [2, 3] (LPS mm) that are no femoral heads of this patient, with what would fit."""
+def check_heads(heads_mm: np.ndarray, patient: PatientModel, key: str = "alignment.femoral_heads_mm") -> list[Finding]:
+    """A warning where two points [2, 3] (LPS mm) make an unusual pelvis, with the slip that would make a usual one.
+
+    Raises: ValueError for points that are no femoral heads of this patient, with what would fit.
+    """
     heads = np.asarray(heads_mm, float)
-    why = _misfit(heads, patient)
-    if not why:
-        fitted = patient.source.get("femoral_heads", {}).get("centres_mm")
-        if fitted is None:
-            return
+    given = f"{key}={heads.round(1).tolist()}"
+    if why := _misfit(heads, patient):
+        text = f"{given} are not this patient's femoral heads: {why}"
+        for words, slip in _SLIPS.items():
+            if not _misfit(slip(heads), patient):
+                raise ValueError(f"{text}. It would fit as {words}: {_line(key, slip(heads))}")
+        raise ValueError(f"{text}; give the centres of both heads in LPS mm, left and right")
+    fitted = patient.source.get("femoral_heads", {}).get("centres_mm")
+    if fitted is not None:
         found = np.asarray(fitted, float)
         apart = min(float(np.linalg.norm(heads - order, axis=1).max()) for order in (found, found[::-1]))
-        if apart <= SAME_HEAD_MM:
-            return
-        why = f"the labelled femurs' heads lie up to {apart:.0f} mm elsewhere ({found.round().tolist()})"
-        raise ValueError(f"{key}={heads.round(1).tolist()}: {why}; leave it out, or correct it")
-    fits = [(words, slip(heads)) for words, slip in _SLIPS.items() if not _misfit(slip(heads), patient)]
-    text = f"{key}={heads.round(1).tolist()} are not this patient's femoral heads: {why}"
-    if fits:
-        words, points = fits[0]
-        listing = ",".join("[" + ",".join(f"{c:.1f}" for c in point) + "]" for point in points)
-        raise ValueError(f"{text}. It would fit as {words}: '{key}=[{listing}]'")
-    raise ValueError(f"{text}; give the centres of both heads in LPS mm, left and right")
+        if apart > SAME_HEAD_MM:
+            raise ValueError(
+                f"{given}, but the labelled femurs' heads lie up to {apart:.0f} mm elsewhere ({found.round().tolist()}); leave "
+                "it out, or correct it"
+            )
+    plate, sacrum = _base(patient)
+    if not sacrum or _usual(heads, plate):
+        return []
+    incidence, tilt = _angles(heads, plate)
+    text = f"{given} give a pelvic incidence of {incidence:.0f}° and a pelvic tilt of {tilt:.0f}°, which few people have"
+    for words, slip in _SLIPS.items():
+        if not _misfit(slip(heads), patient) and _usual(slip(heads), plate):
+            incidence, tilt = _angles(slip(heads), plate)
+            text += f". With {words} it would be {incidence:.0f}° and {tilt:.0f}°: {_line(key, slip(heads))}"
+            break
+    return [Finding("heads", "warning", "", text)]
+
+
+def _usual(heads: np.ndarray, plate: Endplate) -> bool:
+    incidence, tilt = _angles(heads, plate)
+    return USUAL_PI_DEG[0] <= incidence <= USUAL_PI_DEG[1] and USUAL_PT_DEG[0] <= tilt <= USUAL_PT_DEG[1]
+
+
+def _line(key: str, points: np.ndarray) -> str:
+    """A ready override."""
+    return f"'{key}=[" + ",".join("[" + ",".join(f"{c:.1f}" for c in point) + "]" for point in points) + "]'"
 
 
 def check_incidence(pi_deg: float, sacral_slope_deg: float | None, of_heads_deg: float | None = None) -> None:

@@ -197,18 +197,21 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] | None = None) -> 
     elif isinstance(source, SurfacesSource):
         options = source.model_dump(exclude={"kind", "path"})
         patient = from_surfaces(source.path, config.segment, profile=config.patient, stages=stages, **options)
+        for finding in patient.findings:
+            log(finding.line())
     elif isinstance(source, LumbarSource):
         patient = lumbar_phantom(source.spec, config.patient)
     else:
         patient = phantom(source.spec, config.patient)
     out.mkdir(parents=True, exist_ok=True)
-    if labels is None:
-        artifacts.write_json(out / "findings.json", [finding.as_dict() for finding in patient.findings])
     log("alignment")
     voxel_mm = 1.5 if labels is None else float(labels.image.voxel_mm.max())
     heads, how = _femoral_heads(config.alignment, patient)
     if heads is not None and config.alignment.femoral_heads_mm is not None:
-        check_heads(np.asarray(heads, float), patient)
+        unusual = check_heads(np.asarray(heads, float), patient)
+        for finding in unusual:
+            log(finding.line())
+        patient = replace(patient, findings=(*patient.findings, *unusual))
         patient = replace(patient, source=patient.source | {"femoral_heads": {"how": how, "centres_mm": np.asarray(heads).tolist()}})
     alignment = spine_alignment(
         patient.vertebrae,
@@ -220,6 +223,7 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] | None = None) -> 
     )
     alignment = noted(alignment, how) if how else alignment
     _check_pi(config.alignment, patient, alignment)
+    artifacts.write_json(out / "findings.json", [finding.as_dict() for finding in patient.findings])
     alignment, errors = _with_errors(config.alignment, patient, alignment, heads, voxel_mm, stages)
     artifacts.write_json(out / "alignment.json", {"posture": alignment.posture, "measures": alignment.table()})
     segment = plan(patient, config.segment, config.plan, alignment, config.alignment.age)
