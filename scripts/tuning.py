@@ -29,7 +29,9 @@ from engine import artifacts
 from objectives.study import ARMS, FLOORS
 from scripts import configure, job, launchers, sweep
 from scripts.launchers import Command, Job, LauncherConfig
-from scripts.pipeline import OUTCOME
+from scripts.overrides import quoted, understood
+from scripts.stored import OUTCOME
+from scripts.wrong import lines_of
 
 log = logging.getLogger("spinefit")
 
@@ -125,12 +127,13 @@ def _database(config: TuneConfig, sampler: optuna.samplers.BaseSampler | None = 
 
 
 def overrides(config: TuneConfig, params: dict[str, Any]) -> list[str]:
-    return [*config.base, *(f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in params.items()), "check=true"]
+    """Of one proposal, for scripts/optimize.py."""
+    return [*understood(config.base), *(quoted(k, v) for k, v in params.items()), "check=true"]
 
 
 def planned(config: TuneConfig, params: dict[str, Any]) -> sweep.Planned:
     """The job of one proposal. Raises ValueError when it cannot be one."""
-    return sweep.plan([*overrides(config, params), f"out={Path(config.out) / 'trials'}"]).jobs[0]
+    return sweep.plan([*overrides(config, params), quoted("out", Path(config.out) / "trials")]).jobs[0]
 
 
 def _corners(config: TuneConfig) -> None:
@@ -143,7 +146,7 @@ def _corners(config: TuneConfig) -> None:
             try:
                 configure.composed([*overrides(config, first | {key: value}), "out=x"])
             except Exception as error:  # Hydra's and ours
-                for problem in error.problems if isinstance(error, configure.Wrong) else [configure.one_line(error)]:
+                for problem in lines_of(error):
                     problems[problem] = f"space: {key}={value}: {problem}"
     if problems:
         raise configure.Wrong(problems.values())
