@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -165,7 +166,12 @@ def _bases(config: str, words: Sequence[str]) -> list[DictConfig]:
 def _no_key(word: str, every: Sequence[DictConfig], known: dict[str, str | None]) -> str | None:
     """What is wrong with the key of a word, or None. Keys of hydra itself are Hydra's."""
     key, added = overrides.key_of(word), word.startswith("+")
-    if not every or key.startswith("hydra") or word.startswith(("~", "++")) or "@" in key or "/" in key:
+    if not every or key.startswith("hydra") or word.startswith("~"):
+        return None
+    top = re.split(r"[./@]", key)[0]
+    if added and top not in known and not any(top in base for base in every):
+        return f"{key}: unknown key{nearest(top, {*known, *(str(k) for base in every for k in base)})}"
+    if word.startswith("++") or "@" in key or "/" in key:
         return None
     there = [_state(base, key) for base in every]
     if added:

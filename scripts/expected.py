@@ -42,7 +42,7 @@ def of_run(config: Mapping[str, Any], folder: Path) -> str:
     """The expected time of a run as a phrase, with how it was found."""
     if found := _beside(config, folder):
         return f"about {duration(statistics.median(found))} (median of {len(found)} finished runs of this size in {folder.parent})"
-    return f"about {duration(_rule(config))} (rule of thumb for two cores, wrong by a factor of two either way; no finished run of this " \
+    return f"about {duration(seconds(config))} (rule of thumb for two cores, wrong by a factor of two either way; no finished run of this " \
            f"size in {folder.parent})"  # fmt: skip
 
 
@@ -58,13 +58,14 @@ def _beside(config: Mapping[str, Any], folder: Path) -> list[float]:
     return [t for t in times if t > 0]
 
 
-def _rule(config: Mapping[str, Any]) -> float:
+def seconds(config: Mapping[str, Any]) -> float:
+    """By the rule of thumb: positions, iterations and arms at their grid's and mesh's cost (voxels: the inverse cube of the spacing)."""
     spacing_mm, (search_mm, *counts, refine), iterations, fine_mm, arms, check = size(config)
     x, y, yaw = (c or 1 for c in counts)
     trials = 2 * (x * y * yaw + (refine or 0))
-    seconds = _REST_S + trials * _POSITION_S * (2.0 / (search_mm or 2.0)) ** 3
-    seconds += (iterations or 0) * _ITERATION_S * (2.0 / (spacing_mm or 2.0)) ** 3
+    total = _REST_S + trials * _POSITION_S * (2.0 / (search_mm or 2.0)) ** 3
+    total += (iterations or 0) * _ITERATION_S * (2.0 / (spacing_mm or 2.0)) ** 3
     if check:
         nearest = min(_MESH, key=lambda mm: abs(mm - (fine_mm or 2.0)))
-        seconds += len(arms) * _ARM_S * _MESH[nearest]
-    return seconds
+        total += len(arms) * _ARM_S * _MESH[nearest]
+    return total

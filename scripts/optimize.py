@@ -29,6 +29,10 @@ from scripts.composing import Given
 from scripts.wrong import Wrong
 
 
+#: Of a sweep in which a word is wrong: combinations whose values are checked too.
+_CHECKED = 60
+
+
 def _opening(given: Given) -> Iterator[str]:
     """Patient, plan, folder, expected time. Raises ValueError for what can be refused before anything is imported or computed."""
     config = given.plain
@@ -89,14 +93,12 @@ def _sweep(words: Sequence[str]) -> int:
     if not problems:
         for line in _sweep_opening(good):
             print(line, file=sys.stderr, flush=True)
+    if problems:
+        for combination in composing.expand(good)[0][:_CHECKED]:
+            problems += _problems(composing.compose("config", combination).settings)
+        raise Wrong(dict.fromkeys(problems))
     from scripts import sweep
 
-    if problems:
-        try:
-            sweep.plan(good)
-        except ValueError as error:
-            problems += error.problems if isinstance(error, Wrong) else [str(error)]
-        raise Wrong(dict.fromkeys(problems))
     return sweep.main(good)
 
 

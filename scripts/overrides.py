@@ -19,8 +19,9 @@ How a value of such a key is read; the first rule that fits holds:
   6. a leading ~ or ~name is a home folder (PATHS and LISTS)
   7. everything else is the text as it stands: also 2026, true and 1e3, which Hydra would make numbers of
 
-Of LISTS, [a,b] is Hydra's list where its grammar takes it; else, and without brackets, commas separate the elements (rule 1 comes first:
-`runs=/tmp/a,b` is one folder where it exists). All other keys (numbers, switches, groups) are Hydra's alone.
+Of LISTS, a list in brackets with quotes or brackets inside is Hydra's where its grammar takes it; else, with brackets and without, commas
+separate the elements (rule 1 comes first: `runs=/tmp/a,b` is one folder where it exists; so is, inside a list or a sweep, the longest
+run of parts that exists together). All other keys (numbers, switches, groups) are Hydra's alone.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def _text(value: str, path: bool, sweep: bool) -> str:
     if sweep and not _is_quoted(value):
         if _SWEEP.fullmatch(value):
             return value
-        if len(parts := list(split(value))) > 1:
+        if len(parts := list(split(value, path))) > 1:
             return ",".join(_text(part, path, False) for part in parts)
     if value.lower() in ("", "null") or _is_quoted(value) or "${" in value or _ESCAPE.search(value):
         return value
@@ -124,9 +125,11 @@ def _elements(value: str) -> str:
     if exists(value):
         return f"[{literal(value)}]"
     bracketed = value.startswith("[") and value.endswith("]")
-    if value.lower() in ("", "null") or "${" in value or (bracketed and "~" not in value and _parses(f"x={value}")):
+    hydras = bracketed and re.search(r"[\\'\"\[\]{}]", value[1:-1]) and _parses(f"x={value}")
+    if value.lower() in ("", "null") or "${" in value or hydras:
         return value
-    parts = split(value[1:-1] if bracketed else value)
+    inside = value[1:-1].strip() if bracketed else value
+    parts = [inside] if exists(inside) else split(inside, paths=True)
     return "[" + ",".join(_text(part, True, False) for part in parts if part) + "]"
 
 
@@ -138,9 +141,10 @@ def exists(text: str) -> bool:
         return False
 
 
-def split(text: str) -> Iterator[str]:
-    """The parts between commas that are outside of quotes and brackets, without the spaces around them."""
-    depth, quote, begin = 0, "", 0
+def split(text: str, paths: bool = False) -> Iterator[str]:
+    """The parts between commas that are outside of quotes and brackets, without the spaces around them; with `paths`, parts that are
+    together the name of something that exists are one (the longest such)."""
+    cuts, depth, quote, begin = [-1], 0, "", 0
     for i, c in enumerate(text):
         if quote:
             quote = "" if c == quote and text[i - 1] != "\\" else quote
@@ -151,9 +155,19 @@ def split(text: str) -> Iterator[str]:
         elif c in ")]}":
             depth = max(depth - 1, 0)
         elif c == "," and not depth:
-            yield text[begin:i].strip()
+            cuts.append(i)
             begin = i + 1
-    yield text[begin:].strip()
+    if quote or depth:  # they close nothing, so they are characters
+        cuts = [-1, *(i for i, c in enumerate(text) if c == ",")]
+    cuts.append(len(text))
+    first = 0
+    while first + 1 < len(cuts):
+        last = first + 1
+        if paths:
+            whole = [k for k in range(len(cuts) - 1, last, -1) if exists(text[cuts[first] + 1 : cuts[k]].strip())]
+            last = whole[0] if whole else last
+        yield text[cuts[first] + 1 : cuts[last]].strip()
+        first = last
 
 
 def _is_quoted(value: str) -> bool:

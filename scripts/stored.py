@@ -106,15 +106,20 @@ def resumed(folder: Path, settings: Mapping[str, Any], words: Sequence[str]) -> 
     shaping = {path: value for path, value in given.items() if path.split(".")[0] not in BESIDE}
     if shaping and _complete(settings, held):
         return None
-    if differing := [line for path, value in shaping.items() for line in _differences(path, value, _at(held, _inner(path)))]:
+    found = {path: _differences(path, value, _at(held, _inner(path))) for path, value in shaping.items()}
+    if differing := [_shown(path, lines) for path, lines in found.items() if lines]:
         if kind(folder) == "begun":  # a line that was corrected
             return None
-        shown = "; ".join(differing[:6]) + (f"; and {len(differing) - 6} more" if len(differing) > 6 else "")
-        raise ValueError(f"{folder} holds another run: {shown}. Leave these out to go on with it, or choose another out=")
+        raise ValueError(f"{folder} holds another run: {'; '.join(differing)}. Leave these out to go on with it, or choose another out=")
     for path, value in given.items():
         if path.split(".")[0] in BESIDE:
             _put(held, path.split("."), value)
     return held
+
+
+def _shown(path: str, lines: Sequence[str]) -> str:
+    """What differs below a path; of a group with much of it the first two."""
+    return "; ".join(lines) if len(lines) <= 3 else f"{'; '.join(lines[:2])} and {len(lines) - 2} more keys of {path}"
 
 
 def _given(settings: Mapping[str, Any], words: Sequence[str]) -> Iterator[tuple[str, Any]]:

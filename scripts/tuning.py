@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 import numpy as np
 import optuna
@@ -121,7 +122,8 @@ def open_study(config: TuneConfig) -> optuna.Study:
 
 
 def _database(config: TuneConfig, sampler: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
-    url = f"sqlite:///{(Path(config.out) / 'search.db').resolve()}"
+    # escaped, as in any URL: SQLAlchemy would read the ? of a folder's name, Optuna its {…}
+    url = f"sqlite:///{quote(str((Path(config.out) / 'search.db').resolve()))}"
     return optuna.create_study(storage=url, study_name="spinefit", load_if_exists=True, sampler=sampler,
                                directions=["minimize" if t.direction == "minimise" else "maximize" for t in config.targets])  # fmt: skip
 

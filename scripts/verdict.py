@@ -64,7 +64,7 @@ def table(head: str, arms: Mapping[str, Mapping[str, Any]], goals: Mapping[str, 
     if not names:
         return [f"{head}: no arm has a result"]
     unit = {name: next(arms[a][name]["unit"] for a in shown if name in arms[a]) for name in names}
-    rows = [["measure", "unit", *(_ARMS[a] for a in shown), "optimised against stock"]]
+    rows = [["measure", "unit", *(_ARMS[a] for a in shown), "against stock"]]
     for name in names:
         cells = [_figure(arms[a][name]["value"]) if name in arms[a] else "–" for a in shown]
         rows.append([name.replace("_", " "), "" if unit[name] == "1" else unit[name], *cells, judged(name, arms, goals.get(name))])

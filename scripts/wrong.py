@@ -78,7 +78,9 @@ def said(error: BaseException) -> None:
 def os_line(error: OSError) -> str:
     """An error of the file system in one line: which file, what, and what to do."""
     names = [str(n) for n in (error.filename, error.filename2) if isinstance(n, str | bytes | os.PathLike)]
-    what = _WORDS.get(error.errno or 0) or error.strerror or " ".join(str(error).split()) or type(error).__name__
+    what = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    if (words := _WORDS.get(error.errno or 0)) is not None:
+        what = f"{words} ({what})"
     return f"{' → '.join(names)}: {what}" if names else what
 
 
