@@ -1,11 +1,14 @@
-"""Bench tests of the exported parts, virtually: stiffness, stress, and what load takes them to yield and fatigue (scripts/benching.py).
+"""Bench tests of the exported parts, virtually: stiffness, stress, and what load takes them to
+yield and fatigue (scripts/benching.py).
 
     python scripts/bench.py run=<run folder>
     python scripts/bench.py run=<run folder> 'arms=[optimised]' acceptance.compression_n=8000
 
-<run>/bench.json, bench.md. Exit code 2 with one line for whatever is wrong with the input; 1 where a test of an arm has no result.
+<run>/bench.json, bench.md. Exit code 2 with one line for whatever is wrong with the input; 1 where
+a test of an arm has no result.
 
-Hydra composes the settings as under @hydra.main (by this word its completion knows a script); scripts/command.py is around it.
+Hydra composes the settings as under @hydra.main (by this word its completion knows a script);
+scripts/command.py is around it.
 """
 
 from __future__ import annotations
@@ -25,8 +28,14 @@ from scripts.wrong import typed
 def _opening(given: Given) -> Iterator[str]:
     folder = Path(given.settings.run)
     if stored.configuration(folder) is None:
-        raise ValueError(f"run={folder} is not a run folder (no config.yaml); give the out= of scripts/optimize.py")
-    yield f"bench tests of {folder}: {', '.join(given.settings.arms)}; expected: half a minute to four minutes an arm"
+        raise ValueError(
+            f"run={folder} is not a run folder (no config.yaml); give the out= of"
+            " scripts/optimize.py"
+        )
+    yield (
+        f"bench tests of {folder}: {', '.join(given.settings.arms)}; expected: half a minute to"
+        " four minutes an arm"
+    )
 
 
 def _run(given: Given) -> int:
@@ -45,15 +54,25 @@ def _run(given: Given) -> int:
 COMMAND = Command(
     script="bench.py",
     config="bench",
-    does="Tests the exported parts of a run between steel and foam blocks, virtually and after the set-ups of ASTM F2077 and F2267: "
-    "stiffness, stress at unit load, the loads at yield and at the fatigue limit. Writes bench.json and bench.md into the run folder.",
+    does=(
+        "Tests the exported parts of a run between steel and foam blocks, virtually and after the"
+        " set-ups of ASTM F2077 and F2267: stiffness, stress at unit load, the loads at yield and"
+        " at the fatigue limit. Writes bench.json and bench.md into the run folder."
+    ),
     options={
         "run": "the run folder, out= of optimize.py",
         "arms": "which parts",
         "foam_mpa": "modulus of the foam blocks",
-        "acceptance.compression_n": "load that the part must bear; safety factors are then told (also compression_shear_n, torsion_nm)",
+        "acceptance.compression_n": (
+            "load that the part must bear; safety factors are then told (also compression_shear_n,"
+            " torsion_nm)"
+        ),
     },
-    examples=("run=runs/a", "run=runs/a 'arms=[optimised]' acceptance.compression_n=8000", "run=runs/a foam_mpa=80"),
+    examples=(
+        "run=runs/a",
+        "run=runs/a 'arms=[optimised]' acceptance.compression_n=8000",
+        "run=runs/a foam_mpa=80",
+    ),
     task=_run,
     opening=_opening,
 )

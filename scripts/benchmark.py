@@ -1,16 +1,33 @@
 """Measure the engine, on this machine.
 
-    python scripts/benchmark.py solver                           engine and peers on the same problem: table, JSON, plot
-    python scripts/benchmark.py solver device=gpu solvers=[engine] unknowns=[1e6,4e6]
-    python scripts/benchmark.py size unknowns=[1e5,1e6,1e7]      the engine alone: cost against size and its exponent
-    python scripts/benchmark.py iterations bundle=cases/x spacing_mm=[2,1.5,1,0.75] unknowns=[3e5,1e6]
-                                                                 iterations over contrasts, sizes, designs
-    python scripts/benchmark.py iteration bundle=cases/x         one design iteration, its parts and what each device saves
-    python scripts/benchmark.py refinement bundle=cases/x spacing_mm=[2,1.5,1,0.75]    measures of fixed designs against the grid
+    python scripts/benchmark.py solver                           engine and peers on the same
+                                                                 problem: table, JSON, plot python
+                                                                 scripts/benchmark.py solver
+                                                                 device=gpu solvers=[engine]
+                                                                 unknowns=[1e6,4e6] python
+                                                                 scripts/benchmark.py size
+                                                                 unknowns=[1e5,1e6,1e7]      the
+                                                                 engine alone: cost against size and
+                                                                 its exponent python
+                                                                 scripts/benchmark.py iterations
+                                                                 bundle=cases/x
+                                                                 spacing_mm=[2,1.5,1,0.75]
+                                                                 unknowns=[3e5,1e6]
+                                                                 iterations over contrasts, sizes,
+                                                                 designs
+    python scripts/benchmark.py iteration bundle=cases/x         one design iteration, its parts and
+                                                                 what each device saves python
+                                                                 scripts/benchmark.py refinement
+                                                                 bundle=cases/x
+                                                                 spacing_mm=[2,1.5,1,0.75]
+                                                                 measures of fixed designs against
+                                                                 the grid
 
-Peers that are not installed say so (python -m scripts.peers install). Exit code 2 with one line for whatever is wrong with the input.
+Peers that are not installed say so (python -m scripts.peers install). Exit code 2 with one line for
+whatever is wrong with the input.
 
-Hydra composes the settings as under @hydra.main (by this word its completion knows a script); scripts/command.py is around it.
+Hydra composes the settings as under @hydra.main (by this word its completion knows a script);
+scripts/command.py is around it.
 """
 
 from __future__ import annotations
@@ -31,9 +48,15 @@ def _opening(given: Given) -> Iterator[str]:
     if problem := folder_problem(Path(settings["out"])):
         raise ValueError(problem)
     if settings["bundle"] is not None and not (Path(settings["bundle"]) / "segment").is_dir():
-        raise ValueError(f"bundle={settings['bundle']} holds no planned segment; give the out= of scripts/prepare_patient.py")
+        raise ValueError(
+            f"bundle={settings['bundle']} holds no planned segment; give the out= of"
+            " scripts/prepare_patient.py"
+        )
     yield f"benchmark: {given.topic}, {TOPICS[given.topic]}"
-    yield f"folder: {settings['out']}\nexpected: minutes to hours, by size; a solver is stopped after time_limit_s={settings['time_limit_s']}"
+    yield (
+        f"folder: {settings['out']}\nexpected: minutes to hours, by size; a solver is stopped after"
+        f" time_limit_s={settings['time_limit_s']}"
+    )
 
 
 def _run(given: Given) -> int:
@@ -58,8 +81,10 @@ TOPICS = {
 COMMAND = Command(
     script="benchmark.py",
     config="benchmark",
-    does="Measures the engine on this machine: tables, JSON and plots in out=. Peers that are not installed say so (python -m "
-    "scripts.peers install).",
+    does=(
+        "Measures the engine on this machine: tables, JSON and plots in out=. Peers that are not"
+        " installed say so (python -m scripts.peers install)."
+    ),
     options={
         "unknowns": "sizes of the problem",
         "solvers": "which",

@@ -4,7 +4,8 @@
 
 Exit code 0, or 2 with one line when there is nothing to compare.
 
-Hydra composes the settings as under @hydra.main (by this word its completion knows a script); scripts/command.py is around it.
+Hydra composes the settings as under @hydra.main (by this word its completion knows a script);
+scripts/command.py is around it.
 """
 
 from __future__ import annotations
@@ -24,10 +25,16 @@ def _opening(given: Given) -> Iterator[str]:
     settings = given.plain
     runs = settings["runs"] if isinstance(settings["runs"], list) else [settings["runs"]]
     if missing := [str(r) for r in runs if not Path(str(r)).is_dir()]:
-        raise Wrong(f"runs: {r}: no such folder; give run folders, or folders that hold some" for r in missing)
+        raise Wrong(
+            f"runs: {r}: no such folder; give run folders, or folders that hold some"
+            for r in missing
+        )
     if problem := folder_problem(Path(settings["out"])):
         raise ValueError(problem)
-    yield f"comparison of {', '.join(map(str, runs))}\nfolder: {settings['out']}\nexpected: about 20 s, and a second or two a run"
+    yield (
+        f"comparison of {', '.join(map(str, runs))}\nfolder: {settings['out']}\nexpected: about 20"
+        " s, and a second or two a run"
+    )
 
 
 def _run(given: Given) -> int:
@@ -41,7 +48,9 @@ def _run(given: Given) -> int:
     config = typed(comparing.CompareConfig, given.plain)
     found = comparing.collect([Path(p) for p in config.runs])
     comparing.write_tables(found, Path(config.out), config.seed)
-    artifacts.write_text(Path(config.out) / "summary.md", compare_summary.markdown(found, config.seed))
+    artifacts.write_text(
+        Path(config.out) / "summary.md", compare_summary.markdown(found, config.seed)
+    )
     page = compare_page.write(found, config)
     print(f"{len(found.runs)} runs compared, {len(found.left_out)} left out\nreport: {page}")
     return 0
@@ -50,16 +59,27 @@ def _run(given: Given) -> int:
 COMMAND = Command(
     script="compare.py",
     config="compare",
-    does="Compares checked runs: what optimising one measure did to the others, Pareto fronts with rivals and floors, statistics over "
-    "patients and seeds, and which keys differ. Writes one page and tidy tables (CSV, Parquet).",
+    does=(
+        "Compares checked runs: what optimising one measure did to the others, Pareto fronts with"
+        " rivals and floors, statistics over patients and seeds, and which keys differ. Writes one"
+        " page and tidy tables (CSV, Parquet)."
+    ),
     options={
-        "runs": "run folders, or folders that hold some: runs=runs/night, or 'runs=[runs/a,runs/b]'",
+        "runs": (
+            "run folders, or folders that hold some: runs=runs/night, or 'runs=[runs/a,runs/b]'"
+        ),
         "out": "where the page and the tables go",
         "title": "of the page",
-        "pictures": "of the optimised devices: part | anatomy_left | anatomy_front | footprints | none",
+        "pictures": (
+            "of the optimised devices: part | anatomy_left | anatomy_front | footprints | none"
+        ),
         "view3d": "the devices of two runs side by side in three dimensions",
     },
-    examples=("runs=runs/night out=runs/night_page", "'runs=[runs/a,runs/b]' out=runs/a_b", "runs=runs/night pictures=none view3d=false"),
+    examples=(
+        "runs=runs/night out=runs/night_page",
+        "'runs=[runs/a,runs/b]' out=runs/a_b",
+        "runs=runs/night pictures=none view3d=false",
+    ),
     task=_run,
     opening=_opening,
 )

@@ -1,4 +1,5 @@
-"""From overrides to composed settings, without anything slow: which groups a command has, which words are wrong, Hydra's compose."""
+"""From overrides to composed settings, without anything slow: which groups a command has, which
+words are wrong, Hydra's compose."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 @dataclass(frozen=True)
 class Given:
-    """What a command was given: the composed settings, how they came about (Hydra's choices and overrides), and its topic."""
+    """What a command was given: the composed settings, how they came about (Hydra's choices and
+    overrides), and its topic."""
 
     settings: DictConfig
     made: dict[str, Any] = field(default_factory=dict)
@@ -35,8 +37,10 @@ class Given:
 
     @property
     def plain(self) -> dict[str, Any]:
-        """The settings as plain Python. Raises OmegaConf's errors for what is missing or cannot be resolved."""
-        return dict(OmegaConf.to_container(self.settings, resolve=True, throw_on_missing=True))  # type: ignore[arg-type]
+        """The settings as plain Python. Raises OmegaConf's errors for what is missing or cannot be
+        resolved."""
+        found: Any = OmegaConf.to_container(self.settings, resolve=True, throw_on_missing=True)
+        return dict(found)
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -47,7 +51,9 @@ class Given:
 def groups(config: str) -> dict[str, str | None]:
     """The config groups that conf/<config>.yaml uses, with its choice in each."""
     found: dict[str, str | None] = {}
-    for entry in yaml.safe_load((CONF / f"{config}.yaml").read_text()).get("defaults", ()) if config else ():
+    for entry in (
+        yaml.safe_load((CONF / f"{config}.yaml").read_text()).get("defaults", ()) if config else ()
+    ):
         if isinstance(entry, dict):
             (name, choice), *_ = entry.items()
             name = str(name).removeprefix("optional ")
@@ -63,7 +69,8 @@ def choices(group: str) -> list[str]:
 
 @contextmanager
 def conf() -> Iterator[None]:
-    """conf/ for Hydra's compose, also where a script's own hydra.main is at work (Hydra holds one configuration at a time)."""
+    """conf/ for Hydra's compose, also where a script's own hydra.main is at work (Hydra holds one
+    configuration at a time)."""
     holder = GlobalHydra.instance()
     outer, holder.hydra = holder.hydra, None
     try:
@@ -90,7 +97,11 @@ def under_hydra(settings: DictConfig) -> Given:
 
 def made(hydra_settings: Any) -> dict[str, Any]:
     """Hydra's choice in each group and the overrides: how a configuration came about."""
-    picked = {str(k): v for k, v in hydra_settings.runtime.choices.items() if not str(k).startswith("hydra/")}
+    picked = {
+        str(k): v
+        for k, v in hydra_settings.runtime.choices.items()
+        if not str(k).startswith("hydra/")
+    }
     return {"choices": picked, "overrides": list(hydra_settings.overrides.task)}
 
 
@@ -99,23 +110,32 @@ def _own(whole: DictConfig) -> DictConfig:
 
 
 def expand(arguments: Sequence[str]) -> tuple[list[list[str]], list[str]]:
-    """Every combination of a sweep's overrides (lists a,b,c and Hydra's choice(), range(), glob()), and the keys that are swept.
+    """Every combination of a sweep's overrides (lists a,b,c and Hydra's choice(), range(), glob()),
+    and the keys that are swept.
 
-    What the configuration sweeps by itself (hydra.sweeper.params, as an experiment may) comes first; the arguments win over it.
+    What the configuration sweeps by itself (hydra.sweeper.params, as an experiment may) comes
+    first; the arguments win over it.
     """
     parsed = OverridesParser.create().parse_overrides(list(arguments))
     fixed = [a for a, o in zip(arguments, parsed, strict=True) if not o.is_sweep_override()]
     with conf():
         own = hydra.compose("config", fixed, return_hydra_config=True).hydra.sweeper.params or {}
     given = {o.get_key_element().lstrip("+") for o in parsed}
-    more = overrides.understood((f"{k}={v}" for k, v in own.items() if str(k).lstrip("+") not in given), sweep=True)
+    more = overrides.understood(
+        (f"{k}={v}" for k, v in own.items() if str(k).lstrip("+") not in given), sweep=True
+    )
     every = [*OverridesParser.create().parse_overrides(more), *parsed]
-    return BasicSweeper.split_arguments(every, None)[0], [o.get_key_element().lstrip("+") for o in every if o.is_sweep_override()]
+    return BasicSweeper.split_arguments(every, None)[0], [
+        o.get_key_element().lstrip("+") for o in every if o.is_sweep_override()
+    ]
 
 
-# -- what is wrong with the words ------------------------------------------------------------------------------
-def checked(config: str, words: Sequence[str], write: Callable[[Sequence[str]], str]) -> tuple[list[str], list[str]]:
-    """The words that Hydra can compose, and a line on each of the others: its grammar, a group's choice, a key that is not there.
+# -- what is wrong with the words ---------------------------------------------------------------
+def checked(
+    config: str, words: Sequence[str], write: Callable[[Sequence[str]], str]
+) -> tuple[list[str], list[str]]:
+    """The words that Hydra can compose, and a line on each of the others: its grammar, a group's
+    choice, a key that is not there.
 
     `write`: words as a line for the shell.
     """
@@ -129,8 +149,16 @@ def checked(config: str, words: Sequence[str], write: Callable[[Sequence[str]], 
                 problems += lacking
             else:
                 good.append(word)
-        elif "." not in key and "@" not in key and (CONF / key).is_dir() and "=" in word and not word.startswith("~"):
-            problems.append(f"{key}: no group of this command{nearest(key, known)}{known_are(known)}")
+        elif (
+            "." not in key
+            and "@" not in key
+            and (CONF / key).is_dir()
+            and "=" in word
+            and not word.startswith("~")
+        ):
+            problems.append(
+                f"{key}: no group of this command{nearest(key, known)}{known_are(known)}"
+            )
         else:
             values.append(word)
     every = _bases(config, good)
@@ -145,18 +173,34 @@ def checked(config: str, words: Sequence[str], write: Callable[[Sequence[str]], 
 def _no_choice(group: str, word: str, optional: bool) -> list[str]:
     """A line on each choice that the group does not have."""
     override, there = overrides.parsed(word), choices(group)
-    if override.value_type not in (ValueType.ELEMENT, ValueType.CHOICE_SWEEP, ValueType.SIMPLE_CHOICE_SWEEP):
+    if override.value_type not in (
+        ValueType.ELEMENT,
+        ValueType.CHOICE_SWEEP,
+        ValueType.SIMPLE_CHOICE_SWEEP,
+    ):
         return []  # glob() and range() are Hydra's
-    asked: list[Any] = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
-    asked = [a.text if isinstance(a, QuotedString) else a for a in asked if not isinstance(a, dict | list)]
-    missing = [str(a) for a in asked if str(a) not in there and not (optional and a is None)]
-    return [f"{group}={name}: no such choice{nearest(name, there)}{known_are(there)}" for name in missing]
+    asked: list[Any]
+    asked = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+    asked = [
+        a.text if isinstance(a, QuotedString) else a
+        for a in asked
+        if not isinstance(a, dict | list)
+    ]
+    names = [None if a is None else f"{a!s}" for a in asked]
+    missing = [str(n) for n in names if n not in there and not (optional and n is None)]
+    return [
+        f"{group}={name}: no such choice{nearest(name, there)}{known_are(there)}"
+        for name in missing
+    ]
 
 
 def _bases(config: str, words: Sequence[str]) -> list[DictConfig]:
-    """What the groups compose to, one for each choice that is swept; [] where Hydra cannot (it then says so itself)."""
+    """What the groups compose to, one for each choice that is swept; [] where Hydra cannot (it then
+    says so itself)."""
     try:
-        combinations = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(list(words)), None)[0]
+        combinations = BasicSweeper.split_arguments(
+            OverridesParser.create().parse_overrides(list(words)), None
+        )[0]
         with conf():
             return [hydra.compose(config, c) for c in combinations[:64]]
     except Exception:  # whatever is wrong here is said when all of it is composed
@@ -170,22 +214,31 @@ def _no_key(word: str, every: Sequence[DictConfig], known: dict[str, str | None]
         return None
     top = re.split(r"[./@]", key)[0]
     if added and top not in known and not any(top in base for base in every):
-        return f"{key}: unknown key{nearest(top, {*known, *(str(k) for base in every for k in base)})}"
+        return (
+            f"{key}: unknown key{nearest(top, {*known, *(str(k) for base in every for k in base)})}"
+        )
     if word.startswith("++") or "@" in key or "/" in key:
         return None
     there = [_state(base, key) for base in every]
     if added:
-        return f"{key} is there already; leave out the plus: {word.lstrip('+')}" if "there" in there else None
+        return (
+            f"{key} is there already; leave out the plus: {word.lstrip('+')}"
+            if "there" in there
+            else None
+        )
     if any(state in ("there", "unknown") for state in there):
         return None
     if "open" in there:
-        return f"{key} is not in conf/; where it is a key of the model, write it with a plus: +{word}"
+        return (
+            f"{key} is not in conf/; where it is a key of the model, write it with a plus: +{word}"
+        )
     names = {name for base in every for name in _names(base)} | set(known)
     return f"{key}: unknown key{nearest(key, names)}"
 
 
 def _state(node: Any, key: str) -> str:
-    """there; absent; open: absent from a group that conf/ leaves empty ({}); unknown: below a null or a value, which is Hydra's to say."""
+    """there; absent; open: absent from a group that conf/ leaves empty ({}); unknown: below a null
+    or a value, which is Hydra's to say."""
     parts = key.split(".")
     for i, part in enumerate(parts):
         if isinstance(node, ListConfig):

@@ -1,6 +1,7 @@
-"""`make demo`: the main job on the embedded phantom: the two commands that a user would type, one after the other.
+"""`make demo`: the main job on the embedded phantom: the two commands that a user would type, one
+after the other.
 
-    python scripts/demo.py [out]      default runs/demo; goes on with an interrupted demo
+python scripts/demo.py [out]      default runs/demo; goes on with an interrupted demo
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ Examples:
 
 
 def run_command(script: str, words: Sequence[str]) -> int:
-    """Run one command of scripts/; an interruption is its own to handle, and leaves a folder that goes on."""
+    """Run one command of scripts/; an interruption is its own to handle, and leaves a folder that
+    goes on."""
     print(f"== {shell_line(script, words)}", flush=True)
     child = subprocess.Popen([sys.executable, str(SCRIPTS / script), *words])
     while True:
@@ -55,12 +57,18 @@ def folder_of(arguments: Sequence[str], default: str) -> str:
 
 
 def demo(arguments: Sequence[str]) -> int:
-    """Design, check, report; prints the report's path. Each in a process of its own, so that the first one's memory is free."""
+    """Design, check, report; prints the report's path. Each in a process of its own, so that the
+    first one's memory is free."""
     if {"-h", "--help"} & set(arguments):
         print(HELP)
         return 0
     out = folder_of(arguments, "runs/demo")
-    print(f"demonstration on the embedded phantom, L4-L5\nfolder: {out}\nexpected: about 4 min on two cores", file=sys.stderr, flush=True)
+    print(
+        f"demonstration on the embedded phantom, L4-L5\nfolder: {out}\nexpected: about 4 min on two"
+        " cores",
+        file=sys.stderr,
+        flush=True,
+    )
     started = time.perf_counter()
     for script, words in (
         ("optimize.py", ["experiment=demo", quoted("out", out), "resume=true"]),
@@ -68,7 +76,10 @@ def demo(arguments: Sequence[str]) -> int:
     ):
         if code := run_command(script, words):
             return code
-    print(f"\ndone in {(time.perf_counter() - started) / 60:.1f} min\nreport: {(Path(out) / 'report.html').resolve()}")
+    print(
+        f"\ndone in {(time.perf_counter() - started) / 60:.1f} min\nreport:"
+        f" {(Path(out) / 'report.html').resolve()}"
+    )
     return 0
 
 

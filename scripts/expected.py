@@ -1,4 +1,5 @@
-"""How long a run will take, before it begins: by finished runs of the same size beside it, else by a rule of thumb that says it is one."""
+"""How long a run will take, before it begins: by finished runs of the same size beside it, else by
+a rule of thumb that says it is one."""
 
 from __future__ import annotations
 
@@ -11,8 +12,9 @@ from typing import Any
 
 from scripts import stored
 
-#: Seconds on two cores of a 2.1 GHz server with the embedded phantom, each at the grid or mesh given: one position of a rival and one
-#: iteration at 2 mm, one arm in SfePy on fem=demo; and what does not depend on any of them (imports, checks of the machine, export, report).
+#: Seconds on two cores of a 2.1 GHz server with the embedded phantom, each at the grid or mesh
+#: given: one position of a rival and one iteration at 2 mm, one arm in SfePy on fem=demo; and what
+#: does not depend on any of them (imports, checks of the machine, export, report).
 _POSITION_S, _ITERATION_S, _ARM_S, _REST_S = 3.0, 6.0, 22.0, 45.0
 #: SfePy's time of an arm over that of fem=demo, by the mesh's finest edge in mm.
 _MESH = {3.0: 1.0, 2.0: 2.5, 1.5: 6.0}
@@ -32,34 +34,51 @@ def size(config: Mapping[str, Any]) -> tuple[Any, ...]:
     search, solver = study.get("search") or {}, study.get("solver") or {}
     mesh = fem.get("mesh") or {}
     return (
-        solver.get("spacing_mm"), tuple(search.get(k) for k in ("spacing_mm", "x", "y", "yaw", "refine")),
-        (config.get("optimizer") or {}).get("iterations"), mesh.get("size_fine_mm"), tuple(fem.get("arms") or ()),
+        solver.get("spacing_mm"),
+        tuple(search.get(k) for k in ("spacing_mm", "x", "y", "yaw", "refine")),
+        (config.get("optimizer") or {}).get("iterations"),
+        mesh.get("size_fine_mm"),
+        tuple(fem.get("arms") or ()),
         bool(config.get("check")),
-    )  # fmt: skip
+    )
 
 
 def of_run(config: Mapping[str, Any], folder: Path) -> str:
     """The expected time of a run as a phrase, with how it was found."""
     if found := _beside(config, folder):
-        return f"about {duration(statistics.median(found))} (median of {len(found)} finished runs of this size in {folder.parent})"
-    return f"about {duration(seconds(config))} (rule of thumb for two cores, wrong by a factor of two either way; no finished run of this " \
-           f"size in {folder.parent})"  # fmt: skip
+        return (
+            f"about {duration(statistics.median(found))} (median of {len(found)} finished runs of"
+            f" this size in {folder.parent})"
+        )
+    return (
+        f"about {duration(seconds(config))} (rule of thumb for two cores, wrong by a factor of two"
+        f" either way; no finished run of this size in {folder.parent})"
+    )
 
 
 def _beside(config: Mapping[str, Any], folder: Path) -> list[float]:
     """Seconds of the newest finished runs of this size beside the folder."""
     try:
-        ends = sorted(folder.parent.glob("*/outcome.json"), key=os.path.getmtime, reverse=True)[:_MOST]
-        done = [p.parent for p in ends if p.parent != folder and json.loads(p.read_text()).get("status") == "done"]
+        ends = sorted(folder.parent.glob("*/outcome.json"), key=os.path.getmtime, reverse=True)[
+            :_MOST
+        ]
+        done = [
+            p.parent
+            for p in ends
+            if p.parent != folder and json.loads(p.read_text()).get("status") == "done"
+        ]
         same = [p for p in done if size(stored.configuration(p) or {}) == size(config)]
-        times = [sum(json.loads((p / "timings.json").read_text())["seconds"].values()) for p in same]
+        times = [
+            sum(json.loads((p / "timings.json").read_text())["seconds"].values()) for p in same
+        ]
     except (OSError, ValueError, KeyError):
         return []
     return [t for t in times if t > 0]
 
 
 def seconds(config: Mapping[str, Any]) -> float:
-    """By the rule of thumb: positions, iterations and arms at their grid's and mesh's cost (voxels: the inverse cube of the spacing)."""
+    """By the rule of thumb: positions, iterations and arms at their grid's and mesh's cost (voxels:
+    the inverse cube of the spacing)."""
     spacing_mm, (search_mm, *counts, refine), iterations, fine_mm, arms, check = size(config)
     x, y, yaw = (c or 1 for c in counts)
     trials = 2 * (x * y * yaw + (refine or 0))

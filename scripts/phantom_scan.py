@@ -1,14 +1,15 @@
 """Scan the phantom: a CT whose every landmark, density and calibration rod is known.
 
-    python scripts/phantom_scan.py out=cases/scan
-    python scripts/phantom_scan.py out=cases/scan '+phantom.pi_deg=60' 'scan.voxel_mm=[1,1,2]' scan.orientation=PIR gantry_tilt_deg=12
-    python scripts/phantom_scan.py out=cases/scan spine=segment '+phantom.lordosis_deg=3'
+    python scripts/phantom_scan.py out=cases/scan python scripts/phantom_scan.py out=cases/scan
+    '+phantom.pi_deg=60' 'scan.voxel_mm=[1,1,2]' scan.orientation=PIR gantry_tilt_deg=12 python
+    scripts/phantom_scan.py out=cases/scan spine=segment '+phantom.lordosis_deg=3'
 
-Writes <out>/dicom/*.dcm, <out>/ct.nii.gz, <out>/labels.nii.gz (VerSe numbers), <out>/truth.json and <out>/prepare.sh: the line that
-prepares it as a patient, with its calibration rods and hips.
-Exit code 2 with one line for whatever is wrong with the input.
+Writes <out>/dicom/*.dcm, <out>/ct.nii.gz, <out>/labels.nii.gz (VerSe numbers), <out>/truth.json and
+<out>/prepare.sh: the line that prepares it as a patient, with its calibration rods and hips. Exit
+code 2 with one line for whatever is wrong with the input.
 
-Hydra composes the settings as under @hydra.main (by this word its completion knows a script); scripts/command.py is around it.
+Hydra composes the settings as under @hydra.main (by this word its completion knows a script);
+scripts/command.py is around it.
 """
 
 from __future__ import annotations
@@ -37,9 +38,20 @@ def overrides(out: Path, truth: dict[str, Any]) -> list[str]:
     for k, rod in enumerate(truth["rods"]):
         (x, y, low), (_, _, high) = rod["axis_mm"]
         centre = [round(x, 2), round(y, 2), round(0.5 * (low + high), 2)]
-        rods.append({"name": f"rod{k}", "centre_lps_mm": centre, "radius_mm": round(0.8 * rod["radius_mm"], 2), "length_mm": 40,
-                     "density_mg_cm3": round(1000.0 * rod["density_g_cm3"], 1)})  # fmt: skip
-    words = ["source=ct", quoted("source.path", place / "dicom"), quoted("source.mask", place / "labels.nii.gz")]
+        rods.append(
+            {
+                "name": f"rod{k}",
+                "centre_lps_mm": centre,
+                "radius_mm": round(0.8 * rod["radius_mm"], 2),
+                "length_mm": 40,
+                "density_mg_cm3": round(1000.0 * rod["density_g_cm3"], 1),
+            }
+        )
+    words = [
+        "source=ct",
+        quoted("source.path", place / "dicom"),
+        quoted("source.mask", place / "labels.nii.gz"),
+    ]
     words += ["calibration=phantom", quoted("calibration.rods", rods)]
     if "femoral_heads_mm" in truth:
         heads = [[round(float(c), 2) for c in head] for head in truth["femoral_heads_mm"]]
@@ -55,12 +67,21 @@ def shell_script(words: list[str]) -> str:
 
 def _opening(given: Given) -> Iterator[str]:
     if unknown := sorted(set(given.settings) - set(_KEYS)):
-        raise ValueError(f"{', '.join(map(str, unknown))}: unknown{nearest(str(unknown[0]), _KEYS)}; known are {', '.join(_KEYS)}")
+        raise ValueError(
+            f"{', '.join(map(str, unknown))}: unknown{nearest(str(unknown[0]), _KEYS)}; known are"
+            f" {', '.join(_KEYS)}"
+        )
     if given.settings.spine not in ("lumbar", "segment"):
-        raise ValueError(f"spine={given.settings.spine!r} is unknown; choose lumbar (L1 to the sacrum) or segment (L4-L5)")
+        raise ValueError(
+            f"spine={given.settings.spine!r} is unknown; choose lumbar (L1 to the sacrum) or"
+            " segment (L4-L5)"
+        )
     if problem := folder_problem(Path(given.settings.out)):
         raise ValueError(problem)
-    yield f"CT of the phantom ({given.settings.spine})\nfolder: {given.settings.out}\nexpected: half a minute to two minutes"
+    yield (
+        f"CT of the phantom ({given.settings.spine})\nfolder: {given.settings.out}\nexpected: half"
+        " a minute to two minutes"
+    )
 
 
 def _run(given: Given) -> int:
@@ -75,7 +96,10 @@ def _run(given: Given) -> int:
     if config["spine"] == "lumbar":
         lumbar = typed(LumbarSpec, config["phantom"])
         patient = lumbar_phantom(lumbar)
-        exact: dict[str, Any] = {"lumbar": lumbar_truth(lumbar), "femoral_heads_mm": patient.source["femoral_heads_mm"]}
+        exact: dict[str, Any] = {
+            "lumbar": lumbar_truth(lumbar),
+            "femoral_heads_mm": patient.source["femoral_heads_mm"],
+        }
     else:
         patient, exact = phantom(typed(PhantomSpec, config["phantom"])), {}
     scan, labels, truth = synthetic_ct(patient, typed(ScanSpec, config["scan"]))
@@ -83,8 +107,13 @@ def _run(given: Given) -> int:
     write_nifti(scan, out / "ct.nii.gz")
     write_nifti(labels, out / "labels.nii.gz")
     (out / "prepare.sh").write_text(shell_script(overrides(out, truth | exact)), encoding="utf-8")
-    (out / "truth.json").write_text(json.dumps(truth | exact | {"gantry_tilt_deg": tilt}, indent=1), encoding="utf-8")
-    print(f"{scan.values.shape} voxels of {scan.voxel_mm.round(3).tolist()} mm, {len(files)} slices in {out / 'dicom'}")
+    (out / "truth.json").write_text(
+        json.dumps(truth | exact | {"gantry_tilt_deg": tilt}, indent=1), encoding="utf-8"
+    )
+    print(
+        f"{scan.values.shape} voxels of {scan.voxel_mm.round(3).tolist()} mm, {len(files)} slices"
+        f" in {out / 'dicom'}"
+    )
     print(f"prepare it: bash {shlex.quote(str(out / 'prepare.sh'))} FOLDER")
     return 0
 
@@ -92,17 +121,26 @@ def _run(given: Given) -> int:
 COMMAND = Command(
     script="phantom_scan.py",
     config="phantom_scan",
-    does="Scans the phantom: a CT (DICOM and NIfTI) with labels whose every landmark, density and calibration rod is known, and "
-    "prepare.sh, the line that prepares it as a patient.",
+    does=(
+        "Scans the phantom: a CT (DICOM and NIfTI) with labels whose every landmark, density and"
+        " calibration rod is known, and prepare.sh, the line that prepares it as a patient."
+    ),
     options={
         "out": "where the scan goes",
         "spine": "lumbar (L1 to the sacrum) | segment (L4-L5)",
         "scan.voxel_mm": "voxel size, x, y, z",
         "scan.orientation": "of the voxels' axes, e.g. PIR",
         "gantry_tilt_deg": "of the DICOM series",
-        "+phantom.KEY": "any key of engine/patient/lumbar.py, LumbarSpec (spine=segment: phantom.py, PhantomSpec)",
+        "+phantom.KEY": (
+            "any key of engine/patient/lumbar.py, LumbarSpec (spine=segment: phantom.py,"
+            " PhantomSpec)"
+        ),
     },
-    examples=("out=cases/scan", "out=cases/scan +phantom.pi_deg=60 'scan.voxel_mm=[1,1,2]'", "out=cases/scan spine=segment +phantom.lordosis_deg=3"),
+    examples=(
+        "out=cases/scan",
+        "out=cases/scan +phantom.pi_deg=60 'scan.voxel_mm=[1,1,2]'",
+        "out=cases/scan spine=segment +phantom.lordosis_deg=3",
+    ),
     task=_run,
     opening=_opening,
 )

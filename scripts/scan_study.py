@@ -1,10 +1,13 @@
-"""How right is the way from a scan to a model, on this machine: tables as Markdown and JSON in `out`.
+"""How right is the way from a scan to a model, on this machine: tables as Markdown and JSON in
+`out`.
 
     python scripts/scan_study.py TOPIC        --help names them
 
-Each case is a run of scripts/prepare_patient.py of its own. Exit code 2 with one line for whatever is wrong with the settings.
+Each case is a run of scripts/prepare_patient.py of its own. Exit code 2 with one line for whatever
+is wrong with the settings.
 
-Hydra composes the settings as under @hydra.main (by this word its completion knows a script); scripts/command.py is around it.
+Hydra composes the settings as under @hydra.main (by this word its completion knows a script);
+scripts/command.py is around it.
 """
 
 from __future__ import annotations
@@ -28,7 +31,10 @@ def _opening(given: Given) -> Iterator[str]:
     if given.topic in ("references", "data", "density"):
         config.folder()
     yield f"study of the readers: {given.topic}, {TOPICS[given.topic]}"
-    yield f"folder: {config.out}\nexpected: one to four minutes a case, {config.workers} at a time; each is named when it is done"
+    yield (
+        f"folder: {config.out}\nexpected: one to four minutes a case, {config.workers} at a time;"
+        " each is named when it is done"
+    )
 
 
 def _run(given: Given) -> int:
@@ -36,7 +42,9 @@ def _run(given: Given) -> int:
     from scripts import scan_inputs, scan_truth
 
     studies = scan_truth.STUDIES | scan_inputs.STUDIES
-    print(scan_runs.run(given.topic, studies[given.topic], typed(scan_runs.StudyConfig, given.plain)))
+    print(
+        scan_runs.run(given.topic, studies[given.topic], typed(scan_runs.StudyConfig, given.plain))
+    )
     return 0
 
 
@@ -54,8 +62,10 @@ TOPICS = {
 COMMAND = Command(
     script="scan_study.py",
     config="scan_study",
-    does="Measures how right the way from a scan to a model is, on this machine: tables as Markdown and JSON in out=. Each case is a "
-    "run of prepare_patient.py.",
+    does=(
+        "Measures how right the way from a scan to a model is, on this machine: tables as Markdown"
+        " and JSON in out=. Each case is a run of prepare_patient.py."
+    ),
     options={
         "data": "folder of the public test data; null: SPINEFIT_DATA, else ../shared/data",
         "cases": "only these, by name",

@@ -1,10 +1,13 @@
-"""Where the jobs of a sweep stand: done, running and until when, failed and why. Reads the folders only; it can be run anywhere, any time.
+"""Where the jobs of a sweep stand: done, running and until when, failed and why. Reads the folders
+only; it can be run anywhere, any time.
 
     python scripts/status.py sweep=runs/study [every_s=10]
 
-Exit code 0; 1 when no job is done and none runs any more, but some have failed; 2 with one line when there is nothing to show.
+Exit code 0; 1 when no job is done and none runs any more, but some have failed; 2 with one line
+when there is nothing to show.
 
-Hydra composes the settings as under @hydra.main (by this word its completion knows a script); scripts/command.py is around it.
+Hydra composes the settings as under @hydra.main (by this word its completion knows a script);
+scripts/command.py is around it.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ from scripts.composing import Given
 
 def _opening(given: Given) -> Iterator[str]:
     if not Path(given.settings.sweep).is_dir():
-        raise ValueError(f"sweep={given.settings.sweep}: no such folder; give the out= of scripts/optimize.py")
+        raise ValueError(
+            f"sweep={given.settings.sweep}: no such folder; give the out= of scripts/optimize.py"
+        )
     yield f"jobs of {given.settings.sweep}:"
 
 
@@ -58,11 +63,16 @@ def _run(given: Given) -> int:
 COMMAND = Command(
     script="status.py",
     config="status",
-    does="Shows where the jobs of a sweep, or a single run, stand: done, running and until when, failed and why. It reads the folders "
-    "only, so it can be run anywhere and at any time.",
+    does=(
+        "Shows where the jobs of a sweep, or a single run, stand: done, running and until when,"
+        " failed and why. It reads the folders only, so it can be run anywhere and at any time."
+    ),
     options={
         "sweep": "out= of optimize.py -m, a run folder, or a folder of run folders",
-        "every_s": "seconds after which it is shown again, until nothing runs; Ctrl-C ends the watching only",
+        "every_s": (
+            "seconds after which it is shown again, until nothing runs; Ctrl-C ends the watching"
+            " only"
+        ),
     },
     examples=("sweep=runs/night", "sweep=runs/night every_s=10", "sweep=runs/tune/trials"),
     task=_run,

@@ -1,8 +1,11 @@
-"""`make study`: does optimising X buy Y? The commands that a user would type: prepare five patients, 60 designs, one comparison.
+"""`make study`: does optimising X buy Y? The commands that a user would type: prepare five
+patients, 60 designs, one comparison.
 
-    python scripts/study.py [out]      default runs/objectives_study; goes on where it was, however it was ended
+    python scripts/study.py [out]      default runs/objectives_study; goes on where it was, however
+    it was ended
 
-The real patients are found through SPINEFIT_DATA (default ../shared/data). Two and a half hours on two cores.
+The real patients are found through SPINEFIT_DATA (default ../shared/data). Two and a half hours on
+two cores.
 """
 
 from __future__ import annotations
@@ -40,7 +43,12 @@ def patients(data: Path) -> dict[str, list[str]]:
     return {
         "phantom_normal": ["source.spec.trabecular_g_cm3=0.18"],
         "phantom_osteopenic": ["source.spec.trabecular_g_cm3=0.11"],
-        "phantom_wedged": ["source.spec.coronal_deg=7", "source.spec.lordosis_deg=2", "source.spec.height_middle_mm=7", "source.spec.seed=1"],
+        "phantom_wedged": [
+            "source.spec.coronal_deg=7",
+            "source.spec.lordosis_deg=2",
+            "source.spec.height_middle_mm=7",
+            "source.spec.seed=1",
+        ],
         "verse004": ["source=mask", quoted("source.path", mask)],
         "vhm": ["source=surfaces", quoted("source.path", data / "lumbar_meshes")],
     }
@@ -54,15 +62,29 @@ def study(arguments: Sequence[str]) -> int:
     out = folder_of(arguments, "runs/objectives_study")
     data = Path(os.environ.get("SPINEFIT_DATA") or SCRIPTS.parent.parent / "shared" / "data")
     if not data.is_dir():
-        raise ValueError(f"no test data in {data}; set SPINEFIT_DATA to the folder that holds verse004_mask and lumbar_meshes")
-    print(f"study of objectives: five patients, 60 designs\nfolder: {out}\nexpected: 2.5 h on two cores, less what is there",
-          file=sys.stderr, flush=True)  # fmt: skip
+        raise ValueError(
+            f"no test data in {data}; set SPINEFIT_DATA to the folder that holds verse004_mask and"
+            " lumbar_meshes"
+        )
+    print(
+        f"study of objectives: five patients, 60 designs\nfolder: {out}\nexpected: 2.5 h on two"
+        " cores, less what is there",
+        file=sys.stderr,
+        flush=True,
+    )
     for name, words in patients(data).items():
         if not Path("cases", name, "segment", "segment.json").exists():
-            if code := run_command("prepare_patient.py", [*words, "segment=L4-L5", quoted("out", f"cases/{name}")]):
+            if code := run_command(
+                "prepare_patient.py", [*words, "segment=L4-L5", quoted("out", f"cases/{name}")]
+            ):
                 return code
     code = run_command("optimize.py", ["-m", "experiment=objectives_study", quoted("out", out)])
-    return code if code not in (0, 1) else run_command("compare.py", [quoted("runs", [out]), quoted("out", f"{out}_page")]) or code
+    return (
+        code
+        if code not in (0, 1)
+        else run_command("compare.py", [quoted("runs", [out]), quoted("out", f"{out}_page")])
+        or code
+    )
 
 
 if __name__ == "__main__":

@@ -65,8 +65,9 @@ def plan(arguments: Sequence[str]) -> Sweep:
         raise ValueError("resume=… is not for sweeps: they always go on with what is in their folder")
     combinations, swept = configure.expand([*arguments, *([] if "check" in given else ["check=true"])])
     if "out" in swept:
-        raise ValueError("out=… is one folder for the whole sweep, its jobs get folders of their own in it; a name with a comma is given in "
-                         f"quotes: {shell_line('optimize.py', ['-m', quoted('out', 'a,b')])}")
+        quotes = shell_line("optimize.py", ["-m", quoted("out", "a,b")])
+        raise ValueError("out=… is one folder for the whole sweep, its jobs get folders of their own in it; "
+                         f"a name with a comma is given in quotes: {quotes}")
     launcher, composed = LauncherConfig(), list[tuple[list[str], list[str], RunConfig]]()
     problems: dict[str, list[str]] = {}
     for overrides in combinations:
@@ -165,8 +166,9 @@ def run(sweep: Sweep) -> int:
     log.info("%s: %s", sweep.folder, ", ".join(f"{n} {s}" for s, n in counts.items()))
     if stop.is_set():
         return job.STOPPED
-    if why := standing.commonest_failure({p.command.name: standing.read(p.command.folder) for p in sweep.jobs}):
-        log.error("error: %s", why)
+    failure = standing.commonest_failure({p.command.name: standing.read(p.command.folder) for p in sweep.jobs})
+    if failure is not None:
+        log.error("error: %s", failure)
     return 0 if set(states.values()) == {"done"} else 1
 
 

@@ -156,7 +156,8 @@ def _corners(config: TuneConfig) -> None:
 
 # -- the search ------------------------------------------------------------------------------------------------
 def run(config: TuneConfig) -> int:
-    """Search until there are config.trials trials; returns the exit code (0 done, 130 interrupted). Raises ValueError for a wrong space."""
+    """Search until there are config.trials trials; returns the exit code (0 done, 1 no trial has a
+    result, 130 interrupted). Raises ValueError for a wrong space."""
     _corners(config)
     study, stop = open_study(config), threading.Event()
     artifacts.write_text(Path(config.out) / "tune.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
@@ -182,7 +183,15 @@ def run(config: TuneConfig) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     summary(config, study)
-    return job.STOPPED if stop.is_set() else job.DONE
+    if stop.is_set():
+        return job.STOPPED
+    if any(t.state == TrialState.COMPLETE for t in study.trials):
+        return job.DONE
+    reasons = [str(t.user_attrs.get("text", "")) for t in study.trials if t.state == TrialState.FAIL]
+    if reasons:
+        most = max(dict.fromkeys(reasons), key=reasons.count)
+        log.error("error: no trial has a result, %d failed; %d of them with: %s", len(reasons), reasons.count(most), most)
+    return 1
 
 
 def _asked(study: optuna.Study) -> int:
@@ -207,7 +216,7 @@ def _attempt(
     try:
         this = planned(config, params)
     except ValueError as error:
-        return TrialState.FAIL, None, configure.one_line(error)
+        return TrialState.FAIL, None, "; ".join(lines_of(error))
     folder = this.command.folder
     for _ in range(config.launcher.retries + 1):
         if job.finished(this.config):

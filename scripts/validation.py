@@ -1,13 +1,17 @@
-"""How right is the check (fem/), on this machine: tables as Markdown and JSON in `out`. The studies are in scripts/validating.py.
+"""How right is the check (fem/), on this machine: tables as Markdown and JSON in `out`. The studies
+are in scripts/validating.py.
 
-    python scripts/validation.py [TOPIC]      --help names them; without one: all that need no run folder (make validation)
+    python scripts/validation.py [TOPIC]      --help names them; without one: all that need no run
+    folder (make validation)
 
-What was run, when and by which version is kept in <out>/studies.json and, of a run's studies, in the run folder, where
-scripts/verify.py run=… only_report=true takes it into the report.
+What was run, when and by which version is kept in <out>/studies.json and, of a run's studies, in
+the run folder, where scripts/verify.py run=… only_report=true takes it into the report.
 
-Exit code 2 with one line for whatever is wrong with the settings; 1 where a figure misses its limit.
+Exit code 2 with one line for whatever is wrong with the settings; 1 where a figure misses its
+limit.
 
-Hydra composes the settings as under @hydra.main (by this word its completion knows a script); scripts/command.py is around it.
+Hydra composes the settings as under @hydra.main (by this word its completion knows a script);
+scripts/command.py is around it.
 """
 
 from __future__ import annotations
@@ -27,13 +31,17 @@ from scripts.wrong import typed
 #: Names of validating.STUDIES.
 TOPICS = {
     "code": "closed forms and NAFEMS benchmarks on three meshes each, orders of convergence",
-    "contact": "unilateral contact and friction against closed forms (patch, eccentric, Coulomb, Hertz)",
+    "contact": (
+        "unilateral contact and friction against closed forms (patch, eccentric, Coulomb, Hertz)"
+    ),
     "vertebra": "the published stiffness of L2 (l2_density_fe) on its own voxels",
     "intact": "the intact L4-L5 of lumbar_meshes at finite strain against published ranges",
     "intact_spread": "what it owes to fibres, facets, elements (some ten minutes)",
     "intact_patients": "the disc of any prepared patient (bundles=…) in the same test",
     "designs": "both solvers on random designs of a designed run (run=…): rank, bias, spread",
-    "convergence": "each measure of a run's arms (run=…) on three meshes, Richardson's estimate and error",
+    "convergence": (
+        "each measure of a run's arms (run=…) on three meshes, Richardson's estimate and error"
+    ),
     "sensitivity": "each measure of a run's arms (run=…) under another bone, load and position",
 }
 #: Studies that need run=<run folder>, and those that need the public test data.
@@ -49,18 +57,31 @@ def _opening(given: Given) -> Iterator[str]:
         if settings["run"] is None:
             raise ValueError(f"run=<run folder> is missing: {given.topic}: {TOPICS[given.topic]}")
         if stored.configuration(Path(settings["run"])) is None:
-            raise ValueError(f"run={settings['run']} is not a run folder (no config.yaml); give the out= of scripts/optimize.py")
+            raise ValueError(
+                f"run={settings['run']} is not a run folder (no config.yaml); give the out= of"
+                " scripts/optimize.py"
+            )
     if given.topic in _OF_DATA:
         data_folder(settings["data"])
-    yield f"validation of the check: {given.topic or 'all that need no run folder'}\nfolder: {settings['out']}"
-    yield "expected: code, contact, vertebra, intact a minute or two each; intact_spread ten; of a run half a minute to four an arm or design"
+    yield (
+        f"validation of the check: {given.topic or 'all that need no run folder'}\nfolder:"
+        f" {settings['out']}"
+    )
+    yield (
+        "expected: code, contact, vertebra, intact a minute or two each; intact_spread ten; of a"
+        " run half a minute to four an arm or design"
+    )
 
 
 def _run(given: Given) -> int:
     """Run the studies that were asked for."""
     from scripts import validating
 
-    what = [given.topic] if given.topic else [n for n in validating.STUDIES if n not in (*validating.OF_A_RUN, *validating.BY_NAME)]
+    what = (
+        [given.topic]
+        if given.topic
+        else [n for n in validating.STUDIES if n not in (*validating.OF_A_RUN, *validating.BY_NAME)]
+    )
     try:
         return validating.run(what, typed(validating.ValidationConfig, given.plain), given.words)
     except RuntimeError as error:
@@ -70,8 +91,11 @@ def _run(given: Given) -> int:
 COMMAND = Command(
     script="validation.py",
     config="validation",
-    does="Measures how right the check is, against closed forms, benchmarks and published figures, and what a run's measures owe to "
-    "mesh, bone, loads and position. Without a topic: all that need no run folder.",
+    does=(
+        "Measures how right the check is, against closed forms, benchmarks and published figures,"
+        " and what a run's measures owe to mesh, bone, loads and position. Without a topic: all"
+        " that need no run folder."
+    ),
     options={
         "run": "designs, convergence, sensitivity: a run folder",
         "bundles": "intact_patients: out= folders of prepare_patient.py",

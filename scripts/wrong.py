@@ -1,4 +1,7 @@
-"""What is wrong with the input, in lines for the user: every wrong key with the nearest known one, pydantic's, Hydra's and the system's errors."""
+"""What is wrong with the input, in lines for the user.
+
+Every wrong key with the nearest known one; the errors of pydantic, Hydra and the file system.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,17 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 #: Failures of the file system that may pass without anybody changing the input.
-_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_PASSING = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.ESTALE,
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+}
 _WORDS = {
     errno.EEXIST: "is a file, where a folder is needed; choose another",
     errno.ENOTDIR: "is a file, where a folder is needed; choose another",
@@ -22,7 +35,9 @@ _WORDS = {
     errno.EPERM: "permission denied; choose a place where you may write",
     errno.EROFS: "is on a file system that is read-only; choose another place",
     errno.ENOSPC: "the disk is full; free some space, then run the same line again",
-    errno.EDQUOT: "your quota of disk space is used up; free some space, then run the same line again",
+    errno.EDQUOT: (
+        "your quota of disk space is used up; free some space, then run the same line again"
+    ),
     errno.ENOENT: "does not exist",
     errno.ENAMETOOLONG: "the name is too long",
 }
@@ -63,7 +78,11 @@ def lines_of(error: BaseException) -> list[str]:
     text = str(error)
     if error.__cause__ is not None and type(error).__module__.startswith("hydra"):
         text = f"{text} {error.__cause__}"
-    text = re.sub(r"(Set the environment variable )?HYDRA_FULL_ERROR\S*( for a complete stack trace\.?)?", "", text)
+    text = re.sub(
+        r"(Set the environment variable )?HYDRA_FULL_ERROR\S*( for a complete stack trace\.?)?",
+        "",
+        text,
+    )
     text = re.sub(r"\s*(full_key|object_type|reference_type)[:=]\s*\S*", "", text)
     text = re.sub(r"See https?://hydra\S*( for details)?\.?", "", text)
     return [" ".join(text.split()) or type(error).__name__]
@@ -77,7 +96,11 @@ def said(error: BaseException) -> None:
 
 def os_line(error: OSError) -> str:
     """An error of the file system in one line: which file, what, and what to do."""
-    names = [str(n) for n in (error.filename, error.filename2) if isinstance(n, str | bytes | os.PathLike)]
+    names = [
+        str(n)
+        for n in (error.filename, error.filename2)
+        if isinstance(n, str | bytes | os.PathLike)
+    ]
     what = error.strerror or " ".join(str(error).split()) or type(error).__name__
     if (words := _WORDS.get(error.errno or 0)) is not None:
         what = f"{words} ({what})"
@@ -89,7 +112,12 @@ def may_pass(error: OSError) -> bool:
     return error.errno in _PASSING or error.errno is None
 
 
-def validation_lines(error: ValidationError, prefix: str = "", model: Any = None, typed: Sequence[tuple[str, str]] = ()) -> list[str]:
+def validation_lines(
+    error: ValidationError,
+    prefix: str = "",
+    model: Any = None,
+    typed: Sequence[tuple[str, str]] = (),
+) -> list[str]:
     """Every wrong key with its path as a user would type it, what is wrong, and what was given.
 
     typed: how the paths of `model` begin, and what a user types instead; the first that fits holds.
@@ -107,13 +135,18 @@ def validation_lines(error: ValidationError, prefix: str = "", model: Any = None
             text = "unknown key"
             if fields:
                 text += f"{nearest(str(item['loc'][-1]), fields)}; known are {', '.join(fields)}"
-        given = "" if isinstance(item["input"], dict) or item["type"] == "missing" else f" (given {item['input']!r})"
+        given = (
+            ""
+            if isinstance(item["input"], dict) or item["type"] == "missing"
+            else f" (given {item['input']!r})"
+        )
         lines.append(f"{path.strip('.') or 'settings'}: {text}{given}")
     return lines
 
 
 def _described(model: Any, loc: Sequence[Any]) -> tuple[str, Iterable[str]]:
-    """The path that a user types, without pydantic's names of a union's members, and the keys that are known where it ends."""
+    """The path that a user types, without pydantic's names of a union's members, and the keys that
+    are known where it ends."""
     parts: list[str] = []
     options = _models(model)
     for i, part in enumerate(loc):

@@ -8,9 +8,13 @@ from scripts.configure import run_config
 
 
 def finished(folder, seconds, *words):
-    pipeline.write_config(run_config(composing.compose("config", [*words, "out=x"]).settings)[0], folder)
+    pipeline.write_config(
+        run_config(composing.compose("config", [*words, "out=x"]).settings)[0], folder
+    )
     artifacts.write_json(folder / "outcome.json", {"status": "done"})
-    artifacts.write_json(folder / "timings.json", {"seconds": {"optimisation": seconds, "report": 60.0}})
+    artifacts.write_json(
+        folder / "timings.json", {"seconds": {"optimisation": seconds, "report": 60.0}}
+    )
 
 
 def test_finished_runs_of_the_same_size_beside_it_say_how_long(tmp_path):
@@ -18,14 +22,21 @@ def test_finished_runs_of_the_same_size_beside_it_say_how_long(tmp_path):
         finished(tmp_path / f"a{i}", seconds, "experiment=demo", f"seed={i}")
     finished(tmp_path / "larger", 90000.0, "experiment=demo", "solver=fine")
     asked = composing.compose("config", ["experiment=demo", "out=x"]).plain
-    assert expected.of_run(asked, tmp_path / "new").startswith("about 11 min (median of 3 finished runs")
+    assert expected.of_run(asked, tmp_path / "new").startswith(
+        "about 11 min (median of 3 finished runs"
+    )
 
 
 def test_without_one_it_is_called_a_rule_of_thumb_and_grows_with_the_size(tmp_path):
-    small, large = (composing.compose("config", [*w, "out=x"]).plain for w in (["experiment=demo"], ["search=standard", "check=true"]))
+    small, large = (
+        composing.compose("config", [*w, "out=x"]).plain
+        for w in (["experiment=demo"], ["search=standard", "check=true"])
+    )
     assert "rule of thumb" in expected.of_run(small, tmp_path / "x")
     seconds = [expected.seconds(config) for config in (small, large)]
-    assert 60 < seconds[0] < 600 < seconds[1] < 10000, "make demo takes 4 min with its check, a full run half an hour to an hour"
+    assert 60 < seconds[0] < 600 < seconds[1] < 10000, (
+        "make demo takes 4 min with its check, a full run half an hour to an hour"
+    )
 
 
 def test_durations_are_in_words():

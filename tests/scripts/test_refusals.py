@@ -22,20 +22,26 @@ from engine.patient.prepare import PrepareConfig, prepare
         ("L4-L5", {"rule": "explicit"}, "needs at least one of"),
     ],
 )
-def test_a_plan_that_cannot_be_is_refused_before_the_patient_is_read(segment, plan, named, tmp_path, monkeypatch):
+def test_a_plan_that_cannot_be_is_refused_before_the_patient_is_read(
+    segment, plan, named, tmp_path, monkeypatch
+):
     def read(*_, **__):
         raise AssertionError("the patient was read")
 
     for reader in ("lumbar_phantom", "phantom", "from_surfaces", "_read"):
         monkeypatch.setattr(sys.modules[prepare.__module__], reader, read)
-    config = PrepareConfig(source={"kind": "lumbar"}, segment=segment, out=str(tmp_path / "x"), plan=PlanConfig(**plan))
+    config = PrepareConfig(
+        source={"kind": "lumbar"}, segment=segment, out=str(tmp_path / "x"), plan=PlanConfig(**plan)
+    )
     began = time.perf_counter()
     with pytest.raises(ValueError, match=named):
         prepare(config)
     assert time.perf_counter() - began < 5 and not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize(("segment", "rule"), [("T12-L1", "keep"), ("L1-L2", "norms"), ("L5-S1", "schwab")])
+@pytest.mark.parametrize(
+    ("segment", "rule"), [("T12-L1", "keep"), ("L1-L2", "norms"), ("L5-S1", "schwab")]
+)
 def test_a_plan_that_can_be_is_not(segment, rule):
     check_plan(PlanConfig(rule=rule), segment)
 
@@ -43,9 +49,24 @@ def test_a_plan_that_can_be_is_not(segment, rule):
 def test_files_that_are_not_there_are_all_named_before_anything_is_imported(tmp_path, capsys):
     from scripts.prepare_patient import COMMAND
 
-    assert COMMAND.main(["source=ct", f"source.path={tmp_path}/a (1)", f"source.mask={tmp_path}/b", f"out={tmp_path}/c"]) == 2
+    assert (
+        COMMAND.main(
+            [
+                "source=ct",
+                f"source.path={tmp_path}/a (1)",
+                f"source.mask={tmp_path}/b",
+                f"out={tmp_path}/c",
+            ]
+        )
+        == 2
+    )
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2 and "source.path" in said[0] and "a (1): no such file" in said[0] and "source.mask" in said[1]
+    assert (
+        len(said) == 2
+        and "source.path" in said[0]
+        and "a (1): no such file" in said[0]
+        and "source.mask" in said[1]
+    )
     assert not (tmp_path / "c").exists()
 
 

@@ -15,15 +15,33 @@ def measure(value, better="lower", unit="mm³", **loads):
 
 GOALS = {
     "yielded_bone": {"objective": "yielded_bone", "kind": "minimise", "scale": 200.0},
-    "implant_stress": {"objective": "implant_stress", "kind": "at_most", "bound": 1.0, "scale": 0.25},
-    "graft_volume": {"objective": "graft_volume", "kind": "at_least", "bound": 500.0, "scale": 250.0},
+    "implant_stress": {
+        "objective": "implant_stress",
+        "kind": "at_most",
+        "bound": 1.0,
+        "scale": 0.25,
+    },
+    "graft_volume": {
+        "objective": "graft_volume",
+        "kind": "at_least",
+        "bound": 500.0,
+        "scale": 250.0,
+    },
 }
 ARMS = {
-    "stock": {"yielded_bone": measure(600.0, flexion=500.0, left_bending=636.0), "implant_stress": measure(0.16, unit="1"),
-              "graft_volume": measure(700.0, "higher"), "gap": measure(0.0)},
-    "optimised": {"yielded_bone": measure(510.0, flexion=300.0, left_bending=923.0), "implant_stress": measure(0.586, unit="1"),
-                  "graft_volume": measure(400.0, "higher"), "gap": measure(0.0)},
-}  # fmt: skip
+    "stock": {
+        "yielded_bone": measure(600.0, flexion=500.0, left_bending=636.0),
+        "implant_stress": measure(0.16, unit="1"),
+        "graft_volume": measure(700.0, "higher"),
+        "gap": measure(0.0),
+    },
+    "optimised": {
+        "yielded_bone": measure(510.0, flexion=300.0, left_bending=923.0),
+        "implant_stress": measure(0.586, unit="1"),
+        "graft_volume": measure(400.0, "higher"),
+        "gap": measure(0.0),
+    },
+}
 
 
 def test_better_worse_and_kept_are_told_apart():
@@ -32,7 +50,9 @@ def test_better_worse_and_kept_are_told_apart():
     assert "−15 %, better" in text
     assert "kept: at most 1" in text, "a stress that rises within its limit is no loss"
     assert "BROKEN: at least 500" in text
-    assert lines[-1] == "but worse in left bending: yielded bone 636 → 923 (+45.1 %)", "what the mean hides"
+    assert lines[-1] == "but worse in left bending: yielded bone 636 → 923 (+45.1 %)", (
+        "what the mean hides"
+    )
     assert all(len(line) <= 100 for line in lines)
 
 
@@ -60,13 +80,22 @@ def test_an_arm_without_a_result_is_said():
 
 def test_a_run_shows_its_check_or_else_the_searchs_own_figures(tmp_path):
     assert verdict.of_folder(tmp_path) == []
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"study": {"goals": list(GOALS.values())}}))
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({"study": {"goals": list(GOALS.values())}})
+    )
     arm = {"status": "ok", "measures": {"yielded_bone": 500.0, "implant_stress": 0.2}}
-    artifacts.write_json(tmp_path / "engine.json", {"arms": {"stock": arm, "optimised": arm | {"measures": {"yielded_bone": 400.0}}}})
+    artifacts.write_json(
+        tmp_path / "engine.json",
+        {"arms": {"stock": arm, "optimised": arm | {"measures": {"yielded_bone": 400.0}}}},
+    )
     lines = verdict.of_folder(tmp_path)
-    assert "not yet checked" in lines[0] and any("mm³" in line and "−20 %, better" in line for line in lines)
+    assert "not yet checked" in lines[0] and any(
+        "mm³" in line and "−20 %, better" in line for line in lines
+    )
     ok, failed = {"code": "ok", "text": ""}, {"code": "failed", "text": "no mesh"}
     arms = {"stock": {"status": failed}, "optimised": {"status": ok, "measures": ARMS["optimised"]}}
-    artifacts.write_json(tmp_path / "result.json", {"arms": arms, "optimisation": {"status": {"code": "ok"}}})
+    artifacts.write_json(
+        tmp_path / "result.json", {"arms": arms, "optimisation": {"status": {"code": "ok"}}}
+    )
     lines = verdict.of_folder(tmp_path)
     assert lines[0] == "checked in SfePy" and lines[-1] == "stock: no mesh"
