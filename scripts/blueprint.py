@@ -56,10 +56,7 @@ def _run(given: Given) -> int:
         ).items():
             print(f"{arm}: {what}: {path}")
         if config.step:
-            print(
-                f"{arm}: STEP:"
-                f" {blueprinting.write_step(folder, arm, config.step_deviation_mm)}"
-            )
+            print(f"{arm}: STEP: {blueprinting.write_step(folder, arm, config.step_deviation_mm)}")
     return 0
 
 

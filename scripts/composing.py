@@ -262,6 +262,7 @@ def _names(node: Any, path: str = "") -> Iterator[str]:
     """Every dotted key."""
     if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
         for key in node:
-            name = f"{path}.{key}" if path else str(key)
+            own = str(key)
+            name = f"{path}.{own}" if path else own
             yield name
             yield from _names(node._get_node(key), name)
