@@ -199,14 +199,16 @@ def test_ctrl_c_and_the_printed_line_work_from_the_shell(tmp_path):
         "seed=3",
         f"out={out}",
     ]
+    # started in the background of a shell, this process ignores SIGINT, and so would its children
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         line,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         cwd=tmp_path,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
+    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 90
     while not (out / stored.LOCK).exists() and time.monotonic() < deadline:
         time.sleep(0.05)
