@@ -7,6 +7,7 @@ Ref: FDA 2023, Assessing the Credibility of Computational Modeling and Simulatio
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -142,7 +143,7 @@ S = TypeVar("S", bound=_Study)
 
 def _read(kind: type[S], name: str, result: Result, folder: Path) -> tuple[S | None, str]:
     """The study, or None and the line that says why there is none and how to make it."""
-    path, command = folder / f"{name}.json", f"<code>python scripts/validation.py {name} run={escape(str(folder))}</code>"
+    path, command = folder / f"{name}.json", f"<code>python scripts/validation.py {name} {escape(shlex.quote(f'run={folder}'))}</code>"
     if not path.exists():
         return None, f"<p>Not run for this folder: {command}</p>"
     try:

@@ -34,6 +34,7 @@ from fem.verify import Check, Reference, carried, check, contact_name, nothing
 from objectives import study as studies
 from objectives.study import ARMS, FLOORS, Study
 from scripts import credibility, solved
+from scripts.overrides import quoted, resume_line, shell_line
 from scripts.pipeline import Clock, FemConfig, RunConfig, load_design, read_config
 
 log = logging.getLogger("spinefit")
@@ -109,7 +110,7 @@ def checked(folder: Path, fem: FemConfig) -> bool:
 def require_designs(folder: Path, arms: Sequence[str]) -> None:
     """Raises ValueError where the folder lacks the design of one of the arms."""
     if missing := [a for a in arms if not (folder / "designs" / a / "design.json").exists()]:
-        raise ValueError(f"{folder} holds no design of {', '.join(missing)}; run scripts/optimize.py with resume=true out={folder} first")
+        raise ValueError(f"{folder} holds no design of {', '.join(missing)}; finish them first: {resume_line(folder)}")
 
 
 @contextmanager
@@ -136,8 +137,8 @@ def check_run(folder: Path, fem: FemConfig | None = None) -> Path:
     missing = [a for a in wanted if not (folder / "designs" / a / "design.json").exists()]
     if missing or not (folder / "engine.json").exists():
         raise ValueError(
-            f"{folder} holds no finished designs ({', '.join(missing) or 'engine.json'} missing); run scripts/optimize.py with "
-            f"resume=true out={folder} first"
+            f"{folder} holds no finished designs ({', '.join(missing) or 'engine.json'} missing); "
+            f"finish them first: {resume_line(folder)}"
         )
     engine = artifacts.read_json(folder / "engine.json")
     clock, records = Clock(folder), {arm: _Record(opened, folder, arm, engine["arms"][arm]) for arm in wanted}
@@ -548,7 +549,7 @@ def report_again(folder: Path) -> Path:
     """The report of a checked run once more, with the studies that were made since and the words of its config.yaml; nothing is
     solved. Raises ValueError when the folder has not been checked."""
     if not (folder / "result.json").exists():
-        raise ValueError(f"{folder} holds no result.json; run scripts/verify.py run={folder} first")
+        raise ValueError(f"{folder} holds no result.json; check it first: {shell_line('verify.py', [quoted('run', folder)])}")
     opened = open_designed(folder)
     result = artifacts.read_json(folder / "result.json")
     pictures, _ = _pictures(opened.study, folder, result["arms"])

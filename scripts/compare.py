@@ -3,40 +3,86 @@
     python scripts/compare.py 'runs=[runs/study]' out=runs/study_page
 
 Exit code 0, or 2 with one line when there is nothing to compare.
+
+Hydra composes the settings as under @hydra.main (by this word its completion knows a script);
+scripts/command.py is around it.
 """
 
 from __future__ import annotations
 
-import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import hydra
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import ValidationError
-
-from engine import artifacts
-from scripts import compare_page, compare_summary, comparing, configure, job
+from scripts.command import Command, folder_problem
+from scripts.composing import Given
+from scripts.wrong import Wrong, typed
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="compare")
-def main(settings: DictConfig) -> None:
+def _opening(given: Given) -> Iterator[str]:
+    settings = given.plain
+    runs = settings["runs"] if isinstance(settings["runs"], list) else [settings["runs"]]
+    if missing := [str(r) for r in runs if not Path(str(r)).is_dir()]:
+        raise Wrong(
+            f"runs: {r}: no such folder; give run folders, or folders that hold some"
+            for r in missing
+        )
+    if problem := folder_problem(Path(settings["out"])):
+        raise ValueError(problem)
+    yield (
+        f"comparison of {', '.join(map(str, runs))}\nfolder: {settings['out']}\nexpected: about 20"
+        " s, and a second or two a run"
+    )
+
+
+def _run(given: Given) -> int:
     """Collect, write the tables, write the page."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        config = comparing.CompareConfig(**OmegaConf.to_container(settings, resolve=True, throw_on_missing=True))  # type: ignore[arg-type]
-        found = comparing.collect([Path(p) for p in config.runs])
-        comparing.write_tables(found, Path(config.out), config.seed)
-        artifacts.write_text(Path(config.out) / "summary.md", compare_summary.markdown(found, config.seed))
-        page = compare_page.write(found, config)
-    except (ValueError, ValidationError, OmegaConfBaseException) as error:
-        configure.said(error)
-        sys.exit(job.FAILED)
-    print(f"{len(found.runs)} runs compared, {len(found.left_out)} left out\nreport: {page}")
+    import logging
 
+    from engine import artifacts
+    from scripts import compare_page, compare_summary, comparing
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    config = typed(comparing.CompareConfig, given.plain)
+    found = comparing.collect([Path(p) for p in config.runs])
+    comparing.write_tables(found, Path(config.out), config.seed)
+    artifacts.write_text(
+        Path(config.out) / "summary.md", compare_summary.markdown(found, config.seed)
+    )
+    page = compare_page.write(found, config)
+    print(f"{len(found.runs)} runs compared, {len(found.left_out)} left out\nreport: {page}")
+    return 0
+
+
+COMMAND = Command(
+    script="compare.py",
+    config="compare",
+    does=(
+        "Compares checked runs: what optimising one measure did to the others, Pareto fronts with"
+        " rivals and floors, statistics over patients and seeds, and which keys differ. Writes one"
+        " page and tidy tables (CSV, Parquet)."
+    ),
+    options={
+        "runs": (
+            "run folders, or folders that hold some: runs=runs/night, or 'runs=[runs/a,runs/b]'"
+        ),
+        "out": "where the page and the tables go",
+        "title": "of the page",
+        "pictures": (
+            "of the optimised devices: part | anatomy_left | anatomy_front | footprints | none"
+        ),
+        "view3d": "the devices of two runs side by side in three dimensions",
+    },
+    examples=(
+        "runs=runs/night out=runs/night_page",
+        "'runs=[runs/a,runs/b]' out=runs/a_b",
+        "runs=runs/night pictures=none view3d=false",
+    ),
+    task=_run,
+    opening=_opening,
+)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(COMMAND.main())

@@ -201,19 +201,26 @@ def write_tables(found: Found, out: Path, seed: int) -> None:
     measures, loads = rows(found)
     for name, table in (("measures", measures), ("loads", loads), ("statistics", statistics(found, seed))):
         if table:
-            _write(table, out, name)
+            write_table(table, out, name)
 
 
-def _write(table: list[dict[str, Any]], out: Path, name: str) -> None:
-    with tempfile.TemporaryDirectory(dir=out, prefix=".tables.") as place:
+def write_table(table: list[dict[str, Any]], out: Path, name: str) -> None:
+    """<out>/<name>.csv and .parquet."""
+    # not in `out`: DuckDB reads * ? [ ] in the path of a file as a pattern, and its grammar has no other way to name one
+    with tempfile.TemporaryDirectory(prefix="spinefit_tables_") as place:
         source = Path(place) / "rows.json"
         source.write_text(json.dumps(table, allow_nan=False))
         with duckdb.connect() as db:
-            db.execute(f"CREATE TABLE t AS SELECT * FROM read_json_auto('{source}', sample_size=-1)")
+            db.execute("CREATE TABLE t AS SELECT * FROM read_json_auto(?, sample_size=-1)", [str(source)])
             for kind, how in (("csv", "HEADER"), ("parquet", "FORMAT parquet")):
                 made = Path(place) / f"{name}.{kind}"
-                db.execute(f"COPY t TO '{made}' ({how})")
+                db.execute(f"COPY t TO {_sql(made)} ({how})")
                 artifacts.write_bytes(out / made.name, made.read_bytes())
+
+
+def _sql(path: Path) -> str:
+    """A path as text of SQL."""
+    return "'" + str(path).replace("'", "''") + "'"
 
 
 # -- what can be said ------------------------------------------------------------------------------------------

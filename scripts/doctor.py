@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 APT = "sudo apt-get install -y libgl1 libopengl0 libegl1"
@@ -153,8 +153,26 @@ def require() -> None:
         raise SystemExit("spinefit cannot run here:\n" + "\n".join(f"- {finding}" for finding in findings))
 
 
-def main() -> int:
-    """Print one line per check; 0 when all passed."""
+HELP = """python scripts/doctor.py
+
+Says what is missing on this machine and what to do about it, one line a check (half a minute):
+Python, packages, mesh filters, pictures without a screen, solvers, float64. Exit code 0 when all
+is well, 1 otherwise.
+
+Options: none but --help.
+
+Examples:
+  python scripts/doctor.py
+  python scripts/doctor.py && python scripts/demo.py
+  make setup && .venv/bin/python scripts/doctor.py"""
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Print one line per check; 0 when all passed, 2 for an option that is not there."""
+    if arguments:
+        print(HELP if {"-h", "--help"} & set(arguments) else f"error: {arguments[0]}: there are no options but --help")
+        return 0 if {"-h", "--help"} & set(arguments) else 2
+    print("checking this machine; expected: 10 to 30 s", file=sys.stderr, flush=True)
     failed = False
     for one in CHECKS:
         findings = one()
@@ -166,4 +184,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -27,20 +27,24 @@ from typing import Any
 from engine import artifacts
 from engine.lattice import LatticeSettings
 from engine.patient.prepare import one_line
-from scripts import blueprinting, checking, pipeline, standing, tracking
-from scripts.pipeline import JOB_FILES, LOCK, OUTCOME, RunConfig
+from scripts import blueprinting, checking, overrides, pipeline, standing, stored, tracking
+from scripts.command import FAILED, STOPPED, TRANSIENT
+from scripts.pipeline import RunConfig
+from scripts.stored import LOCK, OUTCOME
+from scripts.wrong import may_pass, os_line
 
 log = logging.getLogger("spinefit")
 
-DONE, FAILED, TRANSIENT, STOPPED = 0, 2, 75, 130
+DONE = 0
+__all__ = ["DONE", "FAILED", "STOPPED", "TRANSIENT", "finished", "key", "run", "working"]
 
 
 # -- the lock ------------------------------------------------------------------------------------------------
 @contextmanager
 def working(folder: Path) -> Iterator[None]:
     """Only one process at a time works on a folder. Raises OtherRun when another does, or when the folder is something else."""
-    if folder.exists() and not (folder / "meta.json").exists() and any(p.name not in JOB_FILES for p in folder.iterdir()):
-        raise pipeline.OtherRun(f"{folder} exists and is not a run folder; choose another out=")
+    if stored.kind(folder) == "other":
+        raise pipeline.OtherRun(stored.refusal(folder, resume=True) or "")
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK, "a+") as stream:
         try:
@@ -106,8 +110,8 @@ def run(config: RunConfig, made: dict[str, Any] | None = None) -> int:
             artifacts.write_json(folder / OUTCOME, end)
     except pipeline.OtherRun as error:
         code, status, reason = FAILED, "failed", one_line(error)
-    except OSError as error:  # the folder itself cannot be written: a full disk
-        code, status, reason = TRANSIENT, "failed", f"{type(error).__name__}: {one_line(error)}"
+    except OSError as error:  # the folder itself cannot be written
+        code, status, reason = _end_of(error), "failed", os_line(error)
     if reason:
         log.error("%s", f"error: {reason}" if status == "failed" else reason)
     return code
@@ -138,12 +142,26 @@ def _attempt(config: RunConfig, made: dict[str, Any] | None) -> tuple[int, str, 
     except pipeline.OtherRun:
         raise
     except KeyboardInterrupt as stop:
-        return STOPPED, "stopped", str(stop) if isinstance(stop, pipeline.Stopped) else f"stopped; go on with: resume=true out={folder}"
+        return STOPPED, "stopped", str(stop) if isinstance(stop, pipeline.Stopped) else f"stopped; go on with:\n  {go_on(folder, made)}"
     except (ValueError, FloatingPointError) as error:
         return FAILED, "failed", one_line(error)
-    except (OSError, MemoryError) as error:
+    except OSError as error:
+        return _end_of(error), "failed", os_line(error)
+    except MemoryError as error:
         return TRANSIENT, "failed", f"{type(error).__name__}: {one_line(error)}"
     except Exception as error:
         log.error("%s", traceback.format_exc())
         full = "RESOURCE_EXHAUSTED" in str(error) or "bad_alloc" in str(error)
         return TRANSIENT if full else 1, "failed", f"{type(error).__name__}: {one_line(error)[:500]}"
+
+
+def _end_of(error: OSError) -> int:
+    return TRANSIENT if may_pass(error) else FAILED
+
+
+def go_on(folder: Path, made: dict[str, Any] | None) -> str:
+    """The line that goes on with a job: its folder's own configuration, or, before there is one, what was given."""
+    if (folder / "config.yaml").exists() or not made:
+        return overrides.resume_line(folder)
+    words = [w for w in made["overrides"] if overrides.key_of(w) not in ("out", "resume")]
+    return overrides.shell_line("optimize.py", [*words, "resume=true", overrides.quoted("out", str(folder))])

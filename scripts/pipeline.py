@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -40,13 +39,14 @@ from fem.mesh import MeshSettings
 from fem.solve import FemSettings
 from objectives import study as studies
 from objectives.study import ARMS, FLOORS, Study, StudyConfig
-from scripts import solved
+from scripts import overrides, solved, stored
+from scripts.stored import BESIDE, JOB_FILES, JOB_LOG, LOCK, OUTCOME, busy
 from scripts.tracking import MlflowConfig
+
+__all__ = ["JOB_FILES", "JOB_LOG", "LOCK", "OUTCOME", "busy"]
 
 log = logging.getLogger("spinefit")
 ROOT = Path(__file__).resolve().parents[1]
-#: What the job that works on a run folder writes about itself (scripts/job.py).
-LOCK, OUTCOME, JOB_LOG = JOB_FILES = (".lock", "outcome.json", "job.log")
 
 
 class PatientConfig(BaseModel):
@@ -147,8 +147,7 @@ class RunConfig(BaseModel):
 
     def identity(self) -> str:
         """Hash of what shapes the designs (not of where they go, how far the search got, or how they are checked)."""
-        beside = {"out", "resume", "check", "title", "keep", "budget", "fem", "credibility", "mlflow", "reuse_gb", "lattice"}
-        text = self.model_dump_json(exclude=beside)
+        text = self.model_dump_json(exclude=set(BESIDE))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -206,33 +205,47 @@ def open_run(config: RunConfig, segment: Segment, made: dict[str, Any] | None = 
     folder = Path(config.out)
     meta = folder / "meta.json"
     patient = digest(segment)
-    if meta.exists() and any((folder / name).exists() for name in ("search.jsonl", "history.jsonl", "engine.json")):
+    state = stored.kind(folder)
+    if state == "run":
         before = artifacts.read_json(meta)
         if before.get("segment", patient) != patient:
             raise OtherRun(f"the patient has changed since {folder} was begun (prepared again?); choose another out=")
         if before["identity"] != config.identity():
             raise OtherRun(f"{folder} holds a run of another configuration; choose another out=, or restore {folder}/config.yaml")
-        if not config.resume:
-            raise OtherRun(f"{folder} already holds this run; add resume=true to go on with it, or choose another out=")
+    if refused := stored.refusal(folder, config.resume):
+        raise OtherRun(refused)
+    if state == "run":
         log.info("resuming %s", folder)
+        if (folder / "config.yaml").exists() and _written(folder) != config:
+            write_config(config, folder)
         return folder
-    if folder.exists() and any(p.name not in JOB_FILES for p in folder.iterdir()) and not meta.exists():
-        raise OtherRun(f"{folder} exists and is not a run folder; choose another out=")
     folder.mkdir(parents=True, exist_ok=True)
     # meta.json first: with it, a folder that was cut off here counts as a run in which nothing is computed yet
     head = {"identity": config.identity(), "segment": patient, "versions": artifacts.versions(), "created": _now(), **(made or {})}
     artifacts.write_json(meta, head)
-    artifacts.write_text(folder / "config.yaml", yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False))
+    write_config(config, folder)
     save_segment(segment, folder / "segment")
     return folder
 
 
+def write_config(config: RunConfig, folder: Path) -> None:
+    """config.yaml: what a start with resume=true goes on with."""
+    artifacts.write_text(folder / "config.yaml", yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False, allow_unicode=True))
+
+
+def _written(folder: Path) -> RunConfig | None:
+    """config.yaml, or None where it no longer is one (edited by hand)."""
+    try:
+        return read_config(folder)
+    except ValueError:
+        return None
+
+
 def read_config(folder: Path) -> RunConfig:
     """The configuration of a run folder. Raises ValueError when it is none."""
-    if not (folder / "config.yaml").exists():
+    settings = stored.configuration(folder)
+    if settings is None:
         raise ValueError(f"{folder} is not a run folder (no config.yaml); give the `out` of scripts/optimize.py")
-    settings = yaml.safe_load((folder / "config.yaml").read_text())
-    settings.pop("keep_states", None)  # of runs from before keep.states
     return RunConfig(**settings)
 
 
@@ -281,7 +294,7 @@ class Stopped(KeyboardInterrupt):
 
 def _stop_if(stop: Any, folder: Path) -> None:
     if stop:
-        raise Stopped(f"stopped by {stop.signal_name}; go on with: resume=true out={folder}")
+        raise Stopped(f"stopped by {stop.signal_name}; go on with:\n  {overrides.resume_line(folder)}")
 
 
 def _positions(study: Study, folder: Path, bar: Progress, stop: Any, store: solved.Store) -> dict[str, np.ndarray]:
@@ -526,18 +539,6 @@ def load_design(folder: Path) -> tuple[Design, Surface | None]:
 
 def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=lambda v: np.asarray(v).tolist()))
-
-
-def busy(folder: Path) -> bool:
-    """A process works on the folder now."""
-    if not (folder / LOCK).exists():
-        return False
-    with open(folder / LOCK) as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 # -- bookkeeping ---------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from engine import artifacts
+from scripts.overrides import quoted
 
 ROOT = Path(__file__).resolve().parents[1]
 #: HU → density where a study asks for none: 0.8 mg/cm³ a HU.
@@ -85,6 +85,8 @@ Study = tuple[Callable[[StudyConfig], list[Case]], Callable[[Sequence[Ran]], tup
 
 def run(what: str, study: Study, config: StudyConfig) -> str:
     """The study's tables as Markdown, also written to <out>/<what>.md. Raises ValueError for a case that does not exist."""
+    from engine import artifacts  # slow, and this module also serves commands that have not yet said what they will do
+
     made, tabulated = study
     cases = made(config)
     if config.cases is not None:
@@ -108,7 +110,7 @@ def slug(name: str) -> str:
 def _run(case: Case, place: Path, draws: int) -> Ran:
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    told = [*case.make(place), f"alignment.draws={draws}", f"out={place / 'out'}"]
+    told = [*case.make(place), quoted("alignment.draws", draws), quoted("out", place / "out")]
     started = time.perf_counter()
     with (place / "log.txt").open("w") as log:
         command = [sys.executable, str(ROOT / "scripts" / "prepare_patient.py"), *told]
@@ -122,9 +124,9 @@ def _run(case: Case, place: Path, draws: int) -> Ran:
 
 
 def _said(lines: Sequence[str]) -> str:
-    """The error, or all that Hydra says of an override, or the last line."""
+    """The error, or the last line."""
     error = [line for line in lines if line.startswith("error: ")]
-    return error[-1] if error else " ".join(lines[:-1] if lines and lines[-1].startswith("Set the env") else lines[-1:])
+    return error[-1] if error else " ".join(lines[-1:])
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

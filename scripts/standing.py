@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engine import artifacts
-from scripts.pipeline import OUTCOME, busy
+from scripts.stored import JOB_LOG, OUTCOME, busy
 
 MANIFEST = "sweep.json"
 #: Stages in their order, with the share of a job's time that they take where no finished job has shown it.
@@ -65,10 +66,36 @@ def read(folder: Path) -> JobState:
     running = (now["stage"], now["since"]) if now else None
     if at_work:
         return JobState("running", f"{running[0]}: {text}" if running else text, stages, running, progress)
+    if not outcome and not (folder / "meta.json").exists() and (words := last_words(folder / JOB_LOG)):
+        return JobState("failed", words, stages, running, progress)  # ended before it could write a word of its own
     if not outcome:
         return JobState("killed" if (folder / "meta.json").exists() else "waiting", text, stages, running, progress)
     words = {"done": outcome["reason"], "failed": outcome["reason"] or text}.get(outcome["status"], text)
     return JobState(outcome["status"], words, stages, running, progress)
+
+
+def last_words(log: Path) -> str:
+    """The last error in a job's output, or nothing."""
+    try:
+        with open(log, "rb") as stream:
+            stream.seek(max(log.stat().st_size - 20_000, 0))
+            lines = stream.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    errors = [line.removeprefix("error: ") for line in lines if re.match(r"error: |\w*(Error|Exception)\b.*: |spinefit cannot run", line)]
+    return " ".join(errors[-1].split()) if errors else ""
+
+
+def commonest_failure(states: Mapping[str, JobState]) -> str | None:
+    """Where no job is done and some have failed: how many, and the most frequent reason with one of its jobs; else None."""
+    failed = {name: state.text for name, state in states.items() if state.status == "failed"}
+    if not failed or any(s.status in ("done", "running") for s in states.values()):
+        return None
+    reasons = list(failed.values())
+    most = max(dict.fromkeys(reasons), key=reasons.count)
+    example = next(name for name, text in failed.items() if text == most)
+    whole = f"all {len(states)} jobs failed" if len(failed) == len(states) else f"no job is done, {len(failed)} of {len(states)} failed"
+    return f"{whole}; {reasons.count(most)} of them with: {most}   (see {example}/{JOB_LOG})"
 
 
 def remaining_s(state: JobState, others: Sequence[JobState]) -> float | None:

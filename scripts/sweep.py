@@ -19,16 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from engine import artifacts
-from engine.patient.prepare import one_line
 from objectives import study as studies
 from scripts import configure, doctor, job, launchers, standing
 from scripts.launchers import Command, LauncherConfig
-from scripts.pipeline import OUTCOME, RunConfig, busy, digest, open_segment, set_up_jax
+from scripts.overrides import key_of, quoted, shell_line, understood
+from scripts.pipeline import RunConfig, digest, open_segment, set_up_jax
+from scripts.stored import JOB_LOG, OUTCOME, busy
+from scripts.wrong import lines_of
 
 log = logging.getLogger("spinefit")
 
@@ -56,23 +57,26 @@ def plan(arguments: Sequence[str]) -> Sweep:
 
     Raises Wrong naming all that is wrong in any of them.
     """
-    given = {a.split("=", 1)[0].lstrip("+") for a in arguments}
+    arguments = understood(arguments, sweep=True)
+    given = {key_of(a) for a in arguments}
     if "out" not in given:
         raise ValueError("out=<folder of the whole sweep> is missing; the same command with the same folder goes on where it was")
     if "resume" in given:
         raise ValueError("resume=… is not for sweeps: they always go on with what is in their folder")
     combinations, swept = configure.expand([*arguments, *([] if "check" in given else ["check=true"])])
     if "out" in swept:
-        raise ValueError("out=… is one folder for the whole sweep; its jobs get folders of their own in it")
+        quotes = shell_line("optimize.py", ["-m", quoted("out", "a,b")])
+        raise ValueError("out=… is one folder for the whole sweep, its jobs get folders of their own in it; "
+                         f"a name with a comma is given in quotes: {quotes}")
     launcher, composed = LauncherConfig(), list[tuple[list[str], list[str], RunConfig]]()
     problems: dict[str, list[str]] = {}
     for overrides in combinations:
-        mine = [o for o in overrides if o.split("=", 1)[0].lstrip("+") in swept]
+        mine = [o for o in overrides if key_of(o) in swept]
         try:
             config, launcher, _ = configure.composed(overrides)
             composed.append((overrides, mine, config))
         except (ValueError, HydraException, OmegaConfBaseException) as error:
-            for problem in error.problems if isinstance(error, configure.Wrong) else [one_line(error)]:
+            for problem in lines_of(error):
                 problems.setdefault(problem, []).append(" ".join(mine) or "the job")
     patients: dict[str, str] = {}
     for patient, given_as in {c.patient.model_dump_json(): c.patient for _, _, c in composed}.items():
@@ -82,16 +86,18 @@ def plan(arguments: Sequence[str]) -> Sweep:
             theirs = {c.study.model_dump_json(): c.study for _, _, c in composed if c.patient == given_as}
             for study in theirs.values():  # every device must find a place in every patient
                 studies.make(segment, study)
-        except ValueError as error:
-            problems.setdefault(one_line(error), []).append(given_as.bundle or f"phantom {given_as.phantom}")
+        except (ValueError, OSError) as error:
+            problems.setdefault("; ".join(lines_of(error)), []).append(given_as.bundle or f"phantom {given_as.phantom}")
     if problems:
         raise configure.Wrong(f"{_some(who, len(combinations))}: {what}" for what, who in problems.items())
     jobs: dict[str, Planned] = {}  # the same configuration twice is one job
     for overrides, mine, config in composed:
         key = artifacts.digest((job.key(config), patients[config.patient.model_dump_json()]))
         folder = Path(config.out) / _name(mine, key)
-        own = [o for o in overrides if o.split("=", 1)[0] != "out" and not o.startswith("launcher")]
-        command = Command(folder.name, folder, (*own, f"out={folder}", "resume=true"))
+        own = [o for o in overrides if key_of(o) != "out" and not o.startswith("launcher")]
+        if "budget.wall_time_h" not in map(key_of, own):  # the job's folder may hold an earlier one, which this line no longer asks for
+            own.append(quoted("budget.wall_time_h", config.budget.wall_time_h))
+        command = Command(folder.name, folder, (*own, quoted("out", folder), "resume=true"))
         jobs[key] = Planned(command, config.model_copy(update={"out": str(folder), "resume": True}), key)
     return Sweep(Path(composed[0][2].out), tuple(jobs.values()), launcher)
 
@@ -146,6 +152,7 @@ def run(sweep: Sweep) -> int:
     try:
         for command, code in launchers.launch(sweep.launcher, [p.command for p in todo], stop) if todo else ():
             codes[command.name] = code
+            _kept(command, code)
             state = standing.read(command.folder)
             if code == job.STOPPED and state.status == "waiting":  # it never began
                 continue
@@ -159,7 +166,18 @@ def run(sweep: Sweep) -> int:
     log.info("%s: %s", sweep.folder, ", ".join(f"{n} {s}" for s, n in counts.items()))
     if stop.is_set():
         return job.STOPPED
+    failure = standing.commonest_failure({p.command.name: standing.read(p.command.folder) for p in sweep.jobs})
+    if failure is not None:
+        log.error("error: %s", failure)
     return 0 if set(states.values()) == {"done"} else 1
+
+
+def _kept(command: Command, code: int) -> None:
+    """The outcome of a job that ended before it could write one itself: with what it said last."""
+    if code in (job.DONE, job.STOPPED) or launchers.passing(code) or (command.folder / OUTCOME).exists():
+        return
+    reason = standing.last_words(command.folder / JOB_LOG) or f"ended with code {code}; its last words are in {JOB_LOG}"
+    artifacts.write_json(command.folder / OUTCOME, {"status": "failed", "reason": reason, "exit": code})
 
 
 def _stop(stop: threading.Event) -> None:
@@ -173,13 +191,8 @@ def _row(planned: Planned) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`optimize.py -m`: check everything, then run what is left."""
+    """`optimize.py -m`: check everything, then run what is left. Raises as `plan` does."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        doctor.require()
-        set_up_jax()
-        sweep = plan(arguments)
-        return run(sweep)
-    except (ValueError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        configure.said(error)
-        return job.FAILED
+    doctor.require()
+    set_up_jax()
+    return run(plan(arguments))

@@ -1,42 +1,99 @@
-"""Search over configurations: Optuna proposes, a run of scripts/optimize.py with its check answers; several targets give a Pareto front.
+"""Search over configurations: Optuna proposes, a run of scripts/optimize.py with its check answers;
+several targets give a Pareto front.
 
     python scripts/tune.py out=runs/tune 'base=["solver=coarse","optimizer=short","fem=demo"]' \
-        'space={implant.settings.length_mm:{low:26.0,high:34.0},objectives:[balanced,subsidence]}' trials=12
+        'space={implant.settings.length_mm:{low:26.0,high:34.0},objectives:[balanced,subsidence]}'
+        trials=12
 
-The same command goes on where it was, however it was ended. Exit codes: 0 done, 2 wrong input, 130 interrupted.
+The same command goes on where it was, however it was ended. Exit codes: 0 done, 1 no trial has a
+result, 2 wrong input, 130 interrupted.
+
+Hydra composes the settings as under @hydra.main (by this word its completion knows a script);
+scripts/command.py is around it.
 """
 
 from __future__ import annotations
 
-import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import hydra
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import ValidationError
-
-from scripts import configure, doctor, job, pipeline, tuning
+from scripts import composing, expected, overrides
+from scripts.command import Command, folder_problem
+from scripts.composing import Given
+from scripts.wrong import Wrong, typed
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="tune")
-def main(settings: DictConfig) -> None:
+def _opening(given: Given) -> Iterator[str]:
+    settings = given.plain
+    out = Path(settings["out"])
+    if problem := folder_problem(out):
+        raise ValueError(problem)
+    base, problems = composing.checked(
+        "config", overrides.understood(map(str, settings["base"])), lambda words: " ".join(words)
+    )
+    if problems:
+        raise Wrong(f"base: {problem}" for problem in problems)
+    job = composing.compose(
+        "config", [*base, "check=true", overrides.quoted("out", out / "trials" / "job")]
+    ).plain
+    yield (
+        f"search of {settings['trials']} trials over {', '.join(settings['space'])}\nfolder: {out}"
+    )
+    yield (
+        f"expected, one trial alone: {expected.of_run(job, out / 'trials' / 'job')}\nchecking the"
+        " machine …"
+    )
+
+
+def _run(given: Given) -> int:
     """Validate, search, show."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        doctor.require()
-        pipeline.set_up_jax()
-        plain = OmegaConf.to_container(settings, resolve=True, throw_on_missing=True)
-        code = tuning.run(tuning.TuneConfig(**plain))  # type: ignore[arg-type]
-    except (ValueError, ValidationError, HydraException, OmegaConfBaseException) as error:
-        configure.said(error)
-        sys.exit(job.FAILED)
-    sys.exit(code)
+    import logging
 
+    from scripts import doctor, pipeline, tuning
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    config = typed(tuning.TuneConfig, given.plain)
+    doctor.require()
+    pipeline.set_up_jax()
+    return tuning.run(config)
+
+
+COMMAND = Command(
+    script="tune.py",
+    config="tune",
+    does=(
+        "Searches over configurations of optimize.py with Optuna; every trial is a run with its"
+        " check. Several targets give a Pareto front. Writes trials.csv and best.yaml; the same"
+        " line goes on where it was."
+    ),
+    options={
+        "out": "search.db, trials/, trials.csv, best.yaml",
+        "space": "key → {low, high} or a list of choices, e.g. 'space={seed:{low:0,high:9}}'",
+        "base": (
+            "overrides of optimize.py that all trials share, each in quotes:"
+            ' \'base=["solver=coarse","fem=demo"]\''
+        ),
+        "targets": "what result.json is asked for: [{measure, arm, direction}]",
+        "trials": "in all, over every start",
+        "sampler": "tpe | nsga2 | random",
+    },
+    examples=(
+        "out=runs/tune 'space={implant.settings.length_mm:{low:26.0,high:34.0}}'",
+        (
+            'out=runs/tune \'base=["solver=coarse","fem=demo"]\''
+            " 'space={objectives:[balanced,subsidence]}' trials=4"
+        ),
+        (
+            "out=runs/tune 'base=[\"patient.bundle=cases/my patient (1)\"]'"
+            " 'space={seed:{low:0,high:9}}'"
+        ),
+    ),
+    task=_run,
+    opening=_opening,
+)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(COMMAND.main())

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 import numpy as np
 import optuna
@@ -29,7 +30,9 @@ from engine import artifacts
 from objectives.study import ARMS, FLOORS
 from scripts import configure, job, launchers, sweep
 from scripts.launchers import Command, Job, LauncherConfig
-from scripts.pipeline import OUTCOME
+from scripts.overrides import quoted, understood
+from scripts.stored import OUTCOME
+from scripts.wrong import lines_of
 
 log = logging.getLogger("spinefit")
 
@@ -119,18 +122,20 @@ def open_study(config: TuneConfig) -> optuna.Study:
 
 
 def _database(config: TuneConfig, sampler: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
-    url = f"sqlite:///{(Path(config.out) / 'search.db').resolve()}"
+    # escaped, as in any URL: SQLAlchemy would read the ? of a folder's name, Optuna its {…}
+    url = f"sqlite:///{quote(str((Path(config.out) / 'search.db').resolve()))}"
     return optuna.create_study(storage=url, study_name="spinefit", load_if_exists=True, sampler=sampler,
                                directions=["minimize" if t.direction == "minimise" else "maximize" for t in config.targets])  # fmt: skip
 
 
 def overrides(config: TuneConfig, params: dict[str, Any]) -> list[str]:
-    return [*config.base, *(f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in params.items()), "check=true"]
+    """Of one proposal, for scripts/optimize.py."""
+    return [*understood(config.base), *(quoted(k, v) for k, v in params.items()), "check=true"]
 
 
 def planned(config: TuneConfig, params: dict[str, Any]) -> sweep.Planned:
     """The job of one proposal. Raises ValueError when it cannot be one."""
-    return sweep.plan([*overrides(config, params), f"out={Path(config.out) / 'trials'}"]).jobs[0]
+    return sweep.plan([*overrides(config, params), quoted("out", Path(config.out) / "trials")]).jobs[0]
 
 
 def _corners(config: TuneConfig) -> None:
@@ -143,7 +148,7 @@ def _corners(config: TuneConfig) -> None:
             try:
                 configure.composed([*overrides(config, first | {key: value}), "out=x"])
             except Exception as error:  # Hydra's and ours
-                for problem in error.problems if isinstance(error, configure.Wrong) else [configure.one_line(error)]:
+                for problem in lines_of(error):
                     problems[problem] = f"space: {key}={value}: {problem}"
     if problems:
         raise configure.Wrong(problems.values())
@@ -151,7 +156,8 @@ def _corners(config: TuneConfig) -> None:
 
 # -- the search ------------------------------------------------------------------------------------------------
 def run(config: TuneConfig) -> int:
-    """Search until there are config.trials trials; returns the exit code (0 done, 130 interrupted). Raises ValueError for a wrong space."""
+    """Search until there are config.trials trials; returns the exit code (0 done, 1 no trial has a
+    result, 130 interrupted). Raises ValueError for a wrong space."""
     _corners(config)
     study, stop = open_study(config), threading.Event()
     artifacts.write_text(Path(config.out) / "tune.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
@@ -177,7 +183,15 @@ def run(config: TuneConfig) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     summary(config, study)
-    return job.STOPPED if stop.is_set() else job.DONE
+    if stop.is_set():
+        return job.STOPPED
+    if any(t.state == TrialState.COMPLETE for t in study.trials):
+        return job.DONE
+    reasons = [str(t.user_attrs.get("text", "")) for t in study.trials if t.state == TrialState.FAIL]
+    if reasons:
+        most = max(dict.fromkeys(reasons), key=reasons.count)
+        log.error("error: no trial has a result, %d failed; %d of them with: %s", len(reasons), reasons.count(most), most)
+    return 1
 
 
 def _asked(study: optuna.Study) -> int:
@@ -202,7 +216,7 @@ def _attempt(
     try:
         this = planned(config, params)
     except ValueError as error:
-        return TrialState.FAIL, None, configure.one_line(error)
+        return TrialState.FAIL, None, "; ".join(lines_of(error))
     folder = this.command.folder
     for _ in range(config.launcher.retries + 1):
         if job.finished(this.config):

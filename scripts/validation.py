@@ -1,272 +1,115 @@
-"""How right is the check (fem/), on this machine: tables as Markdown and JSON in `out`.
+"""How right is the check (fem/), on this machine: tables as Markdown and JSON in `out`. The studies
+are in scripts/validating.py.
 
-    python scripts/validation.py code        closed forms and NAFEMS benchmarks on three meshes each, orders of convergence
-    python scripts/validation.py contact     unilateral contact and friction against closed forms (patch, eccentric, Coulomb, Hertz)
-    python scripts/validation.py vertebra    the published stiffness of L2 (l2_density_fe) on its own voxels
-    python scripts/validation.py intact      the intact L4-L5 of lumbar_meshes at finite strain against published ranges
-    python scripts/validation.py intact_spread  what it owes to fibres, facets, elements (some ten minutes)
-    python scripts/validation.py intact_patients bundles=[cases/vhm,cases/verse004]   the disc of any prepared patient in the same test
-    python scripts/validation.py designs run=<run folder>      both solvers on 20 random designs of a designed run: rank, bias, spread
-    python scripts/validation.py convergence run=<run folder>  each measure of its arms on three meshes, Richardson's estimate and error
-    python scripts/validation.py sensitivity run=<run folder>  each measure of the three arms under another bone, load and position
-    python scripts/validation.py             all that need no run folder (make validation)
+    python scripts/validation.py [TOPIC]      --help names them; without one: all that need no run
+    folder (make validation)
 
-What was run, when and by which version is kept in <out>/studies.json and, of a run's studies, in the run folder, where
-scripts/verify.py run=… only_report=true takes it into the report.
+What was run, when and by which version is kept in <out>/studies.json and, of a run's studies, in
+the run folder, where scripts/verify.py run=… only_report=true takes it into the report.
 
-Exit code 2 with one line for whatever is wrong with the settings; 1 where a figure misses its limit.
+Exit code 2 with one line for whatever is wrong with the settings; 1 where a figure misses its
+limit.
+
+Hydra composes the settings as under @hydra.main (by this word its completion knows a script);
+scripts/command.py is around it.
 """
 
 from __future__ import annotations
 
-import logging
-import re
-import resource
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import hydra
-from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, ConfigDict, Field
+from scripts import stored
+from scripts.command import Command, folder_problem
+from scripts.composing import Given
+from scripts.scan_runs import data_folder
+from scripts.wrong import typed
 
-from engine.patient.prepare import one_line
-from fem.intact import IntactSegment
-from scripts import (
-    credibility,
-    pipeline,
-    validation_code,
-    validation_contact,
-    validation_convergence,
-    validation_designs,
-    validation_hyperelastic,
-    validation_intact,
-    validation_patients,
-    validation_sensitivity,
-    validation_vertebra,
-)
-from scripts.scan_runs import data_folder, table
-
-log = logging.getLogger("spinefit")
-
-
-class ValidationConfig(BaseModel):
-    """Settings; conf/validation.yaml says what they mean."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    data: str | None = None
-    run: str | None = None
-    bundles: tuple[str, ...] = ()
-    designs: int = Field(default=20, ge=3, le=500)
-    arms: tuple[str, ...] = ("stock", "conforming", "optimised")
-    fem: pipeline.FemConfig | None = None
-    processes: int = Field(default=2, ge=1, le=16)
-    seed: int = 0
-    out: str = "runs/validation"
+#: Names of validating.STUDIES.
+TOPICS = {
+    "code": "closed forms and NAFEMS benchmarks on three meshes each, orders of convergence",
+    "contact": (
+        "unilateral contact and friction against closed forms (patch, eccentric, Coulomb, Hertz)"
+    ),
+    "vertebra": "the published stiffness of L2 (l2_density_fe) on its own voxels",
+    "intact": "the intact L4-L5 of lumbar_meshes at finite strain against published ranges",
+    "intact_spread": "what it owes to fibres, facets, elements (some ten minutes)",
+    "intact_patients": "the disc of any prepared patient (bundles=…) in the same test",
+    "designs": "both solvers on random designs of a designed run (run=…): rank, bias, spread",
+    "convergence": (
+        "each measure of a run's arms (run=…) on three meshes, Richardson's estimate and error"
+    ),
+    "sensitivity": "each measure of a run's arms (run=…) under another bone, load and position",
+}
+#: Studies that need run=<run folder>, and those that need the public test data.
+_OF_A_RUN = ("designs", "convergence", "sensitivity")
+_OF_DATA = ("", "vertebra", "intact", "intact_spread", "intact_patients")
 
 
-#: Markdown, record, and what misses its limit.
-Outcome = tuple[str, Any, list[str]]
+def _opening(given: Given) -> Iterator[str]:
+    settings = given.plain
+    if problem := folder_problem(Path(settings["out"])):
+        raise ValueError(problem)
+    if given.topic in _OF_A_RUN:
+        if settings["run"] is None:
+            raise ValueError(f"run=<run folder> is missing: {given.topic}: {TOPICS[given.topic]}")
+        if stored.configuration(Path(settings["run"])) is None:
+            raise ValueError(
+                f"run={settings['run']} is not a run folder (no config.yaml); give the out= of"
+                " scripts/optimize.py"
+            )
+    if given.topic in _OF_DATA:
+        data_folder(settings["data"])
+    yield (
+        f"validation of the check: {given.topic or 'all that need no run folder'}\nfolder:"
+        f" {settings['out']}"
+    )
+    yield (
+        "expected: code, contact, vertebra, intact a minute or two each; intact_spread ten; of a"
+        " run half a minute to four an arm or design"
+    )
 
 
-def _code(config: ValidationConfig) -> Outcome:
-    rows, record, missed = [], [], []
-    for order in (1, 2):
-        errors = validation_code.manufactured(order)
-        record.append({"case": f"manufactured, P{order}", **errors})
-        for norm, expected in (("l2", order + 1), ("energy", order)):
-            found = validation_code.orders(errors[norm])
-            rows.append((f"manufactured solution, P{order}", f"relative error, {norm} norm", "order " + str(expected),
-                         " / ".join(f"{e:.2e}" for e in errors[norm]), f"order {found[-1]:.2f}"))  # fmt: skip
-            if found[-1] < expected - 0.2:
-                missed.append(f"P{order} {norm}: order {found[-1]:.2f}, expected {expected}")
-    for row in [*validation_code.rows(), *validation_hyperelastic.rows()]:
-        record.append(asdict(row))
-        rows.append(_cells(row, missed))
-    return table(("case", "quantity", "target", "three meshes, coarse / middle / fine", "finest against target"), rows), record, missed
-
-
-def _cells(row: validation_code.Row, missed: list[str]) -> tuple[str, str, str, str, str]:
-    """Of a table; what is beyond its limit is added to `missed`."""
-    if abs(row.error_percent) > row.limit_percent:
-        missed.append(f"{row.case}, {row.quantity}: {row.error_percent:+.2f} %, limit {row.limit_percent:g} %")
-    values = " / ".join(f"{v:.5g}" for v in row.values)
-    return row.case, row.quantity, f"{row.target:.5g}", values, f"{row.error_percent:+.2f} %"
-
-
-def _contact(config: ValidationConfig) -> Outcome:
-    missed: list[str] = []
-    found = validation_contact.rows()
-    rows = [_cells(row, missed) for row in found]
-    return table(("case", "quantity", "target", "meshes, coarse / fine", "finest against target"), rows), [asdict(r) for r in found], missed
-
-
-def _vertebra(config: ValidationConfig) -> Outcome:
-    vertebra = validation_vertebra.read_vertebra(data_folder(config.data) / "l2_density_fe")
-    rows, record, missed = [], [], []
-    for binning in validation_vertebra.BINNINGS:
-        got, target = validation_vertebra.press(vertebra, binning), vertebra.figure(binning)
-        error = 100.0 * (got.stiffness / target - 1.0)
-        record.append({"binning": binning, "target": target, **asdict(got)})
-        rows.append((binning, f"{target:.0f}", f"{got.stiffness:.1f}", f"{error:+.3f} %", f"{got.balance - 1.0:+.1e}", got.dofs))
-        if abs(error) > 1.0:
-            missed.append(f"L2, {binning}: {error:+.2f} %, limit 1 %")
-    return table(("density read as", "figure N/mm", "SfePy N/mm", "error", "top/bottom force − 1", "unknowns"), rows), record, missed
-
-
-def _intact(config: ValidationConfig) -> Outcome:
-    """Published ranges are reported, not limits; balance is one."""
-    folder, keep = data_folder(config.data) / "lumbar_meshes", Path(config.out) / "intact"
-    found = {
-        which: validation_intact.tested(validation_intact.balanced(validation_intact.read_segment(folder, ligaments=which)), keep / which)
-        for which in validation_intact.LIGAMENTS
-    }  # fmt: skip
-    rows = []
-    for p in validation_intact.PUBLISHED:
-        cells = [f"{found[w][p.quantity]:.3g}: {p.judge(found[w][p.quantity])}" for w in found]
-        rows.append((f"{p.quantity}, {p.unit}", f"{p.low:g}" if p.low == p.high else f"{p.low:g} to {p.high:g}", p.source, *cells))
-    missed = [f"intact, {w}: forces off balance by {f['balance']:.1e}, limit 1e-6" for w, f in found.items() if f["balance"] > 1e-6]
-    return table(("quantity", "published", "source", *(f"ligaments {w}" for w in found)), rows), found, missed
-
-
-def _intact_spread(config: ValidationConfig) -> Outcome:
-    found = validation_intact.spread(data_folder(config.data) / "lumbar_meshes")
-    columns = list(next(iter(found.values())))
-    rows = [(name, *(f"{values[c]:.2f}" for c in columns)) for name, values in found.items()]
-    return table(("changed", *columns), rows), found, []
-
-
-def _intact_patients(config: ValidationConfig) -> Outcome:
-    """Discs of prepared patients, on two meshes each, beside lumbar_meshes' own hexahedra."""
-    if not config.bundles:
-        raise ValueError("bundles=[<out folders of scripts/prepare_patient.py>] is missing, e.g. bundles=[cases/vhm,cases/verse004]")
-    segments = {b: pipeline.open_segment(pipeline.PatientConfig(bundle=b)) for b in config.bundles}  # before the minutes
-    own = validation_intact.read_segment(data_folder(config.data) / "lumbar_meshes")
-    own = replace(own, facets=None, ligaments=[lig for lig in own.ligaments if lig.name in validation_patients.BANDS])
-    tests: dict[str, Callable[[], IntactSegment]] = {"lumbar_meshes' own hexahedra": lambda: own}
-    for bundle, segment in segments.items():
-        for words, settings in (("", validation_patients.COARSE), (", finer", validation_patients.FINER)):
-            tests[bundle + words] = partial(validation_patients.patient_segment, segment, settings)
-    found = {}
-    for name, make in tests.items():
-        log.info("%s", name)
-        found[name] = validation_patients.tested(make(), Path(config.out) / "intact_patients" / re.sub(r"[^\w.-]+", "_", name))
-    rows = [("unknowns", "—", *(f"{f['unknowns']:.0f}" for f in found.values())),
-            ("volume, cm³ (nucleus)", "—", *(f"{f['volume mm3'] / 1000:.1f} ({100 * f['nucleus share']:.0f} %)" for f in found.values()))]
-    for p in validation_patients.QUANTITIES:
-        cells = [f"{f[p.quantity]:.3g}: {p.judge(f[p.quantity])}" for f in found.values()]
-        rows.append((f"{p.quantity}, {p.unit}", f"{p.low:g} to {p.high:g}", *cells))
-    for name in ("lateral bending stiffness, no posterior elements", "pressure of the nucleus at 1000 N, no posterior elements"):
-        unit = "MPa" if "pressure" in name else "N m/°"
-        rows.append((f"{name}, {unit}", "—", *(f"{f[name]:.3g}" for f in found.values())))
-    missed = [f"{n}: forces off balance by {f['balance']:.1e}, limit 1e-6" for n, f in found.items() if f["balance"] > 1e-6]
-    return table(("quantity", "published [S43]", *found), rows), found, missed
-
-
-def _run(config: ValidationConfig, what: str) -> Path:
-    if config.run is None:
-        raise ValueError(f"run=<run folder> is missing: {what}")
-    return Path(config.run)
-
-
-def _designs(config: ValidationConfig) -> Outcome:
-    """Aims: Spearman ≥ 0.95 and bias under 10 % for yielded bone."""
-    run = _run(config, "the designs are drawn for its patient, loads and families")
-    rows = validation_designs.compare(run, config.designs, config.seed, Path(config.out) / "designs", config.processes)
-    found = validation_designs.statistics(rows)
-    missed = [
-        f"yielded bone: Spearman {f['spearman']:.3f} (aim 0.95), bias {f['bias_percent']:+.1f} % (aim within 10 %)"
-        for f in found if f["quantity"] == "yielded_bone" and (f["spearman"] < 0.95 or abs(f["bias_percent"]) > 10.0)
-    ]  # fmt: skip
-    failed = [r for r in rows if r["status"] != "ok"]
-    text = table(
-        ("quantity", "designs", "range (SfePy)", "Spearman ρ", "bias: median of engine/SfePy − 1", "spread: half of 16th to 84th"),
-        [(f["quantity"].replace("_", " "), f["designs"], " to ".join(f"{v:.4g}" for v in f["range"]), f"{f['spearman']:.3f}",
-          f"{f['bias_percent']:+.1f} %", f"{f['spread_percent']:.1f} %") for f in found],
-    )  # fmt: skip
-    if failed:
-        text += "\n" + "\n".join(f"- design {r['number'] + 1} ({r['kind']}) has no result: {r['text']}" for r in failed) + "\n"
-    if len(failed) < len(rows):
-        text += f"\nScatter: {validation_designs.scatter(rows, Path(config.out) / 'designs.png')}\n"
-    return text, {"designs": rows, "statistics": found}, missed
-
-
-def _convergence(config: ValidationConfig) -> Outcome:
-    run = _run(config, "its arms are meshed three times")
-    keep = Path(config.out) / "convergence"
-    found, tetrahedra, failed = validation_convergence.converge(run, config.arms, keep, config.processes)
-    text = "; ".join(f"{arm}: {', '.join(map(str, n))} tetrahedra" for arm, n in tetrahedra.items()) + "\n\n"
-    text += table(
-        ("arm", "quantity", "as configured / finer / finest", "order", "limit", "error as configured"),
-        [(e.arm, e.quantity.replace("_", " "), " / ".join(f"{v:.4g}" for v in e.values), "—" if e.order is None else f"{e.order:.1f}",
-          "—" if e.limit is None else f"{e.limit:.4g}", f"{e.error_percent:.1f} %") for e in found],
-    )  # fmt: skip
-    text += "".join(f"\n- {line}" for line in failed) + ("\n" if failed else "")
-    return text, {"tetrahedra": tetrahedra, "estimates": [asdict(e) for e in found], "failed": failed}, failed
-
-
-def _sensitivity(config: ValidationConfig) -> Outcome:
-    run = _run(config, "its arms are solved again with another bone, load and position")
-    record = validation_sensitivity.vary(run, Path(config.out) / "sensitivity", config.processes, fem=config.fem)
-    picture = validation_sensitivity.draw(record, Path(config.out) / "sensitivity.png")
-    text = validation_sensitivity.markdown(record) + (f"\nPicture: {picture}\n" if picture else "")
-    missing = [f"{r['arm']}, {r['variation']}: {r['status']['text']}" for r in record["rows"] if r["status"]["code"] != "ok"]
-    return text, record, missing
-
-
-STUDIES: dict[str, Callable[[ValidationConfig], Outcome]] = {
-    "code": _code, "contact": _contact, "vertebra": _vertebra, "intact": _intact, "intact_spread": _intact_spread,
-    "intact_patients": _intact_patients,
-    "designs": _designs, "convergence": _convergence, "sensitivity": _sensitivity,
-}  # fmt: skip
-#: Studies of a designed run, which needs run=<run folder>.
-OF_A_RUN = ("designs", "convergence", "sensitivity")
-#: Only by name: they take long, or need prepared patients.
-BY_NAME = ("intact_spread", "intact_patients")
-
-
-@hydra.main(version_base="1.3", config_path="../conf", config_name="validation")
-def main(settings: DictConfig) -> None:
+def _run(given: Given) -> int:
     """Run the studies that were asked for."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("spinefit").setLevel(logging.INFO)
-    pipeline.set_up_jax()
-    try:
-        config = ValidationConfig(**OmegaConf.to_container(settings, resolve=True))  # type: ignore[arg-type]
-        every = []
-        if {"vertebra", "intact", *BY_NAME} & set(WHAT):
-            data_folder(config.data)  # before the others' minutes
-        for name in WHAT:
-            clock = time.perf_counter()
-            text, record, missed = STUDIES[name](config)
-            peak, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0, time.perf_counter() - clock
-            if isinstance(record, dict) and "seconds" in record:  # of a study that was interrupted: all of its parts
-                seconds = record["seconds"]
-            text += f"\n{seconds:.0f} s, {peak:.0f} MB at most.\n"
-            run = Path(config.run) if name in OF_A_RUN and config.run else None
-            head = credibility.signed(" ".join(["python scripts/validation.py", name, *sys.argv[1:]]), seconds)
-            credibility.keep(name, record, text, missed, Path(config.out), head, run)
-            print(f"\n## {name}\n\n{text}", flush=True)
-            every += missed
-    except (ValueError, RuntimeError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
-    for line in every:
-        print(f"missed: {line}", file=sys.stderr)
-    sys.exit(1 if every else 0)
+    from scripts import validating
 
+    what = (
+        [given.topic]
+        if given.topic
+        else [n for n in validating.STUDIES if n not in (*validating.OF_A_RUN, *validating.BY_NAME)]
+    )
+    try:
+        return validating.run(what, typed(validating.ValidationConfig, given.plain), given.words)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+
+
+COMMAND = Command(
+    script="validation.py",
+    config="validation",
+    does=(
+        "Measures how right the check is, against closed forms, benchmarks and published figures,"
+        " and what a run's measures owe to mesh, bone, loads and position. Without a topic: all"
+        " that need no run folder."
+    ),
+    options={
+        "run": "designs, convergence, sensitivity: a run folder",
+        "bundles": "intact_patients: out= folders of prepare_patient.py",
+        "data": "folder of the public test data; null: SPINEFIT_DATA, else ../shared/data",
+        "designs": "how many are drawn",
+        "arms": "convergence: which are meshed three times",
+        "processes": "arms or designs at a time, 2 to 7 GB each",
+        "out": "where the tables go",
+    },
+    examples=("code", "sensitivity run=runs/a", "intact_patients bundles=cases/vhm,cases/verse004"),
+    task=_run,
+    opening=_opening,
+    topics=TOPICS,
+)
 
 if __name__ == "__main__":
-    asked = sys.argv.pop(1) if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-") else None
-    WHAT = [name for name in STUDIES if name not in (*OF_A_RUN, *BY_NAME)] if asked is None else [asked]
-    if not set(WHAT) <= set(STUDIES):
-        print(f"error: {asked} is no study; there are {' | '.join(STUDIES)}", file=sys.stderr)
-        sys.exit(2)
-    main()
+    sys.exit(COMMAND.main())

@@ -170,6 +170,20 @@ def plan(
     )
 
 
+def check_plan(config: PlanConfig, segment_name: str) -> None:
+    """What can be refused before a patient is read. Raises ValueError for targets or levels given with a rule that does not read
+    them, an explicit plan without targets, and a segment for which the rule has no norm."""
+    given = [part for part in _PARTS if getattr(config, part) is not None]
+    if given and config.rule != "explicit":
+        raise ValueError(f"plan.{given[0]} is read by plan.rule=explicit only; given rule={config.rule}")
+    if config.levels is not None and config.rule not in LORDOSIS_RULES:
+        raise ValueError(f"plan.levels is read by {', '.join(LORDOSIS_RULES)} only; given rule={config.rule}: leave it out")
+    if config.rule == "explicit" and not given:
+        raise ValueError(f"plan.rule=explicit needs at least one of {', '.join(_PARTS)}")
+    if config.rule not in ("keep", "explicit") and segment_name not in HEIGHT_NORMS_MM:
+        raise ValueError(f"no norm is known for {segment_name}; use plan.rule=keep or explicit (norms: {', '.join(HEIGHT_NORMS_MM)})")
+
+
 def pair(patient: PatientModel, segment_name: str) -> tuple[Vertebra, Vertebra]:
     """(cranial, caudal) vertebra of a segment name. Raises ValueError naming what there is."""
     names = [vertebra.name for vertebra in patient.vertebrae]
@@ -197,20 +211,13 @@ def _target(
 ) -> tuple[SegmentAlignment, str, list[str], list[LevelDemand]]:
     """Target, where it is from, notes, and the demand on each treated level."""
     given = {part: getattr(config, part) for part in _PARTS if getattr(config, part) is not None}
-    if given and config.rule != "explicit":
-        raise ValueError(f"plan.{next(iter(given))} is read by plan.rule=explicit only; given rule={config.rule}")
-    if config.levels is not None and config.rule not in LORDOSIS_RULES:
-        raise ValueError(f"plan.levels is read by {', '.join(LORDOSIS_RULES)} only; given rule={config.rule}: leave it out")
+    check_plan(config, name)
     if config.rule == "keep":
         return measured, "pose as scanned", [], []
     if config.rule == "explicit":
-        if not given:
-            raise ValueError(f"plan.rule=explicit needs at least one of {', '.join(_PARTS)}")
         if not config.as_meant:
             check_explicit(given, measured)
         return replace(measured, **given), "given explicitly", [f"{k} set to {v:g}" for k, v in given.items()], []
-    if name not in HEIGHT_NORMS_MM:
-        raise ValueError(f"no norm is known for {name}; use plan.rule=keep or explicit (norms: {', '.join(HEIGHT_NORMS_MM)})")
     if alignment is None:
         heads = patient.source.get("femoral_heads_mm")
         heads_mm = None if heads is None else np.asarray(heads, float)

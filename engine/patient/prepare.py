@@ -38,7 +38,7 @@ from engine.patient.overview import write_overview
 from engine.patient.phantom import PhantomSpec, phantom
 from engine.patient.pictures import gate_picture
 from engine.patient.placement import displaced
-from engine.patient.planning import PlanConfig, plan
+from engine.patient.planning import PlanConfig, check_plan, plan
 from engine.patient.quality import accepted, stops
 from engine.patient.regional import SpineAlignment, spine_alignment
 from engine.patient.regional import standard_errors as alignment_errors
@@ -172,7 +172,7 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] | None = None) -> 
     """Do it. Raises ValueError as the readers, the quality gate (after writing findings.json and gate.png), the model and the plan do."""
     log = log or (lambda line: None)
     out = Path(config.out)
-    parse_segment(config.segment)
+    check_plan(config.plan, "-".join(parse_segment(config.segment)))
     stages = Stages(out / ".stages", log)
     source = config.source
     scan: Image | None = None

@@ -12,7 +12,7 @@ from test_mesh import COARSE
 from engine.materials import IMPLANTS
 from fem.mesh import default_crop
 from fem.solve import FemSettings
-from scripts import bench
+from scripts import benching as bench
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 
 def test_wrong_input_is_refused():
     done = subprocess.run([sys.executable, "scripts/benchmark.py"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and "say what to measure: solver | size | iterations | iteration | refinement" in done.stderr
+    assert done.returncode == 2 and "say which: solver | size | iterations | iteration | refinement" in done.stderr
     with pytest.raises(ValidationError, match=r"solvers: abaqus unknown; choose among engine, pardiso"):
         benchmarking.BenchmarkConfig(solvers=["abaqus"])
     with pytest.raises(ValueError, match="problem 'cube'"):

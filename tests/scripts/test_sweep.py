@@ -261,6 +261,65 @@ def test_too_little_memory_for_one_job_is_said(monkeypatch):
         launchers.share(LauncherConfig(), 1)
 
 
+# -- sweeps that fail ------------------------------------------------------------------------------------------
+def failing(folder: Path, whys: list[str]) -> sweep.Sweep:
+    """A sweep whose jobs' program says these words and ends, before any of it could write an outcome."""
+    jobs = []
+    for number, why in enumerate(whys):
+        made = command(folder, f"job{number}", why)
+        config = configure.composed([f"out={made.folder}"])[0]
+        jobs.append(sweep.Planned(made, config, f"key{number}"))
+    return sweep.Sweep(folder, tuple(jobs), LauncherConfig(jobs=2, memory_gb_per_job=0.2, retries=0))
+
+
+def test_a_sweep_whose_jobs_all_fail_says_so_and_why(tmp_path, monkeypatch, caplog):
+    path = tmp_path / "program.py"
+    path.write_text("import os, sys\nfolder = next(a[4:] for a in sys.argv if a.startswith('out='))\n"
+                    "print('error:', open(os.path.join(folder, 'how')).read()); sys.exit(2)\n")  # fmt: skip
+    monkeypatch.setattr(launchers, "PROGRAM", str(path))
+    with caplog.at_level("INFO", logger="spinefit"):
+        assert sweep.run(failing(tmp_path / "s", ["no such thing", "no room", "no such thing"])) == 1
+    last = caplog.messages[-1]
+    assert "all 3 jobs failed" in last and "2 of them with: no such thing" in last
+    assert "waiting" not in caplog.text and "nothing computed" not in caplog.text
+    shown = standing.look(tmp_path / "s")
+    assert {s.status for s in shown.values()} == {"failed"}
+    assert standing.commonest_failure(shown) is not None
+    todo, skipped = sweep.left(failing_again := sweep.Sweep(tmp_path / "s", failing(tmp_path / "t", ["x"]).jobs, LauncherConfig()))
+    assert len(todo) == 1 and not skipped and failing_again.folder == tmp_path / "s"
+
+
+def test_status_ends_with_the_reason_and_a_code_when_all_jobs_failed(tmp_path, capsys):
+    from scripts.status import COMMAND
+
+    for name in ("a", "b"):
+        artifacts.write_json(tmp_path / name / "meta.json", {})
+        artifacts.write_json(tmp_path / name / OUTCOME, {"status": "failed", "reason": "no room in the disc", "exit": 2})
+    assert COMMAND.main([f"sweep={tmp_path}"]) == 1
+    assert "error: all 2 jobs failed; 2 of them with: no room in the disc" in capsys.readouterr().err
+    artifacts.write_json(tmp_path / "b" / OUTCOME, {"status": "done", "reason": "", "exit": 0})
+    assert COMMAND.main([f"sweep={tmp_path}"]) == 0
+
+
+def test_a_job_that_died_before_its_first_word_is_shown_with_its_last(tmp_path):
+    (tmp_path / "job.log").write_text("error: an old one\nTraceback …\nModuleNotFoundError: No module named 'x'\n")
+    state = standing.read(tmp_path)
+    assert state.status == "failed" and "No module named 'x'" in state.text
+
+
+def test_jobs_in_a_folder_with_any_name_are_started_there(program, tmp_path, monkeypatch):
+    """The line of a job goes through Hydra's grammar once more; its folder comes out as it went in."""
+    out = tmp_path / "sweep (1), {a}=b & 'c' ü#~"
+    (tmp_path / "case, (1)").mkdir()
+    arguments = [*PHANTOM, "seed=0,1", f'out="{out}"', "solver=coarse", "title='a, b'"]
+    jobs = sweep.plan(arguments).jobs
+    assert len(jobs) == 2
+    for p in jobs:
+        config = configure.composed(p.command.overrides)[0]
+        assert config == p.config and config.out == str(p.command.folder) and config.title == "a, b"
+        assert p.command.folder.parent == out
+
+
 # -- status ----------------------------------------------------------------------------------------------------
 def test_the_status_shows_every_job_of_the_last_command(planned):
     artifacts.write_json(planned.folder / standing.MANIFEST, [sweep._row(p) for p in planned.jobs])

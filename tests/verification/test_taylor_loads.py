@@ -26,7 +26,7 @@ from engine import forward
 from engine.patient import PrepareConfig, prepare
 from engine.types import Response
 from objectives import load, study
-from scripts import optimize
+from scripts import configure
 
 STEPS = tuple(2e-3 / 2**k for k in range(5))
 FLOOR = 1e-9
@@ -119,7 +119,7 @@ def test_every_load_case_on_verse004(data_dir, tmp_path):
         run = compose("config", [f"out={tmp_path}/run", f"patient.bundle={tmp_path}"])
     prepared = PrepareConfig.model_validate(OmegaConf.to_container(patient, resolve=True))
     segment = prepare(prepared).segment
-    made = study.make(segment, optimize.run_config(run).study)
+    made = study.make(segment, configure.run_config(run)[0].study)
     grid = forward.make_grid(segment, 2.0)
     scene, numerics = forward.prepare(segment, made.boundary, grid, made.config.solver.settings(), made.config.solver.bone_law)
     lines, missed = table(scene, numerics, made.cage)
