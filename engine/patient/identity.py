@@ -238,6 +238,46 @@ def evidence(found: Mapping[str, Piece], parts: list[Piece] | None = None) -> Ev
     return Evidence(own, every.get(best), best, doubts, tuple(lines))
 
 
+def ribs_at(found: Mapping[str, Piece], ribs: Mapping[int, np.ndarray]) -> dict[int, str]:
+    """The level at which the head of each rib lies, of those whose own or next level is whole.
+
+    ribs   number 1..12 → points [n, 3] (LPS) of both sides' labels
+    """
+    mobile = {level: piece for level, piece in found.items() if level != "S1" and piece.cut_mm2 <= LARGEST_CUT_MM2}
+    if len(mobile) < 2:
+        return {}
+    bodies = np.array([piece.body_mm for piece in mobile.values()])
+    up = unit(bodies[0] - bodies[-1])
+    heights = bodies @ up
+    spacing = float(np.median(-np.diff(heights)))
+    result = {}
+    for number, points in ribs.items():
+        # the head: the twentieth of the rib that is nearest to the line of bodies
+        at = np.interp(points @ up, heights[::-1], np.arange(len(bodies))[::-1])
+        axis = bodies[np.rint(at).astype(int)]
+        away = np.linalg.norm(points - axis - ((points - axis) @ up)[:, None] * up, axis=1)
+        head = points[away <= np.quantile(away, 0.05)].mean(axis=0)
+        offset = np.abs(heights - head @ up)
+        if offset.min() < 0.6 * spacing and away.min() < 40.0:
+            result[number] = list(mobile)[int(np.argmin(offset))]
+    return result
+
+
+def rib_findings(found: Mapping[str, Piece], ribs: Mapping[int, np.ndarray]) -> list[Finding]:
+    """A warning where most ribs' heads lie a level or more off the vertebra of their number, else a note; none without ribs."""
+    at = ribs_at(found, ribs)
+    # the head of rib k stands at the upper border of Tk, and so may be nearer to the level above
+    off = {k: LEVELS.index(level) - LEVELS.index(f"T{k}") for k, level in at.items()}
+    if not off:
+        return []
+    listing = ", ".join(f"rib {k} at {at[k]}" for k in sorted(at))
+    wrong = [k for k, d in off.items() if d not in (-1, 0)]
+    if len(wrong) > 0.5 * len(off):
+        text = f"ribs and vertebrae disagree ({listing}): the levels, or the ribs' numbers, are off"
+        return [Finding("identity", "warning", "", text)]
+    return [Finding("identity", "note", "", f"ribs agree with the levels: {listing}")]
+
+
 def findings(found: Mapping[str, Piece], clues: Evidence, how: str) -> list[Finding]:
     """The finding "identity": stop where bones contradict their levels, else a note that says what they are believed to be and why."""
     mobile = [level for level in found if level != "S1"]

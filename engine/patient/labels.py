@@ -85,7 +85,8 @@ def understand(
     every = objects.pieces(chosen, [level for level in there if level in near])
     clues = identity.evidence(every, objects.parts(chosen))
     found = {k: p for k, p in every.items() if k in wanted or (k == "S1" and levels != "segment")}
-    about = [*identity.findings(every, clues, how), *turned(every), *sides(image, chosen, every)]
+    about = [*identity.findings(every, clues, how), *identity.rib_findings(every, objects.ribs(chosen))]
+    about += [*turned(every), *sides(image, chosen, every)]
     if mended:
         about.append(Finding("resampled", "warning", "", mended))
     elif image.source.get("interpolated"):
@@ -141,6 +142,20 @@ class _Objects:
         """The sacrum's numbers one by one."""
         return [self.piece("S1", (n,)) for n in scheme.sacrum if n in self.heights_mm]
 
+    def ribs(self, scheme: Scheme) -> dict[int, np.ndarray]:
+        """Points (LPS) of both sides' ribs by number."""
+        result = {}
+        for k in range(1, 13):
+            numbers = [n for side in ("left", "right") for n in scheme.tissues.get(f"rib_{side}_{k}", ())]
+            points = [
+                np.argwhere(self._values[box] == n) + [s.start for s in box]
+                for n in numbers
+                if n <= len(self._boxes) and (box := self._boxes[n - 1]) is not None
+            ]
+            if points:
+                result[k] = rigid(self._matrix, np.concatenate(points).astype(float))
+        return result
+
     def map_line(self) -> str:
         """A ready source.label_map for what could be vertebrae: the lowest bone L5, or the sacrum where it is far the largest."""
         bones = {n: z for n, z in self.heights_mm.items() if 4e3 < self.volumes_mm3[n] < 4e5}
@@ -158,7 +173,8 @@ def _scheme(
     numbers = set(objects.heights_mm)
     carried = {int(n): str(name) for n, name in (image.source.get("segments") or {}).items() if int(n) in numbers}
     if label_map:
-        return custom(label_map), "as given by source.label_map" + _against(custom(label_map), carried)
+        against = _against(custom(label_map), carried)
+        return custom(label_map), "as given by source.label_map" + (f", against the file's own names{against}" if against else "")
     names = named(carried)
     if wanted != "auto":
         given = as_given(wanted, numbers)

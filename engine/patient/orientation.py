@@ -11,6 +11,7 @@ affine, whatever the side. Bones are symmetric: without an organ or a name, a mi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -86,8 +87,19 @@ def turned(found: Mapping[str, Piece]) -> list[Finding]:
 def sides(image: Image, scheme: Scheme, found: Mapping[str, Piece]) -> list[Finding]:
     """The finding "mirrored" where organs or named sides contradict the image's left, else a note of what tells the sides."""
     mobile = _whole(found)
+    doubts = [Finding("sides", "warning", "", line) for line in image.notes if _in_doubt(line)]
     if not mobile:
-        return []
+        return doubts
+    return [*doubts, *_sides(image, scheme, found, mobile)]
+
+
+def _in_doubt(line: str) -> bool:
+    """Whether a reader's note leaves the axes in doubt: none stored, or two that differ by more than rounding."""
+    differ = re.match(r"qform and sform differ by up to ([\d.]+) mm", line)
+    return line.startswith("no orientation is stored") or (differ is not None and float(differ[1]) > 2.0)
+
+
+def _sides(image: Image, scheme: Scheme, found: Mapping[str, Piece], mobile: list[Piece]) -> list[Finding]:
     up, back = directions(found)
     # the patient's own left, so that one who lies turned is not taken as mirrored
     left = np.array([1.0, 0.0, 0.0])

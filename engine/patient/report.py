@@ -318,5 +318,6 @@ def _files() -> str:
         ("segment/", text("the treated segment at its planned pose")),
         ("view/", text("VTP and VTI for ParaView, pictures")),
         ("alignment.json, anatomy.json, rules.json, bone.json, findings.json", text("the tables of this page")),
+        ("hardware.json", text("metal and cement in the scan, where there is any; its surfaces in patient/structures")),
     ]
     return table("In the patient's folder", ("where", "what"), rows)

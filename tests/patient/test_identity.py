@@ -118,3 +118,18 @@ def test_real_spines_have_the_sizes_of_their_levels(name: str, scheme: str, leve
     clues = identity.evidence({level: piece for level, piece in found.items()})
     assert clues.shift == 0 and not clues.doubts
     assert clues.own is not None and clues.own < 12.0
+
+
+def test_ribs_tell_a_count_that_is_off(lumbar_labels: Image) -> None:
+    """Ribs 11 and 12 drawn at the two upper bones: right where these are called T11 and T12, a warning where T12 and L1."""
+    bones = list(read(lumbar_labels).pieces.values())[:5]
+    ribs = {}
+    for number, bone in zip((11, 12), bones, strict=False):
+        out = np.linspace(0.0, 90.0, 60)[:, None] * np.array([1.0, 0.4, -0.3])
+        start = bone.body_mm + [0.0, 0.0, 8.0]
+        ribs[number] = np.concatenate([start + [25.0, 12.0, 0.0] + out, start + [-25.0, 12.0, 0.0] + out * [-1.0, 1.0, 1.0]])
+    right = dict(zip(("T11", "T12", "L1", "L2", "L3"), bones, strict=True))
+    off = dict(zip(("T12", "L1", "L2", "L3", "L4"), bones, strict=True))
+    assert [f.severity for f in identity.rib_findings(right, ribs)] == ["note"]
+    (finding,) = identity.rib_findings(off, ribs)
+    assert finding.severity == "warning" and "rib 12 at L1" in finding.text
