@@ -18,7 +18,8 @@ import trimesh
 
 from engine import artifacts, drawing
 from engine.drawing import SCALES, SHEET_MM, Sheet, View
-from engine.types import Surface
+from engine.meshfiles import NOT_CLINICAL
+from engine.types import SEGMENT_FRAME, Surface
 
 for _name in ("fontTools", "ezdxf"):  # they tell of every glyph
     logging.getLogger(_name).setLevel(logging.WARNING)
@@ -260,9 +261,18 @@ def write_dxf(page: Sheet, path: Path | str) -> Path:
 
 # -- geometry --------------------------------------------------------------------------------------------------
 def write_glb(surface: Surface, path: Path | str, name: str) -> Path:
-    """glTF binary: metres, y up (glTF's own frame), one node of that name."""
+    """glTF binary: metres, y up (glTF's own frame), one node of that name. The scene's extras say unit, frame and how to get back:
+
+        (x, y, z) mm of the segment frame = 1000·(X, −Z, Y)
+    """
     points = np.asarray(surface.points_mm, float) / 1000.0
     mesh = trimesh.Trimesh(np.stack([points[:, 0], points[:, 2], -points[:, 1]], 1), surface.faces, process=False)
     scene = trimesh.Scene()
+    scene.metadata = {
+        "unit": "metre",
+        "frame": "glTF, y up: X = x, Y = z, Z = -y of the segment frame, divided by 1000",
+        "segment_frame": SEGMENT_FRAME,
+        "use": NOT_CLINICAL,
+    }
     scene.add_geometry(mesh, node_name=name, geom_name=name)
     return artifacts.write_bytes(path, scene.export(file_type="glb"))

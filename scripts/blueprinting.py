@@ -13,8 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from engine import artifacts, blueprint, drawing, lattice, step, surface
 from engine.lattice import LatticeSettings
 from engine.materials import IMPLANTS
+from engine.meshfiles import PartLabel
+from engine.types import Design
 from objectives.study import ARMS
-from scripts.pipeline import load_design, read_config
+from scripts.pipeline import load_design, part_label, read_config
 
 log = logging.getLogger("spinefit")
 NOTICE = "Made by spinefit, a research and design tool, not a cleared medical device."
@@ -112,7 +114,7 @@ def write_lattice(folder: Path, arm: str, settings: LatticeSettings) -> dict[str
         made = lattice.realise(design.implant, design.relative_density, settings, frame @ drawing.DIRECTIONS[direction])
         figures = made.figures
         if made.surface is not None:
-            surface.export(made.surface, where, "lattice")
+            surface.export(made.surface, where, "lattice", _label(folder, design))
     solid = IMPLANTS[design.material]
     for what in ("outline", "exported", "as_built"):
         if f"{what}_mm3" in figures:
@@ -121,6 +123,15 @@ def write_lattice(folder: Path, arm: str, settings: LatticeSettings) -> dict[str
     (where / "blueprint.json").unlink(missing_ok=True)  # the sheet tells of the lattice: it is to be drawn again
     artifacts.write_json(record, figures)
     return figures
+
+
+def _label(folder: Path, design: Design) -> PartLabel | None:
+    """Whose part it is; None in a folder that holds designs only."""
+    segment = folder / "segment" / "segment.json"
+    if not segment.exists():
+        return None
+    meta = artifacts.read_json(segment)
+    return part_label(read_config(folder).title, meta["patient"], meta["name"], design.arm, design.material)
 
 
 def write_step(folder: Path, arm: str, deviation_mm: float) -> Path:

@@ -33,7 +33,7 @@ from fem.solve import FemSettings
 from fem.verify import Check, Reference, carried, check, contact_name, nothing
 from objectives import study as studies
 from objectives.study import ARMS, FLOORS, Study
-from scripts import credibility, solved
+from scripts import credibility, handover, solved
 from scripts.pipeline import Clock, FemConfig, RunConfig, load_design, read_config
 
 log = logging.getLogger("spinefit")
@@ -477,7 +477,8 @@ def _report(study: Study, config: RunConfig, folder: Path, arms: dict[str, Any])
     history = artifacts.read_jsonl(folder / "history.jsonl")
     end = _end(folder, history, config)
     pictures, problems = _pictures(study, folder, arms)
-    warnings = [*segment.warnings, *problems]
+    files, unwritten = _for_the_scan(folder)
+    warnings = [*segment.warnings, *problems, *unwritten]
     if segment.density_source != "phantom" and not segment.density_source.startswith("ct"):
         warnings.insert(0, f"Bone density is not measured but {segment.density_source}: tissue measures compare arms only.")
     if not end["feasible"]:
@@ -514,9 +515,20 @@ def _report(study: Study, config: RunConfig, folder: Path, arms: dict[str, Any])
         "hashes": {"configuration": artifacts.read_json(folder / "meta.json")["identity"], "check": check_digest(config.fem),
                    "designs": designs_digest(folder)},
         "limitations": LIMITATIONS,
-        "files": {"history": "history.jsonl", "search": "search.jsonl", "engine": "engine.json", "configuration": "config.yaml"},
+        "files": {"history": "history.jsonl", "search": "search.jsonl", "engine": "engine.json", "configuration": "config.yaml"}
+                 | files,
     }  # fmt: skip
     return write_report(folder, result, pictures)
+
+
+def _for_the_scan(folder: Path) -> tuple[dict[str, str], list[str]]:
+    """Write slicer/; what result.json lists of it, and a warning where it could not be written: the check itself is done."""
+    try:
+        handover.write_slicer(folder)
+    except ValueError as error:
+        log.warning("slicer/ is not written: %s", error)
+        return {}, [f"Nothing was written for 3D Slicer: {error}"]
+    return handover.described(folder), []
 
 
 def _lattice(folder: Path) -> dict[str, Any] | None:
@@ -554,6 +566,7 @@ def report_again(folder: Path) -> Path:
     pictures, _ = _pictures(opened.study, folder, result["arms"])
     result["credibility"] = credibility.of_run(opened.study, opened.config, folder, result["arms"])
     result["lattice"] = _lattice(folder)
+    result["files"] |= _for_the_scan(folder)[0]
     return write_report(folder, result, pictures)
 
 

@@ -27,7 +27,7 @@ from typing import Any
 from engine import artifacts
 from engine.lattice import LatticeSettings
 from engine.patient.prepare import one_line
-from scripts import blueprinting, checking, pipeline, standing, tracking
+from scripts import blueprinting, checking, handover, pipeline, standing, tracking
 from scripts.pipeline import JOB_FILES, LOCK, OUTCOME, RunConfig
 
 log = logging.getLogger("spinefit")
@@ -124,6 +124,7 @@ def _attempt(config: RunConfig, made: dict[str, Any] | None) -> tuple[int, str, 
                 blueprinting.write_lattice(folder, "optimised", config.lattice)
         if not (folder / "designs" / "optimised" / "blueprint.json").exists():
             blueprinting.write_blueprint(folder)
+        handover.write_slicer(folder)
         if config.check:
             if checking.checked(folder, config.fem):
                 log.info("%s: the check is there", folder)

@@ -143,6 +143,12 @@ def test_the_glb_is_in_metres_with_its_cranial_side_up(part, tmp_path):
     assert size[1] == pytest.approx(0.001 * np.ptp(part.points_mm[:, 2]), rel=1e-5)
     assert scene.to_geometry().volume == pytest.approx(1e-9 * (LENGTH * WIDTH - HOLE[0] * HOLE[1]) * 9.0, rel=1e-4)
     assert "cage_abc" in scene.geometry
+    told = scene.metadata
+    assert told["unit"] == "metre" and "y up" in told["frame"] and "x to the patient's left" in told["segment_frame"]
+    corner = scene.to_geometry().vertices
+    assert np.sort(1000.0 * np.column_stack([corner[:, 0], -corner[:, 2], corner[:, 1]]), axis=0) == pytest.approx(
+        np.sort(part.points_mm, axis=0), abs=1e-4
+    )
 
 
 def test_an_open_surface_and_one_inside_out_are_refused(part):
