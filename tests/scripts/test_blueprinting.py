@@ -64,3 +64,17 @@ def test_the_report_tells_of_the_struts(tmp_path):
 def test_without_a_part_it_says_what_to_run(tmp_path):
     with pytest.raises(ValueError, match=r"designs/optimised/implant.stl\); run scripts/optimize.py"):
         blueprinting.write_lattice(tmp_path, "optimised", COARSE)
+
+
+@pytest.mark.parametrize(
+    ("least", "lattice", "words"),
+    [
+        (0.998, None, "11.27 g, solid"),  # what two digits show as 1 has one mass
+        (0.4, None, "7.90 g by the density map; a solid outline: 11.27 g"),
+        (0.4, {"as_built_g": 7.9}, "7.90 g with struts as built; a solid outline: 11.27 g"),
+    ],
+)
+def test_the_sheet_gives_one_mass_for_the_part_and_says_of_what_the_other_would_be(least, lattice, words):
+    density = {"least": least, "mean": 0.7, "most": 1.0}
+    figures = {"relative_density": density, "solid_mass_g": 11.27, "mass_g": 7.9, "lattice": lattice}
+    assert blueprinting.mass_words(figures) == words
