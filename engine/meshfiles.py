@@ -1,11 +1,11 @@
-"""Triangle surfaces as files that say what they are: binary STL and 3MF, mm, the same bytes for the same content.
+"""Triangle surfaces as files that say what they are, STL and 3MF: mm, same bytes for same content.
 
-STL     80 bytes of header: frame, unit and name (`stl_header`), never beginning with "solid", by which readers
-        tell the text form. 3D Slicer takes the frame from SPACE=LPS in it
-        (Slicer, Libs/MRML/Core/vtkMRMLModelStorageNode.cxx, GetCoordinateSystemFromFileHeader); of any other
-        frame the header says FRAME=, so that no reader takes it for the scan's.
-3MF     core specification 1.3, one mesh object, unit millimetre, its metadata: Title, Description and
-        Application by the specification's names, everything else in the namespace `SPINEFIT_NAMESPACE`.
+STL     80 bytes of header: frame, unit and name (`stl_header`), never beginning with "solid", by
+        which readers tell the text form. 3D Slicer takes the frame from SPACE=LPS in it
+        (Libs/MRML/Core/vtkMRMLModelStorageNode.cxx, GetCoordinateSystemFromFileHeader); of any
+        other frame the header says FRAME=, so that no reader takes it for the scan's.
+3MF     core specification 1.3, one mesh object, unit millimetre, its metadata: Title, Description
+        and Application by the specification's names, all else in `SPINEFIT_NAMESPACE`.
         No CreationDate: it would make the same part another file.
 
 Coordinates are written as float32, which STL holds and `engine.surface` checks.
@@ -25,7 +25,10 @@ import numpy as np
 from engine import artifacts
 from engine.types import SEGMENT_FRAME, Surface
 
-NOT_CLINICAL = "Not for clinical use: made by spinefit, a research and design tool, not a cleared medical device."
+NOT_CLINICAL = (
+    "Not for clinical use: made by spinefit, a research and design tool, "
+    "not a cleared medical device."
+)
 SPINEFIT_NAMESPACE = "urn:spinefit:3mf:1"
 _HEADERS = {"segment": "FRAME=SEGMENT x=left y=posterior z=cranial", "lps": "SPACE=LPS"}
 _CORE = "http://schemas.microsoft.com/3dmanufacturing/core/2015/02"
@@ -49,7 +52,7 @@ class PartLabel:
 
 
 def geometry_revision(surface: Surface) -> str:
-    """12 hexadecimal digits of the SHA-256 over the triangles' corners (float32), as they lie in the STL."""
+    """12 hexadecimal digits: SHA-256 of the triangles' corners (float32) as they lie in the STL."""
     corners = np.ascontiguousarray(np.asarray(surface.points_mm)[surface.faces], "<f4")
     return hashlib.sha256(corners.tobytes()).hexdigest()[:12]
 
@@ -64,7 +67,7 @@ def stl_header(name: str, frame: str) -> bytes:
 
 
 def write_stl(surface: Surface, path: Path | str, name: str, frame: str) -> Path:
-    """Binary STL with a header that names frame and unit. Raises ValueError for an unknown frame."""
+    """Binary STL whose header names frame and unit. Raises ValueError for an unknown frame."""
     corners = np.asarray(surface.points_mm)[surface.faces].astype("<f4")
     exact = corners.astype(float)
     normals = np.cross(exact[:, 1] - exact[:, 0], exact[:, 2] - exact[:, 0])
@@ -78,8 +81,10 @@ def write_stl(surface: Surface, path: Path | str, name: str, frame: str) -> Path
 
 
 # -- 3MF ------------------------------------------------------------------------------------------
-def write_3mf(surface: Surface, path: Path | str, name: str, label: PartLabel | None = None) -> Path:
-    """3MF that strict readers take, in the segment frame; label: the metadata that say whose part it is."""
+def write_3mf(
+    surface: Surface, path: Path | str, name: str, label: PartLabel | None = None
+) -> Path:
+    """3MF that strict readers take, in the segment frame; label: whose part it is, as metadata."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         for place, text in (
@@ -97,7 +102,8 @@ def write_3mf(surface: Surface, path: Path | str, name: str, label: PartLabel | 
 def _content_types() -> str:
     kinds = (("rels", _RELATION_KIND), ("model", _MODEL_KIND))
     lines = "".join(f'<Default Extension="{end}" ContentType="{kind}"/>' for end, kind in kinds)
-    return f'<?xml version="1.0" encoding="UTF-8"?>\n<Types xmlns="{_PACKAGE}/content-types">{lines}</Types>\n'
+    head = '<?xml version="1.0" encoding="UTF-8"?>'
+    return f'{head}\n<Types xmlns="{_PACKAGE}/content-types">{lines}</Types>\n'
 
 
 def _relations() -> str:
@@ -114,9 +120,14 @@ def _model(surface: Surface, name: str, label: PartLabel) -> str:
     object_name = quoteattr(" ".join(t for t in ("spinefit", label.arm, name) if t))
     parts = [
         '<?xml version="1.0" encoding="UTF-8"?>\n'
-        f'<model unit="millimeter" xml:lang="en" xmlns="{_CORE}" xmlns:spinefit="{SPINEFIT_NAMESPACE}">\n',
-        *(f"<metadata name={quoteattr(key)}>{escape(text)}</metadata>\n" for key, text in _metadata(name, label, revision)),
-        f'<resources>\n<object id="1" type="model" name={object_name} partnumber="{revision}">\n<mesh>\n<vertices>\n',
+        f'<model unit="millimeter" xml:lang="en" xmlns="{_CORE}" '
+        f'xmlns:spinefit="{SPINEFIT_NAMESPACE}">\n',
+        *(
+            f"<metadata name={quoteattr(key)}>{escape(text)}</metadata>\n"
+            for key, text in _metadata(name, label, revision)
+        ),
+        f'<resources>\n<object id="1" type="model" name={object_name} partnumber="{revision}">\n'
+        "<mesh>\n<vertices>\n",
         *(f'<vertex x="{x:.9g}" y="{y:.9g}" z="{z:.9g}"/>\n' for x, y, z in points),
         "</vertices>\n<triangles>\n",
         *(f'<triangle v1="{a}" v2="{b}" v3="{c}"/>\n' for a, b, c in faces),

@@ -1,22 +1,23 @@
-"""A scene for 3D Slicer: surfaces, axes and a transform in the scan's own LPS, and scene.mrml that opens them over the CT.
+"""A scene for 3D Slicer: surfaces, axes and a transform in the scan's own LPS, to lie over the CT.
 
-    scene.mrml                one Model, MarkupsLine or LinearTransform a file, each with its storage node
-    <name>.stl                surfaces, LPS mm, header with SPACE=LPS
-    <name>.mrk.json           one Line a file, entry first: a scene's storage node reads the first markup of its file
-    segment_to_lps.tfm        ITK transform of the segment frame (below)
-    README.txt                what each file is, in which frame, and how to open it
+    scene.mrml            one Model, MarkupsLine or LinearTransform a file, with its storage node
+    <name>.stl            surfaces, LPS mm, header with SPACE=LPS
+    <name>.mrk.json       one Line a file (a scene's storage node reads a file's first markup alone)
+    segment_to_lps.tfm    ITK transform of the segment frame (below)
+    README.txt            what each file is, in which frame, and how to open it
 
-Frames: every coordinate in these files is LPS mm, and every file says so (storage nodes with
-coordinateSystem="LPS", headers with SPACE=LPS, markups with "coordinateSystem": "LPS"; without the attribute Slicer
-takes a scene's model for RAS). Slicer turns LPS into its own RAS as it reads.
+Frames: every coordinate in these files is LPS mm, and every file says so: storage nodes with
+coordinateSystem="LPS" (without it Slicer takes a scene's model for RAS), headers with SPACE=LPS,
+markups with "coordinateSystem": "LPS". Slicer turns LPS into its own RAS as it reads.
 
-The transform: ITK and Slicer keep resampling transforms, which take a point of the parent, here LPS, into the
-frame that is moved, here the segment's. So the file holds lps_from_segment⁻¹, and a file of the segment frame
-(designs/*/implant.stl, read as LPS) that is put under it in Slicer comes to lie in the scan.
+The transform: ITK and Slicer keep resampling transforms, which take a point of the parent, here
+LPS, into the frame that is moved, here the segment's. So the file holds lps_from_segment⁻¹, and a
+file of the segment frame (designs/*/implant.stl, read as LPS) under it comes to lie in the scan.
 
-Ref: the conventions as Slicer's own sources have them, github.com/Slicer/Slicer at 583e9b37d50e:
-Libs/MRML/Core/vtkMRMLModelStorageNode.cxx, vtkMRMLTransformStorageNode.cxx, vtkMRMLDisplayNode.cxx;
-Modules/Loadable/Markups/MRML/vtkMRMLMarkupsJsonStorageNode.cxx, Resources/Schema/markups-schema-v1.0.3.json.
+Ref: the conventions as Slicer's sources have them, github.com/Slicer/Slicer at 583e9b37d50e:
+Libs/MRML/Core/vtkMRMLModelStorageNode.cxx, vtkMRMLTransformStorageNode.cxx, vtkMRMLDisplayNode.cxx,
+vtkMRMLMarkupsDisplayNode.cxx; Modules/Loadable/Markups/MRML/vtkMRMLMarkupsJsonStorageNode.cxx,
+Modules/Loadable/Markups/Resources/Schema/markups-schema-v1.0.3.json.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from engine.types import LPS_FRAME, Surface
 
 #: Slicer looks for this very identifier; it need not resolve.
 MARKUPS_SCHEMA = (
-    "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/"
-    "markups-schema-v1.0.3.json#"
+    "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/"
+    "Schema/markups-schema-v1.0.3.json#"
 )
 SCENE, README, TRANSFORM = "scene.mrml", "README.txt", "segment_to_lps.tfm"
 Colour = tuple[float, float, float]
@@ -66,12 +67,16 @@ class Axis:
 
 
 def write_scene(
-    folder: Path | str, title: str, models: Sequence[Model], axes: Sequence[Axis], lps_from_segment: np.ndarray
+    folder: Path | str,
+    title: str,
+    models: Sequence[Model],
+    axes: Sequence[Axis],
+    lps_from_segment: np.ndarray,
 ) -> list[Path]:
-    """Write the files of the module docstring; returns their paths, scene.mrml first. Other files there stay.
+    """Write the files of the module docstring; returns their paths, scene.mrml first.
 
-    Raises ValueError when two models or axes have one name, a position is not finite, or lps_from_segment [4, 4] is
-    not rigid.
+    Other files in the folder stay. Raises ValueError when two models or axes have one name, a
+    position is not finite, or lps_from_segment [4, 4] is not rigid.
     """
     where = Path(folder)
     placed = [(m.name, m.surface.points_mm) for m in models] + [(a.name, a.points_mm) for a in axes]
@@ -80,7 +85,9 @@ def write_scene(
         raise ValueError(f"names of models and axes must differ; given twice: {', '.join(twice)}")
     for name, points in placed:
         if not np.isfinite(points).all():
-            raise ValueError(f"{name} has a position that is not finite; look for it in the run's segment")
+            raise ValueError(
+                f"{name} has a position that is not finite; look for it in the run's segment"
+            )
     paths = [write_stl(m.surface, where / f"{m.name}.stl", m.name, "lps") for m in models]
     for axis in axes:
         content = {"@schema": MARKUPS_SCHEMA, "markups": [line_markup(axis)]}
@@ -101,13 +108,16 @@ def write_transform(path: Path | str, lps_from_segment: np.ndarray) -> Path:
     matrix = np.asarray(lps_from_segment, float)
     turn = matrix[:3, :3] if matrix.shape == (4, 4) else np.zeros((3, 3))
     if not np.allclose(turn.T @ turn, np.eye(3), atol=1e-6) or not np.linalg.det(turn) > 0:
-        raise ValueError(f"lps_from_segment must be a rigid motion [4, 4]; given {np.array2string(matrix, precision=4)}")
+        raise ValueError(
+            "lps_from_segment must be a rigid motion [4, 4]; given "
+            f"{np.array2string(matrix, precision=4)}; look for it in the run's segment"
+        )
     inverse = np.linalg.inv(matrix)
     numbers = [*inverse[:3, :3].ravel(), *inverse[:3, 3]]
     lines = [
         "#Insight Transform File V1.0",
-        "#Frame: resampling transform from LPS mm to the segment frame mm (ITK, 3D Slicer); in Slicer, what lies under",
-        "#it moves from the segment frame into the scan's LPS.",
+        "#Frame: resampling transform (ITK, 3D Slicer) from LPS mm to the segment frame mm;",
+        "#in Slicer, what lies under it moves from the segment frame into the scan's LPS.",
         "#Transform 0",
         "Transform: AffineTransform_double_3_3",
         "Parameters: " + " ".join(f"{v:.17g}" for v in numbers),
@@ -161,22 +171,57 @@ def _scene(title: str, models: Sequence[Model], axes: Sequence[Axis]) -> bytes:
     words = f" {title}. Every file: {LPS_FRAME}. {NOT_CLINICAL} ".replace("--", "-")
     root.append(ElementTree.Comment(words))
     for k, model in enumerate(models, 1):
-        _nodes(root, "Model", k, model.name, f"{model.name}.stl", model.colour, model.visible, model.opacity)
+        _nodes(
+            root,
+            "Model",
+            k,
+            model.name,
+            f"{model.name}.stl",
+            model.colour,
+            model.visible,
+            model.opacity,
+        )
     for k, axis in enumerate(axes, 1):
-        _nodes(root, "MarkupsLine", k, axis.name, f"{axis.name}.mrk.json", axis.colour, axis.visible, 1.0)
+        _nodes(
+            root,
+            "MarkupsLine",
+            k,
+            axis.name,
+            f"{axis.name}.mrk.json",
+            axis.colour,
+            axis.visible,
+            1.0,
+        )
     storage = "vtkMRMLTransformStorageNode1"
-    node = {"id": "vtkMRMLLinearTransformNode1", "name": "segment_to_lps", "references": f"storage:{storage};"}
+    node = {
+        "id": "vtkMRMLLinearTransformNode1",
+        "name": "segment_to_lps",
+        "references": f"storage:{storage};",
+    }
     ElementTree.SubElement(root, "LinearTransform", node)
-    ElementTree.SubElement(root, "TransformStorage", {"id": storage, "name": "segment_to_lps", "fileName": TRANSFORM})
+    ElementTree.SubElement(
+        root, "TransformStorage", {"id": storage, "name": "segment_to_lps", "fileName": TRANSFORM}
+    )
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="UTF-8", xml_declaration=True) + b"\n"
 
 
 def _nodes(
-    root: ElementTree.Element, kind: str, k: int, name: str, file: str, colour: Colour, visible: bool, opacity: float
+    root: ElementTree.Element,
+    kind: str,
+    k: int,
+    name: str,
+    file: str,
+    colour: Colour,
+    visible: bool,
+    opacity: float,
 ) -> None:
-    """One shown thing: its node, how it is drawn, and where it is stored. Storage first: nodes refer to it."""
-    storage_tag, display_tag = ("MarkupsJsonStorage", "MarkupsDisplay") if kind != "Model" else ("ModelStorage", "ModelDisplay")
+    """One shown thing: where it is stored, how it is drawn, and the node that refers to both."""
+    storage_tag, display_tag = (
+        ("MarkupsJsonStorage", "MarkupsDisplay")
+        if kind != "Model"
+        else ("ModelStorage", "ModelDisplay")
+    )
     # the display and storage nodes of every kind of markup share their counters
     storage, display = (f"vtkMRML{tag}Node{k}" for tag in (storage_tag, display_tag))
     place = {"id": storage, "name": f"{name} storage", "fileName": file, "coordinateSystem": "LPS"}
@@ -190,18 +235,38 @@ def _nodes(
         "visibility": str(visible).lower(),
     }
     if kind == "Model":  # outlines on the CT's slices
-        look |= {"visibility2D": "true", "sliceIntersectionThickness": "2", "backfaceCulling": "false"}
+        look |= {
+            "visibility2D": "true",
+            "sliceIntersectionThickness": "2",
+            "backfaceCulling": "false",
+        }
     else:
-        look |= {"propertiesLabelVisibility": "true", "pointLabelsVisibility": "false", "textScale": "2", "glyphScale": "1"}
+        look |= {
+            "propertiesLabelVisibility": "true",
+            "pointLabelsVisibility": "false",
+            "textScale": "2",
+            "glyphScale": "1",
+        }
     ElementTree.SubElement(root, display_tag, look)
     references = f"display:{display};storage:{storage};"
-    ElementTree.SubElement(root, kind, {"id": f"vtkMRML{kind}Node{k}", "name": name, "references": references})
+    ElementTree.SubElement(
+        root, kind, {"id": f"vtkMRML{kind}Node{k}", "name": name, "references": references}
+    )
 
 
 def _readme(title: str, models: Sequence[Model], axes: Sequence[Axis]) -> str:
-    rows = [(f"{m.name}.stl", m.words + ("" if m.visible else " (hidden at first)")) for m in models]
-    rows += [(f"{a.name}.mrk.json", a.words + ("" if a.visible else " (hidden at first)")) for a in axes]
-    rows.append((TRANSFORM, "takes files of the segment frame (designs/, fem/) into the scan when they are put under it"))
+    rows = [
+        (f"{m.name}.stl", m.words + ("" if m.visible else " (hidden at first)")) for m in models
+    ]
+    rows += [
+        (f"{a.name}.mrk.json", a.words + ("" if a.visible else " (hidden at first)")) for a in axes
+    ]
+    rows.append(
+        (
+            TRANSFORM,
+            "takes files of the segment frame (designs/, fem/) into the scan, put under it",
+        )
+    )
     width = max(len(name) for name, _ in rows)
     lines = [
         title,
@@ -209,8 +274,9 @@ def _readme(title: str, models: Sequence[Model], axes: Sequence[Axis]) -> str:
         NOT_CLINICAL,
         f"Frame of every file here: {LPS_FRAME}.",
         "",
-        "3D Slicer (5.0 or later): load the CT first (DICOM or Add Data), then File, Add Data, scene.mrml.",
-        "A file of the segment frame: add it (coordinate system LPS), then drag it under segment_to_lps in the Data module.",
+        "3D Slicer (5.0 or later): load the CT first, then File, Add Data, scene.mrml.",
+        "A file of the segment frame: add it (coordinate system LPS), then drag it under",
+        "segment_to_lps in the Data module.",
         "",
         *(f"{name:<{width}}  {words}" for name, words in rows),
     ]

@@ -1,11 +1,12 @@
-"""One colour scale for bone strain on every picture and in the viewer: −ε_min in per cent from 0 to twice the yield strain.
+"""One colour scale for bone strain, in pictures and viewer: −ε_min, %, from 0 to twice yield.
 
     0 %                light cream: bone that carries nothing
     yield              marked on every colour bar (engine.materials.YIELD_STRAIN_COMPRESSION)
     2 × yield and on   nearly black
 
-The table is matplotlib's magma turned round and cut at both ends: its lightness falls evenly, so that order shows in
-grey print and to the colour-blind. Disc, graft and implant carry no bone strain: they are grey.
+The table is matplotlib's magma turned round and cut at both ends: its lightness falls evenly, so
+that order shows in grey print and to the colour-blind. Disc, graft and implant carry no bone
+strain: they are grey.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Names of a solution's arrays: `<load case>_<quantity>`, letters, digits and underscores only.
 
-Colons, as in "flexion:strain_min", end up escaped or refused in ParaView's calculator and in scripts; files written with
-them are still read.
+Colons, as in "flexion:strain_min", are escaped or refused in ParaView's calculator and in scripts;
+files written with them are still read.
 """
 
 from __future__ import annotations

@@ -163,17 +163,25 @@ def _title(f: dict[str, Any]) -> list[tuple[str, str]]:
     x, y, z = f["size_mm"]
     rho = f["relative_density"]
     spread = f"{rho['least']:.2f} to {rho['most']:.2f}, mean {rho['mean']:.2f}"
+    build, scale = f["build"][0], blueprint.ratio(blueprint.scale_of(f["size_mm"]))
     return [
-        ("title", f["title"]), ("patient, level", f"{f['patient']}, {f['level']}"), ("plan", str(f["plan"])),
-        ("arm, family, approach", f"{f['arm'].replace('_', ' ')}, {f['family']}, {f['approach'] or '—'}"), ("material", f["material"]),
-        ("volume of the outline", f"{f['volume_mm3']:.0f} mm³"), ("mass", mass_words(f)), ("size x × y × z", f"{x:.2f} × {y:.2f} × {z:.2f} mm"),
+        ("title", f["title"]),
+        ("patient, level", f"{f['patient']}, {f['level']}"),
+        ("plan", str(f["plan"])),
+        ("arm, family, approach", f"{f['arm'].replace('_', ' ')}, {f['family']}, {f['approach'] or '—'}"),
+        ("material", f["material"]),
+        ("volume of the outline", f"{f['volume_mm3']:.0f} mm³"),
+        ("mass", mass_words(f)),
+        ("size x × y × z", f"{x:.2f} × {y:.2f} × {z:.2f} mm"),
         ("relative density", "1: solid throughout" if _is_solid(f) else spread),
-        ("build direction", f"{f['build'][0]['direction']}, overhang {f['build'][0]['overhang_mm2']:.0f} mm² below 45°"),
-        ("tolerances", f["tolerances"]), ("surface finish", f["finish"]),
-        ("scale, projection, units", f"{blueprint.ratio(blueprint.scale_of(f['size_mm']))}, first angle, mm"),
-        ("revision of the sheet; of the geometry", f"{f['revision']}; {f['geometry_revision']}"), ("date, sheet", f"{f['date']}, 1 of 1"),
+        ("build direction", f"{build['direction']}, overhang {build['overhang_mm2']:.0f} mm² below 45°"),
+        ("tolerances", f["tolerances"]),
+        ("surface finish", f["finish"]),
+        ("scale, projection, units", f"{scale}, first angle, mm"),
+        ("revision of the sheet; of the geometry", f"{f['revision']}; {f['geometry_revision']}"),
+        ("date, sheet", f"{f['date']}, 1 of 1"),
         ("use", "not for clinical use"),
-    ]  # fmt: skip
+    ]
 
 
 def _is_solid(f: dict[str, Any]) -> bool:

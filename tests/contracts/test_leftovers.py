@@ -1,4 +1,4 @@
-"""A test that leaves a file in the tree fails the session, also where the file is ignored; caches may stay."""
+"""A test that leaves a file in the tree fails the session, ignored or not; caches may stay."""
 
 from __future__ import annotations
 
@@ -17,15 +17,24 @@ def session(folder: Path, writes: str) -> subprocess.CompletedProcess[str]:
     subprocess.run(["git", "init", "-q", str(folder)], check=True)
     (folder / ".gitignore").write_text("mlruns/\n.cache/\n")
     (folder / "pytest.ini").write_text("[pytest]\n")
-    (folder / "conftest.py").write_text("from tests.leftovers import pytest_sessionfinish, pytest_sessionstart\n")
-    body = "from pathlib import Path\ndef test_it():\n    p = Path({!r})\n    p.parent.mkdir(exist_ok=True)\n    p.touch()\n"
+    (folder / "conftest.py").write_text(
+        "from tests.leftovers import pytest_sessionfinish, pytest_sessionstart\n"
+    )
+    body = (
+        "from pathlib import Path\ndef test_it():\n    p = Path({!r})\n"
+        "    p.parent.mkdir(exist_ok=True)\n    p.touch()\n"
+    )
     (folder / "test_one.py").write_text(body.format(writes))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "."]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+    )
 
 
-@pytest.mark.parametrize(("writes", "named"), [("rubbish.txt", "rubbish.txt"), ("mlruns/1.txt", "mlruns/")])
+@pytest.mark.parametrize(
+    ("writes", "named"), [("rubbish.txt", "rubbish.txt"), ("mlruns/1.txt", "mlruns/")]
+)
 def test_what_is_left_behind_fails_the_session_by_name(tmp_path, writes, named):
     done = session(tmp_path, writes)
     assert done.returncode == 1 and f"left behind in the tree: {named};" in done.stdout

@@ -1,4 +1,4 @@
-"""What leaves a run for 3D Slicer lies where the scan has it, says so in every file, and opens as one scene."""
+"""What leaves a run for 3D Slicer lies where the scan has it, says so, and opens as one scene."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from tests.scripts.test_config import composed
 #: float32 at 150 mm from the scan's origin is good to 1e-5 mm; what is asked for is 0.01.
 CLOSE_MM = 0.01
 SCAN = PhantomSpec(
-    spacing_mm=1.5, rotation_deg=(20.0, -15.0, 35.0), translation_mm=(30.0, -20.0, 100.0), listhesis_mm=3.0
+    spacing_mm=1.5,
+    rotation_deg=(20.0, -15.0, 35.0),
+    translation_mm=(30.0, -20.0, 100.0),
+    listhesis_mm=3.0,
 )
 
 
@@ -31,13 +34,18 @@ def patient():
     found = phantom(SCAN)
     ball = trimesh.creation.icosphere(3, 20.0)
     plate = found.vertebrae[-1].inferior
-    sacrum = Sacrum(Surface(np.asarray(ball.vertices) + plate.centre_mm - [0, 0, 30.0], np.asarray(ball.faces)), plate)
+    sacrum = Sacrum(
+        Surface(np.asarray(ball.vertices) + plate.centre_mm - [0, 0, 30.0], np.asarray(ball.faces)),
+        plate,
+    )
     return replace(found, sacrum=sacrum)
 
 
 @pytest.fixture(scope="module")
 def segment(patient):
-    return plan(replace(patient, sacrum=None), "L4-L5", PlanConfig(spacing_mm=1.5))  # it is no anatomy to measure
+    return plan(
+        replace(patient, sacrum=None), "L4-L5", PlanConfig(spacing_mm=1.5)
+    )  # it is no anatomy to measure
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +90,10 @@ def test_the_implant_lies_where_lps_from_segment_puts_it(run, segment, cage):
 def test_scanned_vertebrae_lie_where_the_patient_model_has_them(run, patient):
     cranial, caudal = (next(v for v in patient.vertebrae if v.name == n) for n in ("L4", "L5"))
     assert farthest(points(run, "vertebra_L4_scanned"), cranial.surface.points_mm) < CLOSE_MM
-    assert farthest(points(run, "vertebra_L5_scanned_and_planned"), caudal.surface.points_mm) < CLOSE_MM
+    assert (
+        farthest(points(run, "vertebra_L5_scanned_and_planned"), caudal.surface.points_mm)
+        < CLOSE_MM
+    )
     assert farthest(points(run, "sacrum_scanned"), patient.sacrum.surface.points_mm) < CLOSE_MM
 
 
@@ -105,12 +116,20 @@ def test_pedicle_axes_are_those_of_the_scan_and_of_the_plan(run, patient, segmen
         for side, axis in body.pedicles.items():
             assert np.abs(line(run, f"axis_{body.name}_{side}_{pose}") - axis).max() < CLOSE_MM
     for side, axis in segment.cranial.pedicles.items():
-        assert np.abs(line(run, f"axis_L4_{side}_planned") - rigid(segment.lps_from_segment, axis)).max() < CLOSE_MM
+        assert (
+            np.abs(
+                line(run, f"axis_L4_{side}_planned") - rigid(segment.lps_from_segment, axis)
+            ).max()
+            < CLOSE_MM
+        )
 
 
-def test_itk_reads_the_transform_and_slicers_sense_of_it_carries_the_segment_into_the_scan(run, segment, cage):
+def test_itk_reads_the_transform_and_slicers_sense_of_it_carries_the_segment_into_the_scan(
+    run, segment, cage
+):
     transform = sitk.ReadTransform(str(run / "slicer" / slicer.TRANSFORM))
-    # resampling: from the parent (LPS) into the moved frame; Slicer shows what lies under it by the inverse
+    # resampling: from the parent (LPS) into the moved frame; Slicer moves what lies under it the
+    # other way
     there = [transform.GetInverse().TransformPoint(p.tolist()) for p in cage.points_mm]
     assert np.abs(np.array(there) - rigid(segment.lps_from_segment, cage.points_mm)).max() < 1e-9
     assert farthest(np.array(there), points(run, "implant_optimised")) < CLOSE_MM
@@ -119,27 +138,59 @@ def test_itk_reads_the_transform_and_slicers_sense_of_it_carries_the_segment_int
 def schema_problems(content: dict) -> list[str]:
     """Where content differs from what markups-schema-v1.0.3.json asks of a Line.
 
-    Source: github.com/Slicer/Slicer, Modules/Loadable/Markups/Resources/Schema/markups-schema-v1.0.3.json, commit
-    15671043411809e62742101b9b3fd843fd4739c9: required keys, types, enumerations, lengths and ranges of the keys that
-    we write; a key that is not listed here is a problem too.
+    Source: github.com/Slicer/Slicer at 583e9b37d50e, Modules/Loadable/Markups/Resources/Schema/
+    markups-schema-v1.0.3.json: required keys, types, enumerations, lengths and ranges of the keys
+    that we write; a key that is not listed here is a problem too.
     """
-    vector3 = lambda v: isinstance(v, list) and len(v) == 3 and all(isinstance(x, int | float) for x in v)  # noqa: E731
-    colour = lambda v: vector3(v) and all(0.0 <= x <= 1.0 for x in v)  # noqa: E731
+
+    def numbers(v: object) -> bool:
+        return isinstance(v, list) and len(v) == 3 and all(isinstance(x, int | float) for x in v)
+
+    def colour(v: object) -> bool:
+        return numbers(v) and all(0.0 <= x <= 1.0 for x in v)
+
+    def size(v: object) -> bool:
+        return isinstance(v, int | float) and not isinstance(v, bool) and v >= 0.0
+
     text, flag = (lambda v: isinstance(v, str)), (lambda v: isinstance(v, bool))
-    size = lambda v: isinstance(v, int | float) and not isinstance(v, bool) and v >= 0.0  # noqa: E731
-    point = {"id": text, "label": text, "description": text, "position": vector3, "selected": flag, "locked": flag,
-             "visibility": flag, "positionStatus": lambda v: v in ("undefined", "preview", "defined")}  # fmt: skip
-    display = {"visibility": flag, "color": colour, "selectedColor": colour, "pointLabelsVisibility": flag,
-               "propertiesLabelVisibility": flag, "textScale": size, "glyphScale": size}  # fmt: skip
+    point = {
+        "id": text,
+        "label": text,
+        "description": text,
+        "position": numbers,
+        "selected": flag,
+        "locked": flag,
+        "visibility": flag,
+        "positionStatus": lambda v: v in ("undefined", "preview", "defined"),
+    }
+    display = {
+        "visibility": flag,
+        "color": colour,
+        "selectedColor": colour,
+        "pointLabelsVisibility": flag,
+        "propertiesLabelVisibility": flag,
+        "textScale": size,
+        "glyphScale": size,
+    }
     kinds = ("Fiducial", "Line", "Angle", "Curve", "ClosedCurve", "Plane", "ROI")
-    markup = {"type": lambda v: v in kinds, "name": text, "coordinateSystem": lambda v: v in ("LPS", "RAS"),
-              "coordinateUnits": lambda v: v in ("mm", "um"), "locked": flag, "fixedNumberOfControlPoints": flag,
-              "labelFormat": text, "lastUsedControlPointNumber": lambda v: isinstance(v, int),
-              "controlPoints": lambda v: isinstance(v, list), "display": lambda v: isinstance(v, dict)}  # fmt: skip
+    markup = {
+        "type": lambda v: v in kinds,
+        "name": text,
+        "coordinateSystem": lambda v: v in ("LPS", "RAS"),
+        "coordinateUnits": lambda v: v in ("mm", "um"),
+        "locked": flag,
+        "fixedNumberOfControlPoints": flag,
+        "labelFormat": text,
+        "lastUsedControlPointNumber": lambda v: isinstance(v, int),
+        "controlPoints": lambda v: isinstance(v, list),
+        "display": lambda v: isinstance(v, dict),
+    }
 
     def problems(what: dict, rules: dict, place: str) -> list[str]:
         unknown = [f"{place}.{k} is not in the schema" for k in what if k not in rules]
-        return unknown + [f"{place}.{k}={what[k]!r}" for k in what if k in rules and not rules[k](what[k])]
+        return unknown + [
+            f"{place}.{k}={what[k]!r}" for k in what if k in rules and not rules[k](what[k])
+        ]
 
     found = problems(content, {"@schema": text, "markups": lambda v: isinstance(v, list)}, "file")
     found += [f"file.{k} is missing" for k in ("@schema", "markups") if k not in content]
@@ -175,8 +226,11 @@ def test_the_scene_names_files_that_exist_and_ids_that_resolve_all_in_lps(run):
     written = {p.name for p in (run / "slicer").iterdir()} - {slicer.SCENE, slicer.README}
     assert files == written and len(stored) == len(files)
     kinds = {n.attrib["id"]: n.tag for n in nodes}
-    wanted = {"Model": ("ModelStorage", "ModelDisplay"), "MarkupsLine": ("MarkupsJsonStorage", "MarkupsDisplay"),
-              "LinearTransform": ("TransformStorage", None)}  # fmt: skip
+    wanted = {
+        "Model": ("ModelStorage", "ModelDisplay"),
+        "MarkupsLine": ("MarkupsJsonStorage", "MarkupsDisplay"),
+        "LinearTransform": ("TransformStorage", None),
+    }
     used = []
     for node in (n for n in nodes if n.tag in wanted):
         references = dict(r.split(":") for r in node.attrib["references"].split(";") if r)
@@ -186,11 +240,19 @@ def test_the_scene_names_files_that_exist_and_ids_that_resolve_all_in_lps(run):
         if display is not None:
             assert kinds[references["display"]] == display
         used += references.values()
-    assert sorted(used) == sorted(i for i in ids if kinds[i] not in wanted), "each storage and display belongs to one node"
+    assert sorted(used) == sorted(i for i in ids if kinds[i] not in wanted), (
+        "each storage and display belongs to one node"
+    )
     for node in stored:
-        if node.tag != "TransformStorage":  # ITK's transforms are LPS by definition; Slicer's node has no such attribute
+        if (
+            node.tag != "TransformStorage"
+        ):  # ITK's transforms are LPS by definition; Slicer's node has no such attribute
             assert node.attrib["coordinateSystem"] == "LPS"
-    visible = [n.attrib["name"] for n in nodes if n.tag == "ModelDisplay" and n.attrib["visibility"] == "true"]
+    visible = [
+        n.attrib["name"]
+        for n in nodes
+        if n.tag == "ModelDisplay" and n.attrib["visibility"] == "true"
+    ]
     assert "implant_optimised display" in visible and "implant_stock display" not in visible
 
 
@@ -199,7 +261,9 @@ def test_every_file_states_its_frame(run):
         start = path.read_bytes()
         assert b"LPS" in (start[:80] if path.suffix == ".stl" else start), path.name
     told = (run / "slicer" / slicer.README).read_text()
-    assert "Not for clinical use" in told and all(p.name in told for p in (run / "slicer").iterdir() if p.suffix == ".stl")
+    assert "Not for clinical use" in told and all(
+        p.name in told for p in (run / "slicer").iterdir() if p.suffix == ".stl"
+    )
 
 
 def test_writing_again_gives_the_same_bytes_drops_what_is_gone_and_leaves_the_users_files(run):
@@ -213,7 +277,9 @@ def test_writing_again_gives_the_same_bytes_drops_what_is_gone_and_leaves_the_us
     (where / "my_notes.txt").unlink()
 
 
-def test_without_the_prepared_patient_the_neighbours_are_left_out_and_it_is_said(run, tmp_path, caplog):
+def test_without_the_prepared_patient_the_neighbours_are_left_out_and_it_is_said(
+    run, tmp_path, caplog
+):
     import shutil
 
     alone = tmp_path / "run"
@@ -227,7 +293,9 @@ def test_without_the_prepared_patient_the_neighbours_are_left_out_and_it_is_said
     assert (alone / "slicer" / "vertebra_L4_scanned.stl").exists()
 
 
-def test_a_run_without_parts_and_a_scene_with_one_name_twice_are_refused(tmp_path, run, cage, segment):
+def test_a_run_without_parts_and_a_scene_with_one_name_twice_are_refused(
+    tmp_path, run, cage, segment
+):
     import shutil
 
     empty = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""Files of a part say whose it is and where it lies, strict readers take them, and the same part gives the same bytes."""
+"""A part's files say whose it is and where it lies, and strict readers take them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ring() -> Surface:
 
 
 def strictly_read(path):
-    """The 3MF as lib3mf reads it in strict mode: model and warnings. Raises lib3mf's own exception."""
+    """The 3MF as lib3mf reads it in strict mode: model and warnings. Raises lib3mf's exception."""
     model = lib3mf.get_wrapper().CreateModel()
     reader = model.QueryReader("3mf")
     reader.SetStrictModeActive(True)
@@ -42,9 +42,14 @@ def test_strict_lib3mf_reads_the_3mf_without_a_warning_and_finds_it_manifold(rin
     assert meshes.Count() == 1 and meshes.MoveNext()
     mesh = meshes.GetCurrentMeshObject()
     assert mesh.IsManifoldAndOriented() and mesh.IsValid()
-    assert (mesh.GetVertexCount(), mesh.GetTriangleCount()) == (len(ring.points_mm), len(ring.faces))
+    assert (mesh.GetVertexCount(), mesh.GetTriangleCount()) == (
+        len(ring.points_mm),
+        len(ring.faces),
+    )
     corner = np.array([list(v.Coordinates) for v in mesh.GetVertices()], np.float32)
-    assert np.array_equal(corner, ring.points_mm.astype(np.float32)), "nine digits give every float32 back"
+    assert np.array_equal(corner, ring.points_mm.astype(np.float32)), (
+        "nine digits give every float32 back"
+    )
     items = model.GetBuildItems()
     assert items.Count() == 1, "what is not in <build> is not printed"
 
@@ -57,7 +62,9 @@ def test_the_strict_reader_would_refuse_what_trimesh_writes(ring, tmp_path):
     with zipfile.ZipFile(good) as old, zipfile.ZipFile(tmp_path / "bad.3mf", "w") as new:
         model = old.read("3D/3dmodel.model").decode()
         assert b"<item " in text
-        bad = model.replace("<item ", '<item xmlns="http://schemas.microsoft.com/3dmanufacturing/core/2015/02" ')
+        bad = model.replace(
+            "<item ", '<item xmlns="http://schemas.microsoft.com/3dmanufacturing/core/2015/02" '
+        )
         for name in old.namelist():
             new.writestr(name, bad if name.endswith(".model") else old.read(name))
     with pytest.raises(lib3mf.ELib3MFException):
@@ -69,14 +76,34 @@ def test_metadata_say_whose_part_it_is_and_that_it_is_not_for_clinical_use(ring,
     group = model.GetMetaDataGroup()
     held = [group.GetMetaData(k) for k in range(group.GetMetaDataCount())]
     plain = {d.GetName(): d.GetValue() for d in held if not d.GetNameSpace()}
-    own = {d.GetName(): d.GetValue() for d in held if d.GetNameSpace() == meshfiles.SPINEFIT_NAMESPACE}
+    own = {
+        d.GetName(): d.GetValue() for d in held if d.GetNameSpace() == meshfiles.SPINEFIT_NAMESPACE
+    }
     assert plain["Title"] == LABEL.title and plain["Application"] == "spinefit"
-    assert "Not for clinical use" in plain["Description"] and "segment frame" in plain["Description"]
-    assert own["patient"] == "patient 7" and own["level"] == "L4-L5" and own["use"] == "not for clinical use"
-    assert own["revision"] == meshfiles.geometry_revision(ring) and "x to the patient's left" in own["frame"]
+    assert (
+        "Not for clinical use" in plain["Description"] and "segment frame" in plain["Description"]
+    )
+    assert (
+        own["patient"] == "patient 7"
+        and own["level"] == "L4-L5"
+        and own["use"] == "not for clinical use"
+    )
+    assert (
+        own["revision"] == meshfiles.geometry_revision(ring)
+        and "x to the patient's left" in own["frame"]
+    )
     # well-known names of the core specification only; the rest is namespaced
-    assert set(plain) <= {"Title", "Designer", "Description", "Copyright", "LicenseTerms", "Rating", "CreationDate",
-                          "ModificationDate", "Application"}  # fmt: skip
+    assert set(plain) <= {
+        "Title",
+        "Designer",
+        "Description",
+        "Copyright",
+        "LicenseTerms",
+        "Rating",
+        "CreationDate",
+        "ModificationDate",
+        "Application",
+    }
     with zipfile.ZipFile(tmp_path / "a.3mf") as archive:
         ElementTree.fromstring(archive.read("3D/3dmodel.model"))
 
@@ -96,13 +123,15 @@ def test_stl_headers_name_frame_and_unit_and_never_begin_as_text_stl(ring, tmp_p
     path = meshfiles.write_stl(ring, tmp_path / "solid.stl", "solid", frame)
     header = path.read_bytes()[:80]
     assert not header.startswith(b"solid") and b"unit=mm" in header
-    # as Slicer reads it: SPACE=LPS or nothing, so that the segment frame is never taken for the scan's
+    # as Slicer reads it: SPACE=LPS or nothing, so that the segment is never taken for the scan
     reader = vtk.vtkSTLReader()
     reader.SetFileName(str(path))
     reader.Update()
     assert ("SPACE=LPS" in reader.GetHeader()) == (frame == "lps")
     assert "FRAME=SEGMENT x=left y=posterior z=cranial" in reader.GetHeader() or frame == "lps"
-    assert trimesh.load(path).volume == pytest.approx(trimesh.Trimesh(ring.points_mm, ring.faces).volume, rel=1e-5)
+    assert trimesh.load(path).volume == pytest.approx(
+        trimesh.Trimesh(ring.points_mm, ring.faces).volume, rel=1e-5
+    )
 
 
 def test_a_long_name_does_not_push_the_frame_out_of_the_header():
