@@ -104,9 +104,16 @@ def viewer_section(folder: Path, result: Result) -> tuple[str, str]:
         data = scene(folder, arms)
     except (ValueError, KeyError, OSError) as error:
         return f"<p>Not shown in three dimensions: {escape(str(error))}. The pictures below show the arms.</p>", ""
+    data["words"] |= _levels(result)
     script = resources.files("fem").joinpath("viewer/viewer.min.js").read_text()
     text = json.dumps(data, allow_nan=False).replace("</", "<\\/")
     return _controls(data), f'<script type="application/json" id="viewer-data">{text}</script>\n<script>{script}</script>'
+
+
+def _levels(result: Result) -> dict[str, str]:
+    """The vertebrae by their names, where the segment has any, e.g. "L4-L5"."""
+    names = str(result.asked.get("segment", "")).split("-")
+    return dict(zip(("cranial", "caudal"), names, strict=True)) if len(names) == 2 and all(names) else {}
 
 
 def _controls(data: dict[str, Any]) -> str:

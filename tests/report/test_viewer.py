@@ -108,6 +108,14 @@ def test_no_array_of_a_solution_has_a_colon_in_its_name():
         fields.stored_name(["c"], "a", "b")
 
 
+def test_the_vertebrae_have_their_names_where_the_segment_has_them(run, result):
+    assert '"cranial": "cranial"' in scenes.viewer_section(run, result)[1]
+    named = result.model_copy(update={"asked": {"segment": "L4-L5"}})
+    section, script = scenes.viewer_section(run, named)
+    assert '"cranial": "L4"' in script and '"caudal": "L5"' in script
+    assert 'value="caudal" checked> L5</label>' in section and 'value="remnant"> disc</label>' in section
+
+
 def test_a_run_without_solutions_and_one_with_foreign_ones_say_so(tmp_path, run, result):
     text, script = scenes.viewer_section(tmp_path, result)
     assert "keep.solutions" in text and not script
