@@ -10,6 +10,7 @@ import io
 import logging
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,43 @@ import trimesh
 
 from engine import artifacts, drawing
 from engine.drawing import SCALES, SHEET_MM, Sheet, View
-from engine.types import Surface
+from engine.meshfiles import NOT_CLINICAL
+from engine.types import SEGMENT_FRAME, Surface
 
 for _name in ("fontTools", "ezdxf"):  # they tell of every glyph
     logging.getLogger(_name).setLevel(logging.WARNING)
 #: layer → line width mm, dashes (in widths), DXF colour
 _LAYERS: dict[str, tuple[float, tuple[float, float] | None, int]] = {
     "VISIBLE": (0.5, None, 7), "HIDDEN": (0.18, (6.0, 4.0), 8), "DIM": (0.18, None, 5), "HATCH": (0.13, None, 8),
-    "CUT": (0.35, (12.0, 3.0), 1), "TEXT": (0.18, None, 7), "FRAME": (0.35, None, 7)}  # fmt: skip
+    "CUT": (0.35, (12.0, 3.0), 1), "CUT_ARROW": (0.35, None, 1), "TEXT": (0.18, None, 7), "FRAME": (0.35, None, 7),
+    "KEY": (0.25, None, 3)}  # fmt: skip
 _TITLE_MM = (200.0, 66.0)
+#: Letters in a line of the notes: they end where the key begins.
+_NOTE_LETTERS = 92
+#: The key's lower left corner and size, between the notes and the title block.
+_KEY_MM = ((160.0, 24.0), (48.0, 50.0))
 
 
 # -- the sheet -------------------------------------------------------------------------------------------------
-def sheet(mesh: trimesh.Trimesh, measured: dict[str, Any], title: Sequence[tuple[str, str]], notes: Sequence[str]) -> Sheet:
-    """The sheet of a turned part. title: rows of the title block; notes: lines beside it."""
+@dataclass(frozen=True)
+class Key:
+    """Where the part stands in the patient: its outlines and the endplate's rim, [n, 2] each, x and y of the segment frame
+    in mm, and the angle in degrees by which the sheet's part is turned from there (drawing.turned)."""
+
+    rim_mm: np.ndarray
+    outlines_mm: Sequence[np.ndarray]
+    turned_deg: float
+
+
+def sheet(
+    mesh: trimesh.Trimesh,
+    measured: dict[str, Any],
+    title: Sequence[tuple[str, str]],
+    notes: Sequence[str],
+    key: Key | None = None,
+) -> Sheet:
+    """The sheet of a turned part. title: rows of the title block; notes: lines beside it; key: drawn beside the notes, and
+    the views then say from where in the patient they look."""
     views = {name: drawing.view(mesh, name) for name in drawing.SIGHT}
     x, y, z = measured["size_mm"]
     scale = scale_of(measured["size_mm"])
@@ -39,12 +63,12 @@ def sheet(mesh: trimesh.Trimesh, measured: dict[str, Any], title: Sequence[tuple
     left, front, right = (c * 1.0 for c in _columns(scale, x, y))
     upper = SHEET_MM[1] - 28 - 0.5 * scale * z
     lower = upper - 0.5 * scale * (z + y) - 38
-    centre = {"front": (front, upper), "left": (left, upper), "above": (front, lower)}
+    centre = {"side": (front, upper), "end": (left, upper), "above": (front, lower)}
     for name, where in centre.items():
         _draw(page, views[name], where, scale)
-    _caption(page, "front (anterior)", front, upper + 0.5 * scale * z + 6)
-    _caption(page, "from the left", left, upper + 0.5 * scale * z + 6)
-    _caption(page, "from above (cranial)", front, lower - 0.5 * scale * y - 15)
+    _caption(page, "1: long side" + _seen_from(key, [0, -1]), front, upper + 0.5 * scale * z + 9)
+    _caption(page, "2: end" + _seen_from(key, [1, 0]), left, upper + 0.5 * scale * z + 9)
+    _caption(page, "from above (cranial)", front, lower - 0.5 * scale * y - 17)
     _sections(page, mesh, measured, (right, upper), (right, lower), (front, upper), (front, lower))
     oblique = views["oblique"]
     small = next((s for s in SCALES if s <= 0.75 * scale and s * float(np.ptp(oblique.size[:, 0])) <= max(scale * y, 62.0)), SCALES[-1])
@@ -52,7 +76,60 @@ def sheet(mesh: trimesh.Trimesh, measured: dict[str, Any], title: Sequence[tuple
     _caption(page, f"oblique, {ratio(small)}", left, lower - 6 + small * float(oblique.size[1, 1]) + 4)
     _dimensions(page, mesh, measured, centre)
     _frame(page, title, notes)
+    if key is not None:
+        _draw_key(page, key, mesh)
     return page
+
+
+def _seen_from(key: Key | None, viewer: Sequence[float]) -> str:
+    """`, from 60° right of anterior`: viewer [2] is where the eye is, in the device's frame."""
+    return "" if key is None else f", from {drawing.bearing(drawing.in_segment(np.array(viewer), key.turned_deg))}"
+
+
+def _draw_key(page: Sheet, key: Key, mesh: trimesh.Trimesh) -> None:
+    """The part on the caudal endplate from above, anterior up and the patient's left on the left, with the sight of views
+    1 and 2; not to scale."""
+    (x0, y0), (wide, tall) = _KEY_MM
+    low, high = key.rim_mm.min(0), key.rim_mm.max(0)
+    scale = min((wide - 15.0) / (high - low)[0], (tall - 24.0) / (high - low)[1])
+    middle = np.array([x0 + 0.5 * wide, y0 + 0.5 * tall - 2.0])
+
+    def on_page(points_mm: np.ndarray) -> np.ndarray:
+        return middle - scale * (np.asarray(points_mm, float) - 0.5 * (low + high))
+
+    for curve in (key.rim_mm, *key.outlines_mm):
+        page.lines.append(("KEY", on_page(np.vstack([curve, curve[:1]]))))
+    reach = 0.5 * scale * (high - low) + 4.5
+    for letter, step in (("L", (-1, 0)), ("R", (1, 0)), ("A", (0, 1)), ("P", (0, -1))):
+        at = middle + np.array(step) * reach
+        page.text(float(at[0]), float(at[1]) - 1.2, letter, 3.0, "center")
+    flat = np.concatenate(list(key.outlines_mm))
+    part = on_page(0.5 * (flat.min(0) + flat.max(0))[None])[0]
+    for name, sight, half in (("1", (0.0, 1.0), 0.5 * np.ptp(mesh.vertices[:, 1])), ("2", (-1.0, 0.0), 0.5 * np.ptp(mesh.vertices[:, 0]))):
+        way = -drawing.in_segment(np.array(sight), key.turned_deg)  # the page has both axes the other way
+        # from within the rim, so that numbers and letters keep apart; of a large part the arrow crosses the outline
+        tail = part - way * min(scale * half + 6.5, _reach(on_page(key.rim_mm) - part, -way) - 1.0)
+        _arrow(page, "KEY", tail, tail + 5.5 * way)
+        behind = tail - 2.2 * way
+        page.text(float(behind[0]), float(behind[1]) - 1.0, name, 2.2, "center")
+    page.text(x0 + 0.5 * wide, y0 + tall - 3.0, "key: on the caudal endplate, from above", 1.8, "center")
+
+
+def _reach(corners: np.ndarray, way: np.ndarray) -> float:
+    """How far the closed curve [n, 2] round the origin lies off it in a direction [2]."""
+    angle = np.arctan2(corners[:, 1], corners[:, 0])
+    order = np.argsort(angle)
+    radius = np.linalg.norm(corners, axis=1)[order]
+    return float(np.interp(np.arctan2(way[1], way[0]), angle[order], radius, period=2.0 * np.pi))
+
+
+def _arrow(page: Sheet, layer: str, tail: np.ndarray, tip: np.ndarray) -> None:
+    """A line with a closed head, 2 mm long, at its tip."""
+    way = (tip - tail) / np.linalg.norm(tip - tail)
+    across = np.array([-way[1], way[0]])
+    base = tip - 2.0 * way
+    page.lines.append((layer, np.stack([tail, base])))
+    page.lines.append((layer, np.stack([tip, base + 0.6 * across, base - 0.6 * across, tip])))
 
 
 def scale_of(size_mm: Sequence[float]) -> float:
@@ -92,10 +169,14 @@ def _sections(page: Sheet, mesh: trimesh.Trimesh, measured: dict[str, Any], a: A
         if curves:
             page.hatches.append(curves)
         _caption(page, f"section {name}, cut faces", centre[0], centre[1] + 0.5 * s * (z if axis == 1 else y) + 6)
-    for (cx, cy), mark, reach in ((above, "A", 0.5 * s * x + 6), (front, "B", 0.5 * s * x + 11)):
+    # the arrows look the way the section does: A-A from the long side, up on the sheet; B-B from above, down on it
+    for (cx, cy), mark, sight in ((above, "A", 1.0), (front, "B", -1.0)):
+        reach = 0.5 * s * x + 4.0
         page.lines.append(("CUT", np.array([[cx - reach, cy], [cx + reach, cy]])))
         for side in (-1, 1):
-            page.text(cx + side * (reach + 2.5), cy - 1.2, mark, 3.5, "center")
+            at = np.array([cx + side * reach, cy])
+            _arrow(page, "CUT_ARROW", at - [0.0, sight * 6.0], at)
+            page.text(float(at[0]) + side * 3.2, float(at[1]) - (5.2 if sight > 0 else -2.0), mark, 3.5, "center")
 
 
 def _dimensions(page: Sheet, mesh: trimesh.Trimesh, measured: dict[str, Any], centre: dict[str, tuple[float, float]]) -> None:
@@ -114,13 +195,13 @@ def _dimensions(page: Sheet, mesh: trimesh.Trimesh, measured: dict[str, Any], ce
             ends = [np.array([cx + s * where, cy + s * v]) for v in at]
             page.dimensions.append((*ends, cx + beside, "y", at[1] - at[0]))  # type: ignore[arg-type]
 
-    across("front", x, 9.0, z)
-    across("left", y, 9.0, z)
-    for name, k, sides in (("front", 0, (("right", -1.0), ("left", 1.0))), ("left", 1, (("front", -1.0), ("back", 1.0)))):
-        for wall, sign in sides:
-            axis = 0 if wall in ("left", "right") else 1
+    across("side", x, 9.0, z)
+    across("end", y, 9.0, z)
+    # beside the long side, the dimensions stand clear of the arrows and letters of B-B
+    for name, axis, half, clear in (("side", 0, 0.5 * s * x, 15.0), ("end", 1, 0.5 * s * y, 8.0)):
+        for sign in (-1.0, 1.0):
             point = drawing.wall_middle(outer, inner, axis, sign)
-            up(name, drawing.crossing(mesh, point), float(point[k]), sign * (0.5 * s * (x if k == 0 else y) + 8.0))
+            up(name, drawing.crossing(mesh, point), float(point[axis]), sign * (half + clear))
     if measured["wall_mm"] is not None:
         chamber = "; chamber {:.2f} × {:.2f} mm".format(*measured["chamber_mm"])
         page.text(SHEET_MM[0] - 14, 84.0, f"least wall in B-B: {measured['wall_mm']:.2f} mm{chamber}", 2.5, "right")
@@ -145,7 +226,7 @@ def _frame(page: Sheet, title: Sequence[tuple[str, str]], notes: Sequence[str]) 
         page.text(x + 1.5, y + 1.5, value, 2.6)
     y = y0 + _TITLE_MM[1] - 4
     for line in notes:
-        for piece in textwrap.wrap(line, 96):
+        for piece in textwrap.wrap(line, _NOTE_LETTERS):
             page.text(24, y, piece, 2.2)
             y -= 3.6
         y -= 1.2
@@ -189,7 +270,7 @@ def write_pdf(page: Sheet, path: Path | str, title: str) -> Path:
         for tip, other in ((a, b), (b, a)):
             head = {"arrowstyle": "-|>,head_length=0.5,head_width=0.15", "lw": 0.0, "color": "black", "shrinkA": 0, "shrinkB": 0}
             axes.annotate("", tuple(tip), tuple(other), arrowprops=head)
-        middle = 0.5 * (a + b) + [0, 1.0] if direction == "x" else a + 0.35 * (b - a) - [1.0, 0]  # off the middle, where sections run
+        middle = dimension_text(first, second, at, direction)
         axes.text(float(middle[0]), float(middle[1]), f"{length:.2f}", fontsize=2.8 * points, ha="center" if direction == "x" else "right",
                   va="bottom" if direction == "x" else "center", rotation=0 if direction == "x" else 90)  # fmt: skip
     for _, x, y, height, words, align, degrees in page.texts:
@@ -198,6 +279,13 @@ def write_pdf(page: Sheet, path: Path | str, title: str) -> Path:
     with rc_context({"pdf.fonttype": 42, "font.family": "DejaVu Sans", "hatch.linewidth": 0.35}):
         figure.savefig(stream, format="pdf", metadata={"Title": title, "Creator": "spinefit", "CreationDate": None, "Producer": None})
     return artifacts.write_bytes(path, stream.getvalue())
+
+
+def dimension_text(first: np.ndarray, second: np.ndarray, at: float, direction: str) -> np.ndarray:
+    """Where a dimension's number stands on the sheet [2]: above the middle of a level line; left of an upright one, off its
+    middle, where sections run, centred on that place and read from the right."""
+    a, b = _dimension_ends(first, second, at, direction)
+    return 0.5 * (a + b) + [0, 1.0] if direction == "x" else a + 0.35 * (b - a) - [1.0, 0]
 
 
 def _dimension_ends(first: np.ndarray, second: np.ndarray, at: float, direction: str) -> tuple[np.ndarray, np.ndarray]:
@@ -260,9 +348,18 @@ def write_dxf(page: Sheet, path: Path | str) -> Path:
 
 # -- geometry --------------------------------------------------------------------------------------------------
 def write_glb(surface: Surface, path: Path | str, name: str) -> Path:
-    """glTF binary: metres, y up (glTF's own frame), one node of that name."""
+    """glTF binary: metres, y up (glTF's own frame), one node of that name. The scene's extras say unit, frame and how to get back:
+
+        (x, y, z) mm of the segment frame = 1000·(X, −Z, Y)
+    """
     points = np.asarray(surface.points_mm, float) / 1000.0
     mesh = trimesh.Trimesh(np.stack([points[:, 0], points[:, 2], -points[:, 1]], 1), surface.faces, process=False)
     scene = trimesh.Scene()
+    scene.metadata = {
+        "unit": "metre",
+        "frame": "glTF, y up: X = x, Y = z, Z = -y of the segment frame, divided by 1000",
+        "segment_frame": SEGMENT_FRAME,
+        "use": NOT_CLINICAL,
+    }
     scene.add_geometry(mesh, node_name=name, geom_name=name)
     return artifacts.write_bytes(path, scene.export(file_type="glb"))

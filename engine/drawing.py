@@ -1,8 +1,9 @@
 """A part's technical drawing, measured from the surface that is printed: views, section, dimensions, as primitives for PDF and DXF.
 
 The part is drawn in the device's frame: the segment frame turned about z so that the smallest rectangle round its footprint lies along
-the sheet. Views in first-angle projection: from the front (anterior), below it from above (cranial), to its left from the patient's left,
-each with feature edges (faces meeting at more than `FEATURE_DEG`) visible or hidden by a depth buffer, and the outline.
+the sheet, x along its long side. That frame is not the patient's: `bearing` says where its axes point. Views in first-angle projection:
+the long side (seen from -y), below it from above (cranial), to its left the end (seen from +x), each with feature edges (faces meeting
+at more than `FEATURE_DEG`) visible or hidden by a depth buffer, and the outline.
 
 Lengths in mm; sheet coordinates in mm of paper, A3 landscape.
 """
@@ -28,7 +29,7 @@ _PIXEL_MM = 0.05
 #: How far behind the depth buffer an edge may lie and still be seen: a pixel on a steep wall.
 _SEEN_MM = 0.15
 #: view → (direction of sight, what points up on the sheet), device's frame
-SIGHT = {"front": ((0, 1, 0), (0, 0, 1)), "above": ((0, 0, -1), (0, 1, 0)), "left": ((-1, 0, 0), (0, 0, 1)),
+SIGHT = {"side": ((0, 1, 0), (0, 0, 1)), "above": ((0, 0, -1), (0, 1, 0)), "end": ((-1, 0, 0), (0, 0, 1)),
          "oblique": ((-0.55, 0.65, -0.52), (0, 0, 1))}  # fmt: skip
 
 
@@ -97,7 +98,7 @@ def turned(mesh: trimesh.Trimesh) -> tuple[trimesh.Trimesh, float]:
 def measure(mesh: trimesh.Trimesh) -> dict[str, Any]:
     """Dimensions of the turned part, from its triangles. Lengths mm, angles degrees.
 
-    size; height at the left, right, front and back wall and, where there is material, in the middle (along z through the wall); angle of
+    size; height at the walls at either end of x and y and, where there is material, in the middle (along z through the wall); angle of
     the cranial to the caudal face in the y-z (sagittal of the device) and x-z plane, of planes fitted by area to what faces up and down;
     wall: the least distance between outer and inner outline half way up (null without a chamber).
     """
@@ -110,7 +111,7 @@ def measure(mesh: trimesh.Trimesh) -> dict[str, Any]:
         widest = max(inner, key=lambda c: float(np.prod(np.ptp(c, axis=0))))
         found["chamber_mm"] = np.ptp(widest, axis=0).tolist()
     heights = {}
-    for name, axis, sign in (("left", 0, 1.0), ("right", 0, -1.0), ("front", 1, -1.0), ("back", 1, 1.0)):
+    for name, axis, sign in (("+x", 0, 1.0), ("-x", 0, -1.0), ("-y", 1, -1.0), ("+y", 1, 1.0)):
         heights[name] = crossing(mesh, wall_middle(outer, inner, axis, sign))
     heights["middle"] = crossing(mesh, np.zeros(2))
     found["height_mm"] = {k: None if c is None else c[1] - c[0] for k, c in heights.items()}
@@ -123,6 +124,24 @@ def measure(mesh: trimesh.Trimesh) -> dict[str, Any]:
     tilt = [np.degrees(np.arctan2(planes[0][k], planes[0][2]) - np.arctan2(planes[1][k], planes[1][2])) for k in (1, 0)]
     found |= {"angle_yz_deg": float(tilt[0]), "angle_xz_deg": float(tilt[1])}
     return found | {"volume_mm3": float(mesh.volume), "area_mm2": float(mesh.area)}
+
+
+def in_segment(direction: np.ndarray, turned_deg: float) -> np.ndarray:
+    """A direction [2] of the turned part in the x and y of the segment frame."""
+    c, s = np.cos(np.radians(turned_deg)), np.sin(np.radians(turned_deg))
+    return np.array([[c, -s], [s, c]]) @ np.asarray(direction, float)
+
+
+def bearing(direction: np.ndarray) -> str:
+    """Where a horizontal direction [2] of the segment frame (x left, y posterior) points, in words.
+
+    "anterior", or "60° right of anterior": from anterior or posterior, whichever is nearer, to the patient's side.
+    """
+    x, y = np.asarray(direction, float)
+    end = "anterior" if y <= 0 else "posterior"
+    angle = round(float(np.degrees(np.arctan2(abs(x), abs(y)))))
+    side = "left" if x > 0 else "right"
+    return end if angle == 0 else side if angle == 90 else f"{angle}° {side} of {end}"
 
 
 def section_outlines(mesh: trimesh.Trimesh, axis: int, at_mm: float) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -22,8 +22,9 @@ import trimesh
 from scipy import ndimage
 from skimage.measure import marching_cubes
 
-from engine import artifacts
+from engine import meshfiles
 from engine.contour import creases, dual_contour, gradient
+from engine.meshfiles import PartLabel
 from engine.types import Surface, VoxelField
 
 log = logging.getLogger(__name__)
@@ -282,34 +283,30 @@ def _problem(found: dict[str, Any]) -> str:
 
 
 # -- files -------------------------------------------------------------------------------------------------
-def export(surface: Surface, folder: Path | str, name: str) -> dict[str, Path]:
-    """Write <name>.stl (binary) and <name>.3mf (millimetre), read both back and compare.
+def export(
+    surface: Surface, folder: Path | str, name: str, label: PartLabel | None = None
+) -> dict[str, Path]:
+    """Write <name>.stl (binary) and <name>.3mf, both in mm in the segment frame, read both back and compare.
 
-    Returns {"stl": path, "3mf": path}. Raises ExportError when the surface is not printable or when a file
-    read back is not watertight or differs in volume by more than 1e-4; nothing is left behind then.
+    label: whose part it is, for the 3MF's metadata. Returns {"stl": path, "3mf": path}. Raises ExportError when the
+    surface is not printable or when a file read back is not watertight or differs in volume by more than 1e-4;
+    nothing is left behind then.
     """
     found = check(surface)
     if problem := _problem(found):
         raise ExportError(f"{name}: {problem}; not written")
-    mesh = trimesh.Trimesh(surface.points_mm, surface.faces, process=False)
-    paths: dict[str, Path] = {}
+    folder = Path(folder)
+    paths = {"stl": folder / f"{name}.stl", "3mf": folder / f"{name}.3mf"}
     try:
-        for kind in ("stl", "3mf"):
-            what: Any = _scene(mesh, name) if kind == "3mf" else mesh
-            content: Any = what.export(file_type=kind)
-            paths[kind] = artifacts.write_bytes(Path(folder) / f"{name}.{kind}", content)
-            _compare(read(paths[kind]), found, paths[kind])
+        meshfiles.write_stl(surface, paths["stl"], name, "segment")
+        meshfiles.write_3mf(surface, paths["3mf"], name, label)
+        for path in paths.values():
+            _compare(read(path), found, path)
     except ExportError:
         for path in paths.values():
             path.unlink(missing_ok=True)
         raise
     return paths
-
-
-def _scene(mesh: trimesh.Trimesh, name: str) -> trimesh.Scene:
-    scene = trimesh.Scene()
-    scene.add_geometry(mesh, geom_name=name)
-    return scene
 
 
 def read(path: Path | str) -> Surface:

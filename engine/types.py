@@ -23,6 +23,12 @@ import jax
 import numpy as np
 from scipy.ndimage import map_coordinates
 
+#: The two frames in words, as files and pages that leave the project state them.
+SEGMENT_FRAME = (
+    "segment frame: origin at the centre of the caudal vertebra's superior endplate, x to the patient's left, "
+    "y posterior, z cranial, mm"
+)
+LPS_FRAME = "scan's own LPS: x to the patient's left, y posterior, z superior, mm"
 #: Materials' regions, in the order of the columns of `Response.fraction`.
 REGIONS = ("caudal", "cranial", "implant", "graft", "remnant")
 #: The two vertebrae in the order of `Response.motion`.

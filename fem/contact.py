@@ -32,6 +32,7 @@ import scipy.sparse as sp
 from engine.types import SolverStatus
 from fem import elasticity as el
 from fem.faces import Faces, faces_of
+from fem.fields import array_name
 from fem.linear import Factor, LinkRows, Solution
 from fem.mesh import TetMesh
 from fem.tets import face_pairs
@@ -153,13 +154,13 @@ class Contact:
     opening_mm: np.ndarray
 
     def on_faces(self, nodes_mm: np.ndarray, at: Interface, names: Sequence[str]) -> meshio.Mesh:
-        """The interface's triangles with means per load case: `<name>:pressure_mpa`, `:shear_mpa`, `:opening_mm`."""
+        """The interface's triangles with means per load case: `<name>_pressure_mpa`, `_shear_mpa`, `_opening_mm`."""
         used, triangles = np.unique(at.faces.nodes[:, :3], return_inverse=True)
         data = {}
         for k, name in enumerate(names):
             for what, values in (("pressure_mpa", self.pressure), ("shear_mpa", self.shear), ("opening_mm", self.opening_mm)):
                 each = values[:, k].reshape(at.faces.weight_mm2.shape)
-                data[f"{name}:{what}"] = [(each * at.faces.weight_mm2).sum(1) / at.faces.weight_mm2.sum(1)]
+                data[array_name(name, what)] = [(each * at.faces.weight_mm2).sum(1) / at.faces.weight_mm2.sum(1)]
         return meshio.Mesh(nodes_mm[used], [("triangle", triangles.reshape(-1, 3))], cell_data=data)
 
     def figures(self, at: Interface) -> list[dict[str, float]]:

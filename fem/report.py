@@ -15,6 +15,7 @@ from typing import Any
 
 from engine import artifacts
 from engine.page import Picture, bullets, document, image, number, pairs, percent, pictures_grid, table, text
+from engine.types import LPS_FRAME, SEGMENT_FRAME
 from fem.credibility import arm_name, arm_order, credibility, mesh_errors, status_cell, unit_cell
 from fem.plots import convergence
 from fem.result import ARMS, Alignment, Arm, Result, Status, reached, validate
@@ -227,12 +228,28 @@ def _search(result: Result, folder: Path) -> str:
     )
 
 
-def _files(result: Result) -> str:
+def _files(result: Result, folder: Path) -> str:
     rows = [(escape(what), text(f"<code>{escape(path)}</code>")) for what, path in result.files.items()]
     for arm in arm_order(result):
         for what, path in result.arms[arm].files.items():
             rows.append((f"{arm_name(arm, result)}: {escape(what)}", text(f"<code>{escape(path)}</code>")))
-    return table("Relative to the run folder", ("what", "where"), rows) if rows else "<p>None listed.</p>"
+    listed = table("Relative to the run folder", ("what", "where"), rows) if rows else "<p>None listed.</p>"
+    return _frames(folder) + listed
+
+
+def _frames(folder: Path) -> str:
+    """In which frame and unit each kind of file is."""
+    lines = [
+        f"designs/, fem/, blueprints and all pictures: {SEGMENT_FRAME}. The cranial vertebra stands at its planned pose.",
+        "implant.glb: the same part in metres with y up, as glTF asks for (said in the file's extras).",
+    ]
+    if (folder / "slicer").is_dir():
+        lines.insert(
+            1,
+            f"slicer/: {LPS_FRAME}. Load the CT in 3D Slicer, then add slicer/scene.mrml: implants, vertebrae as planned and "
+            "as scanned, pedicle axes; segment_to_lps.tfm takes any other file of this folder there.",
+        )
+    return bullets(lines)
 
 
 # -- the page ----------------------------------------------------------------------------------------------
@@ -255,7 +272,7 @@ def page(result: Result, folder: Path, pictures: Sequence[Picture] = ()) -> str:
             pairs("Wall time, s", dict(result.timings_s)) + pairs("Memory, MB", dict(result.memory_mb)),
         ),
         ("Versions and inputs", pairs("Versions", dict(result.versions)) + pairs("SHA-256", dict(result.hashes))),
-        ("Files", _files(result)),
+        ("Files and their frames", _files(result, folder)),
     ]
     return document(result.title, result.created, result.warnings, sections, script)
 

@@ -27,6 +27,7 @@ from engine import materials
 from engine.types import BODIES, REGIONS, Boundary, Design, Patch, Response, Segment, SolverStatus, stack_loads
 from fem import elasticity as el
 from fem.contact import ContactSettings, interface, solve_contact, split
+from fem.fields import array_name
 from fem.linear import LinkRows, solve_linear
 from fem.mesh import TetMesh
 from fem.tets import components
@@ -330,7 +331,7 @@ def von_mises(stress: np.ndarray) -> np.ndarray:
 
 
 def write_vtu(path: Path | str, field: FemField) -> None:
-    """Write one .vtu for ParaView: per load case `<name>:displacement_mm` on points (use Warp By Vector), and on
+    """Write one .vtu for ParaView: per load case `<name>_displacement_mm` on points (use Warp By Vector), and on
     cells min and max principal strain, von Mises stress, strain energy density; `region` and `e_mpa` once. Fields are rounded to
     float32: they are for looking at."""
     mesh = field.mesh
@@ -341,11 +342,11 @@ def write_vtu(path: Path | str, field: FemField) -> None:
         strain, stress = field.strain[k], field.stress[k]
         values = principal(strain, 0.5)
         mises = von_mises(principal(stress, 1.0))
-        points[f"{name}:displacement_mm"] = field.displacement_mm[k]
-        cells[f"{name}:strain_min"] = values[:, 0]
-        cells[f"{name}:strain_max"] = values[:, 2]
-        cells[f"{name}:von_mises_mpa"] = mises
-        cells[f"{name}:sed_mpa"] = 0.5 * (strain * stress).sum(-1)
+        points[array_name(name, "displacement_mm")] = field.displacement_mm[k]
+        cells[array_name(name, "strain_min")] = values[:, 0]
+        cells[array_name(name, "strain_max")] = values[:, 2]
+        cells[array_name(name, "von_mises_mpa")] = mises
+        cells[array_name(name, "sed_mpa")] = 0.5 * (strain * stress).sum(-1)
     for data, kept in ((points, grid.point_data), (cells, grid.cell_data)):
         for name, values in data.items():
             kept[name] = values.astype(np.float32) if values.dtype.kind == "f" else values

@@ -13,8 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from engine import artifacts, blueprint, drawing, lattice, step, surface
 from engine.lattice import LatticeSettings
 from engine.materials import IMPLANTS
+from engine.meshfiles import PartLabel, geometry_revision
+from engine.types import Design
 from objectives.study import ARMS
-from scripts.pipeline import load_design, read_config
+from scripts.pipeline import load_design, part_label, read_config
 
 log = logging.getLogger("spinefit")
 NOTICE = "Made by spinefit, a research and design tool, not a cleared medical device."
@@ -70,10 +72,11 @@ def write_blueprint(folder: Path, arm: str = "optimised", tolerances: str = _AGR
         "turned_about_z_deg": angle_deg, **measured, "relative_density": density, "solid_mass_g": mass_g,
         "mass_g": struts["as_built_g"] if struts else mass_g * density["mean"], "lattice": struts,
         "build": builds, "tolerances": tolerances, "finish": finish, "revision": revision,
+        "geometry_revision": geometry_revision(part),
         "date": meta["created"][:10],
         "configuration": meta["identity"],
     }  # fmt: skip
-    page = blueprint.sheet(mesh, measured, _title(figures), _notes(figures))
+    page = blueprint.sheet(mesh, measured, _title(figures), _notes(figures), _key(segment, part, angle_deg))
     figures["scale"] = page.scale
     title = f"{figures['title']}, {arm}, {revision}"
     return {
@@ -112,7 +115,7 @@ def write_lattice(folder: Path, arm: str, settings: LatticeSettings) -> dict[str
         made = lattice.realise(design.implant, design.relative_density, settings, frame @ drawing.DIRECTIONS[direction])
         figures = made.figures
         if made.surface is not None:
-            surface.export(made.surface, where, "lattice")
+            surface.export(made.surface, where, "lattice", _label(folder, design))
     solid = IMPLANTS[design.material]
     for what in ("outline", "exported", "as_built"):
         if f"{what}_mm3" in figures:
@@ -121,6 +124,15 @@ def write_lattice(folder: Path, arm: str, settings: LatticeSettings) -> dict[str
     (where / "blueprint.json").unlink(missing_ok=True)  # the sheet tells of the lattice: it is to be drawn again
     artifacts.write_json(record, figures)
     return figures
+
+
+def _label(folder: Path, design: Design) -> PartLabel | None:
+    """Whose part it is; None in a folder that holds designs only."""
+    segment = folder / "segment" / "segment.json"
+    if not segment.exists():
+        return None
+    meta = artifacts.read_json(segment)
+    return part_label(read_config(folder).title, meta["patient"], meta["name"], design.arm, design.material)
 
 
 def write_step(folder: Path, arm: str, deviation_mm: float) -> Path:
@@ -149,25 +161,54 @@ def _densities(design: Any) -> dict[str, float]:
 
 def _title(f: dict[str, Any]) -> list[tuple[str, str]]:
     x, y, z = f["size_mm"]
-    lattice = f["relative_density"]
-    solid = lattice["least"] > 0.999
-    mass = f"{f['solid_mass_g']:.2f} g solid" + ("" if solid else f", {f['mass_g']:.2f} g with the lattice")
+    rho = f["relative_density"]
+    spread = f"{rho['least']:.2f} to {rho['most']:.2f}, mean {rho['mean']:.2f}"
+    build, scale = f["build"][0], blueprint.ratio(blueprint.scale_of(f["size_mm"]))
     return [
-        ("title", f["title"]), ("patient, level", f"{f['patient']}, {f['level']}"), ("plan", str(f["plan"])),
-        ("arm, family, approach", f"{f['arm'].replace('_', ' ')}, {f['family']}, {f['approach'] or '—'}"), ("material", f["material"]),
-        ("volume of the outline, mass", f"{f['volume_mm3']:.0f} mm³, {mass}"), ("size x × y × z", f"{x:.2f} × {y:.2f} × {z:.2f} mm"),
-        ("relative density", "solid" if solid else f"{lattice['least']:.2f} to {lattice['most']:.2f}, mean {lattice['mean']:.2f}"),
-        ("build direction", f"{f['build'][0]['direction']}, overhang {f['build'][0]['overhang_mm2']:.0f} mm² below 45°"),
-        ("tolerances", f["tolerances"]), ("surface finish", f["finish"]),
-        ("scale, projection, units", f"{blueprint.ratio(blueprint.scale_of(f['size_mm']))}, first angle, mm"),
-        ("revision", f["revision"]), ("date, sheet", f"{f['date']}, 1 of 1"),
-    ]  # fmt: skip
+        ("title", f["title"]),
+        ("patient, level", f"{f['patient']}, {f['level']}"),
+        ("plan", str(f["plan"])),
+        ("arm, family, approach", f"{f['arm'].replace('_', ' ')}, {f['family']}, {f['approach'] or '—'}"),
+        ("material", f["material"]),
+        ("volume of the outline", f"{f['volume_mm3']:.0f} mm³"),
+        ("mass", mass_words(f)),
+        ("size x × y × z", f"{x:.2f} × {y:.2f} × {z:.2f} mm"),
+        ("relative density", "1: solid throughout" if _is_solid(f) else spread),
+        ("build direction", f"{build['direction']}, overhang {build['overhang_mm2']:.0f} mm² below 45°"),
+        ("tolerances", f["tolerances"]),
+        ("surface finish", f["finish"]),
+        ("scale, projection, units", f"{scale}, first angle, mm"),
+        ("revision of the sheet; of the geometry", f"{f['revision']}; {f['geometry_revision']}"),
+        ("date, sheet", f"{f['date']}, 1 of 1"),
+        ("use", "not for clinical use"),
+    ]
+
+
+def _is_solid(f: dict[str, Any]) -> bool:
+    """No place of the part is less than 99.5 % dense, which two digits show as 1."""
+    return bool(f["relative_density"]["least"] >= 0.995)
+
+
+def mass_words(f: dict[str, Any]) -> str:
+    """One mass for the part as it is delivered, and what the other figure would be of."""
+    if _is_solid(f):
+        return f"{f['solid_mass_g']:.2f} g, solid"
+    how = "with struts as built" if f["lattice"] else "by the density map"
+    return f"{f['mass_g']:.2f} g {how}; a solid outline: {f['solid_mass_g']:.2f} g"
+
+
+def _key(segment: dict[str, Any], part: surface.Surface, turned_deg: float) -> blueprint.Key:
+    """Rim of the caudal endplate and the part's outer outline half way up, in the segment frame."""
+    mesh = drawing.mesh_of(part)
+    outer, _ = drawing.section_outlines(mesh, 2, 0.5 * float(mesh.bounds[:, 2].sum()))
+    rim = np.array(segment["caudal"]["superior"]["rim_mm"])[:, :2]
+    return blueprint.Key(rim, outer, turned_deg)
 
 
 def _lattice_note(f: dict[str, Any]) -> list[str]:
     s = f["lattice"]
     if s is None:
-        return [] if f["relative_density"]["least"] > 0.999 else ["The lattice is a density map (density.vtu); no struts were made of it."]
+        return [] if _is_solid(f) else ["The lattice is a density map (density.vtu); no struts were made of it."]
     strut, pore = s["as_built"]["strut"], s["as_built"]["pore"]
     found = f"struts {strut['p1_mm']:.2f} (least) and {strut['median_mm']:.2f} mm, pores {pore['median_mm']:.2f} mm (medians)"
     if not (strut["p1_mm"] and pore["median_mm"]):
@@ -178,10 +219,12 @@ def _lattice_note(f: dict[str, Any]) -> list[str]:
 
 def _notes(f: dict[str, Any]) -> list[str]:
     worst, angles = f["build"][-1], (f["angle_yz_deg"], f["angle_xz_deg"])
+    towards = [drawing.bearing(drawing.in_segment(np.eye(2)[k], f["turned_about_z_deg"])) for k in (0, 1)]
     return [
         NOTICE,
-        f"Drawn in the device's frame: the segment frame (x left, y posterior, z cranial) turned by {f['turned_about_z_deg']:.1f}° "
-        "about z. Dimensions are measured on the exported surface; the STL and 3MF beside this sheet are the master.",
+        f"Drawn in the device's frame, which is not the patient's (see the key): z cranial, x along the long side towards "
+        f"{towards[0]}, y towards {towards[1]}; that is the segment frame turned by {f['turned_about_z_deg']:.1f}° about z. "
+        "Dimensions are measured on the exported surface; the STL and 3MF beside this sheet are the master.",
         "Cranial to caudal face, planes fitted by area: {:.1f}° in the y-z and {:.1f}° in the x-z plane.".format(*angles),
         f"Build direction: the least overhang of six; the most is {worst['overhang_mm2']:.0f} mm² in {worst['direction']}.",
         *_lattice_note(f),

@@ -27,13 +27,12 @@ from engine.patient.frames import move_endplate
 from engine.types import Response, Segment, stack_loads
 from fem.mesh import MeshSettings
 from fem.mmg import die_with_parent
-from fem.render import render_all
-from fem.report import Picture, write_report
+from fem.report import write_report
 from fem.solve import FemSettings
 from fem.verify import Check, Reference, carried, check, contact_name, nothing
 from objectives import study as studies
 from objectives.study import ARMS, FLOORS, Study
-from scripts import credibility, solved
+from scripts import credibility, handover, picturing, solved
 from scripts.overrides import quoted, resume_line, shell_line
 from scripts.pipeline import Clock, FemConfig, RunConfig, load_design, read_config
 
@@ -477,8 +476,9 @@ def _report(study: Study, config: RunConfig, folder: Path, arms: dict[str, Any])
     segment, timings = study.segment, artifacts.read_json(folder / "timings.json")
     history = artifacts.read_jsonl(folder / "history.jsonl")
     end = _end(folder, history, config)
-    pictures, problems = _pictures(study, folder, arms)
-    warnings = [*segment.warnings, *problems]
+    pictures, problems = picturing.draw(segment, folder, arms)
+    files, unwritten = _for_the_scan(folder)
+    warnings = [*segment.warnings, *problems, *unwritten]
     if segment.density_source != "phantom" and not segment.density_source.startswith("ct"):
         warnings.insert(0, f"Bone density is not measured but {segment.density_source}: tissue measures compare arms only.")
     if not end["feasible"]:
@@ -515,9 +515,20 @@ def _report(study: Study, config: RunConfig, folder: Path, arms: dict[str, Any])
         "hashes": {"configuration": artifacts.read_json(folder / "meta.json")["identity"], "check": check_digest(config.fem),
                    "designs": designs_digest(folder)},
         "limitations": LIMITATIONS,
-        "files": {"history": "history.jsonl", "search": "search.jsonl", "engine": "engine.json", "configuration": "config.yaml"},
+        "files": {"history": "history.jsonl", "search": "search.jsonl", "engine": "engine.json", "configuration": "config.yaml"}
+                 | files,
     }  # fmt: skip
     return write_report(folder, result, pictures)
+
+
+def _for_the_scan(folder: Path) -> tuple[dict[str, str], list[str]]:
+    """Write slicer/; what result.json lists of it, and a warning where it could not be written: the check itself is done."""
+    try:
+        handover.write_slicer(folder)
+    except ValueError as error:
+        log.warning("slicer/ is not written: %s", error)
+        return {}, [f"Nothing was written for 3D Slicer: {error}"]
+    return handover.described(folder), []
 
 
 def _lattice(folder: Path) -> dict[str, Any] | None:
@@ -552,70 +563,8 @@ def report_again(folder: Path) -> Path:
         raise ValueError(f"{folder} holds no result.json; check it first: {shell_line('verify.py', [quoted('run', folder)])}")
     opened = open_designed(folder)
     result = artifacts.read_json(folder / "result.json")
-    pictures, _ = _pictures(opened.study, folder, result["arms"])
+    pictures, _ = picturing.draw(opened.segment, folder, result["arms"])
     result["credibility"] = credibility.of_run(opened.study, opened.config, folder, result["arms"])
     result["lattice"] = _lattice(folder)
+    result["files"] |= _for_the_scan(folder)[0]
     return write_report(folder, result, pictures)
-
-
-def _pictures(study: Study, folder: Path, arms: dict[str, Any]) -> tuple[list[Picture], list[str]]:
-    """Anatomy with the cage, the cage alone, footprints, and cuts through the strain."""
-    import pyvista as pv
-
-    pics = folder / "pictures"
-    pics.mkdir(exist_ok=True)
-    bones = []
-    for vertebra in (study.segment.caudal, study.segment.cranial):
-        path = pics / f"{vertebra.name}.ply"
-        faces = np.column_stack([np.full(len(vertebra.surface.faces), 3), vertebra.surface.faces]).ravel()
-        pv.PolyData(np.asarray(vertebra.surface.points_mm, float), faces).save(str(path))
-        bones.append({"path": str(path), "opacity": 0.35})
-    jobs: list[dict[str, Any]] = []
-    part = folder / "designs" / "optimised" / "implant.stl"
-    device = {"path": str(part), "color": "#8fb3c9", "opacity": 1.0}
-    titles = {}
-    for name, view in (("anatomy_left", [0, 10]), ("anatomy_front", [90, 10])):
-        jobs.append({"name": name, "kind": "anatomy", "surfaces": [*bones, device], "view": view, "out": str(pics / f"{name}.png")})
-        titles[name] = ("Anatomy at the planned pose with the optimised cage", "Two vertebrae, half transparent, with the cage")
-    jobs.append({"name": "part", "kind": "part", "path": str(part), "out": str(pics / "part.png")})
-    titles["part"] = ("The optimised cage as exported", "The cage alone, seen obliquely")
-    if (struts := part.with_name("lattice.stl")).exists():
-        jobs.append({"name": "lattice", "kind": "part", "path": str(struts), "out": str(pics / "lattice.png")})
-        titles["lattice"] = ("The optimised cage with its lattice as struts", "The cage alone, its lattice as printed geometry")
-    curves = []
-    for arm in ARMS:
-        if (folder / "designs" / arm / "implant.stl").exists():
-            curves += [{"label": arm, "points_mm": c.tolist()} for c in _outline(folder, arm)]
-    rim = study.segment.caudal.superior.rim_mm[:, :2].tolist()
-    jobs.append({"name": "footprints", "kind": "footprints", "curves": curves, "rim_mm": rim, "out": str(pics / "footprints.png")})
-    titles["footprints"] = ("Footprints on the caudal endplate, seen from above", "Outlines of all arms inside the endplate's rim")
-    for arm in ("stock", "conforming", "optimised"):
-        if arms.get(arm, {}).get("status", {}).get("code") == "ok":
-            centre = _middle(folder, arm)
-            for axis, plane in enumerate(("sagittal", "coronal")):
-                name = f"strain_{arm}_{plane}"
-                jobs.append({"name": name, "kind": "cut", "path": str(folder / "fem" / arm / "solution.vtu"), "plane": plane,
-                             "at_mm": float(centre[axis]), "field": "flexion:strain_min", "limits": [-1.0, 0.0], "scale": 100.0,
-                             "label": "minimum principal strain, %", "out": str(pics / f"{name}.png")})  # fmt: skip
-                titles[name] = (f"{arm}: strain in flexion, {plane} cut through the cage's middle",
-                                f"Minimum principal strain of the {arm} arm, {plane} cut")  # fmt: skip
-    made, problems = render_all(jobs)
-    for body in bones:
-        Path(str(body["path"])).unlink(missing_ok=True)
-    return [Picture(*titles[job["name"]], made[job["name"]]) for job in jobs if job["name"] in made], list(problems)
-
-
-def _middle(folder: Path, arm: str) -> np.ndarray:
-    """Centre [3] of the device's bounding box, mm."""
-    low, high = artifacts.read_json(folder / "designs" / arm / "design.json")["surface"]["bbox_mm"]
-    return 0.5 * (np.asarray(low) + np.asarray(high))
-
-
-def _outline(folder: Path, arm: str) -> list[np.ndarray]:
-    """Outer contours of a device seen from above, mm."""
-    from skimage.measure import find_contours
-
-    field = artifacts.load_field(folder / "designs" / arm / "implant.npz")
-    curves = find_contours(np.pad(np.asarray(field.values).min(axis=2), 1, constant_values=5.0), 0.0)
-    longest = max((len(c) for c in curves), default=0)
-    return [np.asarray(field.origin_mm)[:2] + field.spacing_mm * (c - 1) for c in curves if len(c) > 0.45 * longest]

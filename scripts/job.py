@@ -27,7 +27,7 @@ from typing import Any
 from engine import artifacts
 from engine.lattice import LatticeSettings
 from engine.patient.prepare import one_line
-from scripts import blueprinting, checking, overrides, pipeline, standing, stored, tracking
+from scripts import blueprinting, checking, handover, overrides, pipeline, standing, stored, tracking
 from scripts.command import FAILED, STOPPED, TRANSIENT
 from scripts.pipeline import RunConfig
 from scripts.stored import LOCK, OUTCOME
@@ -128,6 +128,7 @@ def _attempt(config: RunConfig, made: dict[str, Any] | None) -> tuple[int, str, 
                 blueprinting.write_lattice(folder, "optimised", config.lattice)
         if not (folder / "designs" / "optimised" / "blueprint.json").exists():
             blueprinting.write_blueprint(folder)
+        handover.write_slicer(folder)
         if config.check:
             if checking.checked(folder, config.fem):
                 log.info("%s: the check is there", folder)

@@ -9,6 +9,7 @@
     optimisation.json                how the search ended; written when all designs are there
     fem/<arm>/solution.vtu           every arm in SfePy
     result.json report.html          what came out
+    slicer/                          implants, vertebrae and pedicle axes in the scan's LPS, with a scene for 3D Slicer
     outcome.json .lock               how the job ended (scripts/job.py), and who is at work on it
 """
 
@@ -31,10 +32,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from engine import artifacts, forward, optimize, surface
 from engine.lattice import LatticeSettings
+from engine.materials import IMPLANTS
+from engine.meshfiles import PartLabel
 from engine.optimize import OptimizerSettings
 from engine.patient import load_segment, phantom_segment, save_segment
 from engine.types import Design, Segment, Surface
 from fem.contact import ContactSettings
+from fem.fields import array_name
 from fem.mesh import MeshSettings
 from fem.solve import FemSettings
 from objectives import study as studies
@@ -282,7 +286,8 @@ def design_run(config: RunConfig, made: dict[str, Any] | None = None) -> Path:
             _engine(study, values, folder, stop)
         with clock("export"):
             for arm, family in studies.families(study).items():
-                export_design(studies.design(study, arm, family, values[arm]), folder / "designs" / arm)
+                label = part_label(config.title, segment.patient, segment.name, arm, study.cage.material)
+                export_design(studies.design(study, arm, family, values[arm]), folder / "designs" / arm, label)
                 _stop_if(stop, folder)
         artifacts.write_json(folder / "optimisation.json", end)
     return folder
@@ -489,13 +494,20 @@ def _write_engine_fields(prepared: studies.Prepared, response: Any, path: Path) 
     for i, name in enumerate(("caudal", "cranial", "implant", "graft", "remnant")):
         image.cell_data[f"fraction_{name}"] = cell(response.fraction[:, i])
     for i, name in enumerate(response.loadcases):
-        image.cell_data[f"{name}:strain_min"] = cell(principal_strains(response.strain[i])[0])
+        image.cell_data[array_name(name, "strain_min")] = cell(principal_strains(response.strain[i])[0])
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(str(path))
 
 
-def export_design(design: Design, folder: Path) -> None:
-    """Fields, parameters and printable surface of one arm."""
+def part_label(title: str, patient: str, level: str, arm: str, material: str) -> PartLabel:
+    """What a part's 3MF says of it; without a title of the run, patient and level make one."""
+    words = title or f"cage, {patient} {level}"
+    name = IMPLANTS[material].source.split(" [")[0].split(";")[0]
+    return PartLabel(f"{words}, {arm.replace('_', ' ')}", patient, level, arm, name)
+
+
+def export_design(design: Design, folder: Path, label: PartLabel | None = None) -> None:
+    """Fields, parameters and printable surface of one arm. label: for the 3MF's metadata."""
     folder.mkdir(parents=True, exist_ok=True)
     for stale in (*folder.glob("blueprint.*"), *folder.glob("lattice.*"), *folder.glob("implant.glb")):  # of an earlier design
         stale.unlink()
@@ -507,7 +519,7 @@ def export_design(design: Design, folder: Path) -> None:
                 artifacts.save_field(folder / f"{name}.npz", field)
         mesh = surface.extract(design.implant)
         found = surface.check(mesh)
-        surface.export(mesh, folder, "implant")
+        surface.export(mesh, folder, "implant", label)
         if design.family != "full_endplate":  # a solid block, a floor and no part
             surface.write_density_vtu(folder / "density.vtu", design.implant, design.relative_density)
     artifacts.write_json(folder / "design.json", {**head, "measures": design.measures, "surface": _plain(found)})

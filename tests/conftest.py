@@ -8,6 +8,10 @@ from pathlib import Path
 import jax
 import pytest
 
+from tests.leftovers import pytest_sessionfinish, pytest_sessionstart
+
+__all__ = ["data_dir", "pytest_sessionfinish", "pytest_sessionstart"]
+
 ROOT = Path(__file__).resolve().parents[1]
 
 os.environ["SPINEFIT_SOLVED"] = ""  # no test is spared its work by another run; the store's own tests name a folder

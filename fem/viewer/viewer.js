@@ -6,7 +6,6 @@ import {
 } from 'three';
 import {OrbitControls} from 'three/examples/jsm/controls/OrbitControls.js';
 
-const PLAIN = {caudal: '#d9cfb8', cranial: '#e3dac6', implant: '#7d97a8', graft: '#b98d7a', remnant: '#9fb7a2'};
 const VIEWS = {oblique: [0.7, -1, 0.45], anterior: [0, -1, 0], left: [1, 0, 0], cranial: [0, -1e-4, 1]};
 const CORNERS = [[1, 2, 3, 0], [0, 3, 2, 1], [0, 1, 3, 2], [0, 2, 1, 3]];
 
@@ -40,7 +39,7 @@ function decode(arm, buffer, data) {
 class Picture {
   constructor(box, data) {
     this.data = data;
-    this.state = {arm: data.arms[0].name, beside: '', field: data.loads.length > 1 ? 1 : 0, colour: true, hidden: new Set(), opacity: 1, cut: 'none',
+    this.state = {arm: data.arms[0].name, beside: '', field: data.loads.length > 1 ? 1 : 0, colour: true, hidden: new Set(['remnant']), opacity: 1, cut: 'none',
       at: 0.5, explode: 0};
     this.canvas = box.querySelector('canvas');
     this.say = box.querySelector('[role=status]');
@@ -57,6 +56,8 @@ class Picture {
     this.radius = this.high.distanceTo(this.low) / 2;
     this.scenes = {};
     this.colours = data.colours.map(c => new Color(c));
+    this.plain = Object.fromEntries(Object.entries(data.plain).map(([r, c]) => [r, new Color(c)]));
+    this.letters = [];
     this.wire(box);
     this.look('oblique');
     new ResizeObserver(() => requestAnimationFrame(() => this.resize())).observe(this.canvas.parentElement);
@@ -87,7 +88,7 @@ class Picture {
 
   colour(mesh, t) {
     const region = this.data.regions[mesh.region[t]];
-    if (!this.state.colour || region === 'graft' || region === 'remnant') return new Color(PLAIN[region]);
+    if (!this.state.colour || (region !== 'caudal' && region !== 'cranial')) return this.plain[region];
     return this.colours[mesh.fields[this.state.field][t]];
   }
 
@@ -143,15 +144,21 @@ class Picture {
     return g;
   }
 
+  // Where the cut is, mm.
+  place() {
+    const axis = 'xyz'.indexOf(this.state.cut), low = this.low.getComponent(axis);
+    return low + this.state.at * (this.high.getComponent(axis) - low);
+  }
+
   shown() { return this.state.beside ? [this.state.arm, this.state.beside] : [this.state.arm]; }
 
   async update() {
     for (const name of this.shown()) this.paint(await this.scene(name));
     this.draw();
     const s = this.state, names = this.shown().map(n => this.data.arms.find(a => a.name === n).label);
-    const cut = s.cut === 'none' ? '' : `, cut across ${s.cut}`, off = s.hidden.size ? `; not shown: ${[...s.hidden].join(', ')}` : '';
+    const cut = s.cut === 'none' ? '' : `, cut at ${s.cut} = ${this.place().toFixed(1)} mm`, off = s.hidden.size ? `; not shown: ${[...s.hidden].map(r => this.data.words[r]).join(', ')}` : '';
     this.say.textContent = `${names.join(' (left) and ')}${names.length > 1 ? ' (right)' : ''}: ${s.colour ? this.data.loads[s.field].replaceAll('_', ' ') +
-      ', strain in bone and stress in the implant' : 'plain colours'}${cut}${off}.`;
+      ', compressive strain in bone' : 'plain colours'}${cut}${off}.`;
     return this.state;
   }
 
@@ -167,7 +174,29 @@ class Picture {
       this.camera.near = 0.1; this.camera.far = 20 * this.radius; this.camera.updateProjectionMatrix();
       this.renderer.setViewport(i * part, 0, part, h); this.renderer.setScissor(i * part, 0, part, h);
       this.renderer.render(this.scenes[name].scene, this.camera);
+      this.mark(i, part, h);
     });
+    this.letters.forEach((e, i) => { if (i >= 6 * names.length) e.hidden = true; });
+  }
+
+  // A compass in the lower left corner of the picture of that number: each end of x, y and z by its letter, an axis along the sight left out.
+  mark(number, width, height) {
+    const m = this.camera.matrixWorldInverse.elements, centre = [number * width + 62, height - 62];
+    this.data.letters.forEach((pair, axis) => pair.forEach((text, end) => {
+      const k = 6 * number + 2 * axis + end, sign = end ? -1 : 1, right = sign * m[4 * axis], up = sign * m[4 * axis + 1];
+      if (!this.letters[k]) {
+        const line = document.createElement('i'), letter = Object.assign(document.createElement('span'), {textContent: text});
+        this.letters[k] = Object.assign(document.createElement('div'), {className: 'letter'});
+        this.letters[k].setAttribute('aria-hidden', 'true');
+        this.letters[k].append(line, letter);
+        this.canvas.parentElement.append(this.letters[k]);
+      }
+      const [line, letter] = this.letters[k].children, long = Math.hypot(right, up), reach = 1 + 14 / (36 * long);
+      Object.assign(this.letters[k].style, {left: `${centre[0]}px`, top: `${centre[1]}px`});
+      Object.assign(line.style, {width: `${36 * long}px`, transform: `rotate(${Math.atan2(-up, right)}rad)`});
+      Object.assign(letter.style, {left: `${36 * reach * right}px`, top: `${-36 * reach * up}px`});
+      this.letters[k].hidden = long < 0.25;
+    }));
   }
 
   resize() {
@@ -204,9 +233,17 @@ class Picture {
     const raw = held.mesh.fields[this.state.field][tet] / 255, p = hit.point.clone().sub(hit.object.parent.position);
     const value = region === 'implant' ? `von Mises stress ${(raw * this.data.stress_mpa).toFixed(1)} MPa`
       : `smallest principal strain ${(-raw * this.data.strain_percent).toFixed(2)} %`;
-    const words = `${region}: ${value} at x ${p.x.toFixed(1)}, y ${p.y.toFixed(1)}, z ${p.z.toFixed(1)} mm`;
+    const words = `${this.data.words[region]}: ${value} at x ${p.x.toFixed(1)}, y ${p.y.toFixed(1)}, z ${p.z.toFixed(1)} mm`;
     this.say.textContent = words;
     return words;
+  }
+
+  // A new cut begins at the implant's middle.
+  through(box) {
+    const axis = 'xyz'.indexOf(this.state.cut), slider = box.querySelector('[name=at]');
+    if (axis < 0) return;
+    const low = this.low.getComponent(axis), share = (this.data.implant_mm[axis] - low) / (this.high.getComponent(axis) - low);
+    this.state.at = share; slider.value = Math.round(100 * share);
   }
 
   wire(box) {
@@ -215,7 +252,7 @@ class Picture {
     on('beside', 'change', e => { s.beside = e.value; });
     on('field', 'change', e => { s.colour = e.value !== ''; if (s.colour) s.field = +e.value; });
     on('opacity', 'input', e => { s.opacity = e.value / 100; });
-    on('cut', 'change', e => { s.cut = e.value; });
+    on('cut', 'change', e => { s.cut = e.value; this.through(box); });
     on('at', 'input', e => { s.at = e.value / 100; });
     on('explode', 'input', e => { s.explode = e.value / 100; });
     for (const e of box.querySelectorAll('[name=body]')) e.addEventListener('change', () => {

@@ -14,6 +14,7 @@ import pytest
 import pyvista as pv
 
 from engine.types import REGIONS
+from fem import colours, fields
 from fem import scene as scenes
 from fem.result import validate
 from tests.report.example import example
@@ -29,8 +30,8 @@ def solution(path: Path, shift: float = 0.0, loads=LOADS) -> pv.UnstructuredGrid
     grid = pv.UnstructuredGrid({pv.CellType.TETRA: block.cells.reshape(-1, 5)[:, 1:]}, block.points)
     grid.cell_data["region"] = region.astype(np.int32)
     for k, load in enumerate(loads):
-        grid.cell_data[f"{load}:strain_min"] = (-0.001 * (k + 1) * (z + 15.0)).astype(np.float32)
-        grid.cell_data[f"{load}:von_mises_mpa"] = (10.0 * (k + 1) + x).astype(np.float32)
+        grid.cell_data[f"{load}_strain_min"] = (-0.001 * (k + 1) * (z + 15.0)).astype(np.float32)
+        grid.cell_data[f"{load}_von_mises_mpa"] = (10.0 * (k + 1) + x).astype(np.float32)
     path.parent.mkdir(parents=True, exist_ok=True)
     grid.save(str(path))
     return grid
@@ -66,17 +67,53 @@ def test_what_is_packed_comes_out_again_within_a_step(run):
     for k, load in enumerate(LOADS):
         value = np.frombuffer(raw[at + (17 + k) * m : at + (18 + k) * m], np.uint8) / 255.0
         metal = region == REGIONS.index("implant")
-        strain = np.clip(-100 * grid.cell_data[f"{load}:strain_min"], 0, data["strain_percent"])
+        strain = np.clip(-100 * grid.cell_data[f"{load}_strain_min"], 0, data["strain_percent"])
         assert np.abs(value[~metal] * data["strain_percent"] - strain[~metal]).max() <= data["strain_percent"] / 500
-        stress = np.clip(grid.cell_data[f"{load}:von_mises_mpa"], 0, data["stress_mpa"])
+        stress = np.clip(grid.cell_data[f"{load}_von_mises_mpa"], 0, data["stress_mpa"])
         assert np.abs(value[metal] * data["stress_mpa"] - stress[metal]).max() <= data["stress_mpa"] / 500
     assert len(raw) == at + (17 + len(LOADS)) * m
 
 
-def test_the_legend_marks_yield_and_colours_rise_in_lightness():
-    rgb = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in scenes.colours()]) / 255.0
+def test_the_viewer_and_the_cuts_share_one_scale_from_light_to_dark_with_yield_in_its_middle(run):
+    data = scenes.scene(run, ["stock"])
+    rgb = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in data["colours"]]) / 255.0
+    assert np.abs(rgb - colours.strain_table()).max() <= 0.5 / 255.0 + 1e-9
     lightness = rgb @ [0.2126, 0.7152, 0.0722]
-    assert len(rgb) == 256 and (np.diff(lightness[::8]) > 0).all()
+    assert len(rgb) == 256 and (np.diff(lightness[::8]) < 0).all()
+    assert lightness[0] > 0.9 and lightness[-1] < 0.1, "no strain is light, far beyond yield is dark"
+    assert data["strain_percent"] == colours.MOST_PERCENT == 2.0 * data["yield_percent"]
+    assert tuple(colours.PLAIN) == REGIONS, "fem/render.py counts on the order"
+    for region in ("implant", "graft", "remnant"):  # grey: no colour of the scale, which bone alone has
+        plain = np.array([int(data["plain"][region][i : i + 2], 16) for i in (1, 3, 5)])
+        assert np.ptp(plain) <= 16
+
+
+def test_solutions_with_colons_in_their_names_are_still_read(run, tmp_path):
+    grid = pv.read(run / "fem" / "stock" / "solution.vtu")
+    for name in list(grid.cell_data.keys()):
+        for quantity in ("strain_min", "von_mises_mpa"):
+            if name.endswith(f"_{quantity}"):
+                grid.cell_data[name.replace(f"_{quantity}", f":{quantity}")] = grid.cell_data.pop(name)
+    path = tmp_path / "fem" / "stock" / "solution.vtu"
+    path.parent.mkdir(parents=True)
+    grid.save(str(path))
+    old, new = (scenes.scene(folder, ["stock"]) for folder in (tmp_path, run))
+    assert old["loads"] == new["loads"] == list(LOADS) and old["arms"] == new["arms"]
+
+
+def test_no_array_of_a_solution_has_a_colon_in_its_name():
+    assert fields.array_name("left_bending", "strain_min") == "left_bending_strain_min"
+    assert fields.loads_of(["left_bending_strain_min", "region", "flexion:strain_min"], "strain_min") == ["left_bending", "flexion"]
+    with pytest.raises(ValueError, match="no array 'a_b'; there is c"):
+        fields.stored_name(["c"], "a", "b")
+
+
+def test_the_vertebrae_have_their_names_where_the_segment_has_them(run, result):
+    assert '"cranial": "cranial"' in scenes.viewer_section(run, result)[1]
+    named = result.model_copy(update={"asked": {"segment": "L4-L5"}})
+    section, script = scenes.viewer_section(run, named)
+    assert '"cranial": "L4"' in script and '"caudal": "L5"' in script
+    assert 'value="caudal" checked> L5</label>' in section and 'value="remnant"> disc</label>' in section
 
 
 def test_a_run_without_solutions_and_one_with_foreign_ones_say_so(tmp_path, run, result):
@@ -101,7 +138,11 @@ CHECKS = """
   said.plain = ink(); said.words = v.say.textContent;
   const bodies = v.scenes.optimised.bodies;
   said.triangles = bodies.map(b => b.children.length ? b.children[0].geometry.attributes.position.count / 3 : 0);
-  await set('cut', 'x');
+  const marks = () => v.letters.filter(e => !e.hidden).map(e => [e.textContent, e.children[1].offsetLeft, e.children[1].offsetTop]);
+  box.querySelector('[data-view=anterior]').click(); said.anterior = marks();
+  box.querySelector('[data-view=cranial]').click(); said.cranial = marks();
+  box.querySelector('[data-view=oblique]').click();
+  await set('cut', 'x'); said.cut_words = v.say.textContent;
   const cut = bodies[0].children[1].geometry, xyz = cut.attributes.position.array; let area = 0;
   for (let i = 0; i < xyz.length; i += 9) { const a = [xyz[i+4]-xyz[i+1], xyz[i+5]-xyz[i+2]], b = [xyz[i+7]-xyz[i+1], xyz[i+8]-xyz[i+2]];
     area += Math.abs(a[0]*b[1]-a[1]*b[0]) / 2; }
@@ -140,8 +181,16 @@ def test_the_page_works_in_a_browser_from_a_file(run, result, tmp_path):
     # the block's faces: 4 × 4 × 2 squares of 5 mm a bone, each of two triangles: 4 sides × 4 × 2, bottom and top 16 each
     assert found["triangles"][0] == found["triangles"][1] == 2 * (4 * 4 * 2 + 2 * 16) and found["triangles"][4] == 0
     assert found["cut_mm2"] == pytest.approx(20.0 * 10.0, rel=1e-3), "the section through the caudal bone"
+    assert "cut at x = 1.0 mm" in found["cut_words"], "a cut begins at the middle of the implant, which is 1 mm to the left"
+    # from anterior the patient's left is on the right; from above with anterior down, as this view has it, too
+    right, top = (lambda marks, k: sorted(marks, key=lambda m: m[k])), 2
+    for view, across, upward in (("anterior", "RL", "SI"), ("cranial", "RL", "PA")):
+        marks = found[view]
+        assert {m[0] for m in marks} == set(across + upward), "an axis along the sight has no letter"
+        assert right(marks, 1)[0][0] + right(marks, 1)[-1][0] == across
+        assert right(marks, top)[0][0] + right(marks, top)[-1][0] == upward
     assert found["beside"].startswith("optimised (left) and stock (right)") and found["two"] == 2
-    assert found["hidden"] is False and "not shown: cranial" in found["without"]
+    assert found["hidden"] is False and "not shown: disc, cranial" in found["without"]
     assert found["exploded"] == pytest.approx(2 * 0.5 * 45.0) and found["turned"] and found["focus"]
     assert found["picked"].startswith("caudal: smallest principal strain") and " mm" in found["picked"]
 

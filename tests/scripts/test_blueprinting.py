@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lib3mf
 import numpy as np
 import pytest
 
@@ -46,6 +47,27 @@ def test_struts_are_written_once_and_anew_for_other_settings(tmp_path):
     assert not list(where.glob("lattice.*")), "struts of an earlier design"
 
 
+def test_every_3mf_of_a_part_passes_strict_lib3mf_and_says_whose_it_is(tmp_path):
+    where = bar(tmp_path, 0.5)
+    label = pipeline.part_label("", "patient 7", "L4-L5", "optimised", "ti6al4v")
+    pipeline.export_design(pipeline.load_design(where)[0], where, label)
+    blueprinting.write_lattice(tmp_path, "optimised", COARSE)
+    for name in ("implant", "lattice"):
+        model = lib3mf.get_wrapper().CreateModel()
+        reader = model.QueryReader("3mf")
+        reader.SetStrictModeActive(True)
+        reader.ReadFromFile(str(where / f"{name}.3mf"))
+        assert reader.GetWarningCount() == 0
+        meshes = model.GetMeshObjects()
+        assert meshes.MoveNext() and meshes.GetCurrentMeshObject().IsManifoldAndOriented()
+        group = model.GetMetaDataGroup()
+        held = {d.GetName(): d.GetValue() for d in map(group.GetMetaData, range(group.GetMetaDataCount()))}
+        assert held["use"] == "not for clinical use" and len(held["revision"]) == 12
+        assert (where / f"{name}.stl").read_bytes().startswith(b"FRAME=SEGMENT x=left y=posterior z=cranial; unit=mm")
+        if name == "implant":
+            assert held["Title"] == "cage, patient 7 L4-L5, optimised" and held["patient"] == "patient 7"
+
+
 def test_a_solid_part_has_no_struts_and_says_so(tmp_path):
     where = bar(tmp_path, 1.0)
     assert blueprinting.write_lattice(tmp_path, "optimised", COARSE)["solid"]
@@ -64,3 +86,17 @@ def test_the_report_tells_of_the_struts(tmp_path):
 def test_without_a_part_it_says_what_to_run(tmp_path):
     with pytest.raises(ValueError, match=r"designs/optimised/implant.stl\); run scripts/optimize.py"):
         blueprinting.write_lattice(tmp_path, "optimised", COARSE)
+
+
+@pytest.mark.parametrize(
+    ("least", "lattice", "words"),
+    [
+        (0.998, None, "11.27 g, solid"),  # what two digits show as 1 has one mass
+        (0.4, None, "7.90 g by the density map; a solid outline: 11.27 g"),
+        (0.4, {"as_built_g": 7.9}, "7.90 g with struts as built; a solid outline: 11.27 g"),
+    ],
+)
+def test_the_sheet_gives_one_mass_for_the_part_and_says_of_what_the_other_would_be(least, lattice, words):
+    density = {"least": least, "mean": 0.7, "most": 1.0}
+    figures = {"relative_density": density, "solid_mass_g": 11.27, "mass_g": 7.9, "lattice": lattice}
+    assert blueprinting.mass_words(figures) == words

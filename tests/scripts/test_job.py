@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from engine import artifacts
-from scripts import blueprinting, job, launchers, pipeline, standing
+from scripts import blueprinting, handover, job, launchers, pipeline, standing
 from scripts.pipeline import OUTCOME
 from tests.scripts.test_config import composed
 
@@ -59,6 +59,7 @@ def test_a_done_job_is_done_for_its_own_configuration_only(config, monkeypatch):
     end = {"code": "wall_time", "seconds": 3600.0}
     monkeypatch.setattr(pipeline, "design_run", lambda c, _: artifacts.write_json(Path(c.out) / "optimisation.json", end))
     monkeypatch.setattr(blueprinting, "write_blueprint", lambda _: None)
+    monkeypatch.setattr(handover, "write_slicer", lambda *_: [])
     monkeypatch.setattr(blueprinting, "write_lattice", lambda *_: None)
     assert job.run(config) == job.DONE
     limited = config.model_copy(update={"budget": pipeline.BudgetConfig(wall_time_h=1.0)})

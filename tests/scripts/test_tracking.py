@@ -88,8 +88,9 @@ def test_asked_for_and_not_installed_it_is_said_before_the_work(monkeypatch):
     MlflowConfig().require()
 
 
-def test_the_real_one_takes_it(folder):
+def test_the_real_one_takes_it(folder, monkeypatch):
     mlflow = pytest.importorskip("mlflow", reason="the extra `mlflow` is not installed")
+    monkeypatch.chdir(folder)  # with a database alone, MLflow puts its files into ./mlruns
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     for _ in range(2):
         tracking.track(folder, MlflowConfig(uri=uri, experiment="test"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import sys
 
 import ezdxf
@@ -66,9 +67,9 @@ def test_what_is_measured_is_what_was_made(turned):
     assert found["wall_mm"] == pytest.approx(3.0) and found["chamber_mm"] == pytest.approx(HOLE)
     # the middle of the front wall is 1.5 mm in, of the side walls on the middle line
     slope = (HIGH - LOW) / WIDTH
-    assert found["height_mm"]["front"] == pytest.approx(LOW + 1.5 * slope)
-    assert found["height_mm"]["back"] == pytest.approx(HIGH - 1.5 * slope)
-    assert found["height_mm"]["left"] == found["height_mm"]["right"] == pytest.approx(0.5 * (LOW + HIGH))
+    assert found["height_mm"]["-y"] == pytest.approx(LOW + 1.5 * slope)
+    assert found["height_mm"]["+y"] == pytest.approx(HIGH - 1.5 * slope)
+    assert found["height_mm"]["+x"] == found["height_mm"]["-x"] == pytest.approx(0.5 * (LOW + HIGH))
     assert found["height_mm"]["middle"] is None, "a hole has no height"
     assert abs(found["angle_yz_deg"]) == pytest.approx(np.degrees(np.arctan(slope)), abs=1e-6)
     assert found["angle_xz_deg"] == pytest.approx(0.0, abs=1e-6)
@@ -86,7 +87,7 @@ def test_edges_behind_the_part_are_hidden_and_those_before_it_are_not(turned):
     def length(lines):
         return sum(float(np.linalg.norm(b - a)) for a, b in lines)
 
-    front, above = (drawing.view(turned[0], name) for name in ("front", "above"))
+    front, above = (drawing.view(turned[0], name) for name in ("side", "above"))
     # from the front: the hole's upright edges, two of 8.5 mm and behind them two of 9.5, are behind the front wall, which reaches 8.5 mm up
     # at the hole; above it the last millimetre of the two behind is seen through the hole, and so is the rim that slopes up to them
     def upright(lines):
@@ -115,7 +116,7 @@ def test_the_dxf_is_sound_in_millimetres_and_at_full_size(page, tmp_path):
     assert not document.audit().has_errors and document.units == ezdxf.units.MM
     space = document.modelspace()
     layers = {e.dxf.layer for e in space}
-    assert {"VISIBLE", "HIDDEN", "DIM", "HATCH", "CUT", "TEXT", "FRAME"} <= layers
+    assert {"VISIBLE", "HIDDEN", "DIM", "HATCH", "CUT", "CUT_ARROW", "TEXT", "FRAME"} <= layers
     measured = sorted(round(d.get_measurement(), 3) for d in space.query("DIMENSION"))
     slope = (HIGH - LOW) / WIDTH
     assert measured == pytest.approx(sorted([LENGTH, WIDTH, 9.0, 9.0, LOW + 1.5 * slope, HIGH - 1.5 * slope]), abs=1e-3)
@@ -128,6 +129,110 @@ def test_pdf_and_dxf_are_the_same_twice(page, tmp_path):
     for write in (lambda p: blueprint.write_pdf(page, p, "t"), lambda p: blueprint.write_dxf(page, p)):
         assert write(tmp_path / "a").read_bytes() == write(tmp_path / "b").read_bytes()
     assert (tmp_path / "a").stat().st_size > 10_000
+
+
+# -- where it is in the patient --------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("direction", "words"),
+    [((0, -1), "anterior"), ((0, 1), "posterior"), ((1, 0), "left"), ((-1, 0), "right"),
+     ((np.sin(np.radians(-60.1)), -np.cos(np.radians(-60.1))), "60° right of anterior"), ((1, 2), "27° left of posterior")],
+)  # fmt: skip
+def test_bearings_are_the_patients(direction, words):
+    assert drawing.bearing(np.array(direction)) == words
+
+
+def test_in_segment_undoes_the_turn(part, turned):
+    """The part's own points: what the sheet calls x is the long side of the part as it lies in the segment frame."""
+    _, angle_deg = turned
+    along = drawing.in_segment(np.array([1.0, 0.0]), angle_deg)
+    reach = part.points_mm[:, :2] @ along
+    assert np.ptp(reach) == pytest.approx(LENGTH)
+    assert drawing.bearing(along) == "65° left of posterior"  # turned by 25° from the left towards posterior
+
+
+RIM = np.stack([24.0 * np.cos(np.linspace(0, 6.2, 72)), 16.0 * np.sin(np.linspace(0, 6.2, 72))], axis=-1)
+
+
+def drawn(shape_mm, turned_deg):
+    """The sheet of a block of that size that stands off to the right and in front on the endplate."""
+    block = trimesh.creation.box(shape_mm).subdivide()
+    block.apply_transform(trimesh.transformations.rotation_matrix(np.radians(turned_deg), [0, 0, 1]))
+    block.apply_translation([-4.0, -3.0, 6.0])
+    mesh, angle_deg = drawing.turned(block)
+    outer, _ = drawing.section_outlines(block, 2, 6.0)
+    key = blueprint.Key(RIM, outer, angle_deg)
+    return blueprint.sheet(mesh, drawing.measure(mesh), [("revision", "abc")] * 16, ["A note. " * 30] * 5, key), angle_deg
+
+
+def test_no_view_claims_a_side_of_the_patient_that_it_does_not_show():
+    page, angle_deg = drawn((28.0, 11.0, 12.0), -60.0)
+    words = [t[4] for t in page.texts]
+    assert angle_deg == pytest.approx(-60.0)
+    assert "1: long side, from 60° right of anterior" in words and "2: end, from 30° left of anterior" in words
+    assert not any("front" in w or w.startswith("from the left") for w in words)
+    straight, _ = drawn((28.0, 11.0, 12.0), 0.0)
+    words = [t[4] for t in straight.texts]
+    assert "1: long side, from anterior" in words and "2: end, from left" in words
+
+
+def test_the_key_shows_the_part_on_the_endplate_with_its_letters_the_right_way_round():
+    page, _ = drawn((28.0, 11.0, 12.0), -60.0)
+    at = {t[4]: np.array(t[1:3]) for t in page.texts if t[4] in "LRAP12" and t[5] == "center" and len(t[4]) == 1 and t[2] < 76}
+    assert set(at) == set("LRAP12")
+    assert at["L"][0] < at["A"][0] < at["R"][0] and at["P"][1] < at["L"][1] < at["A"][1]
+    rim, part = (xy for layer, xy in page.lines if layer == "KEY" and len(xy) > 4 and np.ptp(xy[:, 0]) > 3.0)
+    offset = 0.5 * (part.min(0) + part.max(0)) - 0.5 * (rim.min(0) + rim.max(0))
+    scale = np.ptp(rim[:, 0]) / np.ptp(RIM[:, 0])
+    assert offset / scale == pytest.approx([4.0, 3.0], abs=0.1), "to the right and anterior, so right and up on the page"
+    # the eye of view 1 is at 60° right of anterior, that of view 2 at 30° left of it
+    eye = {n: at[n] - 0.5 * (part.min(0) + part.max(0)) for n in "12"}
+    assert eye["1"][0] > 0 and eye["2"][0] < 0 and eye["1"][1] > 0 and eye["2"][1] > 0
+
+
+def boxes(page):
+    """Left, bottom, right, top of every text and number as the PDF has them, in mm."""
+    from matplotlib.textpath import TextPath
+
+    def extent(words, size_mm):
+        box = TextPath((0.0, 0.0), words, size=size_mm).get_extents()
+        return box.x0, box.y0, box.x1, box.y1
+
+    for _, x, y, height, words, align, degrees in page.texts:
+        assert degrees == 0.0
+        x0, y0, x1, y1 = extent(words, 1.25 * height)
+        left = x - {"left": 0.0, "center": 0.5, "right": 1.0}[align] * x1
+        yield words, (left + x0, y + y0, left + x1, y + y1)
+    for first, second, at, direction, length in page.dimensions:
+        x, y = blueprint.dimension_text(first, second, at, direction)
+        number = f"{length:.2f}"
+        _, _, wide, tall = extent(number, 2.8)
+        yield number, (x - wide / 2, y, x + wide / 2, y + tall) if direction == "x" else (x - tall, y - wide / 2, x, y + wide / 2)
+
+
+@pytest.mark.parametrize(
+    "shape", [(28.0, 11.0, 12.0), (40.0, 30.0, 14.0), (26.0, 10.0, 7.0), (50.0, 22.0, 10.0), (16.0, 14.0, 16.0)]
+)
+def test_no_text_touches_the_section_lines_their_arrows_or_another_text(shape):
+    page, _ = drawn(shape, -60.0)
+    found = list(boxes(page))
+    strokes = [xy for layer, xy in page.lines if layer in ("CUT", "CUT_ARROW")]
+    assert len(strokes) == 2 + 2 * 2 * 2, "two lines, and a shaft and a head at either end of each"
+    for words, (x0, y0, x1, y1) in found:
+        for xy in strokes:
+            path = np.concatenate([a + np.linspace(0, 1, 50)[:, None] * (b - a) for a, b in itertools.pairwise(xy)])
+            inside = (path[:, 0] > x0) & (path[:, 0] < x1) & (path[:, 1] > y0) & (path[:, 1] < y1)
+            assert not inside.any(), f"{words!r} lies on a section line"
+    for i, (words, a) in enumerate(found):
+        for others, b in found[i + 1 :]:
+            apart = a[0] >= b[2] or b[0] >= a[2] or a[1] >= b[3] or b[1] >= a[3]
+            assert apart, f"{words!r} and {others!r} overlap"
+
+
+def test_arrows_of_a_section_point_the_way_it_looks():
+    page, _ = drawn((28.0, 11.0, 12.0), 0.0)
+    shafts = [xy for layer, xy in page.lines if layer == "CUT_ARROW" and len(xy) == 2]
+    ups = sorted(float(np.sign(xy[1, 1] - xy[0, 1])) for xy in shafts)
+    assert ups == [-1.0, -1.0, 1.0, 1.0], "A-A, seen from the long side: up; B-B, seen from above: down"
 
 
 def test_nothing_leaves_the_sheet_and_no_view_reaches_into_the_title_block(page):
@@ -143,6 +248,12 @@ def test_the_glb_is_in_metres_with_its_cranial_side_up(part, tmp_path):
     assert size[1] == pytest.approx(0.001 * np.ptp(part.points_mm[:, 2]), rel=1e-5)
     assert scene.to_geometry().volume == pytest.approx(1e-9 * (LENGTH * WIDTH - HOLE[0] * HOLE[1]) * 9.0, rel=1e-4)
     assert "cage_abc" in scene.geometry
+    told = scene.metadata
+    assert told["unit"] == "metre" and "y up" in told["frame"] and "x to the patient's left" in told["segment_frame"]
+    corner = scene.to_geometry().vertices
+    assert np.sort(1000.0 * np.column_stack([corner[:, 0], -corner[:, 2], corner[:, 1]]), axis=0) == pytest.approx(
+        np.sort(part.points_mm, axis=0), abs=1e-4
+    )
 
 
 def test_an_open_surface_and_one_inside_out_are_refused(part):

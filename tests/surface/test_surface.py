@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from engine import contour, surface
+from engine import contour, meshfiles, surface
 from engine.surface import ExportError
 from engine.types import Surface, VoxelField
 
@@ -168,14 +168,12 @@ def test_export_refuses_what_cannot_be_printed(tmp_path, cage_surface):
 
 
 def test_export_notices_a_writer_that_loses_triangles(tmp_path, cage_surface, monkeypatch):
-    from trimesh.exchange import stl
+    write = meshfiles.write_stl
 
-    write = stl.export_stl
+    def lossy(part, *rest):
+        return write(Surface(part.points_mm, part.faces[1:]), *rest)
 
-    def lossy(mesh, file_type):
-        return write(trimesh.Trimesh(mesh.vertices, mesh.faces[1:], process=False))
-
-    monkeypatch.setattr(trimesh.Trimesh, "export", lossy)
+    monkeypatch.setattr(meshfiles, "write_stl", lossy)
     with pytest.raises(ExportError, match=r"part\.stl read back: not watertight"):
         surface.export(cage_surface, tmp_path, "part")
     assert not list(tmp_path.iterdir())
