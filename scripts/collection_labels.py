@@ -193,7 +193,7 @@ def levels(base: Base) -> list[Case]:
                 "source.label_map={T9: 20, T10: 21, T11: 22, T12: 23, L1: 24}",
             ),
         ),
-        case("level", "six lumbar vertebrae", read("L4-L5", said="L6: transitional"), six),
+        case("level", "six lumbar vertebrae", read(said="L6: transitional", bones="L3-L4"), six),
         case("level", "L3 without a label, L4-L5 asked", read(said="not segmented"), erased("L3")),
         case(
             "level",

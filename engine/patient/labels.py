@@ -199,9 +199,20 @@ def _scheme(
             f"no label scheme explains the numbers {some(sorted(numbers))} and their order from head to foot (is the image upside down, "
             f"or are levels mixed up?); say what they are by {objects.map_line()}"
         )
+    # schemes that give these numbers the same levels are one reading
+    unique: dict[tuple[tuple[str, int], ...], Scheme] = {}
+    for each in fitting:
+        unique.setdefault(tuple(_meaning(each, numbers)), each)
+    fitting = list(unique.values())
     if len(fitting) == 1:
         return fitting[0], f"the numbers {some(sorted(numbers))} and their order"
     return _by_bones(objects, fitting)
+
+
+def _meaning(scheme: Scheme, numbers: set[int]) -> list[tuple[str, int]]:
+    """The levels that a scheme gives to numbers, "S1" for the sacrum's."""
+    levels = [(level, number) for level, number in sorted(scheme.vertebrae.items()) if number in numbers]
+    return [*levels, *(("S1", number) for number in scheme.sacrum if number in numbers)]
 
 
 def _against(scheme: Scheme, carried: Mapping[int, str]) -> str:

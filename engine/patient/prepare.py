@@ -44,7 +44,7 @@ from engine.patient.regional import SpineAlignment, spine_alignment
 from engine.patient.regional import standard_errors as alignment_errors
 from engine.patient.report import write_patient_report
 from engine.patient.sacrum import local_endplate
-from engine.patient.scan import ScanOptions, check_overlap, cropped, from_labels, source_of, stem, with_hardware, with_structures
+from engine.patient.scan import ScanOptions, cropped, from_labels, on_scan, source_of, stem, with_hardware, with_structures
 from engine.patient.stages import Stages
 from engine.patient.structures import check_subregions, measures
 from engine.patient.surfaces import from_surfaces
@@ -362,7 +362,7 @@ def _read(config: PrepareConfig, source: MaskSource, out: Path, log: Callable[[s
     metal = None
     cut = scan
     if scan is not None and not stops(labels.findings):
-        check_overlap(scan, labels)
+        labels = on_scan(scan, labels, pair)
         cut = cropped(scan, labels)
         if scan.modality == "CT":
             more, metal = _on_the_scan(scan, cut, labels, asked)

@@ -71,6 +71,10 @@ _LIMITS = {
 _LOCAL = ("absent", "fragments", "truncated", "holes", "volume", "leak")
 
 
+#: Stops that change a label's sizes.
+_SPOILS_SIZES = ("leak", "volume", "fragments", "spacing", "contact", "holes")
+
+
 @dataclass(frozen=True)
 class Piece:
     """One label of the image: the voxels of its bounding box and what the gate measures on them.
@@ -194,8 +198,13 @@ def gate(
         pairs = [pair for pair in pairs if pair[0].code != "order"]  # one cause, said once
     findings += _family(mobile)
     findings += _transition(mobile, found.get("S1"))
+    every = [*findings, *(finding for finding, _ in pairs)]
+    if any(finding.severity == "stop" and finding.code in _SPOILS_SIZES for finding in every):
+        # sizes of spoilt labels say nothing of levels: the cause is named, not its effect
+        sized = [f for f in every if f.code == "identity" and f.severity == "stop" and "have the sizes of" in f.text]
+        every = [f if f not in sized else replace(f, severity="warning") for f in every]
     result = []
-    for finding in accepted([*findings, *(finding for finding, _ in pairs)], accept):
+    for finding in accepted(every, accept):
         if finding.severity == "stop" and finding.code in _LOCAL and finding.level not in segment:
             finding = replace(finding, severity="left out")
         result.append(finding)

@@ -242,21 +242,31 @@ def _density(
     return density
 
 
-def check_overlap(image: Image, labels: Labels) -> None:
-    """Raises ValueError where a vertebra's label lies outside the scan: then they are not of one patient, or not in one frame."""
+def on_scan(image: Image, labels: Labels, segment: tuple[str, str]) -> Labels:
+    """The labels without levels that lie outside the scan and that the segment does not need; a finding says so.
+
+    Raises: ValueError where a vertebra of the segment lies outside: scan and labels are not of one patient, or not in one frame.
+    """
     inverse = np.linalg.inv(image.lps_from_index)
+    pieces, findings = dict(labels.pieces), list(labels.findings)
     for level, piece in labels.pieces.items():
         index = rigid(inverse, rigid(piece.lps_from_index, np.argwhere(piece.mask)))
         inside = ((index > -1.0) & (index < np.array(image.values.shape))).all(axis=1).mean()
-        if inside < 0.95:
-            corner = np.array([np.zeros(3), np.array(image.values.shape) - 1.0])
-            low, high = np.sort(rigid(image.lps_from_index, corner), axis=0).round()
-            middle = rigid(piece.lps_from_index, np.argwhere(piece.mask)).mean(axis=0)
-            raise ValueError(
-                f"{100 * inside:.0f} % of the voxels labelled {level} lie in the scan (LPS {low.tolist()} to {high.tolist()} mm; "
-                f"the label's centre is at {middle.round().tolist()}): give the scan that the labels were drawn on, or leave the level out "
-                "by source.levels=segment"
-            )
+        if inside >= 0.95:
+            continue
+        text = f"{100 * inside:.0f} % of the voxels labelled {level} lie in the scan"
+        if level not in segment:
+            del pieces[level]
+            findings.append(Finding("displaced", "left out", level, text))
+            continue
+        corner = np.array([np.zeros(3), np.array(image.values.shape) - 1.0])
+        low, high = np.sort(rigid(image.lps_from_index, corner), axis=0).round()
+        middle = rigid(piece.lps_from_index, np.argwhere(piece.mask)).mean(axis=0)
+        raise ValueError(
+            f"{text} (LPS {low.tolist()} to {high.tolist()} mm; the label's centre is at {middle.round().tolist()}): give the scan that "
+            "the labels were drawn on"
+        )
+    return replace(labels, pieces=pieces, findings=tuple(findings))
 
 
 def cropped(image: Image, labels: Labels, margin_mm: float = 45.0) -> Image:
