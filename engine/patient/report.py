@@ -109,6 +109,8 @@ def _short(patient: PatientModel, segment: Segment, alignment: SpineAlignment) -
         f"Levels: {levels}. Treated: {segment.name}. Posture of the scan: {patient.posture}.",
         f"Bone density: {patient.density_source}.",
     ]
+    lines += [f"Why these levels: {f.text}." for f in patient.findings if f.code == "identity"]
+    lines += [f"Sides: {f.text}." for f in patient.findings if f.code in ("sides", "mirrored")]
     if "femoral_heads" in patient.source:
         how = str(patient.source["femoral_heads"]["how"])
         lines.append(how[:1].upper() + how[1:] + ".")
