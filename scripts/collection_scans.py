@@ -53,12 +53,20 @@ def places(base: Base) -> list[Case]:
         values[tuple(slice(max(c - 20, 0), c + 20) for c in centre)] = 5
         return base.mask(base.write(values, place / "l.nii.gz"))
 
-    def no_form(place: Path) -> list[str]:
-        image = nib.Nifti1Image(base.values[0], None)
-        image.header.set_zooms(np.linalg.norm(base.values[1][:3, :3], axis=0))
-        image.header["qform_code"] = image.header["sform_code"] = 0
-        nib.save(image, place / "l.nii.gz")
-        return base.mask(place / "l.nii.gz")
+    def no_form(ras: bool):  # type: ignore[no-untyped-def]
+        def make(place: Path) -> list[str]:
+            image = (
+                nib.as_closest_canonical(nib.Nifti1Image(*base.values))
+                if ras
+                else nib.Nifti1Image(*base.values)
+            )
+            bare = nib.Nifti1Image(np.asarray(image.dataobj), None)
+            bare.header.set_zooms(np.linalg.norm(base.values[1][:3, :3], axis=0))
+            bare.header["qform_code"] = bare.header["sform_code"] = 0
+            nib.save(bare, place / "l.nii.gz")
+            return base.mask(place / "l.nii.gz")
+
+        return make
 
     exchanged = np.array([[0, 0, 1.0], [1, 0, 0], [0, 1, 0]])
     return [
@@ -113,20 +121,26 @@ def places(base: Base) -> list[Case]:
         ),
         case("axes", "turned by 180°", refused("flipped"), turned(about_z(180))),
         case("axes", "turned by 20°", read(), turned(about_z(20))),
-        case("axes", "exchanged", refused("runs along the image's"), turned(exchanged)),
+        case(
+            "axes",
+            "exchanged",
+            refused("runs along the image's|along the image's left-right axis"),
+            turned(exchanged),
+        ),
         case(
             "axes",
             "upside down",
-            refused("from the foot to the head"),
+            refused("from the foot to the head|upside down"),
             turned(np.diag([1, -1, -1.0])),
         ),
         case("axes", "mirrored, with a liver", refused("mirrored.*liver lies"), mirrored),
         case(
             "axes",
-            "none stored",
-            read(said="no orientation is stored|bones are symmetric"),
-            no_form,
+            "none stored, voxels as NIfTI's default",
+            read(said="no orientation is stored"),
+            no_form(True),
         ),
+        case("axes", "none stored, voxels otherwise", refused("flipped|turned"), no_form(False)),
     ]
 
 
@@ -171,7 +185,8 @@ def numbers(base: Base) -> list[Case]:
         points, labels = grid(), base.values[0]
         own = points[labels == 24]
         body = own[own[:, 1] < np.quantile(own[:, 1], 0.45)].mean(axis=0)
-        values[np.linalg.norm(points - body, axis=-1) < 8] = 1900
+        filled = np.linalg.norm(points - body, axis=-1) < 8
+        values[filled] = 1900 + np.random.default_rng(0).normal(0.0, 80.0, filled.sum())
         return values
 
     def contrast(place: Path) -> list[str]:

@@ -115,6 +115,7 @@ class _Objects:
     def __init__(self, values: np.ndarray, matrix: np.ndarray) -> None:
         self._values, self._matrix, self._boxes = values, matrix, find_objects(values)
         self._made: dict[tuple[int, ...], Piece] = {}
+        self.centres_mm: dict[int, np.ndarray] = {}
         self.heights_mm: dict[int, float] = {}
         self.volumes_mm3: dict[int, float] = {}
         voxel = abs(float(np.linalg.det(matrix[:3, :3])))
@@ -122,7 +123,8 @@ class _Objects:
             if box is not None:
                 there = np.argwhere(values[box] == number)
                 index = there.mean(axis=0) + [s.start for s in box]
-                self.heights_mm[number] = float(matrix[2, :3] @ index + matrix[2, 3])
+                self.centres_mm[number] = matrix[:3, :3] @ index + matrix[:3, 3]
+                self.heights_mm[number] = float(self.centres_mm[number][2])
                 self.volumes_mm3[number] = len(there) * voxel
 
     def piece(self, level: str, group: tuple[int, ...]) -> Piece:
@@ -155,6 +157,16 @@ class _Objects:
             if points:
                 result[k] = rigid(self._matrix, np.concatenate(points).astype(float))
         return result
+
+    def other_axis(self) -> str:
+        """The axis of the image, in words, along which the numbers are levels, where they are none along z; "" where there is none."""
+        for axis, words in ((2, "foot-head"), (0, "left-right"), (1, "front-back")):
+            for sign in (-1.0, 1.0):
+                places = {number: sign * float(centre[axis]) for number, centre in self.centres_mm.items()}
+                # a row of bones is long along its own axis, so that no order across it is taken for one
+                if np.ptp(list(places.values())) > 80.0 and any(len(s.levels(set(places))) > 2 for s in readings(places)):
+                    return words
+        return ""
 
     def map_line(self) -> str:
         """A ready source.label_map for what could be vertebrae: the lowest bone L5, or the sacrum where it is far the largest."""
@@ -195,6 +207,11 @@ def _scheme(
         )
     fitting = readings(objects.heights_mm)
     if not fitting:
+        if along := objects.other_axis():
+            raise ValueError(
+                f"turned: the numbers {some(sorted(numbers))} follow each other along the image's {along} axis, not from head to foot: axes "
+                "are exchanged or reversed in its affine; correct it, or export the image again"
+            )
         raise ValueError(
             f"no label scheme explains the numbers {some(sorted(numbers))} and their order from head to foot (is the image upside down, "
             f"or are levels mixed up?); say what they are by {objects.map_line()}"

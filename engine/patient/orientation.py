@@ -80,6 +80,7 @@ def turned(found: Mapping[str, Piece]) -> list[Finding]:
     )
     if abs(angle) > STOPPED_DEG:
         code = "flipped" if abs(angle) > 135.0 else "turned"
+        text += " (or it is upside down, and the numbers are read in a scheme that counts the other way)" if code == "flipped" else ""
         return [Finding(code, "stop", "", text + f"; correct it, or go on with source.accept=[{code}]")]
     return [Finding("turned", "warning", "", text)]
 
