@@ -209,8 +209,8 @@ def _scheme(
     if not fitting:
         if along := objects.other_axis():
             raise ValueError(
-                f"turned: the numbers {some(sorted(numbers))} follow each other along the image's {along} axis, not from head to foot: axes "
-                "are exchanged or reversed in its affine; correct it, or export the image again"
+                f"turned: the numbers {some(sorted(numbers))} follow each other along the image's {along} axis, not from head to "
+                "foot: axes are exchanged or reversed in its affine; correct it, or export the image again"
             )
         raise ValueError(
             f"no label scheme explains the numbers {some(sorted(numbers))} and their order from head to foot (is the image upside down, "
