@@ -304,8 +304,14 @@ def numbers(base: Base) -> list[Case]:
         case(
             "by hand",
             "PI of 12°",
-            refused("pelvic tilt of -"),
+            refused("no pelvic incidence|pelvic tilt of -"),
             lumbar("plan=keep", "alignment.pi_deg=12"),
+        ),
+        case(
+            "by hand",
+            "PI of 28°",
+            read(said="pelvic tilt of -1"),
+            lumbar("plan=keep", "alignment.pi_deg=28"),
         ),
         case("by hand", "PI of 52°", read(), lumbar("plan=keep", "alignment.pi_deg=52")),
         case(

@@ -134,8 +134,11 @@ def _line(key: str, points: np.ndarray) -> str:
     return f"'{key}=[" + ",".join("[" + ",".join(f"{c:.1f}" for c in point) + "]" for point in points) + "]'"
 
 
-def check_incidence(pi_deg: float, sacral_slope_deg: float | None, of_heads_deg: float | None = None) -> None:
-    """Raises ValueError for a given pelvic incidence that this pelvis cannot have: PT = PI − SS, or another one by the heads."""
+def check_incidence(pi_deg: float, sacral_slope_deg: float | None, of_heads_deg: float | None = None) -> list[Finding]:
+    """A warning where a given pelvic incidence makes an unusual pelvic tilt PT = PI − SS.
+
+    Raises: ValueError for one that this pelvis cannot have, and where the femoral heads give another.
+    """
     if sacral_slope_deg is not None:
         tilt = pi_deg - sacral_slope_deg
         if not PT_DEG[0] <= tilt <= PT_DEG[1]:
@@ -149,3 +152,10 @@ def check_incidence(pi_deg: float, sacral_slope_deg: float | None, of_heads_deg:
         raise ValueError(
             f"alignment.pi_deg={pi_deg:g}, but the femoral heads give {of_heads_deg:.1f}°: they cannot both be right; give one of them"
         )
+    if sacral_slope_deg is None or USUAL_PT_DEG[0] <= pi_deg - sacral_slope_deg <= USUAL_PT_DEG[1]:
+        return []
+    text = (
+        f"alignment.pi_deg={pi_deg:g} with the measured sacral slope of {sacral_slope_deg:.0f}° gives a pelvic tilt of "
+        f"{pi_deg - sacral_slope_deg:.0f}°, which few people have: is it PI, and not the sacral slope or the tilt?"
+    )
+    return [Finding("heads", "warning", "", text)]

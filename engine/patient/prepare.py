@@ -222,7 +222,7 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] | None = None) -> 
         age=config.alignment.age,
     )
     alignment = noted(alignment, how) if how else alignment
-    _check_pi(config.alignment, patient, alignment)
+    patient = replace(patient, findings=(*patient.findings, *_check_pi(config.alignment, patient, alignment)))
     artifacts.write_json(out / "findings.json", [finding.as_dict() for finding in patient.findings])
     alignment, errors = _with_errors(config.alignment, patient, alignment, heads, voxel_mm, stages)
     artifacts.write_json(out / "alignment.json", {"posture": alignment.posture, "measures": alignment.table()})
@@ -256,17 +256,17 @@ def _femoral_heads(config: AlignmentConfig, patient: PatientModel) -> tuple[Any,
     return fitted.get("centres_mm"), str(fitted.get("how", ""))
 
 
-def _check_pi(config: AlignmentConfig, patient: PatientModel, alignment: SpineAlignment) -> None:
-    """Raises ValueError for a given pelvic incidence that the measured sacral slope, or the femoral heads, contradict."""
+def _check_pi(config: AlignmentConfig, patient: PatientModel, alignment: SpineAlignment) -> list[Finding]:
+    """What the measured sacral slope says of a given pelvic incidence. Raises ValueError where it, or the femoral heads, contradict."""
     if config.pi_deg is None:
-        return
+        return []
     slope = alignment.measure("sacral_slope_deg").value
     centres = config.femoral_heads_mm or patient.source.get("femoral_heads", {}).get("centres_mm")
     of_heads = None
     if centres is not None:
         other = spine_alignment(patient.vertebrae, patient.sacrum, femoral_heads_mm=np.asarray(centres, float), posture=patient.posture)
         of_heads = other.measure("pelvic_incidence_deg").value
-    check_incidence(config.pi_deg, slope if isinstance(slope, float) else None, of_heads if isinstance(of_heads, float) else None)
+    return check_incidence(config.pi_deg, slope if isinstance(slope, float) else None, of_heads if isinstance(of_heads, float) else None)
 
 
 def _at(patient: PatientModel, k: int) -> Vertebra | None:

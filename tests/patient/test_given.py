@@ -59,7 +59,9 @@ def test_points_that_are_no_hips_are_refused(spine: PatientModel, heads: np.ndar
 
 
 def test_an_incidence_must_fit_the_sacrum_and_the_heads() -> None:
-    check_incidence(52.0, 40.0, 52.4)
+    assert check_incidence(52.0, 40.0, 52.4) == []
+    (finding,) = check_incidence(28.0, 40.0)
+    assert finding.severity == "warning" and "pelvic tilt of -12" in finding.text
     with pytest.raises(ValueError, match="pelvic tilt of -35"):
         check_incidence(12.0, 47.0)
     with pytest.raises(ValueError, match="femoral heads give 61"):
