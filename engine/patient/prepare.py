@@ -222,7 +222,10 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] | None = None) -> 
         age=config.alignment.age,
     )
     alignment = noted(alignment, how) if how else alignment
-    patient = replace(patient, findings=(*patient.findings, *_check_pi(config.alignment, patient, alignment)))
+    unusual = _check_pi(config.alignment, patient, alignment)
+    for finding in unusual:
+        log(finding.line())
+    patient = replace(patient, findings=(*patient.findings, *unusual))
     artifacts.write_json(out / "findings.json", [finding.as_dict() for finding in patient.findings])
     alignment, errors = _with_errors(config.alignment, patient, alignment, heads, voxel_mm, stages)
     artifacts.write_json(out / "alignment.json", {"posture": alignment.posture, "measures": alignment.table()})
