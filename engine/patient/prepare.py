@@ -187,6 +187,8 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] | None = None) -> 
             subregions = _shifted(read_labels(source.subregions, read.grid), source)
             check_subregions(subregions, labels)  # before anything slow
         patient = with_structures(_model(config, source, read, stages), labels, subregions, stages)
+        if scan is not None:
+            patient = replace(patient, repairs=(*(f"scan: {note}" for note in scan.notes), *patient.repairs))
         if scan is not None and metal is not None:
             patient = with_hardware(patient, scan, metal)
             artifacts.write_json(out / "hardware.json", list(metal.about))
@@ -345,6 +347,8 @@ def _read(config: PrepareConfig, source: MaskSource, out: Path, log: Callable[[s
         wanted, other = ("CT", "mri") if isinstance(source, CtSource) else ("MR", "ct")
         if scan.modality not in (wanted, "unknown"):
             raise ValueError(f"source={source.kind} was given, but {source.path} is {scan.modality}; give source={other}")
+        for note in scan.notes:
+            log(f"scan: {note}")
         scan = Image(scan.values, scan.lps_from_index, wanted, scan.notes, scan.source)
     if asked and (scan is None or scan.modality != "CT"):
         raise ValueError(
