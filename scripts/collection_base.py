@@ -204,7 +204,7 @@ def mean_density(ran: Ran, level: str) -> float | None:
 def _value(ran: Ran, expected: Expected) -> str:
     height, lordosis = _measured(ran, expected)
     text = f"{height:.2f} mm, {lordosis:.2f}°"
-    density = mean_density(ran, expected.segment.split("-")[1])
+    density = mean_density(ran, expected.segment.split("-")[-1])
     return text if density is None else f"{text}, {density:.0f} mg/cm³"
 
 
@@ -223,7 +223,7 @@ def _wrong(ran: Ran, expected: Expected, truth: Mapping[str, Any]) -> bool:
     height, lordosis = _measured(ran, expected)
     wrong = abs(height - exact[0]) > TOLERANCE["mm"] or abs(lordosis - exact[1]) > TOLERANCE["deg"]
     if expected.density:
-        density = mean_density(ran, expected.segment.split("-")[1])
+        density = mean_density(ran, expected.segment.split("-")[-1])
         most = TOLERANCE["mg"] * truth["reading_mg_cm3"]
         wrong |= density is None or abs(density - truth["reading_mg_cm3"]) > most
     return wrong
