@@ -58,6 +58,10 @@ def dicom(base: Base) -> list[Case]:
                 slice_._dict[tag] = RawDataElement(tag, "DS", len(text), text, 0, False, True)  # type: ignore[arg-type]
             slice_.save_as(file)
 
+    def other_spacing(slice_: pydicom.Dataset, n: int) -> None:
+        if n < 3:
+            slice_.PixelSpacing = [1.0, 1.0]
+
     def own_uid(slice_: pydicom.Dataset, n: int) -> None:
         slice_.SeriesInstanceUID = pydicom.uid.generate_uid(entropy_srcs=[str(n)])
 
@@ -146,6 +150,12 @@ def dicom(base: Base) -> list[Case]:
             series(each(own_uid)),
         ),
         case("DICOM", "two series interleaved", refused("2 series"), series(each(two_series))),
+        case(
+            "DICOM",
+            "slices of other pixel spacing",
+            refused("2 series"),
+            series(each(other_spacing)),
+        ),
         case("DICOM", "cut off in the middle", refused("cut short"), series(half)),
         case(
             "DICOM",

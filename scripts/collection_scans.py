@@ -88,6 +88,7 @@ def places(base: Base) -> list[Case]:
             refused("displaced.*source.shift_mm=\\[0,0,8\\]"),
             moved(0, 0, -8),
         ),
+        case("place", "labels 2 m away", refused("0 % of the voxels labelled"), moved(2000, 0, 0)),
         case("place", "labels a level up", refused("displaced.*moved by"), moved(0, 0, 36)),
         case(
             "place",

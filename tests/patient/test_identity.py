@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from engine.patient import identity
+from engine.patient import identity, surfaces
 from engine.patient.images import Image, read_labels
 from engine.patient.labels import Labels, understand
-from engine.patient.quality import stops
+from engine.patient.meshes import read_surface
+from engine.patient.quality import solid_piece, stops
 from tests.patient.conftest import needs_data
 
 #: VerSe's numbers of the phantom.
@@ -133,3 +134,18 @@ def test_ribs_tell_a_count_that_is_off(lumbar_labels: Image) -> None:
     assert [f.severity for f in identity.rib_findings(right, ribs)] == ["note"]
     (finding,) = identity.rib_findings(off, ribs)
     assert finding.severity == "warning" and "rib 12 at L1" in finding.text
+
+
+@pytest.mark.parametrize(("folder", "axes", "sacrum"), [("lumbar_meshes", "ALS", "S1"), ("spine_c1_coccyx", "LSA", "Sacrum")])
+def test_real_surfaces_have_the_sizes_of_their_names(folder: str, axes: str, sacrum: str) -> None:
+    """As named: a note. Each named one level down, L5 is called the sacrum, and stops."""
+    place = needs_data(folder)
+    turn = surfaces._matrix(axes)
+    found = {}
+    for level in ("L1", "L2", "L3", "L4", "L5", "S1"):
+        raw, _ = read_surface(place / f"{sacrum if level == 'S1' else level}.stl", "mm")
+        found[level] = solid_piece(level, surfaces._turn(turn, raw))
+    clues = identity.evidence(found)
+    assert [f.severity for f in identity.findings(found, clues, "names")] == ["note"]
+    wrong = {upper: found[lower] for upper, lower in zip(("L2", "L3", "L4", "L5", "S1"), ("L1", "L2", "L3", "L4", "L5"), strict=True)}
+    assert "shape of a mobile vertebra" in identity.findings(wrong, identity.evidence(wrong), "names")[0].text
