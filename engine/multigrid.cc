@@ -1888,7 +1888,8 @@ std::shared_ptr<Hierarchy> hierarchy_of(const Input& in) {
 }
 
 // Denormal numbers count as zero in every thread of the call. XLA calls from threads of its own that differ in this, and a resumed
-// run would differ from an uninterrupted one in the last bits.
+// run would differ from an uninterrupted one in the last bits. No thread is left so: OpenMP's
+// outlive the call, and serve whatever else of the process calls libgomp from the same thread.
 struct FlushDenormals {
 #if defined(__SSE2__)
   unsigned before = _mm_getcsr();
@@ -1896,7 +1897,11 @@ struct FlushDenormals {
 #pragma omp parallel
     _mm_setcsr(_mm_getcsr() | 0x8040);
   }
-  ~FlushDenormals() { _mm_setcsr(before); }
+  ~FlushDenormals() {
+#pragma omp parallel
+    if (omp_get_thread_num() > 0) _mm_setcsr(_mm_getcsr() & ~0x8040u);
+    _mm_setcsr(before);
+  }
 #endif
 };
 

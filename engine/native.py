@@ -1,8 +1,9 @@
 """The compiled solve (multigrid.cc) behind JAX's foreign-function interface: built on first use, kept in .cache/native.
 
-One g++ call, about twenty seconds, once per source, compiler, jaxlib and processor. Constants of the element come from
-engine.elasticity, so that both implementations share them. Without a compiler `available` says so in the log and the
-caller uses the XLA implementation, which is several times slower on CPUs.
+About twenty seconds of g++, once per source, compiler, jaxlib and processor. Constants of the
+element come from engine.elasticity, so that both implementations share them. Without a compiler
+`available` says so in the log and the caller uses the XLA implementation, which is several times
+slower on CPUs.
 """
 
 from __future__ import annotations
@@ -32,8 +33,13 @@ _TARGETS = ("build", "solve", "pairing", "precondition")
 #: heap's addresses would choose, and with it the order of a sum (decision 48). Hot loops say `#pragma GCC ivdep` and need no second.
 _FLAGS = (
     "-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "--param=vect-max-peeling-for-alignment=0",
-    "--param=vect-max-version-for-alias-checks=0", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-w",
+    "--param=vect-max-version-for-alias-checks=0", "-std=c++17", "-fopenmp", "-fPIC", "-w",
 )  # fmt: skip
+#: Linked by a call of its own that is not told -ffast-math. Told so, g++ before 13 adds
+#: crtfastmath.o to shared libraries too, which on loading turns subnormal numbers off for the
+#: thread and for every thread begun from it. SciPy's cKDTree then splits points at 0 for ever (0 is
+#: not less than the next number after it) until the stack is full: a lattice after a search died.
+_LINK = ("-shared", "-fopenmp")
 
 
 def cache_dir() -> Path:
@@ -72,7 +78,9 @@ def _build(compiler: str) -> Path:
     """The shared library, compiled if it is not there. Raises CalledProcessError with the compiler's words."""
     tables = _tables(moment_matrices())
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
-    told = [_SOURCE.read_text(), tables, version, importlib.metadata.version("jaxlib"), " ".join(_FLAGS), _processor()]
+    jaxlib = importlib.metadata.version("jaxlib")
+    flags = " ".join((*_FLAGS, *_LINK))
+    told = [_SOURCE.read_text(), tables, version, jaxlib, flags, _processor()]
     key = hashlib.sha256("\0".join(told).encode()).hexdigest()[:16]
     folder = cache_dir() / "native"
     library = folder / f"multigrid-{key}.so"
@@ -82,9 +90,13 @@ def _build(compiler: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         (Path(scratch) / "multigrid_tables.h").write_text(tables)
-        made = Path(scratch) / "made.so"
+        compiled, made = Path(scratch) / "made.o", Path(scratch) / "made.so"
         include = [f"-I{scratch}", f"-I{jax.ffi.include_dir()}"]
-        subprocess.run([compiler, *_FLAGS, *include, str(_SOURCE), "-o", str(made)], capture_output=True, text=True, check=True)
+        for words in (
+            [*_FLAGS, *include, "-c", str(_SOURCE), "-o", str(compiled)],
+            [*_LINK, str(compiled), "-o", str(made)],
+        ):
+            subprocess.run([compiler, *words], capture_output=True, text=True, check=True)
         os.replace(made, library)  # whole or not at all, whoever else compiles
     return library
 
