@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 from scipy.ndimage import distance_transform_edt, find_objects
 from scipy.stats import trim_mean
 
-from engine.patient.images import Image, read_labels, resample_to
+from engine.patient.images import Image, on_grid, read_labels
 from engine.patient.labels import Labels
 from engine.types import rigid
 
@@ -320,7 +320,7 @@ def _phantom(config: PhantomCalibration, image: Image) -> Calibration:
         name = rod.name or f"rod {k + 1}"
         measured.append((name, _roi_values(image, rod, name), rod.density_mg_cm3, rod.water_mg_cm3))
     if config.labels is not None:
-        numbers = _on_grid(read_labels(config.labels), image)
+        numbers = on_grid(read_labels(config.labels), image)
         for tube in config.labelled:
             name = f"rod {tube.number}"
             measured.append((name, _label_values(image, numbers, (tube.number,), name), tube.density_mg_cm3, tube.water_mg_cm3))
@@ -546,7 +546,7 @@ def _references(names: list[str], hu: np.ndarray, kev: float) -> tuple[np.ndarra
 
 def _tissues(config: PhantomlessCalibration, image: Image, labels: Labels | None) -> dict[str, np.ndarray]:
     """HU of every tissue that is found."""
-    given = None if config.labels is None else _on_grid(read_labels(config.labels), image)
+    given = None if config.labels is None else on_grid(read_labels(config.labels), image)
     own: np.ndarray | None = None
     found: dict[str, np.ndarray] = {}
     for name in ("air", "adipose", "muscle", "blood", "cortical_bone"):
@@ -559,7 +559,7 @@ def _tissues(config: PhantomlessCalibration, image: Image, labels: Labels | None
             assert given is not None
             found[name] = _label_values(image, given, numbers, name)
         elif labels is not None and scheme and np.isin(labels.image.values, scheme).any():
-            own = _on_grid(labels.image, image) if own is None else own
+            own = on_grid(labels.image, image) if own is None else own
             found[name] = _label_values(image, own, scheme, name)
         elif name in config.find:
             values = _by_hu(image, name)
@@ -633,8 +633,3 @@ def _enough(values: np.ndarray, name: str) -> np.ndarray:
     if len(values) < _LEAST_VOXELS:
         raise ValueError(f"{name}: {len(values)} voxels are left {MARGIN_MM} mm inside it, at least {_LEAST_VOXELS} are needed; enlarge it")
     return np.asarray(values, float)
-
-
-def _on_grid(labels: Image, image: Image) -> np.ndarray:
-    same = labels.values.shape == image.values.shape and np.allclose(labels.lps_from_index, image.lps_from_index, atol=1e-3)
-    return labels.values if same else resample_to(labels, image.lps_from_index, image.values.shape, order=0).values

@@ -20,7 +20,7 @@ import numpy as np
 from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt, label
 
 from engine.patient.calibration import ENHANCED_BLOOD_HU
-from engine.patient.images import Image, resample_to
+from engine.patient.images import Image, on_grid
 from engine.patient.labels import Labels
 from engine.types import Finding, rigid
 
@@ -101,7 +101,7 @@ def _blood_hu(scan: Image, labels: Labels) -> float | None:
     if aorta is None:
         return None
     inner = Image(binary_erosion(aorta).astype(np.uint8), labels.image.lps_from_index, "SEG", (), {})
-    inside = resample_to(inner, scan.lps_from_index, scan.values.shape, 0).values > 0
+    inside = on_grid(inner, scan) > 0
     return float(np.median(scan.values[inside])) if inside.sum() >= 50 else None
 
 
@@ -110,7 +110,7 @@ def _windows(scan: Image, labels: Labels, severity: str, remedy: str) -> list[Fi
     result = []
     values = scan.values
     low, high = values.min(), values.max()
-    bone = resample_to(_labelled(labels), scan.lps_from_index, values.shape, 0).values > 0
+    bone = on_grid(_labelled(labels), scan) > 0
     of_bone = float(np.mean(values[bone] == high)) if bone.any() else 0.0
     for end, value, share, inside in (
         ("below", low, float(np.mean(values == low)), low > AIR_HU[1]),
@@ -179,13 +179,15 @@ def _bones(scan: Image, labels: Labels, margin_mm: float) -> tuple[Image, np.nda
     part = scan.values[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
     cut = Image(part, matrix, scan.modality, scan.notes, scan.source)
     bones = _labelled(labels, ("hip", "rib", "femur"))
-    return cut, resample_to(bones, matrix, part.shape, 0).values > 0
+    return cut, on_grid(bones, cut) > 0
 
 
 def metal(scan: Image, labels: Labels) -> tuple[Metal | None, list[Finding]]:
     """Metal and cement in and beside the vertebrae (module docstring), and the findings "metal"; None where there is none."""
-    bone = resample_to(_labelled(labels), scan.lps_from_index, scan.values.shape, 0).values > 0
     values, voxel = scan.values, scan.voxel_mm
+    if not (values >= CEMENT_HU).any():
+        return None, []
+    bone = on_grid(_labelled(labels), scan) > 0
     size = float(np.prod(voxel))
     away = distance_transform_edt(~bone, sampling=voxel)
     deep = distance_transform_edt(bone, sampling=voxel) > 4.0

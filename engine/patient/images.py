@@ -315,3 +315,9 @@ def _perpendicular(matrix: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarr
     result[:3, :3] = new
     result[:3, 3] += new @ low
     return result, tuple(int(n) for n in high - low + 1)
+
+
+def on_grid(labels: Image, image: Image) -> np.ndarray:
+    """Labels on the grid of an image (nearest voxel), as they are where that is their own."""
+    same = labels.values.shape == image.values.shape and np.allclose(labels.lps_from_index, image.lps_from_index, atol=1e-3)
+    return labels.values if same else resample_to(labels, image.lps_from_index, image.values.shape, order=0).values
