@@ -17,13 +17,15 @@ from engine.patient.levels import LEVELS
 
 #: What stands at a level without being its vertebra.
 _BESIDE = re.compile(
-    r"\b(dis[ck]s?|ivd|disci|bandscheibe|endplates?|nerves?|roots?|ganglion|screws?|rods?|cages?|implants?|plates?|ribs?|cost\w*|"
-    r"canal|cord|myelon|foramen|foramina|facets?|ligaments?|muscles?|psoas|centroids?|poi|landmarks?|arter\w*|veins?|fractures?)\b"
+    r"\b(dis[ck]s?|ivd|disci|disques?|discos?|bandscheibe\w*|endplates?|nerves?|roots?|ganglion|screws?|schraub\w*|tornillos?|"
+    r"rods?|cages?|implants?|plates?|ribs?|cost\w*|canal|cord|myelon|foramen|foramina|facets?|ligaments?|muscles?|psoas|"
+    r"centroids?|poi|landmarks?|arter\w*|veins?|fractures?|pedic\w*|process\w*|spinous|laminae?|arch|lesions?|tumou?rs?|"
+    r"metasta\w*|h[ae]+mangioma|cement|heatmap|prob\w*|uncertainty)\b"
 )
 _REGIONS = {
-    "C": r"c|cv|cervical|hwk|halswirbel",
-    "T": r"t|th|tv|d|thoracic|dorsal|bwk|brustwirbel",
-    "L": r"l|lv|lumbar|lwk|lendenwirbel",
+    "C": r"c|cv|cervicale?s?|hwk|halswirbel\w*",
+    "T": r"t|th|tv|d|thoraci\w*|dorsale?s?|bwk|brustwirbel\w*",
+    "L": r"l|lv|lumba\w*|lombaires?|lombare|lwk|lendenwirbel\w*",
 }
 _ORDINALS = {
     word: number
@@ -70,8 +72,13 @@ def level_of(name: str) -> str | None:
     text = _words(name)
     if _BESIDE.search(text):
         return None
+    # "L4-5" is the disc between two levels
+    if any(int(match[2]) == int(match[1]) + 1 for match in re.finditer(r"\b[cdlt]h?(\d{1,2}) (\d{1,2})\b", text)):
+        return None
     found: set[str] = set()
     for region, words in _REGIONS.items():
+        if long := re.search(rf"\b(\d{{1,2}}) (?:{words})\b", text):
+            found |= {f"{region}{int(long[1])}"} if len(long[0].split()[1]) > 2 else set()
         for match in re.finditer(rf"\b(?:{words}) ?0?(\d{{1,2}})\b", text):
             found.add(f"{region}{int(match[1])}")
         for match in re.finditer(rf"\b(\w+) (?:{words}) vertebrae?\b", text):

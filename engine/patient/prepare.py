@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine import artifacts
 from engine.patient import segmenters
+from engine.patient.alignment import measure
 from engine.patient.bone import BoneProfile
 from engine.patient.bundle import save_bundle, save_segment
 from engine.patient.calibration import Calibration, CalibrationConfig, NoCalibration, calibrate
@@ -38,7 +39,8 @@ from engine.patient.overview import write_overview
 from engine.patient.phantom import PhantomSpec, phantom
 from engine.patient.pictures import gate_picture
 from engine.patient.placement import displaced
-from engine.patient.planning import PlanConfig, check_plan, plan
+from engine.patient.planning import PlanConfig, check_plan, pair, plan
+from engine.patient.plausible import check_segment
 from engine.patient.quality import accepted, stops
 from engine.patient.regional import SpineAlignment, spine_alignment
 from engine.patient.regional import standard_errors as alignment_errors
@@ -225,6 +227,7 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] | None = None) -> 
     )
     alignment = noted(alignment, how) if how else alignment
     unusual = _check_pi(config.alignment, patient, alignment)
+    unusual += check_segment(config.segment, measure(*pair(patient, config.segment)))
     for finding in unusual:
         log(finding.line())
     patient = replace(patient, findings=(*patient.findings, *unusual))

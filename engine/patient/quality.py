@@ -19,6 +19,7 @@ instead, and, where it puts the count in doubt, whatever lies beyond them.
     contrast     contrast agent in the aorta: bone reads too dense (hounsfield.py)               (warning)
     metal        metal or cement in the vertebrae: left out of the density (hounsfield.py)       (warning)
     heads        femoral heads given by hand make an unusual pelvis (given.py)                   (warning)
+    measure      the treated segment's own height, slip or angle is unusual (plausible.py)       (warning)
     sides        what tells left from right, or that nothing does (orientation.py)               (note)
     beyond       a level lies beyond one whose count is in doubt                                 (left out)
     order        a body is not below the one above it, along z                                   yes

@@ -136,6 +136,12 @@ def file_to_lps(meshes: dict[str, Surface], levels: tuple[str, str], axes: str |
     """Matrix [3, 3] from file axes to LPS (module docstring) and the line that says how it was found."""
     fields = {level: surface_sdf(meshes[level], 2.0) for level in levels}
     centres = {level: body_centre(fields[level]) for level in levels}
+    apart = float(np.linalg.norm(centres[levels[0]] - centres[levels[1]]))
+    if apart < 8.0:
+        raise ValueError(
+            f"{levels[0]} and {levels[1]} lie in one place (bodies {apart:.1f} mm apart): one bone under two names, or each file in a "
+            "frame of its own; give both as they stand in the patient"
+        )
     up = unit(centres[levels[0]] - centres[levels[1]])
     back = sum((meshes[level].points_mm.mean(axis=0) - centres[level] for level in levels), np.zeros(3))
     back = unit(back - (back @ up) * up)
