@@ -81,6 +81,12 @@ def scale_findings(scan: Image, labels: Labels, density: bool) -> list[Finding]:
     elif slope is not None and not SLOPE[0] <= slope <= SLOPE[1] and SOFT_HU[0] <= soft:
         text = f"from air ({air:.0f} HU) to soft tissue ({soft:.0f} HU) the scale is {slope:.2f} of a scanner's: {remedy}"
         result.append(Finding("hu", severity, "", text))
+    elif soft < SOFT_HU[0] and not _muscle_there(scan, labels):
+        text = (
+            f"round the vertebrae is {soft:.0f} HU and next to nothing of muscle's 20-70: either there is fat alone, or the values "
+            "are not HU; the density is as right as they are"
+        )
+        result.append(Finding("hu", "warning", "", text))
     # a wrong scale has its floor elsewhere: one cause, said once
     result = result or _windows(scan, labels, severity, remedy)
     if (blood := _blood_hu(scan, labels)) is not None and blood > ENHANCED_BLOOD_HU:
@@ -112,9 +118,13 @@ def _windows(scan: Image, labels: Labels, severity: str, remedy: str) -> list[Fi
     low, high = values.min(), values.max()
     bone = on_grid(_labelled(labels), scan) > 0
     of_bone = float(np.mean(values[bone] == high)) if bone.any() else 0.0
+    # what a window cut off would have gone on: under its pile the tail is as thick. An object of one value (metal after artefact
+    # reduction, a marker) stands alone.
+    top = float(np.mean(values == high))
+    tail = float(np.mean((values < high) & (values >= high - max(100.0, 0.1 * abs(float(high))))))
     for end, value, share, inside in (
         ("below", low, float(np.mean(values == low)), low > AIR_HU[1]),
-        ("above", high, max(float(np.mean(values == high)), 0.25 * of_bone), high < METAL_HU),
+        ("above", high, max(top, 0.25 * of_bone), high < METAL_HU and tail > 0.1 * top),
     ):
         if inside and share > PILE:
             text = (
@@ -138,8 +148,18 @@ def _soft_hu(scan: Image, labels: Labels) -> float | None:
     part, bone = _bones(scan, labels, 32.0)
     away = distance_transform_edt(~bone, sampling=scan.voxel_mm)
     values = part.values[(away > 4.0) & (away < 30.0)]
-    values = values[(values > -400.0) & (values < 3000.0)]
-    return None if len(values) < 2000 else _mode(values, 10.0)
+    tissue = values[(values > -400.0) & (values < 3000.0)]
+    if len(values) >= 2000 and len(tissue) < 0.1 * len(values):
+        tissue = values  # no tissue at all: what is there is told as it is
+    return None if len(tissue) < 2000 else _mode(tissue, 10.0)
+
+
+def _muscle_there(scan: Image, labels: Labels) -> bool:
+    """Whether a twentieth of what lies 4-30 mm from the bones has muscle's HU."""
+    part, bone = _bones(scan, labels, 32.0)
+    away = distance_transform_edt(~bone, sampling=scan.voxel_mm)
+    values = part.values[(away > 4.0) & (away < 30.0)]
+    return float(np.mean((values > 0.0) & (values < SOFT_HU[1]))) > 0.05
 
 
 def _air_hu(values: np.ndarray) -> float | None:

@@ -40,8 +40,8 @@ class Placement:
     shift_mm: np.ndarray
 
 
-def placement(scan: Image, pieces: list[Piece]) -> Placement | None:
-    """How the labels lie on a CT (module docstring); None without a vertebra in it."""
+def placement(scan: Image, pieces: list[Piece], near_mm: float = _NEAR_MM, along_mm: float = _ALONG_MM) -> Placement | None:
+    """How the labels lie on a CT (module docstring), shifts up to near_mm, cranially along_mm; None without a vertebra in it."""
     mobile = [piece for piece in pieces if piece.level != "S1"]
     # of cut ones all but the cut counts, which has no outside in the scan
     whole = ([piece for piece in mobile if piece.cut_mm2 <= LARGEST_CUT_MM2] or mobile)[-5:]
@@ -54,7 +54,7 @@ def placement(scan: Image, pieces: list[Piece]) -> Placement | None:
         inside.append(points - reach * normals)
         outside.append(points + reach * normals)
     pair = np.concatenate(inside), np.concatenate(outside)
-    margin = np.array([_NEAR_MM, _NEAR_MM, _ALONG_MM]) + 4.0
+    margin = np.array([near_mm, near_mm, along_mm]) + 4.0
     scan = _around(scan, np.concatenate(pair), margin)
     values = np.clip(scan.values.astype(np.float32), *_HU)
     to_index = np.linalg.inv(scan.lps_from_index)
@@ -79,7 +79,7 @@ def placement(scan: Image, pieces: list[Piece]) -> Placement | None:
     if not np.isfinite(as_is):
         return None
     least = 0.6
-    near, along = (np.arange(-limit, limit + 1e-6, _COARSE_MM) for limit in (_NEAR_MM, _ALONG_MM))
+    near, along = (np.arange(-limit, limit + 1e-6, _COARSE_MM) for limit in (near_mm, along_mm))
     grid = np.stack(np.meshgrid(near, near, along, indexing="ij"), -1).reshape(-1, 3)
     best = grid[int(np.argmax([rise(shift, 4) for shift in grid]))]
     fine = np.arange(-3.0, 3.1, 1.0)
@@ -146,4 +146,28 @@ def displaced(scan: Image, labels: Labels) -> list[Finding]:
                 f"'source.shift_mm=[{x},{y},{z}]'"
             )
             return [Finding("displaced", severity, "", text + more)]
+    each = _each(scan, labels, found)
+    if each:
+        return each
     return [Finding("displaced", "note", "", f"the labels lie on the scan: {figures} (best {found.best_hu:.0f}, {shift:.0f} mm away)")]
+
+
+def _each(scan: Image, labels: Labels, together: Placement) -> list[Finding]:
+    """Levels that lie beside their own bone though the labels as a whole do not: one moved alone, or all turned about their middle."""
+    findings = []
+    for level, piece in labels.pieces.items():
+        if level == "S1" or piece.cut_mm2 > LARGEST_CUT_MM2:
+            continue
+        own = placement(scan, [piece], 8.0, 8.0)
+        if own is None or own.best_hu < LEAST_RISE_HU:
+            continue
+        off = own.shift_mm - together.shift_mm
+        shift, share = float(np.linalg.norm(off)), own.rise_hu / own.best_hu
+        if shift > max(STOPPED[0], STOPPED[1] * float(scan.voxel_mm.max())) and share < STOPPED[2]:
+            x, y, z = (round(float(v)) for v in own.shift_mm)
+            text = (
+                f"HU rises by {own.rise_hu:.0f} across {level}'s edges, but by {own.best_hu:.0f} if it alone were moved by "
+                f"({x}, {y}, {z}) mm (left, back, up): the label was moved, or labels are turned against the scan"
+            )
+            findings.append(Finding("displaced", "stop", level, text))
+    return findings

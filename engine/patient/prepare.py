@@ -376,7 +376,10 @@ def _read(config: PrepareConfig, source: MaskSource, out: Path, log: Callable[[s
         cut = cropped(scan, labels)
         if scan.modality == "CT":
             more, metal = _on_the_scan(scan, cut, labels, asked)
-            labels = replace(labels, findings=(*labels.findings, *accepted(more, source.accept)))
+            more = [_beside_segment(finding, pair) for finding in accepted(more, source.accept)]
+            out_of = {finding.level for finding in more if finding.severity == "left out"}
+            pieces = {level: piece for level, piece in labels.pieces.items() if level not in out_of}
+            labels = replace(labels, pieces=pieces, findings=(*labels.findings, *more))
     out.mkdir(parents=True, exist_ok=True)
     artifacts.write_json(out / "findings.json", [finding.as_dict() for finding in labels.findings])
     gate_picture(labels, scan, out / "gate.png")
@@ -386,6 +389,12 @@ def _read(config: PrepareConfig, source: MaskSource, out: Path, log: Callable[[s
         raise ValueError(f"{mask_path}: {stopping} (picture: {out / 'gate.png'})")
     calibration = calibrate(config.calibration, scan, labels) if asked and scan is not None else None
     return _Inputs(cut, image, labels, calibration, metal)
+
+
+def _beside_segment(finding: Finding, segment: tuple[str, str]) -> Finding:
+    """A stop on one level that the segment does not need leaves the level out."""
+    beside = finding.severity == "stop" and finding.level and finding.level not in segment
+    return replace(finding, severity="left out") if beside else finding
 
 
 def _on_the_scan(scan: Image, cut: Image, labels: Labels, density: bool) -> tuple[list[Finding], Metal | None]:

@@ -47,6 +47,13 @@ def test_what_is_no_hu_is_refused_for_density(torso: Torso, labels: Labels, chan
     assert {f.severity for f in scale_findings(scan, labels, density=False)} == {"warning"}
 
 
+def test_an_object_of_one_value_is_no_window(torso: Torso, labels: Labels) -> None:
+    """Metal of 2000 HU throughout, as artefact reduction leaves it: nothing lies under its pile, as it would under a window's."""
+    values = torso[0].values.copy()
+    values[60:64, 60:64, 20:40] = 2000
+    assert not [f for f in scale_findings(replace(torso[0], values=values), labels, density=True) if "window" in f.text]
+
+
 def test_hu_are_hu(torso: Torso, labels: Labels) -> None:
     assert [f.severity for f in scale_findings(torso[0], labels, density=True)] == ["note"]
     assert metal(torso[0], labels) == (None, [])

@@ -58,3 +58,11 @@ def test_a_real_ct_lies_under_its_labels() -> None:
     labels = understand(read_labels(needs_data("ct_totalsegmentator/totalseg.nii.gz")), ("L4", "L5"))
     (finding,) = displaced(replace(scan, modality="CT"), labels)
     assert finding.severity == "note", finding.text
+
+
+def test_one_level_that_was_moved_alone_is_found(torso: tuple[Image, Image, dict[str, Any]]) -> None:
+    scan, image, _ = torso
+    labels = understand(image, ("L4", "L5"))
+    moved = _moved(labels, (0.0, 5.0, 0.0)).pieces["L4"]
+    (finding,) = displaced(scan, replace(labels, pieces=labels.pieces | {"L4": moved}))
+    assert (finding.level, finding.severity) == ("L4", "stop") and "if it alone were moved" in finding.text

@@ -36,6 +36,16 @@ def test_volumes_come_back(lumbar_labels: Image) -> None:
     assert finding.severity == "warning" and "interpolation" in finding.text
 
 
+@pytest.mark.parametrize("factor", [(1.0, 1.0, 2.0), (2.0, 2.0, 2.0)])
+def test_an_axis_that_was_doubled_is_found(lumbar_labels: Image, factor: tuple[float, float, float]) -> None:
+    """The rims are then halves: one number round each bone, another round the next."""
+    values = zoom(lumbar_labels.values.astype(np.float32), factor, order=1, grid_mode=True, mode="grid-constant")
+    matrix = lumbar_labels.lps_from_index.copy()
+    matrix[:3, :3] /= np.array(factor)
+    mended, line = undone(Image(np.rint(values).astype(np.int16), matrix, "SEG", (), {}))
+    assert line and set(np.unique(mended.values)) == set(np.unique(lumbar_labels.values))
+
+
 def test_labels_as_drawn_are_left_alone(lumbar_labels: Image) -> None:
     assert undone(lumbar_labels) == (lumbar_labels, "")
     shell = lumbar_labels.values.copy()  # a cortex of one number round each spongiosa is no rim
