@@ -108,7 +108,7 @@ def test_script_prepares_the_phantom(tmp_path: Path) -> None:
     ("arguments", "text"),
     [
         (("source=phantom", "source.foo=1", "out=x"), "source.foo"),
-        (("source=surfaces", "source.path=none", "out=x"), "is not a folder"),
+        (("source=surfaces", "source.path=none", "out=x"), "no such file or folder"),
     ],
 )
 def test_script_says_what_is_wrong(arguments: tuple[str, ...], text: str, tmp_path: Path) -> None:

@@ -23,7 +23,10 @@ def _alarms(findings: list[Finding]) -> set[tuple[str, str]]:
     return {(f.code, f.severity) for f in findings if f.severity != "note" and f.code not in EXPECTED}
 
 
-@pytest.mark.parametrize("turn", [(0.0, 0.0, 0.0), (12.0, 11.0, 13.0)], ids=["straight", "turned by 20°"])
+@pytest.mark.parametrize(
+    "turn",
+    [pytest.param((0.0, 0.0, 0.0), marks=pytest.mark.slow, id="straight"), pytest.param((12.0, 11.0, 13.0), id="turned by 20°")],
+)
 @pytest.mark.parametrize(
     "voxel",
     [
