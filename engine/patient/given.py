@@ -139,6 +139,8 @@ def check_incidence(pi_deg: float, sacral_slope_deg: float | None, of_heads_deg:
 
     Raises: ValueError for one that this pelvis cannot have, and where the femoral heads give another.
     """
+    if not PI_DEG[0] <= pi_deg <= PI_DEG[1]:
+        raise ValueError(f"alignment.pi_deg={pi_deg:g} is no pelvic incidence ({PI_DEG[0]:.0f} to {PI_DEG[1]:.0f}°): is it the tilt?")
     if sacral_slope_deg is not None:
         tilt = pi_deg - sacral_slope_deg
         if not PT_DEG[0] <= tilt <= PT_DEG[1]:
@@ -152,7 +154,14 @@ def check_incidence(pi_deg: float, sacral_slope_deg: float | None, of_heads_deg:
         raise ValueError(
             f"alignment.pi_deg={pi_deg:g}, but the femoral heads give {of_heads_deg:.1f}°: they cannot both be right; give one of them"
         )
-    if sacral_slope_deg is None or USUAL_PT_DEG[0] <= pi_deg - sacral_slope_deg <= USUAL_PT_DEG[1]:
+    usual = USUAL_PI_DEG[0] <= pi_deg <= USUAL_PI_DEG[1]
+    if sacral_slope_deg is None:
+        text = f"alignment.pi_deg={pi_deg:g} is an unusual pelvic incidence ({USUAL_PI_DEG[0]:.0f} to {USUAL_PI_DEG[1]:.0f}°)"
+        return [] if usual else [Finding("heads", "warning", "", text)]
+    if abs(pi_deg - sacral_slope_deg) <= 2.0:
+        text = f"alignment.pi_deg={pi_deg:g} is the measured sacral slope ({sacral_slope_deg:.0f}°): is it that, and not the incidence?"
+        return [Finding("heads", "warning", "", text)]
+    if usual and USUAL_PT_DEG[0] <= pi_deg - sacral_slope_deg <= USUAL_PT_DEG[1]:
         return []
     text = (
         f"alignment.pi_deg={pi_deg:g} with the measured sacral slope of {sacral_slope_deg:.0f}° gives a pelvic tilt of "

@@ -1,12 +1,15 @@
 """Are the numbers of a CT HU, and can density be read from them? Windows, wrong slopes, metal, cement.
 
-    window   a pile of voxels at the least or the greatest value: the image went through a viewer's window, and what lay beyond is
-             lost. Air (−1024 and below) and the top of a scanner's scale (from 2300 HU) are no window.
-    scale    soft tissue 4-30 mm round the vertebrae has its most frequent HU between −20 and 110 (muscle 20-70, with contrast agent
-             more) or, in fat, between −130 and −60; air, the lightest thing in a scan, between −1050 and −930. Their distance gives
-             the slope, where both are there: 1045 HU.
-    metal    from 2300 HU within 25 mm of the vertebrae: bone stays below 2000 even with sharp kernels. Streaks reach further than the
-             metal: what lies within 5 mm of it says nothing of bone. So do 1300 HU in the depth of a body: cement or sclerosis.
+    window   a pile of voxels at the least or the greatest value, with as thick a tail under it: the image went
+             through a viewer's window, and what lay beyond is lost. Air (−1024 and below) and the top of a
+             scanner's scale (from 2300 HU) are no window.
+    scale    soft tissue 4-30 mm round the vertebrae has its most frequent HU between −20 and 110 (muscle 20-70,
+             with contrast agent more) or, in fat with muscle beside it, between −130 and −60; the air round the
+             patient between −1050 and −945. Their distance gives the slope: 1045 HU.
+    metal    from 2300 HU within 25 mm of the vertebrae: bone stays below 2000 even with sharp kernels. Streaks
+             reach further than the metal: what lies within 5 mm of it says nothing of bone. So do 1300 HU in a
+             lump that no cortex is: cement or sclerosis. Between the treated bodies 1300 HU are an implant or
+             cement, which stops.
 
 None of these figures is the patient's; all are wide [M].
 """
@@ -26,10 +29,12 @@ from engine.types import Finding, rigid
 
 #: Share of the voxels at one end of the scale that is a window's.
 PILE = 5e-4
-SOFT_HU, FAT_HU, AIR_HU = (-20.0, 110.0), (-130.0, -60.0), (-1050.0, -930.0)
+SOFT_HU, FAT_HU, AIR_HU = (-20.0, 110.0), (-130.0, -60.0), (-1050.0, -945.0)
 #: Slope of the scale, from air to soft tissue, that is still one.
 SLOPE = (0.90, 1.12)
 METAL_HU, CEMENT_HU = 2300.0, 1300.0
+#: Cement is what holds a ball of this radius: no cortex of 1300 HU does.
+CEMENT_RADIUS_MM = 2.2
 #: Objects of less are noise, mm³.
 LEAST_METAL_MM3, LEAST_CEMENT_MM3 = 20.0, 60.0
 #: Streaks: nothing is read within this of metal or cement.
@@ -60,35 +65,44 @@ def scale_findings(scan: Image, labels: Labels, density: bool) -> list[Finding]:
     result: list[Finding] = []
     remedy = "give the scan as the scanner stored it, or leave the calibration out (density is then assumed)"
     values = scan.values
-    soft = _soft_hu(scan, labels)
-    air = _air_hu(values)
-    if soft is None:
+    shell = _shell(scan, labels)
+    if len(shell) < 2000:
         result = _windows(scan, labels, severity, remedy)
-        return result or [Finding("hu", "note", "", "too little soft tissue lies round the vertebrae to check the scale of the HU")]
-    slope = None if air is None else (soft - air) / 1045.0
-    if not (SOFT_HU[0] <= soft <= SOFT_HU[1] or FAT_HU[0] <= soft <= FAT_HU[1]):
+        return result or [Finding("scale", "warning", "", "too little lies round the vertebrae to check the scale of the HU")]
+    soft, air = _soft_hu(shell), _air_hu(scan)
+    muscle = float(np.mean((shell > 0.0) & (shell < 90.0)))
+    bone = values[on_grid(_labelled(labels), scan) > 0]
+    if float(np.mean(bone < -300.0)) > 0.02:
+        text = (
+            f"{100 * float(np.mean(bone < -300.0)):.0f} % of the labelled bone has less than −300 HU: the values are no HU, or wrapped "
+            f"round: {remedy}"
+        )
+        result.append(Finding("hu", severity, "", text))
+    elif not (SOFT_HU[0] <= soft <= SOFT_HU[1] or FAT_HU[0] <= soft <= FAT_HU[1]):
         text = (
             f"the soft tissue round the vertebrae has {soft:.0f} HU; muscle has 20-70, fat about −100: the values are not HU (an "
             f"offset left out, a slope applied twice, grey values of a viewer): {remedy}"
         )
         result.append(Finding("hu", severity, "", text))
+    elif soft < SOFT_HU[0] and muscle < 0.10:
+        text = (
+            f"round the vertebrae is {soft:.0f} HU and next to nothing of muscle's 20-70 ({100 * muscle:.0f} %): the values are not HU, or "
+            f"there is fat alone, by which the scale cannot be told: {remedy}"
+        )
+        result.append(Finding("hu", severity, "", text))
     elif air is not None and not AIR_HU[0] <= air <= AIR_HU[1]:
         text = (
-            f"the lightest tissue in the scan has {air:.0f} HU, and air has −1000; soft tissue {soft:.0f}: slope or offset of the HU are "
-            f"wrong (by this {1.0 if slope is None else slope:.2f} of a scanner's): {remedy}"
+            f"the air round the patient has {air:.0f} HU, and air has −1000; soft tissue {soft:.0f}: slope or offset of the HU are "
+            f"wrong (by this {(soft - air) / 1045.0:.2f} of a scanner's): {remedy}"
         )
         result.append(Finding("hu", severity, "", text))
-    elif slope is not None and not SLOPE[0] <= slope <= SLOPE[1] and SOFT_HU[0] <= soft:
-        text = f"from air ({air:.0f} HU) to soft tissue ({soft:.0f} HU) the scale is {slope:.2f} of a scanner's: {remedy}"
+    elif air is not None and soft >= SOFT_HU[0] and not SLOPE[0] <= (soft - air) / 1045.0 <= SLOPE[1]:
+        text = f"from air ({air:.0f} HU) to soft tissue ({soft:.0f} HU) the scale is {(soft - air) / 1045.0:.2f} of a scanner's: {remedy}"
         result.append(Finding("hu", severity, "", text))
-    elif soft < SOFT_HU[0] and not _muscle_there(scan, labels):
-        text = (
-            f"round the vertebrae is {soft:.0f} HU and next to nothing of muscle's 20-70: either there is fat alone, or the values "
-            "are not HU; the density is as right as they are"
-        )
-        result.append(Finding("hu", "warning", "", text))
     # a wrong scale has its floor elsewhere: one cause, said once
     result = result or _windows(scan, labels, severity, remedy)
+    if not result:
+        result = _unsure(shell, soft, air)
     if (blood := _blood_hu(scan, labels)) is not None and blood > ENHANCED_BLOOD_HU:
         text = (
             f"contrast agent: the aorta has {blood:.0f} HU (30-60 without). It raises the HU of bone too, so that bone's density reads "
@@ -96,8 +110,31 @@ def scale_findings(scan: Image, labels: Labels, density: bool) -> list[Finding]:
         )
         return [*result, Finding("contrast", "warning", "", text)]
     if not result:
-        what = f"soft tissue round the vertebrae {soft:.0f} HU" + ("" if air is None else f", air {air:.0f} HU")
+        what = f"soft tissue round the vertebrae {soft:.0f} HU, air {air:.0f} HU"
         result.append(Finding("hu", "note", "", f"the scan's values are HU: {what}"))
+    return result
+
+
+def _unsure(shell: np.ndarray, soft: float, air: float | None) -> list[Finding]:
+    """Warnings "scale" where the scale of the HU could be checked in part only."""
+    result = []
+    exact, count = np.unique(shell, return_counts=True)
+    blank, share = float(exact[np.argmax(count)]), float(count.max()) / len(shell)
+    if share > 0.5 and (blank == 0.0 or blank <= -900.0):
+        text = (
+            f"{100 * share:.0f} % of what lies round the vertebrae is blank (exactly {blank:.0f} HU): the bone was cut out, and its "
+            "edges and density are read some 10 % wrong"
+        )
+        result.append(Finding("scale", "warning", "", text))
+    if air is None:
+        text = (
+            "no air lies round the patient, so that the slope of the HU is not checked; soft tissue round the vertebrae has "
+            f"{soft:.0f} HU"
+        )
+        result.append(Finding("scale", "warning", "", text))
+    if 85.0 < soft:
+        text = f"soft tissue round the vertebrae has {soft:.0f} HU, muscle 20-70: contrast agent, or an offset of the HU"
+        result.append(Finding("scale", "warning", "", text))
     return result
 
 
@@ -143,37 +180,37 @@ def _labelled(labels: Labels, more: tuple[str, ...] = ()) -> Image:
     return Image(np.isin(image.values, numbers).astype(np.uint8), image.lps_from_index, "SEG", (), {})
 
 
-def _soft_hu(scan: Image, labels: Labels) -> float | None:
-    """The most frequent HU 4-30 mm from the labelled bones, unlabelled voxels only; None for fewer than 2000."""
+def _shell(scan: Image, labels: Labels) -> np.ndarray:
+    """HU of all that lies 4-30 mm from the labelled bones."""
     part, bone = _bones(scan, labels, 32.0)
     away = distance_transform_edt(~bone, sampling=scan.voxel_mm)
-    values = part.values[(away > 4.0) & (away < 30.0)]
-    tissue = values[(values > -400.0) & (values < 3000.0)]
-    if len(values) >= 2000 and len(tissue) < 0.1 * len(values):
-        tissue = values  # no tissue at all: what is there is told as it is
-    return None if len(tissue) < 2000 else _mode(tissue, 10.0)
+    return np.asarray(part.values[(away > 4.0) & (away < 30.0)], float)
 
 
-def _muscle_there(scan: Image, labels: Labels) -> bool:
-    """Whether a twentieth of what lies 4-30 mm from the bones has muscle's HU."""
-    part, bone = _bones(scan, labels, 32.0)
-    away = distance_transform_edt(~bone, sampling=scan.voxel_mm)
-    values = part.values[(away > 4.0) & (away < 30.0)]
-    return float(np.mean((values > 0.0) & (values < SOFT_HU[1]))) > 0.05
+def _soft_hu(shell: np.ndarray) -> float:
+    """The most frequent HU of tissue (−400 to 3000); of everything, where hardly any of it is tissue."""
+    tissue = shell[(shell > -400.0) & (shell < 3000.0)]
+    return _mode(tissue if len(tissue) > 0.3 * len(shell) else shell, 10.0)
 
 
-def _air_hu(values: np.ndarray) -> float | None:
-    """The lowest frequent HU, without what fills the corners of the image; None where nothing is lighter than fat."""
-    thin = np.asarray(values[::2, ::2, ::2], float).ravel()
-    light = thin[thin < -250.0]
-    exact, count = np.unique(light, return_counts=True)
-    filled = exact[(count > 0.02 * thin.size) & ((exact <= -1024.0) | (exact == exact.min()))] if exact.size else exact
-    light = light[~np.isin(light, filled)]
-    if light.size < 0.03 * thin.size:
+def _air_hu(scan: Image) -> float | None:
+    """The most frequent HU of the air round the patient: what is light and touches the image's sides (not its ends along the spine).
+
+    Without what fills the corners of the image. None where less than 2 % of the scan is that.
+    """
+    stride = np.maximum(np.rint(3.0 / scan.voxel_mm).astype(int), 1)
+    thin = np.asarray(scan.values[:: stride[0], :: stride[1], :: stride[2]], float)
+    objects, _ = label(thin < -250.0)
+    along = int(np.argmax(np.abs(scan.lps_from_index[2, :3]) / scan.voxel_mm))
+    sides = [np.take(objects, end, axis=axis) for axis in range(3) if axis != along for end in (0, -1)]
+    outside = np.setdiff1d(np.unique(np.concatenate([side.ravel() for side in sides])), [0])
+    light = thin[np.isin(objects, outside)]
+    if light.size == 0:
         return None
-    found = _mode(light, 20.0)
-    # lung, and air blurred by large voxels, are no scale
-    return None if -930.0 < found < -600.0 else found
+    exact, count = np.unique(light, return_counts=True)
+    filled = exact[(count > 0.02 * thin.size) & ((exact <= -1024.0) | (exact == exact.min()))]
+    light = light[~np.isin(light, filled)]
+    return _mode(light, 20.0) if light.size > 0.02 * thin.size else None
 
 
 def _mode(values: np.ndarray, width: float) -> float:
@@ -210,13 +247,17 @@ def metal(scan: Image, labels: Labels) -> tuple[Metal | None, list[Finding]]:
     bone = on_grid(_labelled(labels), scan) > 0
     size = float(np.prod(voxel))
     away = distance_transform_edt(~bone, sampling=voxel)
-    deep = distance_transform_edt(bone, sampling=voxel) > 4.0
     bright = (values >= METAL_HU) & (away < _NEAR_MM)
     # a voxel's share of metal is bright too: what touches and is denser than any bone belongs to it
     bright = binary_dilation(bright, np.ones((3, 3, 3)), mask=values >= CEMENT_HU, iterations=3) if bright.any() else bright
-    dense = binary_erosion((values >= CEMENT_HU) & deep & ~bright) if deep.any() else np.zeros_like(bright)
+    dense = (values >= CEMENT_HU) & bone & ~bright
     if dense.any():
-        dense = binary_dilation(dense, np.ones((3, 3, 3)), mask=(values >= 0.7 * CEMENT_HU) & bone & ~bright, iterations=3)
+        # a cortex of that is thin: what holds a ball of 2.2 mm is none
+        seeds = distance_transform_edt(dense, sampling=voxel) >= CEMENT_RADIUS_MM
+        dense = seeds
+        if seeds.any():
+            grown = (values >= 0.7 * CEMENT_HU) & bone & ~bright
+            dense = binary_dilation(seeds, np.ones((3, 3, 3)), mask=grown, iterations=5)
     objects = np.zeros(values.shape, np.int16)
     about: list[dict[str, Any]] = []
     for kind, mask, least in (("metal", bright, LEAST_METAL_MM3), ("cement or sclerosis", dense, LEAST_CEMENT_MM3)):
@@ -241,6 +282,33 @@ def metal(scan: Image, labels: Labels) -> tuple[Metal | None, list[Finding]]:
         x, y, z = np.mean(one["ends_mm"], axis=0)
         findings.append(Finding("metal", "warning", one["levels"][0] if one["levels"] else "", text, (float(x), float(y), float(z))))
     return Metal(excluded, objects, tuple(about)), findings
+
+
+def in_the_disc(scan: Image, labels: Labels, segment: tuple[str, str]) -> list[Finding]:
+    """A stop "metal" where CEMENT_HU and more lie between the bodies of the treated segment, in no bone: an implant, or cement."""
+    if not set(segment) <= set(labels.pieces):
+        return []
+    upper, lower = (labels.pieces[level].body_mm for level in segment)
+    index = np.argwhere(scan.values >= CEMENT_HU)
+    points = rigid(scan.lps_from_index, index.astype(float))
+    line = lower - upper
+    along = (points - upper) @ line / (line @ line)
+    away = np.linalg.norm(points - upper - along[:, None] * line, axis=1)
+    between = (along > 0.2) & (along < 0.8) & (away < 20.0)
+    if not between.any():
+        return []
+    bone = distance_transform_edt(on_grid(_labelled(labels), scan) == 0, sampling=scan.voxel_mm)
+    # a voxel of bone's own edge lies just outside of its label
+    free = points[between][bone[tuple(index[between].T)] > max(1.5, float(scan.voxel_mm.max()))]
+    volume = len(free) * float(np.prod(scan.voxel_mm))
+    if volume < LEAST_METAL_MM3:
+        return []
+    text = (
+        f"{volume:.0f} mm³ between the bodies of {'-'.join(segment)} have {CEMENT_HU:.0f} HU and more, in no bone: the disc holds an "
+        "implant or cement already; choose another segment, or go on with source.accept=[metal]"
+    )
+    x, y, z = free.mean(axis=0)
+    return [Finding("metal", "stop", "", text, (float(x), float(y), float(z)))]
 
 
 def _described(number: int, kind: str, mask: np.ndarray, scan: Image, labels: Labels) -> dict[str, Any]:

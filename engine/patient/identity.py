@@ -138,7 +138,10 @@ def misfit(sizes: Mapping[str, Shape], shift: int = 0) -> float | None:
         return None
     value, weight = np.array([r for r, _ in rows]), np.array([1.0 / sd**2 for _, sd in rows])
     scale = float((weight @ value) / (weight.sum() + 1.0 / _SCALE_SD**2))
-    return float(weight @ (value - scale) ** 2) + (scale / _SCALE_SD) ** 2
+    terms = weight * (value - scale) ** 2
+    # a chord that misses the body (a fractured one's deepest point lies off its centre) is an outlier, not a level
+    terms = np.where(weight > 1.01 / _SPAN_SD**2, np.minimum(terms, 9.0), terms)
+    return float(terms.sum()) + (scale / _SCALE_SD) ** 2
 
 
 def moved(level: str, shift: int) -> str:
@@ -235,6 +238,8 @@ def evidence(found: Mapping[str, Piece], parts: list[Piece] | None = None) -> Ev
         nearest = min((every[s], s) for s in (-1, 1) if s in every) if {-1, 1} & set(every) else None
         if nearest is not None:
             lines[-1] += f", one level {'up' if nearest[1] < 0 else 'down'} {nearest[0]:.1f}"
+            if nearest[0] - own < 2.0 and "S1" not in found:
+                lines[-1] += " (sizes do not tell it from that: the count rests on numbers or names alone)"
     return Evidence(own, every.get(best), best, doubts, tuple(lines))
 
 

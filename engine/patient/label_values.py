@@ -20,7 +20,7 @@ MOST_KINDS = 130
 NEAR_WHOLE = 0.05
 #: … and negative by this share at most, down to this share of the largest number.
 MOST_NEGATIVE = 0.3
-DEEPEST = 0.25
+DEEPEST = 0.45
 _AN_IMAGE = "this is an image, not a label mask"
 
 

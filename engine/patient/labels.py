@@ -256,6 +256,10 @@ def _by_bones(objects: _Objects, fitting: list[Scheme]) -> tuple[Scheme, str]:
     left = [s for s in sound if (own := clues[s.name].own) is None or own <= best + identity.DROPPED]
     read = {s.name: _read_as(s, numbers) for s in fitting}
     if len(left) == 1:
+        own, least = clues[left[0].name].own, clues[left[0].name].best
+        if own is not None and least is not None and own - least > identity.REFUSED:
+            left = []
+    if len(left) == 1:
         dropped = []
         for s in fitting:
             if s is not left[0]:
@@ -263,7 +267,7 @@ def _by_bones(objects: _Objects, fitting: list[Scheme]) -> tuple[Scheme, str]:
                 dropped.append(f"not {s.name} ({read[s.name]}): {why}")
         return left[0], f"the numbers {some(sorted(numbers))}, their order, and the bones; {'; '.join(dropped)}"
     if not left:
-        listing = "; ".join(f"{s.name} ({read[s.name]}): {clues[s.name].doubts}" for s in fitting)
+        listing = "; ".join(f"{s.name} ({read[s.name]}): {clues[s.name].doubts or 'the sizes of other levels'}" for s in fitting)
         raise ValueError(
             f"no reading of the numbers {some(sorted(numbers))} fits the bones: {listing}; say what they are by {objects.map_line()}"
         )

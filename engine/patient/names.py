@@ -20,7 +20,8 @@ _BESIDE = re.compile(
     r"\b(dis[ck]s?|ivd|disci|disques?|discos?|bandscheibe\w*|endplates?|nerves?|roots?|ganglion|screws?|schraub\w*|tornillos?|"
     r"rods?|cages?|implants?|plates?|ribs?|cost\w*|canal|cord|myelon|foramen|foramina|facets?|ligaments?|muscles?|psoas|"
     r"centroids?|poi|landmarks?|arter\w*|veins?|fractures?|pedic\w*|process\w*|spinous|laminae?|arch|lesions?|tumou?rs?|"
-    r"metasta\w*|h[ae]+mangioma|cement|heatmap|prob\w*|uncertainty)\b"
+    r"metasta\w*|h[ae]+mangioma|cement|heatmap|prob\w*|uncertainty|nucleus|annulus|interspace|interbody|graft|vis|"
+    r"pedikel\w*|hardware|hernia\w*|flavum|deckplatte|grundplatte|below|above|adjacent|between)\b"
 )
 _REGIONS = {
     "C": r"c|cv|cervicale?s?|hwk|halswirbel\w*",
@@ -63,6 +64,8 @@ _SIDES = {"left": r"left|l|lt|links|sinist\w*", "right": r"right|r|rt|rechts|dex
 def _words(name: str) -> str:
     """Lower case with one space between words; CamelCase, digits' borders and punctuation part words, a level stays one word."""
     text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    text = re.sub(r"(?<=\d)(?=(?:vert|Vert|body|Body))", " ", text)
+    text = re.sub(r"(?<=ertebra)(?=\d)", " ", text)
     text = re.sub(r"[^0-9A-Za-zÀ-ÿ]+", " ", text).lower()
     return " ".join(text.split())
 
@@ -72,6 +75,8 @@ def level_of(name: str) -> str | None:
     text = _words(name)
     if _BESIDE.search(text):
         return None
+    if re.search(r"\d ?(?:or|to|bis|and|und|through) ?[a-z]*\d", text):
+        return None  # of several levels
     # "L4-5" is the disc between two levels
     if any(int(match[2]) == int(match[1]) + 1 for match in re.finditer(r"\b[cdlt]h?(\d{1,2}) (\d{1,2})\b", text)):
         return None
@@ -86,7 +91,7 @@ def level_of(name: str) -> str | None:
                 found.add(f"{region}{_ORDINALS[match[1]]}")
         for match in re.finditer(rf"\b(?:{words}) (?:vertebrae? )(?:no )?0?(\d{{1,2}})\b", text):
             found.add(f"{region}{int(match[1])}")
-    if re.search(r"\b(sacrum|sacral|sacro|os sacrum|kreuzbein|s ?0?1|swk 1)\b", text):
+    if re.search(r"\b(sacrum|sakrum|sacral|sacro|os sacrum|kreuzbein|s ?0?1|swk 1)\b", text):
         found.add("S1")
     if re.search(r"\batlas\b", text):
         found.add("C1")

@@ -263,14 +263,18 @@ LARGEST_CHANGE = {
 def check_explicit(given: Mapping[str, float], measured: SegmentAlignment) -> None:
     """Raises ValueError for explicit plan components that no operation reaches from the scanned pose, or that look like a slip.
 
-    A slip: a sign turned (the change would be twice as small, and at least 8 less, with the other one), or a component of another
-    unit. `plan.as_meant=true` goes on.
+    A slip: a sign turned (the change would be twice as small, and at least 8 less, with the other one; a kyphosis made larger; a slip
+    turned over), or a component of another unit. `plan.as_meant=true` goes on.
     """
     wrong = []
     for part, value in given.items():
         now, (most, unit) = getattr(measured, part), LARGEST_CHANGE[part]
         change, turned = value - now, -value - now
-        if part != "height_middle_mm" and abs(change) > 2.0 * abs(turned) and abs(change) - abs(turned) > 8.0:
+        lordotic = part == "lordosis_deg" and value > 0.0 > now  # a kyphotic disc set right
+        away = abs(change) > 2.0 * abs(turned) and abs(change) - abs(turned) > 8.0
+        away |= part == "lordosis_deg" and value < -2.0 and change < 0.0
+        away |= part == "listhesis_mm" and abs(now) > 2.0 and abs(turned) < 0.3
+        if part != "height_middle_mm" and away and not lordotic:
             wrong.append(
                 f"plan.{part}={value:g} is a change of {change:+.1f}{unit} from the scan's {now:.1f}, away from it; with the other sign, "
                 f"plan.{part}={-value:g}, it is {turned:+.1f}"

@@ -28,7 +28,7 @@ from engine.patient.distance import surface_sdf
 from engine.patient.features import features
 from engine.patient.given import check_heads, check_incidence
 from engine.patient.hips import noted
-from engine.patient.hounsfield import Metal, scale_findings
+from engine.patient.hounsfield import Metal, in_the_disc, scale_findings
 from engine.patient.hounsfield import metal as metal_of
 from engine.patient.images import Image, read_image, read_labels
 from engine.patient.labels import Labels, understand
@@ -375,7 +375,7 @@ def _read(config: PrepareConfig, source: MaskSource, out: Path, log: Callable[[s
         labels = on_scan(scan, labels, pair)
         cut = cropped(scan, labels)
         if scan.modality == "CT":
-            more, metal = _on_the_scan(scan, cut, labels, asked)
+            more, metal = _on_the_scan(scan, cut, labels, asked, pair)
             more = [_beside_segment(finding, pair) for finding in accepted(more, source.accept)]
             out_of = {finding.level for finding in more if finding.severity == "left out"}
             pieces = {level: piece for level, piece in labels.pieces.items() if level not in out_of}
@@ -397,14 +397,16 @@ def _beside_segment(finding: Finding, segment: tuple[str, str]) -> Finding:
     return replace(finding, severity="left out") if beside else finding
 
 
-def _on_the_scan(scan: Image, cut: Image, labels: Labels, density: bool) -> tuple[list[Finding], Metal | None]:
+def _on_the_scan(
+    scan: Image, cut: Image, labels: Labels, density: bool, segment: tuple[str, str]
+) -> tuple[list[Finding], Metal | None]:
     """What a CT says against its labels and its own numbers, and the metal in it (on the grid of `cut`)."""
     scale = scale_findings(scan, labels, density)
     found = [*displaced(scan, labels), *_other_frame(scan, labels), *scale]
     if any(finding.code == "hu" and finding.severity != "note" for finding in scale):
         return found, None  # its numbers are no HU: metal cannot be told by them
     objects, lines = metal_of(cut, labels)
-    return [*found, *lines], objects
+    return [*found, *lines, *in_the_disc(cut, labels, segment)], objects
 
 
 def _other_frame(scan: Image, labels: Labels) -> list[Finding]:

@@ -17,6 +17,7 @@ instead, and, where it puts the count in doubt, whatever lies beyond them.
     displaced    HU rises more across the labels' edges if they are moved (placement.py)         3 mm, 1.5 voxels
     hu           a CT's values are no HU, or went through a window (hounsfield.py)               with a calibration
     contrast     contrast agent in the aorta: bone reads too dense (hounsfield.py)               (warning)
+    scale        the scale of a CT's HU could not be checked, or in part only (hounsfield.py)    (warning)
     metal        metal or cement in the vertebrae: left out of the density (hounsfield.py)       (warning)
     heads        femoral heads given by hand make an unusual pelvis (given.py)                   (warning)
     measure      the treated segment's own height, slip or angle is unusual (plausible.py)       (warning)
@@ -255,7 +256,7 @@ def _beside(
 
 _CODES = (
     "fragments", "truncated", "holes", "identity", "turned", "flipped", "mirrored", "order", "misnumbered", "missing", "spacing", "leak",
-    "contact", "bridge", "volume", "transition", "coarse", "resampled", "displaced",
+    "contact", "bridge", "volume", "transition", "coarse", "resampled", "displaced", "metal",
 )  # fmt: skip
 
 
@@ -434,7 +435,8 @@ def _body_contact(upper: Piece, lower: Piece, values: np.ndarray) -> tuple[np.nd
     across = offset - (offset @ line / (line @ line))[:, None] * line
     away = np.linalg.norm(across, axis=1)
     behind = across @ _posterior(upper, line)
-    return areas, across, (away < 18.0) | ((away < _BODY_MM) & (behind < 8.0))
+    size = float(np.clip(np.linalg.norm(line) / 38.0, 0.6, 1.1))  # of a child, or in the thorax
+    return areas, across, (away < 18.0 * size) | ((away < _BODY_MM * size) & (behind < 8.0 * size))
 
 
 def _posterior(piece: Piece, line: np.ndarray) -> np.ndarray:
@@ -466,9 +468,12 @@ def _family(mobile: list[Piece]) -> list[Finding]:
     whole = [piece for piece in mobile if piece.cut_mm2 <= LARGEST_CUT_MM2]
     for k, piece in enumerate(whole):
         near = [whole[m].volume_mm3 for m in (k - 1, k + 1) if 0 <= m < len(whole)]
+        if len(near) < 2 or max(near) > 1.5 * min(near):
+            # one fractured neighbour is not taken for the rule
+            near = [whole[m].volume_mm3 for m in (k - 3, k - 2, k - 1, k + 1, k + 2, k + 3) if 0 <= m < len(whole)]
         if not near:
             continue
-        ratio = piece.volume_mm3 / float(np.mean(near))
+        ratio = piece.volume_mm3 / float(np.median(near))
         if 0.7 <= ratio <= 1.35:
             continue
         severity = "warning" if 0.5 <= ratio <= 1.8 else "stop"

@@ -16,7 +16,7 @@ from engine.types import Finding
 from tests.patient.conftest import needs_data
 
 #: Said of every image, or of coarse ones.
-EXPECTED = {"coarse", "contact"}
+EXPECTED = {"coarse", "contact", "scale"}
 
 
 def _alarms(findings: list[Finding]) -> set[tuple[str, str]]:

@@ -7,8 +7,8 @@ import pytest
 
 from engine.patient.given import check_heads, check_incidence
 from engine.patient.lumbar import LumbarSpec, lumbar_phantom
-from engine.patient.planning import PlanConfig, plan
-from engine.types import PatientModel
+from engine.patient.planning import PlanConfig, check_explicit, plan
+from engine.types import PatientModel, SegmentAlignment
 
 SPEC = LumbarSpec(spacing_mm=2.0, translation_mm=(30.0, 120.0, -400.0))
 
@@ -62,10 +62,23 @@ def test_an_incidence_must_fit_the_sacrum_and_the_heads() -> None:
     assert check_incidence(52.0, 40.0, 52.4) == []
     (finding,) = check_incidence(28.0, 40.0)
     assert finding.severity == "warning" and "pelvic tilt of -12" in finding.text
+    (same,) = check_incidence(40.0, 40.0)
+    assert "is the measured sacral slope" in same.text
+    with pytest.raises(ValueError, match="no pelvic incidence"):
+        check_incidence(12.0, None)
     with pytest.raises(ValueError, match="pelvic tilt of -35"):
-        check_incidence(12.0, 47.0)
+        check_incidence(25.0, 60.0)
     with pytest.raises(ValueError, match="femoral heads give 61"):
         check_incidence(45.0, 40.0, 61.0)
+
+
+def test_a_kyphotic_disc_may_be_set_right() -> None:
+    kyphotic = SegmentAlignment(**dict.fromkeys(SegmentAlignment.__dataclass_fields__, 0.0) | {"lordosis_deg": -8.0, "listhesis_mm": 5.0})
+    check_explicit({"lordosis_deg": 9.0}, kyphotic)
+    with pytest.raises(ValueError, match="with the other sign"):
+        check_explicit({"listhesis_mm": -5.0}, kyphotic)
+    with pytest.raises(ValueError, match="away from it"):
+        check_explicit({"lordosis_deg": -12.0}, kyphotic)
 
 
 def test_a_turned_sign_in_the_plan_is_named(mild: PatientModel) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.patient.hounsfield import metal, scale_findings
+from engine.patient.hounsfield import in_the_disc, metal, scale_findings
 from engine.patient.images import Image, read_image, read_labels
 from engine.patient.labels import Labels, understand
 from engine.types import rigid
@@ -31,9 +31,12 @@ def labels(torso: Torso) -> Labels:
         (lambda v: np.clip(v, -450, 1050), "exactly -450 HU"),
         (lambda v: np.clip(v, -1350, 150), "exactly 150 HU"),
         (lambda v: v + 1024, "soft tissue round the vertebrae has 107"),
-        (lambda v: 0.5 * v, "lightest tissue in the scan has -4"),
-        (lambda v: 2.0 * v, "values are not HU|lightest tissue"),
-        (lambda v: 0.85 * v, "of a scanner's|window"),
+        (lambda v: 0.5 * v, "air round the patient has -4"),
+        (lambda v: (v + 1000.0) * 0.85 - 1000.0, "next to nothing of muscle's"),
+        (lambda v: np.where(v > 400.0, v - 2000.0, v), "less than −300 HU"),
+        (lambda v: v - 1024.0, "values are not HU|less than −300 HU"),
+        (lambda v: 2.0 * v, "values are not HU|air round the patient"),
+        (lambda v: 0.85 * v, "air round the patient|of a scanner's|window"),
         (lambda v: np.clip((v + 160.0) / 400.0 * 255.0, 0, 255), "window|not HU"),
     ],
 )
@@ -60,17 +63,23 @@ def test_hu_are_hu(torso: Torso, labels: Labels) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scan", "mask", "segment", "scheme"),
+    ("scan", "mask", "segment", "scheme", "said"),
     [
-        ("ct_totalsegmentator/example_ct.nii.gz", "ct_totalsegmentator/totalseg.nii.gz", ("L4", "L5"), "totalsegmentator"),
-        ("ct_mri_subregions/sub-ct_label-22_ct.nii.gz", "ct_mri_subregions/sub-ct_seg-vert_label-22_msk.nii.gz", ("L2", "L3"), "verse"),
+        ("ct_totalsegmentator/example_ct.nii.gz", "ct_totalsegmentator/totalseg.nii.gz", ("L4", "L5"), "totalsegmentator", ("hu", "note")),
+        (
+            "ct_mri_subregions/sub-ct_label-22_ct.nii.gz",
+            "ct_mri_subregions/sub-ct_seg-vert_label-22_msk.nii.gz",
+            ("L2", "L3"),
+            "verse",
+            ("scale", "warning"),  # a crop without air: said, and no stop
+        ),
     ],
 )
-def test_real_cts_raise_no_alarm(scan: str, mask: str, segment: tuple[str, str], scheme: str) -> None:
+def test_real_cts_raise_no_alarm(scan: str, mask: str, segment: tuple[str, str], scheme: str, said: tuple[str, str]) -> None:
     image = replace(read_image(needs_data(scan)), modality="CT")
     found = understand(read_labels(needs_data(mask)), segment, scheme=scheme, accept=("truncated",))
-    assert [f.severity for f in scale_findings(image, found, density=True)] == ["note"]
-    assert metal(image, found)[1] == []
+    assert [(f.code, f.severity) for f in scale_findings(image, found, density=True)] == [said]
+    assert metal(image, found)[1] == [] and in_the_disc(image, found, segment) == []
 
 
 def _with_screw(torso: Torso, labels: Labels) -> tuple[Image, np.ndarray]:
@@ -116,3 +125,22 @@ def test_contrast_agent_in_the_aorta_is_said(torso: Torso, labels: Labels) -> No
     found = understand(Image(values, image.lps_from_index, "SEG", (), {}), ("L4", "L5"), scheme="totalsegmentator")
     findings = scale_findings(replace(scan, values=bright), found, density=True)
     assert [(f.code, f.severity) for f in findings] == [("contrast", "warning")] and "230 HU" in findings[0].text
+
+
+def test_an_implant_in_the_treated_disc_stops(torso: Torso, labels: Labels) -> None:
+    scan = torso[0]
+    middle = 0.5 * (labels.pieces["L4"].body_mm + labels.pieces["L5"].body_mm)
+    at = np.rint(rigid(np.linalg.inv(scan.lps_from_index), middle)).astype(int)
+    values = scan.values.copy()
+    values[at[0] - 5 : at[0] + 5, at[1] - 4 : at[1] + 4, at[2] - 1 : at[2] + 2] = 1500
+    (finding,) = in_the_disc(replace(scan, values=values), labels, ("L4", "L5"))
+    assert finding.severity == "stop" and "implant or cement already" in finding.text
+    assert in_the_disc(scan, labels, ("L4", "L5")) == []
+
+
+def test_cement_under_an_endplate_is_found(torso: Torso, labels: Labels) -> None:
+    scan = torso[0]
+    points = rigid(scan.lps_from_index, np.stack(np.meshgrid(*map(np.arange, scan.values.shape), indexing="ij"), -1).reshape(-1, 3))
+    near = np.linalg.norm(points - labels.pieces["L5"].body_mm - [0.0, 0.0, 8.0], axis=1).reshape(scan.values.shape) < 6.0
+    _, findings = metal(replace(scan, values=np.where(near, 1900, scan.values).astype(np.int16)), labels)
+    assert [f.code for f in findings] == ["metal"] and "cement" in findings[0].text
