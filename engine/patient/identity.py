@@ -118,8 +118,11 @@ def shapes(found: Mapping[str, Piece]) -> dict[str, Shape]:
     return result
 
 
-def misfit(sizes: Mapping[str, Shape], shift: int = 0) -> float | None:
-    """χ² of the sizes read as their levels moved by `shift` caudally; None where a level has no typical size, or none is whole."""
+def misfit(sizes: Mapping[str, Shape], shift: int = 0, clipped: float = 9.0) -> float | None:
+    """χ² of the sizes read as their levels moved by `shift` caudally, widths' terms at most `clipped`.
+
+    None where a level has no typical size, or none is whole.
+    """
     rows = []
     for level, size in sizes.items():
         if level not in _COLUMN or not size.whole:
@@ -140,7 +143,7 @@ def misfit(sizes: Mapping[str, Shape], shift: int = 0) -> float | None:
     scale = float((weight @ value) / (weight.sum() + 1.0 / _SCALE_SD**2))
     terms = weight * (value - scale) ** 2
     # a chord that misses the body (a fractured one's deepest point lies off its centre) is an outlier, not a level
-    terms = np.where(weight > 1.01 / _SPAN_SD**2, np.minimum(terms, 9.0), terms)
+    terms = np.where(weight > 1.01 / _SPAN_SD**2, np.minimum(terms, clipped), terms)
     return float(terms.sum()) + (scale / _SCALE_SD) ** 2
 
 
@@ -209,9 +212,10 @@ def _some_vertebra(size: Shape, others: list[Shape]) -> bool:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What bones' sizes say of a reading: its χ², the best shift's, and the lines for report and findings.json."""
+    """What bones' sizes say of a reading: its χ² (plain: without clipping), the best shift's, and the lines for the report."""
 
     own: float | None
+    plain: float | None
     best: float | None
     shift: int
     doubts: str
@@ -240,7 +244,7 @@ def evidence(found: Mapping[str, Piece], parts: list[Piece] | None = None) -> Ev
             lines[-1] += f", one level {'up' if nearest[1] < 0 else 'down'} {nearest[0]:.1f}"
             if nearest[0] - own < 2.0 and "S1" not in found:
                 lines[-1] += " (sizes do not tell it from that: the count rests on numbers or names alone)"
-    return Evidence(own, every.get(best), best, doubts, tuple(lines))
+    return Evidence(own, misfit(sizes, clipped=np.inf), every.get(best), best, doubts, tuple(lines))
 
 
 def ribs_at(found: Mapping[str, Piece], ribs: Mapping[int, np.ndarray]) -> dict[int, str]:

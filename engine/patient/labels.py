@@ -251,9 +251,14 @@ def _by_bones(objects: _Objects, fitting: list[Scheme]) -> tuple[Scheme, str]:
         mobile = [level for level in scheme.levels(numbers) if objects.volumes_mm3[scheme.vertebrae[level]] > 2e3]
         clues[scheme.name] = identity.evidence(objects.pieces(scheme, mobile), objects.parts(scheme))
     sound = [s for s in fitting if not clues[s.name].doubts]
-    known = [value for s in sound if (value := clues[s.name].own) is not None]
-    best = min(known, default=0.0)
-    left = [s for s in sound if (own := clues[s.name].own) is None or own <= best + identity.DROPPED]
+    best = min((value for s in sound if (value := clues[s.name].own) is not None), default=0.0)
+
+    def worse(scheme: Scheme, measure: str) -> bool:
+        own = getattr(clues[scheme.name], measure)
+        least = min((v for s in sound if (v := getattr(clues[s.name], measure)) is not None), default=0.0)
+        return own is not None and own > least + identity.DROPPED
+
+    left = [s for s in sound if not worse(s, "own") and not worse(s, "plain")] or sound
     read = {s.name: _read_as(s, numbers) for s in fitting}
     if len(left) == 1:
         own, least = clues[left[0].name].own, clues[left[0].name].best
