@@ -295,7 +295,7 @@ def keys(base: Base) -> list[Case]:
         return lambda place: ["source=mask", f"source.path={base.labels}", *more]
 
     return [
-        case("key", "level that is not there", refused("T9 is absent"), told("segment=T9-T10")),
+        case("key", "level that is not there", refused("T9 is absent"), told("segment=T9-T10", "plan=keep")),
         case("key", "no neighbours", refused("not the level under"), told("segment=L3-L5")),
         case(
             "key",

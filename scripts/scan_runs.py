@@ -124,9 +124,9 @@ def _run(case: Case, place: Path, draws: int) -> Ran:
 
 
 def _said(lines: Sequence[str]) -> str:
-    """The error, or the last line."""
+    """The errors, or the last line."""
     error = [line for line in lines if line.startswith("error: ")]
-    return error[-1] if error else " ".join(lines[-1:])
+    return "; ".join(error) if error else " ".join(lines[-1:])
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -402,9 +402,9 @@ def _on_the_scan(
 ) -> tuple[list[Finding], Metal | None]:
     """What a CT says against its labels and its own numbers, and the metal in it (on the grid of `cut`)."""
     scale = scale_findings(scan, labels, density)
-    found = [*displaced(scan, labels), *_other_frame(scan, labels), *scale]
     if any(finding.code == "hu" and finding.severity != "note" for finding in scale):
-        return found, None  # its numbers are no HU: metal cannot be told by them
+        return scale, None  # its numbers are no HU: neither metal nor the labels' place can be told by them
+    found = [*displaced(scan, labels), *_other_frame(scan, labels), *scale]
     objects, lines = metal_of(cut, labels)
     return [*found, *lines, *in_the_disc(cut, labels, segment)], objects
 
