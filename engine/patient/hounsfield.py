@@ -23,7 +23,7 @@ import numpy as np
 from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt, label
 
 from engine.patient.calibration import ENHANCED_BLOOD_HU
-from engine.patient.images import Image, on_grid
+from engine.patient.images import Image, around, on_grid
 from engine.patient.labels import Labels
 from engine.types import Finding, rigid
 
@@ -59,22 +59,23 @@ class Metal:
 def scale_findings(scan: Image, labels: Labels, density: bool) -> list[Finding]:
     """Findings "hu" of a CT: windowed, or on another scale than HU. They stop where `density` is asked for, else they warn.
 
-    Raises: nothing; a scan of which too little surrounds the vertebrae gives fewer checks, and a note.
+    What could be checked in part only is a warning "scale"; contrast agent in the aorta a warning "contrast".
     """
     severity = "stop" if density else "warning"
     result: list[Finding] = []
     remedy = "give the scan as the scanner stored it, or leave the calibration out (density is then assumed)"
     values = scan.values
     shell = _shell(scan, labels)
+    bone = values[on_grid(_labelled(labels), scan) > 0]
     if len(shell) < 2000:
-        result = _windows(scan, labels, severity, remedy)
+        result = _windows(values, bone, severity, remedy)
         return result or [Finding("scale", "warning", "", "too little lies round the vertebrae to check the scale of the HU")]
     soft, air = _soft_hu(shell), _air_hu(scan)
     muscle = float(np.mean((shell > 0.0) & (shell < 90.0)))
-    bone = values[on_grid(_labelled(labels), scan) > 0]
-    if float(np.mean(bone < -300.0)) > 0.02:
+    wrapped = float(np.mean(bone < -300.0))
+    if wrapped > 0.02:
         text = (
-            f"{100 * float(np.mean(bone < -300.0)):.0f} % of the labelled bone has less than −300 HU: the values are no HU, or wrapped "
+            f"{100 * wrapped:.0f} % of the labelled bone has less than −300 HU: the values are no HU, or wrapped "
             f"round: {remedy}"
         )
         result.append(Finding("hu", severity, "", text))
@@ -100,7 +101,7 @@ def scale_findings(scan: Image, labels: Labels, density: bool) -> list[Finding]:
         text = f"from air ({air:.0f} HU) to soft tissue ({soft:.0f} HU) the scale is {(soft - air) / 1045.0:.2f} of a scanner's: {remedy}"
         result.append(Finding("hu", severity, "", text))
     # a wrong scale has its floor elsewhere: one cause, said once
-    result = result or _windows(scan, labels, severity, remedy)
+    result = result or _windows(values, bone, severity, remedy)
     if not result:
         result = _unsure(shell, soft, air)
     if (blood := _blood_hu(scan, labels)) is not None and blood > ENHANCED_BLOOD_HU:
@@ -148,13 +149,11 @@ def _blood_hu(scan: Image, labels: Labels) -> float | None:
     return float(np.median(scan.values[inside])) if inside.sum() >= 50 else None
 
 
-def _windows(scan: Image, labels: Labels, severity: str, remedy: str) -> list[Finding]:
-    """Piles at either end of the scale; at the upper end bone's own voxels count, as it is bone that is cut off."""
+def _windows(values: np.ndarray, bone: np.ndarray, severity: str, remedy: str) -> list[Finding]:
+    """Piles at either end of the scale; at the upper end bone's own voxels [n] count, as it is bone that is cut off."""
     result = []
-    values = scan.values
     low, high = values.min(), values.max()
-    bone = on_grid(_labelled(labels), scan) > 0
-    of_bone = float(np.mean(values[bone] == high)) if bone.any() else 0.0
+    of_bone = float(np.mean(bone == high)) if bone.size else 0.0
     # what a window cut off would have gone on: under its pile the tail is as thick. An object of one value (metal after artefact
     # reduction, a marker) stands alone.
     top = float(np.mean(values == high))
@@ -221,20 +220,8 @@ def _mode(values: np.ndarray, width: float) -> float:
 
 def _bones(scan: Image, labels: Labels, margin_mm: float) -> tuple[Image, np.ndarray]:
     """The scan about the vertebrae that are read, and where on its grid bones are labelled."""
-    corners = []
-    for level, piece in labels.pieces.items():
-        if level != "S1":
-            size = np.array(piece.mask.shape, float) - 1.0
-            box = np.stack(np.meshgrid(*[(0.0, s) for s in size], indexing="ij"), -1).reshape(-1, 3)
-            corners.append(rigid(piece.lps_from_index, box))
-    index = rigid(np.linalg.inv(scan.lps_from_index), np.concatenate(corners))
-    pad, shape = margin_mm / scan.voxel_mm, np.array(scan.values.shape)
-    low = np.clip(np.floor(index.min(axis=0) - pad), 0, shape - 1).astype(int)
-    high = np.clip(np.ceil(index.max(axis=0) + pad) + 1, low + 1, shape).astype(int)
-    matrix = scan.lps_from_index.copy()
-    matrix[:3, 3] = rigid(matrix, low.astype(float))
-    part = scan.values[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
-    cut = Image(part, matrix, scan.modality, scan.notes, scan.source)
+    corners = [piece.corners_mm() for level, piece in labels.pieces.items() if level != "S1"]
+    cut = around(scan, np.concatenate(corners), margin_mm)
     bones = _labelled(labels, ("hip", "rib", "femur"))
     return cut, on_grid(bones, cut) > 0
 

@@ -317,6 +317,19 @@ def _perpendicular(matrix: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarr
     return result, tuple(int(n) for n in high - low + 1)
 
 
+def around(image: Image, points_mm: np.ndarray, margin_mm: float = 0.0) -> Image:
+    """The part of an image that holds points [n, 3] (LPS) and a margin; its voxels are a view."""
+    inverse = np.linalg.inv(image.lps_from_index)
+    index = points_mm @ inverse[:3, :3].T + inverse[:3, 3]
+    pad, shape = margin_mm / image.voxel_mm, np.array(image.values.shape)
+    low = np.clip(np.floor(index.min(axis=0) - pad), 0, shape - 1).astype(int)
+    high = np.clip(np.ceil(index.max(axis=0) + pad) + 1, low + 1, shape).astype(int)
+    matrix = image.lps_from_index.copy()
+    matrix[:3, 3] += matrix[:3, :3] @ low
+    part = image.values[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+    return replace(image, values=part, lps_from_index=matrix)
+
+
 def on_grid(labels: Image, image: Image) -> np.ndarray:
     """Labels on the grid of an image (nearest voxel), as they are where that is their own."""
     same = labels.values.shape == image.values.shape and np.allclose(labels.lps_from_index, image.lps_from_index, atol=1e-3)

@@ -77,7 +77,7 @@ def understand(
     image, mended = undone(_compact(image))
     values, matrix = image.values, image.lps_from_index
     objects = _Objects(values, matrix)
-    chosen, how = _scheme(objects, image, segment, scheme, label_map)
+    chosen, how = _scheme(objects, image, scheme, label_map)
     there = chosen.levels(set(objects.heights_mm))
     wanted = {"segment": segment, "lumbar": (*LUMBAR, *segment), "all": (*LEVELS, "T13")}[levels]
     # for the identity of the levels also their neighbours are measured
@@ -178,9 +178,7 @@ class _Objects:
         return f"{line} (if the lowest of them, {order[0]}, is {lowest}; from head to foot: {some(order[::-1])})"
 
 
-def _scheme(
-    objects: _Objects, image: Image, segment: tuple[str, str], wanted: str, label_map: Mapping[str, int] | None
-) -> tuple[Scheme, str]:
+def _scheme(objects: _Objects, image: Image, wanted: str, label_map: Mapping[str, int] | None) -> tuple[Scheme, str]:
     """What the numbers mean, and how that is known (see `understand`)."""
     numbers = set(objects.heights_mm)
     carried = {int(n): str(name) for n, name in (image.source.get("segments") or {}).items() if int(n) in numbers}

@@ -50,7 +50,7 @@ def directions(found: Mapping[str, Piece]) -> tuple[np.ndarray | None, np.ndarra
 
 
 def turned(found: Mapping[str, Piece]) -> list[Finding]:
-    """Findings "upside_down", "turned" (lying along another axis, or turned about its own) of mobile levels, cranial to caudal."""
+    """Findings "turned" (upside down, along another axis, or about its own) and "flipped" of mobile levels, cranial to caudal."""
     up, back = directions(found)
     if up is not None:
         off = float(np.degrees(np.arccos(np.clip(up[2], -1.0, 1.0))))

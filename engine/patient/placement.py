@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import binary_erosion, gaussian_filter
 
-from engine.patient.images import Image
+from engine.patient.images import Image, around
 from engine.patient.labels import Labels
 from engine.patient.quality import LARGEST_CUT_MM2, Piece
 from engine.types import Finding, rigid
@@ -56,8 +56,9 @@ def placement(scan: Image, pieces: list[Piece], near_mm: float = _NEAR_MM, along
         inside.append(points - reach * normals)
         outside.append(points + reach * normals)
     pair = np.concatenate(inside), np.concatenate(outside)
-    margin = np.array([near_mm, near_mm, along_mm]) + 4.0
-    scan = _around(scan, np.concatenate(pair), margin)
+    margin, points = np.array([near_mm, near_mm, along_mm]) + 4.0, np.concatenate(pair)
+    box = np.stack([points.min(axis=0) - margin, points.max(axis=0) + margin])
+    scan = around(scan, np.stack(np.meshgrid(*box.T, indexing="ij"), -1).reshape(-1, 3))
     values = np.clip(scan.values.astype(np.float32), *_HU)
     to_index = np.linalg.inv(scan.lps_from_index)
     index = [rigid(to_index, points) for points in pair]
@@ -107,20 +108,6 @@ def _edges(piece: Piece) -> tuple[np.ndarray, np.ndarray]:
     length = np.linalg.norm(normals, axis=1)
     keep = length > 1e-6
     return rigid(piece.lps_from_index, edge[keep] - 2.0), normals[keep] / length[keep, None]
-
-
-def _around(scan: Image, points: np.ndarray, margin_mm: np.ndarray) -> Image:
-    """The part of a scan about points."""
-    box = np.array([points.min(axis=0) - margin_mm, points.max(axis=0) + margin_mm])
-    corners = np.stack(np.meshgrid(*box.T, indexing="ij"), -1).reshape(-1, 3)
-    index = rigid(np.linalg.inv(scan.lps_from_index), corners)
-    shape = np.array(scan.values.shape)
-    low = np.clip(np.floor(index.min(axis=0)), 0, shape - 1).astype(int)
-    high = np.clip(np.ceil(index.max(axis=0)) + 1, low + 1, shape).astype(int)
-    matrix = scan.lps_from_index.copy()
-    matrix[:3, 3] = rigid(matrix, low.astype(float))
-    part = scan.values[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
-    return Image(part, matrix, scan.modality, scan.notes, scan.source)
 
 
 def displaced(scan: Image, labels: Labels) -> list[Finding]:

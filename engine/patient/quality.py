@@ -99,6 +99,11 @@ class Piece:
     cut_where: str = ""
     box: tuple[slice, ...] = field(default=(), repr=False)
 
+    def corners_mm(self) -> np.ndarray:
+        """The box's corner voxels [8, 3], LPS."""
+        ends = [(0.0, float(n) - 1.0) for n in self.mask.shape]
+        return rigid(self.lps_from_index, np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, 3))
+
 
 def pieces(
     values: np.ndarray,

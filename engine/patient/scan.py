@@ -22,7 +22,7 @@ from engine.patient.ct_density import check_plausible, ct_density
 from engine.patient.frames import unit
 from engine.patient.hips import femoral_heads
 from engine.patient.hounsfield import Metal
-from engine.patient.images import Image, read_labels
+from engine.patient.images import Image, around, read_labels
 from engine.patient.labels import Labels, mask_surface, understand
 from engine.patient.levels import parse_segment
 from engine.patient.meshes import repair
@@ -271,21 +271,8 @@ def on_scan(image: Image, labels: Labels, segment: tuple[str, str]) -> Labels:
 
 def cropped(image: Image, labels: Labels, margin_mm: float = 45.0) -> Image:
     """The part of a scan around the pieces that are read (what is far from the spine is not held in memory)."""
-    corners = []
-    for piece in labels.pieces.values():
-        size = np.array(piece.mask.shape, float) - 1.0
-        box = np.stack(np.meshgrid(*[(0.0, s) for s in size], indexing="ij"), -1).reshape(-1, 3)
-        corners.append(box @ piece.lps_from_index[:3, :3].T + piece.lps_from_index[:3, 3])
-    inverse = np.linalg.inv(image.lps_from_index)
-    points = np.concatenate(corners)
-    index = points @ inverse[:3, :3].T + inverse[:3, 3]
-    pad = margin_mm / image.voxel_mm
-    low = np.clip(np.floor(index.min(axis=0) - pad), 0, np.array(image.values.shape) - 1).astype(int)
-    high = np.clip(np.ceil(index.max(axis=0) + pad) + 1, low + 1, image.values.shape).astype(int)
-    matrix = image.lps_from_index.copy()
-    matrix[:3, 3] += matrix[:3, :3] @ low
-    part = np.ascontiguousarray(image.values[tuple(slice(a, b) for a, b in zip(low, high, strict=True))])
-    return Image(part, matrix, image.modality, image.notes, image.source)
+    part = around(image, np.concatenate([piece.corners_mm() for piece in labels.pieces.values()]), margin_mm)
+    return replace(part, values=np.ascontiguousarray(part.values))
 
 
 def stem(path: str | Path) -> str:
