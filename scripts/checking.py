@@ -23,7 +23,7 @@ import objectives
 from engine import artifacts, forward
 from engine.implants import Family
 from engine.patient import load_segment, measure
-from engine.patient.frames import move_endplate
+from engine.patient.geometry.frames import move_endplate
 from engine.types import Response, Segment, stack_loads
 from fem.mesh import MeshSettings
 from fem.mmg import die_with_parent

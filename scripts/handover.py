@@ -17,7 +17,7 @@ import numpy as np
 
 from engine import slicer, surface
 from engine.patient import load_bundle, load_segment
-from engine.patient.frames import inverse, move_surface
+from engine.patient.geometry.frames import inverse, move_surface
 from engine.slicer import Axis, Colour, Model
 from engine.types import PatientModel, Segment, Vertebra, rigid
 from objectives.study import ARMS

@@ -11,10 +11,10 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from engine.patient.distance import polydata
+from engine.patient.geometry.distance import polydata
 from engine.patient.images import Image, read_labels
 from engine.patient.lumbar import LumbarSpec, lumbar_phantom
-from engine.patient.meshes import read_surface
+from engine.patient.read.surface_files import read_surface
 from engine.patient.synthetic import ScanSpec, synthetic_ct, write_dicom_series, write_nifti
 from engine.types import Surface
 from scripts.scan_runs import LINE, TURN_DEG, Case, Ran, Study, StudyConfig, failed, table

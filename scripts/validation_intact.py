@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from scipy.spatial import cKDTree
 
-from engine.patient.distance import surface_sdf
-from engine.patient.meshes import read_surface
+from engine.patient.geometry.distance import surface_sdf
+from engine.patient.read.surface_files import read_surface
 from engine.types import Surface
 from fem.hyperelastic import Body, Fibres, Solid
 from fem.intact import Facets, IntactSegment, Ligament, Load, NotFound, Piecewise, Step, TensionLaw, ToeLinear

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.patient.frames import frame, inverse, move_endplate, unit
+from engine.patient.geometry.frames import frame, inverse, move_endplate, unit
 from engine.types import Endplate, SegmentAlignment, Vertebra
 
 Plates = tuple[Endplate, Endplate]

@@ -21,7 +21,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter, label, median_filter
 from scipy.optimize import minimize
 
-from engine.patient.frames import endplate, frame, inverse, rotation, unit, vertebra_frame
+from engine.patient.geometry.frames import endplate, frame, inverse, rotation, unit, vertebra_frame
 from engine.patient.pedicles import pedicle_axes
 from engine.types import Endplate, Surface, VoxelField, rigid
 

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy.ndimage import distance_transform_edt
 
 from engine.materials import BONE_LAWS
-from engine.patient.frames import inverse, vertebra_frame
+from engine.patient.geometry.frames import inverse, vertebra_frame
 from engine.types import Endplate, VoxelField, rigid
 
 #: Depth over which shells are smeared, mm.

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pyvista as pv
 
-from engine.patient.distance import polydata
+from engine.patient.geometry.distance import polydata
 from engine.types import (
     AlignmentPlan,
     Endplate,

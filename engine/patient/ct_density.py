@@ -26,7 +26,7 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinat
 from engine.materials import BONE_LAWS, apparent_of_qct, qct_of_apparent
 from engine.patient.bone import SMEAR_MM, BoneProfile, _endplate_share, density_of_modulus, posterior_share
 from engine.patient.calibration import Calibration, require_hu, scan_warnings
-from engine.patient.frames import inverse, vertebra_frame
+from engine.patient.geometry.frames import inverse, vertebra_frame
 from engine.patient.images import Image
 from engine.types import Endplate, Vertebra, VoxelField, rigid
 

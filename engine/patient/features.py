@@ -37,7 +37,7 @@ from scipy.sparse.csgraph import connected_components
 from skimage.measure import find_contours, points_in_poly
 
 from engine.patient.anatomy import _STEP_MM, _first_bone
-from engine.patient.frames import inferior_frame, inverse, move_endplate, polygon_centroid, superior_frame, unit, vertebra_frame
+from engine.patient.geometry.frames import inferior_frame, inverse, move_endplate, polygon_centroid, superior_frame, unit, vertebra_frame
 from engine.patient.regional import _central_height, _corners
 from engine.types import Surface, Vertebra, VoxelField, rigid
 

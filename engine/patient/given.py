@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from engine.patient.frames import unit
+from engine.patient.geometry.frames import unit
 from engine.types import Endplate, Finding, PatientModel
 
 APART_MM, FROM_S1_MM, MIDLINE_MM, LEVEL_DEG = (120.0, 240.0), (40.0, 170.0), 35.0, 25.0

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.patient.frames import unit
-from engine.patient.levels import LEVELS
+from engine.patient.geometry.frames import unit
+from engine.patient.geometry.levels import LEVELS
 from engine.patient.quality import LARGEST_CUT_MM2, Piece
 from engine.types import Finding, rigid
 

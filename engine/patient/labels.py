@@ -13,9 +13,9 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt, find_objects, gaussian_filter, map_coordinates
 
 from engine.patient import identity
-from engine.patient.distance import isosurface, polydata, volume_mm3
+from engine.patient.geometry.distance import isosurface, polydata, volume_mm3
+from engine.patient.geometry.levels import LEVELS
 from engine.patient.images import Image
-from engine.patient.levels import LEVELS
 from engine.patient.names import level_of
 from engine.patient.orientation import sides, turned
 from engine.patient.quality import Piece, gate, pieces

@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from engine.patient.alignment import cranial_pose, measure
 from engine.patient.bone import BoneProfile
-from engine.patient.distance import isosurface, surface_sdf
-from engine.patient.frames import frame, inverse, move_endplate, move_surface, rotation, unit
+from engine.patient.geometry.distance import isosurface, surface_sdf
+from engine.patient.geometry.frames import frame, inverse, move_endplate, move_surface, rotation, unit
 from engine.patient.phantom import EDGE_MM, PhantomSpec, Shape, _box, _capsule, _ellipse, _smooth_max, _smooth_min, _vertebra
 from engine.types import Endplate, PatientModel, Sacrum, SegmentAlignment, Surface, VoxelField, rigid
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from engine.patient.levels import LEVELS
+from engine.patient.geometry.levels import LEVELS
 
 #: What stands at a level without being its vertebra.
 _BESIDE = re.compile(

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.ndimage import find_objects
 
-from engine.patient.frames import unit
+from engine.patient.geometry.frames import unit
 from engine.patient.images import Image
 from engine.patient.quality import LARGEST_CUT_MM2, Piece
 from engine.patient.schemes import Scheme

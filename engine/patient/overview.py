@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyvista as pv
 
-from engine.patient.distance import polydata
+from engine.patient.geometry.distance import polydata
 from engine.patient.segment import disc_surface
 from engine.types import Segment, Vertebra, VoxelField
 

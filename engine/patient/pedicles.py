@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import minimize
 
-from engine.patient.frames import inverse
+from engine.patient.geometry.frames import inverse
 from engine.types import Endplate, VoxelField, rigid
 
 _BEHIND_MM = 13.0

@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from engine.patient.alignment import cranial_pose, measure
 from engine.patient.bone import BoneProfile, assumed_density
-from engine.patient.distance import isosurface, surface_sdf
-from engine.patient.frames import RIM_POINTS, endplate, frame, inverse, move_endplate, move_surface, rotation
+from engine.patient.geometry.distance import isosurface, surface_sdf
+from engine.patient.geometry.frames import RIM_POINTS, endplate, frame, inverse, move_endplate, move_surface, rotation
 from engine.types import Endplate, PatientModel, SegmentAlignment, Surface, Vertebra, VoxelField, rigid
 
 #: Depth under the rim plane at which the rim polygon is taken (see anatomy.py).

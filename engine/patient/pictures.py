@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.ndimage import map_coordinates
 
-from engine.patient.distance import polydata
+from engine.patient.geometry.distance import polydata
 from engine.patient.hips import heads_of
 from engine.patient.images import Image
 from engine.patient.labels import Labels

@@ -28,7 +28,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.patient.alignment import _midsagittal, cranial_pose, measure
-from engine.patient.frames import frame, inferior_frame, inverse, move_endplate, superior_frame
+from engine.patient.geometry.frames import frame, inferior_frame, inverse, move_endplate, superior_frame
 from engine.patient.regional import SpineAlignment, spine_alignment
 from engine.patient.rules import RULES, LevelLimit, RuleTarget, compare_rules, distribute, level_norms_deg
 from engine.patient.segment import build_segment

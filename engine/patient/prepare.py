@@ -24,8 +24,9 @@ from engine.patient.alignment import measure
 from engine.patient.bone import BoneProfile
 from engine.patient.bundle import save_bundle, save_segment
 from engine.patient.calibration import Calibration, CalibrationConfig, NoCalibration, calibrate
-from engine.patient.distance import surface_sdf
 from engine.patient.features import features
+from engine.patient.geometry.distance import surface_sdf
+from engine.patient.geometry.levels import parse_segment
 from engine.patient.given import check_heads, check_incidence
 from engine.patient.hips import noted
 from engine.patient.hounsfield import Metal, in_the_disc, scale_findings
@@ -33,7 +34,6 @@ from engine.patient.hounsfield import metal as metal_of
 from engine.patient.images import Image, read_image, read_labels
 from engine.patient.labels import Labels, understand
 from engine.patient.landmarks import write_landmarks
-from engine.patient.levels import parse_segment
 from engine.patient.lumbar import LumbarSpec, lumbar_phantom
 from engine.patient.overview import write_overview
 from engine.patient.phantom import PhantomSpec, phantom

@@ -48,9 +48,9 @@ from itertools import pairwise
 import numpy as np
 from scipy.ndimage import binary_fill_holes, find_objects, gaussian_filter, label
 
-from engine.patient.distance import surface_sdf
-from engine.patient.frames import unit
-from engine.patient.levels import LEVELS
+from engine.patient.geometry.distance import surface_sdf
+from engine.patient.geometry.frames import unit
+from engine.patient.geometry.levels import LEVELS
 from engine.patient.schemes import Scheme
 from engine.types import Finding, Surface, rigid
 

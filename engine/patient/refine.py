@@ -27,7 +27,7 @@ from scipy.ndimage import map_coordinates, spline_filter
 from scipy.spatial import cKDTree
 from scipy.special import ndtr
 
-from engine.patient.distance import isosurface, polydata, surface_sdf, volume_mm3
+from engine.patient.geometry.distance import isosurface, polydata, surface_sdf, volume_mm3
 from engine.patient.images import Image
 from engine.types import Surface, VoxelField, rigid
 

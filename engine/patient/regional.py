@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 
 from engine.patient.alignment import Plates, _disc_axes, _midsagittal, measure
-from engine.patient.frames import frame, inverse, move_endplate, unit, vertebra_frame
-from engine.patient.levels import follow
+from engine.patient.geometry.frames import frame, inverse, move_endplate, unit, vertebra_frame
+from engine.patient.geometry.levels import follow
 from engine.patient.rules import (
     STANDING_ADDS_DEG,
     gap_ideal_lordosis_deg,

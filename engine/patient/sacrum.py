@@ -20,7 +20,7 @@ from scipy.ndimage import binary_dilation, binary_opening, gaussian_filter, labe
 from scipy.optimize import minimize
 
 from engine.patient.anatomy import _STEP_MM, _Box, _first_bone, _mirror_frame
-from engine.patient.frames import frame, inverse, rotation, unit
+from engine.patient.geometry.frames import frame, inverse, rotation, unit
 from engine.types import Endplate, Surface, VoxelField, rigid
 
 #: Half axes that an adult's S1 endplate may have (left-right, antero-posterior), mm [M].

@@ -19,13 +19,13 @@ from engine.patient.assemble import DensityOf, assemble
 from engine.patient.bone import BoneProfile
 from engine.patient.calibration import Calibration
 from engine.patient.ct_density import check_plausible, ct_density
-from engine.patient.frames import unit
+from engine.patient.geometry.frames import unit
+from engine.patient.geometry.levels import parse_segment
+from engine.patient.geometry.meshes import repair
 from engine.patient.hips import femoral_heads
 from engine.patient.hounsfield import Metal
 from engine.patient.images import Image, around, read_labels
 from engine.patient.labels import Labels, mask_surface, understand
-from engine.patient.levels import parse_segment
-from engine.patient.meshes import repair
 from engine.patient.quality import Piece, stops
 from engine.patient.refine import refined
 from engine.patient.stages import Stages

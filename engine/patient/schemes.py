@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from engine.patient.levels import LEVELS, VERSE
+from engine.patient.geometry.levels import LEVELS, VERSE
 from engine.patient.names import by_level
 
 #: Cranial to caudal; "S1" is the sacrum's own entry in `Scheme.sacrum`.

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from engine.patient.distance import MARGIN_MM, grid_around, surface_sdf, volume_mm3
-from engine.patient.frames import inverse, move_endplate, move_surface, superior_frame, vertebra_frame
+from engine.patient.geometry.distance import MARGIN_MM, grid_around, surface_sdf, volume_mm3
+from engine.patient.geometry.frames import inverse, move_endplate, move_surface, superior_frame, vertebra_frame
 from engine.types import AlignmentPlan, Endplate, Segment, Surface, Vertebra, VoxelField, rigid
 
 #: How far the disc body reaches past the rim planes, and its outline there, to fill the endplates' cavities.

@@ -27,12 +27,12 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import find_objects, label, map_coordinates
 
-from engine.patient.distance import polydata
 from engine.patient.features import SIDES, Features, _area, _chord
-from engine.patient.frames import frame, inverse, polygon_centroid, unit, vertebra_frame
+from engine.patient.geometry.distance import polydata
+from engine.patient.geometry.frames import frame, inverse, polygon_centroid, unit, vertebra_frame
+from engine.patient.geometry.levels import follow
 from engine.patient.images import Image
 from engine.patient.labels import Labels, mask_surface
-from engine.patient.levels import follow
 from engine.patient.quality import contact_faces
 from engine.patient.schemes import SUBREGIONS
 from engine.types import PatientModel, Surface, Vertebra, rigid

@@ -36,10 +36,10 @@ from scipy.special import ndtr
 
 from engine.materials import qct_of_apparent
 from engine.patient.alignment import measure
-from engine.patient.distance import surface_sdf, volume_mm3
-from engine.patient.frames import inverse, rotation, vertebra_frame
+from engine.patient.geometry.distance import surface_sdf, volume_mm3
+from engine.patient.geometry.frames import inverse, rotation, vertebra_frame
+from engine.patient.geometry.levels import VERSE
 from engine.patient.images import Image
-from engine.patient.levels import VERSE
 from engine.types import Endplate, PatientModel, VoxelField, rigid
 
 #: Largest edge of the cells that bone is painted on.

@@ -34,7 +34,7 @@ from scipy.optimize import minimize
 
 from engine.patient.anatomy import _BOX_MM, _STEP_MM, _Box
 from engine.patient.features import _vertex_normals
-from engine.patient.frames import endplate, frame, inverse, move_endplate, rotation, unit, vertebra_frame
+from engine.patient.geometry.frames import endplate, frame, inverse, move_endplate, rotation, unit, vertebra_frame
 from engine.patient.pedicles import _BEHIND_MM
 from engine.types import Endplate, Surface, Vertebra, VoxelField, rigid
 

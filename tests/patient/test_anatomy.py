@@ -65,7 +65,7 @@ def test_rim_is_counter_clockwise_from_the_left(mild: PatientModel) -> None:
 
 
 def test_body_without_arch_is_refused(mild: PatientModel) -> None:
-    from engine.patient.distance import isosurface
+    from engine.patient.geometry.distance import isosurface
     from engine.types import VoxelField
 
     body = mild.vertebrae[1]

@@ -18,8 +18,8 @@ from engine.patient.anatomy import anatomy
 from engine.patient.bone import BoneProfile
 from engine.patient.calibration import Calibration
 from engine.patient.ct_density import ct_density, l1_band, trabecular
-from engine.patient.distance import surface_sdf
-from engine.patient.frames import rotation, vertebra_frame
+from engine.patient.geometry.distance import surface_sdf
+from engine.patient.geometry.frames import rotation, vertebra_frame
 from engine.patient.images import Image, read_image, read_labels
 from engine.patient.labels import mask_surface
 from engine.patient.synthetic import ScanSpec, synthetic_ct

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import label
 
-from engine.patient.distance import isosurface
 from engine.patient.features import RING_DROP_MM, Features, features
-from engine.patient.frames import inverse, move_endplate, vertebra_frame
+from engine.patient.geometry.distance import isosurface
+from engine.patient.geometry.frames import inverse, move_endplate, vertebra_frame
 from engine.patient.phantom import PhantomSpec, Shape
 from engine.types import PatientModel, VoxelField, rigid
 from tests.patient.conftest import MILD, SKEWED

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.patient.frames import rotation
+from engine.patient.geometry.frames import rotation
 from engine.patient.hips import femoral_heads, heads_of, noted
 from engine.patient.images import Image, read_labels
 from engine.patient.labels import Labels, understand

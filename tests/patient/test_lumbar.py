@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from engine.patient.anatomy import anatomy
-from engine.patient.distance import polydata, surface_sdf
-from engine.patient.frames import move_surface, rotation, unit
+from engine.patient.geometry.distance import polydata, surface_sdf
+from engine.patient.geometry.frames import move_surface, rotation, unit
 from engine.patient.lumbar import (
     BODIES,
     DISCS,
@@ -202,7 +202,7 @@ def test_endplate_of_a_tilted_sacrum_without_l5(sacrum: tuple[Surface, Endplate]
 
 def test_what_is_no_sacrum_is_refused(curved: PatientModel) -> None:
     axes = np.meshgrid(*[np.arange(-40.0, 40.1, 2.0)] * 3, indexing="ij")
-    from engine.patient.distance import isosurface
+    from engine.patient.geometry.distance import isosurface
     from engine.types import VoxelField
 
     ball = isosurface(VoxelField(np.sqrt(sum(a**2 for a in axes)) - 30.0, np.full(3, -40.0), 2.0))
@@ -216,7 +216,7 @@ def test_what_is_no_sacrum_is_refused(curved: PatientModel) -> None:
 
 def test_vhm_sacrum() -> None:
     # no published figure for this specimen: symmetric by construction, a normal SS (20-65 [M]), the same with and without L5
-    from engine.patient.meshes import read_surface
+    from engine.patient.read.surface_files import read_surface
 
     surface, _ = read_surface(needs_data("lumbar_meshes") / "S1.stl", "mm")
     x, y, z = surface.points_mm.T  # anterior, left, up

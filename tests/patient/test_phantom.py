@@ -10,7 +10,7 @@ from engine.materials import BONE_LAWS
 from engine.patient import BoneProfile, PhantomSpec, measure, truth
 from engine.patient.alignment import cranial_pose
 from engine.patient.bone import assumed_density, density_of_modulus, posterior_share
-from engine.patient.distance import isosurface, surface_sdf, volume_mm3
+from engine.patient.geometry.distance import isosurface, surface_sdf, volume_mm3
 from engine.types import PatientModel, Surface, VoxelField
 from tests.patient.conftest import MILD, SKEWED
 
@@ -131,7 +131,7 @@ def test_spec_out_of_range_is_refused() -> None:
 
 def _slab_plates():
     """Endplates far above and below x = ±40, y = ±60, so that only the side wall counts at z = 0."""
-    from engine.patient.frames import endplate
+    from engine.patient.geometry.frames import endplate
 
     angle = np.linspace(0.0, 2.0 * np.pi, 72, endpoint=False)
     plates = []

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from engine.patient import PlanConfig, PrepareConfig, load_segment, measure, plan, save_segment, truth
-from engine.patient.frames import inverse, vertebra_frame
+from engine.patient.geometry.frames import inverse, vertebra_frame
 from engine.patient.lumbar import LumbarSpec, lumbar_phantom
 from engine.patient.planning import LORDOSIS_RULES, Limits
 from engine.patient.regional import SpineAlignment, spine_alignment

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engine.patient import PlanConfig, from_mask, from_surfaces, measure, plan
-from engine.patient.distance import volume_mm3
+from engine.patient.geometry.distance import volume_mm3
 from engine.patient.planning import collision_mm
 from engine.types import PatientModel
 from tests.patient.conftest import needs_data

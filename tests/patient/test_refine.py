@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from engine.patient.distance import surface_sdf, volume_mm3
+from engine.patient.geometry.distance import surface_sdf, volume_mm3
 from engine.patient.images import Image
 from engine.patient.labels import Labels, mask_surface, understand
 from engine.patient.lumbar import LumbarSpec, lumbar_phantom

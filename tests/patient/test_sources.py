@@ -11,12 +11,13 @@ import pytest
 
 from engine.patient import BoneProfile, from_mask, from_surfaces, measure, truth
 from engine.patient.assemble import assemble
-from engine.patient.distance import polydata, surface_sdf, volume_mm3
+from engine.patient.geometry.distance import polydata, surface_sdf, volume_mm3
+from engine.patient.geometry.levels import parse_segment
+from engine.patient.geometry.meshes import repair
 from engine.patient.images import orthogonal
 from engine.patient.labels import mask_surface
-from engine.patient.levels import parse_segment
-from engine.patient.meshes import read_surface, repair
 from engine.patient.quality import pieces
+from engine.patient.read.surface_files import read_surface
 from engine.patient.surfaces import file_to_lps
 from engine.types import PatientModel, Surface
 from tests.patient.conftest import MILD

@@ -11,12 +11,12 @@ import pytest
 
 from engine.patient.anatomy import anatomy
 from engine.patient.bundle import load_bundle, save_bundle, source_hash
-from engine.patient.distance import polydata, surface_sdf, volume_mm3
 from engine.patient.features import Features, features
-from engine.patient.frames import inverse
+from engine.patient.geometry.distance import polydata, surface_sdf, volume_mm3
+from engine.patient.geometry.frames import inverse
+from engine.patient.geometry.meshes import repair
 from engine.patient.images import Image, read_labels
 from engine.patient.labels import Labels, mask_surface, understand
-from engine.patient.meshes import repair
 from engine.patient.phantom import PhantomSpec
 from engine.patient.scan import with_structures
 from engine.patient.structures import _disc_frame, body_and_arch, check_subregions, measures, structures

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import pyvista as pv
 
-from engine.patient.meshes import UNITS_MM, read_surface
+from engine.patient.read.surface_files import UNITS_MM, read_surface
 from engine.patient.surfaces import from_surfaces, surface_file
 
 

@@ -16,7 +16,7 @@ from scipy.ndimage import label, map_coordinates
 from scipy.special import ndtr
 
 from engine.patient import truth as phantom_truth
-from engine.patient.distance import isosurface, volume_mm3
+from engine.patient.geometry.distance import isosurface, volume_mm3
 from engine.patient.images import Image, read_image
 from engine.patient.synthetic import ScanSpec, synthetic_ct, write_dicom_series, write_nifti
 from engine.types import PatientModel, Sacrum, VoxelField, rigid

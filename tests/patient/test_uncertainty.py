@@ -11,8 +11,8 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from engine.patient.anatomy import _mirror_frame, anatomy
-from engine.patient.distance import isosurface
-from engine.patient.frames import vertebra_frame
+from engine.patient.geometry.distance import isosurface
+from engine.patient.geometry.frames import vertebra_frame
 from engine.patient.phantom import PhantomSpec, phantom
 from engine.patient.uncertainty import _Again, _Box, _Noise, redraw, redraw_plate, standard_errors, surface_noise
 from engine.types import Endplate, Surface, Vertebra, VoxelField

@@ -12,7 +12,7 @@ from skimage.measure import marching_cubes
 
 from engine import lattice, surface
 from engine.lattice import LatticeSettings
-from engine.patient.distance import surface_sdf
+from engine.patient.geometry.distance import surface_sdf
 from engine.types import VoxelField
 
 UP = np.array([0.0, 0.0, 1.0])

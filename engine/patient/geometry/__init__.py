@@ -1,0 +1,1 @@
+"""Geometry that anatomy, readers and phantoms share: frames, distances, meshes, names of levels."""

@@ -1,0 +1,1 @@
+"""From files to images, label maps and surfaces."""
