@@ -31,8 +31,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 from scipy.ndimage import distance_transform_edt, find_objects
 from scipy.stats import trim_mean
 
-from engine.patient.images import Image, on_grid, read_labels
 from engine.patient.labels import Labels
+from engine.patient.read.image import Image, on_grid
+from engine.patient.read.images import read_labels
 from engine.types import rigid
 
 #: A straight line through fewer rods, or a worse one, is no calibration.

@@ -27,7 +27,7 @@ from engine.materials import BONE_LAWS, apparent_of_qct, qct_of_apparent
 from engine.patient.bone import SMEAR_MM, BoneProfile, _endplate_share, density_of_modulus, posterior_share
 from engine.patient.calibration import Calibration, require_hu, scan_warnings
 from engine.patient.geometry.frames import inverse, vertebra_frame
-from engine.patient.images import Image
+from engine.patient.read.image import Image
 from engine.types import Endplate, Vertebra, VoxelField, rigid
 
 #: Full width at half maximum of a usual body kernel's point spread [M].

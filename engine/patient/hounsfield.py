@@ -23,8 +23,8 @@ import numpy as np
 from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt, label
 
 from engine.patient.calibration import ENHANCED_BLOOD_HU
-from engine.patient.images import Image, around, on_grid
 from engine.patient.labels import Labels
+from engine.patient.read.image import Image, around, on_grid
 from engine.types import Finding, rigid
 
 #: Share of the voxels at one end of the scale that is a window's.

@@ -18,9 +18,9 @@ import numpy as np
 from scipy.ndimage import find_objects
 
 from engine.patient.geometry.frames import unit
-from engine.patient.images import Image
 from engine.patient.quality import LARGEST_CUT_MM2, Piece
-from engine.patient.schemes import Scheme
+from engine.patient.read.image import Image
+from engine.patient.read.schemes import Scheme
 from engine.types import Finding, rigid
 
 #: Turn about the long axis, degrees, from which it is warned of, and from which it stops.

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import binary_erosion, gaussian_filter
 
-from engine.patient.images import Image, around
 from engine.patient.labels import Labels
 from engine.patient.quality import LARGEST_CUT_MM2, Piece
+from engine.patient.read.image import Image, around
 from engine.types import Finding, rigid
 
 #: Least rise of labels that lie on bone, HU: soft tissues differ by less.

@@ -19,7 +19,6 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine import artifacts
-from engine.patient import segmenters
 from engine.patient.alignment import measure
 from engine.patient.bone import BoneProfile
 from engine.patient.bundle import save_bundle, save_segment
@@ -31,7 +30,6 @@ from engine.patient.given import check_heads, check_incidence
 from engine.patient.hips import noted
 from engine.patient.hounsfield import Metal, in_the_disc, scale_findings
 from engine.patient.hounsfield import metal as metal_of
-from engine.patient.images import Image, read_image, read_labels
 from engine.patient.labels import Labels, understand
 from engine.patient.landmarks import write_landmarks
 from engine.patient.lumbar import LumbarSpec, lumbar_phantom
@@ -42,6 +40,9 @@ from engine.patient.placement import displaced
 from engine.patient.planning import PlanConfig, check_plan, pair, plan
 from engine.patient.plausible import check_segment
 from engine.patient.quality import accepted, stops
+from engine.patient.read import segmenters
+from engine.patient.read.image import Image
+from engine.patient.read.images import read_image, read_labels
 from engine.patient.regional import SpineAlignment, spine_alignment
 from engine.patient.regional import standard_errors as alignment_errors
 from engine.patient.report import write_patient_report

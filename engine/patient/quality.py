@@ -51,7 +51,7 @@ from scipy.ndimage import binary_fill_holes, find_objects, gaussian_filter, labe
 from engine.patient.geometry.distance import surface_sdf
 from engine.patient.geometry.frames import unit
 from engine.patient.geometry.levels import LEVELS
-from engine.patient.schemes import Scheme
+from engine.patient.read.schemes import Scheme
 from engine.types import Finding, Surface, rigid
 
 LARGEST_CUT_MM2 = 30.0

@@ -28,7 +28,7 @@ from scipy.spatial import cKDTree
 from scipy.special import ndtr
 
 from engine.patient.geometry.distance import isosurface, polydata, surface_sdf, volume_mm3
-from engine.patient.images import Image
+from engine.patient.read.image import Image
 from engine.types import Surface, VoxelField, rigid
 
 #: Distance between samples of a profile.

@@ -23,7 +23,7 @@ from dataclasses import replace
 import numpy as np
 from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt, find_objects, generate_binary_structure
 
-from engine.patient.images import Image
+from engine.patient.read.image import Image
 
 #: Share of the bones' surface that looks at rims from which an image is taken as interpolated.
 RIM_SHARE = 0.20

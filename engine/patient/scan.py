@@ -24,9 +24,10 @@ from engine.patient.geometry.levels import parse_segment
 from engine.patient.geometry.meshes import repair
 from engine.patient.hips import femoral_heads
 from engine.patient.hounsfield import Metal
-from engine.patient.images import Image, around, read_labels
 from engine.patient.labels import Labels, mask_surface, understand
 from engine.patient.quality import Piece, stops
+from engine.patient.read.image import Image, around
+from engine.patient.read.images import read_labels
 from engine.patient.refine import refined
 from engine.patient.stages import Stages
 from engine.patient.structures import structures

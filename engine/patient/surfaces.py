@@ -18,14 +18,14 @@ from engine.patient import identity
 from engine.patient.anatomy import body_centre
 from engine.patient.assemble import assemble
 from engine.patient.bone import BoneProfile
-from engine.patient.files import listed
 from engine.patient.geometry.distance import surface_sdf
 from engine.patient.geometry.frames import unit
 from engine.patient.geometry.levels import LEVELS, parse_segment
 from engine.patient.geometry.meshes import repair
 from engine.patient.labels import LUMBAR
-from engine.patient.names import level_of
 from engine.patient.quality import accepted, solid_piece, stops
+from engine.patient.read.files import listed
+from engine.patient.read.names import level_of
 from engine.patient.read.surface_files import READABLE, read_surface
 from engine.patient.stages import Stages
 from engine.types import Finding, PatientModel, Surface

@@ -39,7 +39,7 @@ from engine.patient.alignment import measure
 from engine.patient.geometry.distance import surface_sdf, volume_mm3
 from engine.patient.geometry.frames import inverse, rotation, vertebra_frame
 from engine.patient.geometry.levels import VERSE
-from engine.patient.images import Image
+from engine.patient.read.image import Image
 from engine.types import Endplate, PatientModel, VoxelField, rigid
 
 #: Largest edge of the cells that bone is painted on.

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from engine.patient import PhantomSpec, phantom
-from engine.patient.images import Image
 from engine.patient.lumbar import LumbarSpec, lumbar_phantom
+from engine.patient.read.image import Image
 from engine.patient.synthetic import ScanSpec, synthetic_ct
 from engine.types import PatientModel
 

@@ -13,7 +13,7 @@ import yaml
 from engine.materials import BONE_LAWS, apparent_of_qct, bone_law, qct_of_apparent
 from engine.patient import calibration as module
 from engine.patient.calibration import Calibration, calibrate, calibration_config, phantomless, scan_warnings
-from engine.patient.images import Image
+from engine.patient.read.image import Image
 from tests.patient.conftest import needs_data
 
 SLOPE, INTERCEPT = 0.8e-3, -0.004

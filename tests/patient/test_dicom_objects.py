@@ -19,8 +19,9 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
-from engine.patient.images import Image, read_image, read_labels
-from engine.patient.rtstruct import even_odd
+from engine.patient.read.dicom.rtstruct import even_odd
+from engine.patient.read.image import Image
+from engine.patient.read.images import read_image, read_labels
 from tests.patient.test_images import OBLIQUE, blank, series
 
 SHAPE = (14, 12, 16)  # columns, rows, slices

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from engine.patient.hounsfield import metal, scale_findings
-from engine.patient.images import read_image, read_labels
 from engine.patient.labels import understand
 from engine.patient.lumbar import LumbarSpec, lumbar_phantom
 from engine.patient.placement import displaced
+from engine.patient.read.images import read_image, read_labels
 from engine.patient.synthetic import ScanSpec, synthetic_ct
 from engine.types import Finding
 from tests.patient.conftest import needs_data

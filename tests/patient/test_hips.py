@@ -10,13 +10,14 @@ import pytest
 
 from engine.patient.geometry.frames import rotation
 from engine.patient.hips import femoral_heads, heads_of, noted
-from engine.patient.images import Image, read_labels
 from engine.patient.labels import Labels, understand
 from engine.patient.lumbar import LumbarSpec, exact_plates
 from engine.patient.lumbar import femoral_heads_mm as exact_heads
 from engine.patient.prepare import AlignmentConfig, _femoral_heads
+from engine.patient.read.image import Image
+from engine.patient.read.images import read_labels
+from engine.patient.read.schemes import SCHEMES
 from engine.patient.regional import spine_alignment
-from engine.patient.schemes import SCHEMES
 from engine.types import PatientModel, rigid
 
 #: Left and right centre, LPS; both femurs are the same but mirrored.

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from engine.patient import identity, surfaces
-from engine.patient.images import Image, read_labels
 from engine.patient.labels import Labels, understand
 from engine.patient.quality import solid_piece, stops
+from engine.patient.read.image import Image
+from engine.patient.read.images import read_labels
 from engine.patient.read.surface_files import read_surface
 from tests.patient.conftest import needs_data
 

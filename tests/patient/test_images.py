@@ -23,8 +23,8 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
-from engine.patient import dicom
-from engine.patient.images import Image, orthogonal, read_image, read_labels, resample_to
+from engine.patient.read.image import Image, orthogonal, resample_to
+from engine.patient.read.images import read_image, read_labels
 from tests.patient.conftest import needs_data
 
 CT, ENHANCED_CT, SECONDARY = (f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("2", "2.1", "7"))
@@ -538,7 +538,7 @@ def test_large_images_are_refused_before_their_pixels_are_read(tmp_path: Path, m
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("pixels were read")
 
-    monkeypatch.setattr(dicom, "pixel_array", never)
+    monkeypatch.setattr("engine.patient.read.dicom.pixels.pixel_array", never)
     with pytest.raises(ValueError, match=r"14 x 11 x 9 = 1\.39e\+03 voxels, at most 1e\+03"):
         read_image(tmp_path / "dicom", max_voxels=1000)
     header = nib.Nifti1Header()

@@ -14,8 +14,9 @@ import pytest
 import SimpleITK as sitk
 from nibabel.nifti1 import Nifti1Extension
 
-from engine.patient.combined import combined, precedence, telling_name
-from engine.patient.images import Image, read_image, read_labels
+from engine.patient.read.combined import combined, precedence, telling_name
+from engine.patient.read.image import Image
+from engine.patient.read.images import read_image, read_labels
 
 SHAPE = (16, 14, 20)
 AFFINE = np.diag([-0.9, -0.7, 1.5, 1.0])  # RAS; LPS is 0.9, 0.7, 1.5 mm

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.patient.names import by_level, level_of, tissue_of
+from engine.patient.read.names import by_level, level_of, tissue_of
 
 
 @pytest.mark.parametrize(

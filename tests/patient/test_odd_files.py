@@ -19,8 +19,8 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image as Picture
 
-from engine.patient.files import content, files_under
-from engine.patient.images import read_image, read_labels
+from engine.patient.read.files import content, files_under
+from engine.patient.read.images import read_image, read_labels
 
 SHAPE = (9, 8, 7)
 VALUES = np.random.default_rng(2).integers(0, 900, SHAPE).astype(np.int16)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.patient.images import Image
 from engine.patient.labels import understand
 from engine.patient.quality import stops
+from engine.patient.read.image import Image
 
 
 def _placed(image: Image, turn: np.ndarray) -> Image:

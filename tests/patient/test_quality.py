@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from engine.patient.images import Image
 from engine.patient.labels import understand
 from engine.patient.lumbar import LumbarSpec, lumbar_phantom
 from engine.patient.quality import stops
+from engine.patient.read.image import Image
 from engine.types import Finding, rigid
 
 VOXEL = 1.5

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import zoom
 
-from engine.patient.images import Image, read_labels
 from engine.patient.labels import understand
+from engine.patient.read.image import Image
+from engine.patient.read.images import read_labels
 from engine.patient.resampling import rim_share, undone
 from tests.patient.conftest import needs_data
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.patient.schemes import SCHEMES, as_given, custom, label_map_line, named, readings
+from engine.patient.read.schemes import SCHEMES, as_given, custom, label_map_line, named, readings
 
 
 def _stack(numbers: list[int], down: bool = True) -> dict[int, float]:

@@ -26,11 +26,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from engine.patient import external, segmenters
-from engine.patient.images import Image, read_image, read_labels, resample_to
 from engine.patient.labels import understand
 from engine.patient.prepare import PrepareConfig, _model, _read
-from engine.patient.schemes import SCHEMES
+from engine.patient.read import external, segmenters
+from engine.patient.read.image import Image, resample_to
+from engine.patient.read.images import read_image, read_labels
+from engine.patient.read.schemes import SCHEMES
 from engine.patient.stages import Stages
 from engine.types import rigid
 
@@ -352,7 +353,7 @@ def test_the_scan_is_handed_over_in_its_place_and_without_names(tmp_path: Path) 
     matrix[:3, 3] = [-120.25, 33.5, 700.125]
     values = np.random.default_rng(0).integers(-1000, 1500, (5, 6, 7)).astype(np.int16)
     scan = Image(values, matrix, "CT", (), {"path": "DOE^JANE/ct", "sha256": "0" * 64})
-    segmenters._write_scan(scan, tmp_path / "scan.nii.gz")
+    segmenters.write_scan(scan, tmp_path / "scan.nii.gz")
     image = nib.load(tmp_path / "scan.nii.gz")
     np.testing.assert_array_equal(np.asarray(image.dataobj), values)
     index = np.array([4.0, 1.0, 6.0])

@@ -14,9 +14,9 @@ from engine.patient.assemble import assemble
 from engine.patient.geometry.distance import polydata, surface_sdf, volume_mm3
 from engine.patient.geometry.levels import parse_segment
 from engine.patient.geometry.meshes import repair
-from engine.patient.images import orthogonal
 from engine.patient.labels import mask_surface
 from engine.patient.quality import pieces
+from engine.patient.read.image import orthogonal
 from engine.patient.read.surface_files import read_surface
 from engine.patient.surfaces import file_to_lps
 from engine.types import PatientModel, Surface

@@ -15,9 +15,10 @@ from engine.patient.features import Features, features
 from engine.patient.geometry.distance import polydata, surface_sdf, volume_mm3
 from engine.patient.geometry.frames import inverse
 from engine.patient.geometry.meshes import repair
-from engine.patient.images import Image, read_labels
 from engine.patient.labels import Labels, mask_surface, understand
 from engine.patient.phantom import PhantomSpec
+from engine.patient.read.image import Image
+from engine.patient.read.images import read_labels
 from engine.patient.scan import with_structures
 from engine.patient.structures import _disc_frame, body_and_arch, check_subregions, measures, structures
 from engine.types import PatientModel, Vertebra, rigid

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pyvista as pv
 
-from engine.patient.files import content
 from engine.patient.geometry.meshes import LARGEST_MM, SMALLEST_MM
+from engine.patient.read.files import content
 from engine.types import Surface
 
 READABLE = (".stl", ".ply", ".obj", ".vtp", ".vtk", ".off")

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from engine.patient.images import Image
+from engine.patient.read.image import Image
 
 #: Labels lie on the scan's lattice where every corner is this near to a voxel of it.
 SAME_LATTICE_VOXELS = 0.25

@@ -16,9 +16,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from engine.patient.files import Content, content, image_ending, misnamed
-from engine.patient.images import Image, check_size
-from engine.patient.seg_nrrd import is_seg_nrrd, seg_nrrd
+from engine.patient.read.files import Content, content, image_ending, misnamed
+from engine.patient.read.image import Image, check_size
+from engine.patient.read.seg_nrrd import is_seg_nrrd, seg_nrrd
 
 #: A NIfTI extension's label table, as TotalSegmentator (and Connectome Workbench) write it.
 _LABEL = re.compile(

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from engine.patient.geometry.levels import LEVELS, VERSE
-from engine.patient.names import by_level
+from engine.patient.read.names import by_level
 
 #: Cranial to caudal; "S1" is the sacrum's own entry in `Scheme.sacrum`.
 _MOBILE = tuple(level for level in LEVELS if level not in ("S1",))

@@ -18,10 +18,10 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 
-from engine.patient.combined import combined, precedence, telling_name
-from engine.patient.dicom_tags import BROKEN, hashed, number_of, text_of
-from engine.patient.images import Image, check_size
-from engine.patient.names import level_of, tissue_of
+from engine.patient.read.combined import combined, precedence, telling_name
+from engine.patient.read.dicom.tags import BROKEN, hashed, number_of, text_of
+from engine.patient.read.image import Image, check_size
+from engine.patient.read.names import level_of, tissue_of
 
 #: Frames may lie this share of their distance off a regular grid.
 SPACING_TOLERANCE = 0.10

@@ -38,9 +38,10 @@ import nibabel as nib
 import numpy as np
 
 from engine import artifacts
-from engine.patient import external
-from engine.patient.images import Image, read_labels
-from engine.patient.schemes import SCHEMES
+from engine.patient.read import external
+from engine.patient.read.image import Image
+from engine.patient.read.images import read_labels
+from engine.patient.read.schemes import SCHEMES
 
 #: "auto": a GPU where there is one, else the CPU.
 Device = Literal["auto", "cpu", "gpu"]
@@ -325,7 +326,7 @@ def segment(
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder) as place:
         work = Path(place).absolute()
-        _write_scan(scan, work / tool.scan_name)
+        write_scan(scan, work / tool.scan_name)
         external.run(f"segmenter {name}", [str(executable), *arguments], work, tool.environment(weights, work), log)
         found = tool.output(work)
         if len(found) != 1:
@@ -338,7 +339,7 @@ def segment(
     return result
 
 
-def _write_scan(scan: Image, path: Path) -> None:
+def write_scan(scan: Image, path: Path) -> None:
     """The scan as NIfTI: RAS = diag(−1, −1, 1)·LPS in sform and qform; no text field holds anything."""
     values = scan.values
     if values.dtype.kind in "iu":
@@ -357,7 +358,7 @@ def _verify(tool: Segmenter, path: Path, scan: Image) -> None:
     if wrong := tool.disagreements(path):
         raise ValueError(
             f"segmenter {tool.name}: its mask counts otherwise than the scheme {tool.scheme} ({'; '.join(wrong[:3])}); "
-            "install the version that engine/patient/segmenters.py names"
+            "install the version that engine/patient/read/segmenters.py names"
         )
     mask, scheme = read_labels(path), SCHEMES[tool.scheme]
     if mask.values.shape != scan.values.shape:

@@ -17,12 +17,12 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 
-from engine.patient.combined import combined, doubled, precedence
-from engine.patient.dicom_seg import openly
-from engine.patient.dicom_tags import BROKEN, hashed, text_of, with_points
-from engine.patient.files import listed
-from engine.patient.images import Image
-from engine.patient.names import level_of, tissue_of
+from engine.patient.read.combined import combined, doubled, precedence
+from engine.patient.read.dicom.seg import openly
+from engine.patient.read.dicom.tags import BROKEN, hashed, text_of, with_points
+from engine.patient.read.files import listed
+from engine.patient.read.image import Image
+from engine.patient.read.names import level_of, tissue_of
 
 #: Contours lie in the planes of the scan's slices to this share of their distance.
 IN_PLANE = 0.25

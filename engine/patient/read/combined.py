@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 
 from engine.patient.geometry.levels import LEVELS
-from engine.patient.names import level_of, tissue_of
+from engine.patient.read.names import level_of, tissue_of
 
 #: Two understood masks may share this much of the smaller one.
 LARGEST_OVERLAP = 0.01

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.patient.combined import combined, doubled, precedence
-from engine.patient.files import image_ending, image_files, listed
-from engine.patient.images import Image
-from engine.patient.names import level_of, tissue_of
-from engine.patient.volumes import read_volume
+from engine.patient.read.combined import combined, doubled, precedence
+from engine.patient.read.files import image_ending, image_files, listed
+from engine.patient.read.image import Image
+from engine.patient.read.names import level_of, tissue_of
+from engine.patient.read.volumes import read_volume
 
 NAMES_READ = "vertebrae_L4, L4, sacrum, femur_left, aorta, …"
 #: Masks lie on one grid where their corners agree to this share of a voxel.

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.patient.combined import combined, precedence, telling_name
+from engine.patient.read.combined import combined, precedence, telling_name
 
 _NAME = re.compile(r"^Segment(\d+)_(?:Name|ID|LabelValue)$")
 
