@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 from scipy.ndimage import distance_transform_edt, find_objects
 from scipy.stats import trim_mean
 
-from engine.patient.labels import Labels
+from engine.patient.labels.understand import Labels
 from engine.patient.read.image import Image, on_grid
 from engine.patient.read.images import read_labels
 from engine.types import rigid

@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from engine.patient.labels import Labels, mask_surface
-from engine.patient.quality import Piece, pieces
+from engine.patient.labels.pieces import Piece, pieces
+from engine.patient.labels.understand import Labels, mask_surface
 from engine.patient.regional import REGIONAL, SpineAlignment
 from engine.types import PatientModel, rigid
 

@@ -17,7 +17,7 @@ from scipy.ndimage import map_coordinates
 
 from engine.patient.geometry.distance import polydata
 from engine.patient.hips import heads_of
-from engine.patient.labels import Labels
+from engine.patient.labels.understand import Labels
 from engine.patient.read.image import Image
 from engine.types import Endplate, Finding, PatientModel, Vertebra, rigid
 

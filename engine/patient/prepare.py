@@ -30,16 +30,16 @@ from engine.patient.given import check_heads, check_incidence
 from engine.patient.hips import noted
 from engine.patient.hounsfield import Metal, in_the_disc, scale_findings
 from engine.patient.hounsfield import metal as metal_of
-from engine.patient.labels import Labels, understand
+from engine.patient.labels.placement import displaced
+from engine.patient.labels.quality import accepted, stops
+from engine.patient.labels.understand import Labels, understand
 from engine.patient.landmarks import write_landmarks
 from engine.patient.lumbar import LumbarSpec, lumbar_phantom
 from engine.patient.overview import write_overview
 from engine.patient.phantom import PhantomSpec, phantom
 from engine.patient.pictures import gate_picture
-from engine.patient.placement import displaced
 from engine.patient.planning import PlanConfig, check_plan, pair, plan
 from engine.patient.plausible import check_segment
-from engine.patient.quality import accepted, stops
 from engine.patient.read import segmenters
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_image, read_labels

@@ -24,11 +24,12 @@ from engine.patient.geometry.levels import parse_segment
 from engine.patient.geometry.meshes import repair
 from engine.patient.hips import femoral_heads
 from engine.patient.hounsfield import Metal
-from engine.patient.labels import Labels, mask_surface, understand
-from engine.patient.quality import Piece, stops
+from engine.patient.labels.pieces import Piece
+from engine.patient.labels.quality import stops
+from engine.patient.labels.refine import refined
+from engine.patient.labels.understand import Labels, mask_surface, understand
 from engine.patient.read.image import Image, around
 from engine.patient.read.images import read_labels
-from engine.patient.refine import refined
 from engine.patient.stages import Stages
 from engine.patient.structures import structures
 from engine.types import Finding, PatientModel, Surface, VoxelField, rigid

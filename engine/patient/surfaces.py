@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.patient import identity
 from engine.patient.anatomy import body_centre
 from engine.patient.assemble import assemble
 from engine.patient.bone import BoneProfile
@@ -22,8 +21,10 @@ from engine.patient.geometry.distance import surface_sdf
 from engine.patient.geometry.frames import unit
 from engine.patient.geometry.levels import LEVELS, parse_segment
 from engine.patient.geometry.meshes import repair
-from engine.patient.labels import LUMBAR
-from engine.patient.quality import accepted, solid_piece, stops
+from engine.patient.labels import identity
+from engine.patient.labels.pieces import solid_piece
+from engine.patient.labels.quality import accepted, stops
+from engine.patient.labels.understand import LUMBAR
 from engine.patient.read.files import listed
 from engine.patient.read.names import level_of
 from engine.patient.read.surface_files import READABLE, read_surface

@@ -20,7 +20,7 @@ from engine.patient.calibration import Calibration
 from engine.patient.ct_density import ct_density, l1_band, trabecular
 from engine.patient.geometry.distance import surface_sdf
 from engine.patient.geometry.frames import rotation, vertebra_frame
-from engine.patient.labels import mask_surface
+from engine.patient.labels.understand import mask_surface
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_image, read_labels
 from engine.patient.synthetic import ScanSpec, synthetic_ct

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from engine.patient.hounsfield import metal, scale_findings
-from engine.patient.labels import understand
+from engine.patient.labels.placement import displaced
+from engine.patient.labels.understand import understand
 from engine.patient.lumbar import LumbarSpec, lumbar_phantom
-from engine.patient.placement import displaced
 from engine.patient.read.images import read_image, read_labels
 from engine.patient.synthetic import ScanSpec, synthetic_ct
 from engine.types import Finding

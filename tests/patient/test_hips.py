@@ -10,7 +10,7 @@ import pytest
 
 from engine.patient.geometry.frames import rotation
 from engine.patient.hips import femoral_heads, heads_of, noted
-from engine.patient.labels import Labels, understand
+from engine.patient.labels.understand import Labels, understand
 from engine.patient.lumbar import LumbarSpec, exact_plates
 from engine.patient.lumbar import femoral_heads_mm as exact_heads
 from engine.patient.prepare import AlignmentConfig, _femoral_heads

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from engine.patient.hounsfield import in_the_disc, metal, scale_findings
-from engine.patient.labels import Labels, understand
+from engine.patient.labels.understand import Labels, understand
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_image, read_labels
 from engine.types import rigid

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from engine.patient import identity, surfaces
-from engine.patient.labels import Labels, understand
-from engine.patient.quality import solid_piece, stops
+from engine.patient import surfaces
+from engine.patient.labels import identity
+from engine.patient.labels.pieces import solid_piece
+from engine.patient.labels.quality import stops
+from engine.patient.labels.understand import Labels, understand
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_labels
 from engine.patient.read.surface_files import read_surface

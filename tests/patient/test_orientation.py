@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.patient.labels import understand
-from engine.patient.quality import stops
+from engine.patient.labels.quality import stops
+from engine.patient.labels.understand import understand
 from engine.patient.read.image import Image
 
 

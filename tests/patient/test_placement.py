@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.patient.labels import Labels, understand
-from engine.patient.placement import displaced, placement
+from engine.patient.labels.placement import displaced, placement
+from engine.patient.labels.understand import Labels, understand
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_image, read_labels
 from tests.patient.conftest import needs_data

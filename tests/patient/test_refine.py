@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from engine.patient.geometry.distance import surface_sdf, volume_mm3
-from engine.patient.labels import Labels, mask_surface, understand
+from engine.patient.labels.refine import refined
+from engine.patient.labels.understand import Labels, mask_surface, understand
 from engine.patient.lumbar import LumbarSpec, lumbar_phantom
 from engine.patient.read.image import Image
-from engine.patient.refine import refined
 from engine.patient.scan import ScanOptions, _other_bones, from_labels
 from engine.patient.synthetic import ScanSpec, synthetic_ct
 from engine.types import PatientModel, Surface, rigid

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy.ndimage import zoom
 
-from engine.patient.labels import understand
+from engine.patient.labels.resampling import rim_share, undone
+from engine.patient.labels.understand import understand
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_labels
-from engine.patient.resampling import rim_share, undone
 from tests.patient.conftest import needs_data
 
 

@@ -26,7 +26,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from engine.patient.labels import understand
+from engine.patient.labels.understand import understand
 from engine.patient.prepare import PrepareConfig, _model, _read
 from engine.patient.read import external, segmenters
 from engine.patient.read.image import Image, resample_to

@@ -14,8 +14,8 @@ from engine.patient.assemble import assemble
 from engine.patient.geometry.distance import polydata, surface_sdf, volume_mm3
 from engine.patient.geometry.levels import parse_segment
 from engine.patient.geometry.meshes import repair
-from engine.patient.labels import mask_surface
-from engine.patient.quality import pieces
+from engine.patient.labels.pieces import pieces
+from engine.patient.labels.understand import mask_surface
 from engine.patient.read.image import orthogonal
 from engine.patient.read.surface_files import read_surface
 from engine.patient.surfaces import file_to_lps

@@ -15,7 +15,7 @@ from engine.patient.features import Features, features
 from engine.patient.geometry.distance import polydata, surface_sdf, volume_mm3
 from engine.patient.geometry.frames import inverse
 from engine.patient.geometry.meshes import repair
-from engine.patient.labels import Labels, mask_surface, understand
+from engine.patient.labels.understand import Labels, mask_surface, understand
 from engine.patient.phantom import PhantomSpec
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_labels

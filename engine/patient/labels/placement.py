@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import binary_erosion, gaussian_filter
 
-from engine.patient.labels import Labels
-from engine.patient.quality import LARGEST_CUT_MM2, Piece
+from engine.patient.labels.pieces import LARGEST_CUT_MM2, Piece
+from engine.patient.labels.understand import Labels
 from engine.patient.read.image import Image, around
 from engine.types import Finding, rigid
 

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.ndimage import find_objects
 
 from engine.patient.geometry.frames import unit
-from engine.patient.quality import LARGEST_CUT_MM2, Piece
+from engine.patient.labels.pieces import LARGEST_CUT_MM2, Piece
 from engine.patient.read.image import Image
 from engine.patient.read.schemes import Scheme
 from engine.types import Finding, rigid

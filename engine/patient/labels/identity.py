@@ -26,7 +26,7 @@ import numpy as np
 
 from engine.patient.geometry.frames import unit
 from engine.patient.geometry.levels import LEVELS
-from engine.patient.quality import LARGEST_CUT_MM2, Piece
+from engine.patient.labels.pieces import LARGEST_CUT_MM2, Piece
 from engine.types import Finding, rigid
 
 #: Mean width of the upper endplate, and mean span of the transverse processes, mm. [M] after Panjabi et al. 1991 and 1992 (Spine

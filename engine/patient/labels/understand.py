@@ -12,15 +12,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.ndimage import distance_transform_edt, find_objects, gaussian_filter, map_coordinates
 
-from engine.patient import identity
 from engine.patient.geometry.distance import isosurface, polydata, volume_mm3
 from engine.patient.geometry.levels import LEVELS
-from engine.patient.orientation import sides, turned
-from engine.patient.quality import Piece, gate, pieces
+from engine.patient.labels import identity
+from engine.patient.labels.orientation import sides, turned
+from engine.patient.labels.pieces import Piece, pieces
+from engine.patient.labels.quality import gate
+from engine.patient.labels.resampling import undone
 from engine.patient.read.image import Image
 from engine.patient.read.names import level_of
 from engine.patient.read.schemes import Scheme, as_given, custom, label_map_line, named, readings, some
-from engine.patient.resampling import undone
 from engine.types import Finding, Surface, VoxelField, rigid
 
 #: Levels that are read by default: what lumbar alignment is measured on.

@@ -1,0 +1,1 @@
+"""What labels mean, whether they hold and where they are wrong."""
