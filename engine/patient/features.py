@@ -36,9 +36,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from skimage.measure import find_contours, points_in_poly
 
+from engine.patient.alignment.corners import central_height_mm, corners
 from engine.patient.anatomy import _STEP_MM, _first_bone
 from engine.patient.geometry.frames import inferior_frame, inverse, move_endplate, polygon_centroid, superior_frame, unit, vertebra_frame
-from engine.patient.regional import _central_height, _corners
 from engine.types import Surface, Vertebra, VoxelField, rigid
 
 SIDES = {"left": 1.0, "right": -1.0}
@@ -563,7 +563,7 @@ def _body(bone: _Bone) -> Body:
         height_anterior_mm=float(np.linalg.norm(front_top - front_bottom)),
         height_middle_mm=float(np.linalg.norm(vertebra.superior.centre_mm - vertebra.inferior.centre_mm)),
         height_posterior_mm=float(np.linalg.norm(back_top - back_bottom)),
-        height_central_bone_mm=_central_height(vertebra),
+        height_central_bone_mm=central_height_mm(vertebra),
         width_superior_mm=2.0 * vertebra.superior.half_width_mm,
         width_middle_mm=max(widths),
         width_inferior_mm=2.0 * vertebra.inferior.half_width_mm,
@@ -574,7 +574,7 @@ def _body(bone: _Bone) -> Body:
 
 
 def _corners_own(bone: _Bone, side: str) -> tuple[np.ndarray, np.ndarray]:
-    return _corners(move_endplate(bone.to_own, getattr(bone.vertebra, side)))
+    return corners(move_endplate(bone.to_own, getattr(bone.vertebra, side)))
 
 
 def _through(bone: _Bone, point: np.ndarray, axis: int, reach_mm: float) -> float:

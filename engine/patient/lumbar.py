@@ -19,7 +19,7 @@ from functools import lru_cache
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from engine.patient.alignment import cranial_pose, measure
+from engine.patient.alignment.disc import cranial_pose, measure
 from engine.patient.bone import BoneProfile
 from engine.patient.geometry.distance import isosurface, surface_sdf
 from engine.patient.geometry.frames import frame, inverse, move_endplate, move_surface, rotation, unit

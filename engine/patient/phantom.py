@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from engine.patient.alignment import cranial_pose, measure
+from engine.patient.alignment.disc import cranial_pose, measure
 from engine.patient.bone import BoneProfile, assumed_density
 from engine.patient.geometry.distance import isosurface, surface_sdf
 from engine.patient.geometry.frames import RIM_POINTS, endplate, frame, inverse, move_endplate, move_surface, rotation

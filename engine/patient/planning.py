@@ -27,10 +27,12 @@ from typing import Literal, get_args
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from engine.patient.alignment import _midsagittal, cranial_pose, measure
+from engine.patient.alignment.demand import LevelLimit, distribute
+from engine.patient.alignment.disc import cranial_pose, measure, midsagittal
+from engine.patient.alignment.measures import SpineAlignment
+from engine.patient.alignment.rules import RULES, RuleTarget, compare_rules, level_norms_deg
+from engine.patient.alignment.spine import spine_alignment
 from engine.patient.geometry.frames import frame, inferior_frame, inverse, move_endplate, superior_frame
-from engine.patient.regional import SpineAlignment, spine_alignment
-from engine.patient.rules import RULES, LevelLimit, RuleTarget, compare_rules, distribute, level_norms_deg
 from engine.patient.segment import build_segment
 from engine.types import AlignmentPlan, LevelDemand, PatientModel, Segment, SegmentAlignment, Vertebra, rigid
 
@@ -379,7 +381,7 @@ def _level_limit(patient: PatientModel, alignment: SpineAlignment, level: str, o
     rise = min(max(middle - disc.height_middle_mm, 0.0), limits.height_mm)
     plates = {body.name: body.superior for body in patient.vertebrae} | ({} if patient.sacrum is None else {"S1": patient.sacrum.superior})
     plate = plates[caudal]
-    front_y, back_y = _midsagittal(move_endplate(inverse(frame(plate.centre_mm, plate.normal, plate.axis_left)), plate))
+    front_y, back_y = midsagittal(move_endplate(inverse(frame(plate.centre_mm, plate.normal, plate.axis_left)), plate))
     front = (disc.height_anterior_mm, -front_y, anterior, "height_anterior_mm", limits.anterior_ligament_strain)
     back = (disc.height_posterior_mm, back_y, posterior, "height_posterior_mm", limits.posterior_ligament_strain)
     (height, opens_at, norm, name, strain), (closing, closes_at, *_) = (front, back) if opens_in_front else (back, front)

@@ -19,14 +19,18 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine import artifacts
-from engine.patient.alignment import measure
+from engine.patient.alignment.disc import measure
+from engine.patient.alignment.given import check_heads, check_incidence
+from engine.patient.alignment.measures import SpineAlignment
+from engine.patient.alignment.plausible import check_segment
+from engine.patient.alignment.spine import spine_alignment
+from engine.patient.alignment.spine import standard_errors as alignment_errors
 from engine.patient.bone import BoneProfile
 from engine.patient.bundle import save_bundle, save_segment
 from engine.patient.calibration import Calibration, CalibrationConfig, NoCalibration, calibrate
 from engine.patient.features import features
 from engine.patient.geometry.distance import surface_sdf
 from engine.patient.geometry.levels import parse_segment
-from engine.patient.given import check_heads, check_incidence
 from engine.patient.hips import noted
 from engine.patient.hounsfield import Metal, in_the_disc, scale_findings
 from engine.patient.hounsfield import metal as metal_of
@@ -39,12 +43,9 @@ from engine.patient.overview import write_overview
 from engine.patient.phantom import PhantomSpec, phantom
 from engine.patient.pictures import gate_picture
 from engine.patient.planning import PlanConfig, check_plan, pair, plan
-from engine.patient.plausible import check_segment
 from engine.patient.read import segmenters
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_image, read_labels
-from engine.patient.regional import SpineAlignment, spine_alignment
-from engine.patient.regional import standard_errors as alignment_errors
 from engine.patient.report import write_patient_report
 from engine.patient.sacrum import local_endplate
 from engine.patient.scan import ScanOptions, cropped, from_labels, on_scan, source_of, stem, with_hardware, with_structures

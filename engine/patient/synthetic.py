@@ -35,7 +35,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates, spline_filter
 from scipy.special import ndtr
 
 from engine.materials import qct_of_apparent
-from engine.patient.alignment import measure
+from engine.patient.alignment.disc import measure
 from engine.patient.geometry.distance import surface_sdf, volume_mm3
 from engine.patient.geometry.frames import inverse, rotation, vertebra_frame
 from engine.patient.geometry.levels import VERSE

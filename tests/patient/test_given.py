@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.patient.given import check_heads, check_incidence
+from engine.patient.alignment.given import check_heads, check_incidence
 from engine.patient.lumbar import LumbarSpec, lumbar_phantom
 from engine.patient.planning import PlanConfig, check_explicit, plan
 from engine.types import PatientModel, SegmentAlignment

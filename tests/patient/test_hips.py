@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engine.patient.alignment.spine import spine_alignment
 from engine.patient.geometry.frames import rotation
 from engine.patient.hips import femoral_heads, heads_of, noted
 from engine.patient.labels.understand import Labels, understand
@@ -17,7 +18,6 @@ from engine.patient.prepare import AlignmentConfig, _femoral_heads
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_labels
 from engine.patient.read.schemes import SCHEMES
-from engine.patient.regional import spine_alignment
 from engine.types import PatientModel, rigid
 
 #: Left and right centre, LPS; both femurs are the same but mirrored.

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from engine.patient.alignment.measures import SpineAlignment
+from engine.patient.alignment.spine import spine_alignment
 from engine.patient.anatomy import anatomy
 from engine.patient.geometry.distance import polydata, surface_sdf
 from engine.patient.geometry.frames import move_surface, rotation, unit
@@ -22,7 +24,6 @@ from engine.patient.lumbar import (
     lumbar_truth,
     scoliotic,
 )
-from engine.patient.regional import SpineAlignment, spine_alignment
 from engine.patient.sacrum import sacrum_endplate
 from engine.types import Endplate, PatientModel, Surface, Vertebra
 from tests.patient.conftest import needs_data

@@ -13,12 +13,13 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from engine.patient import PlanConfig, PrepareConfig, load_segment, measure, plan, save_segment, truth
+from engine.patient.alignment.measures import SpineAlignment
+from engine.patient.alignment.rules import RULES, compare_rules
+from engine.patient.alignment.spine import spine_alignment
 from engine.patient.geometry.frames import inverse, vertebra_frame
 from engine.patient.lumbar import LumbarSpec, lumbar_phantom
 from engine.patient.planning import LORDOSIS_RULES, Limits
-from engine.patient.regional import SpineAlignment, spine_alignment
 from engine.patient.report import write_patient_report
-from engine.patient.rules import RULES, compare_rules
 from engine.types import AlignmentPlan, PatientModel, Segment, Surface, VoxelField, rigid
 from tests.patient.conftest import MILD
 

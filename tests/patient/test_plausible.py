@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from engine.patient.alignment import measure
-from engine.patient.plausible import check_segment
+from engine.patient.alignment.disc import measure
+from engine.patient.alignment.plausible import check_segment
 from engine.types import PatientModel
 
 

@@ -43,8 +43,8 @@ def measure(cranial: Vertebra | Plates, caudal: Vertebra | Plates) -> SegmentAli
             f"the cranial endplate is not above the caudal one (height {centre[2]:.1f} mm, tilt "
             f"{np.degrees(np.arccos(np.clip(m[2], -1, 1))):.0f}°); check the order and the names of the vertebrae"
         )
-    across, back, b = _disc_axes(m)
-    front_y, back_y = _midsagittal(lower)
+    across, back, b = disc_axes(m)
+    front_y, back_y = midsagittal(lower)
 
     def height(y: float) -> float:
         return float((centre - np.array([0.0, y, 0.0])) @ m / (b @ m))
@@ -75,7 +75,7 @@ def cranial_pose(
     turn = np.radians(axial_deg)
     left = np.array([np.cos(turn), np.sin(turn), 0.0])
     left[2] = -(left @ m) / m[2]
-    across, back, b = _disc_axes(m)
+    across, back, b = disc_axes(m)
     slip = -listhesis_mm * back + lateral_mm * across
     centre = slip + (height_middle_mm - slip @ m / (b @ m)) * b
     return frame(centre, m, left)
@@ -89,14 +89,14 @@ def _sagittal_deg(normal: np.ndarray) -> float:
     return float(np.degrees(np.arctan2(normal[1], normal[2])))
 
 
-def _disc_axes(m: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def disc_axes(m: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Left, posterior and normal axes of the disc between planes of normals (0, 0, 1) and m."""
     b = unit(m + np.array([0.0, 0.0, 1.0]))
     across = unit(np.array([1.0, 0.0, 0.0]) - b[0] * b)
     return across, np.cross(b, across), b
 
 
-def _midsagittal(plate: Endplate) -> tuple[float, float]:
+def midsagittal(plate: Endplate) -> tuple[float, float]:
     """y of the anterior and posterior rim on x = 0 of the endplate's own frame (rim from +x, anticlockwise)."""
     offset = plate.rim_mm - plate.centre_mm
     angle = np.arctan2(offset[:, 1], offset[:, 0])

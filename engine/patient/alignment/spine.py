@@ -21,16 +21,15 @@ Body heights are between the two rim planes; height_central is between the bone'
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
-from engine.patient.alignment import Plates, _disc_axes, _midsagittal, measure
-from engine.patient.geometry.frames import frame, inverse, move_endplate, unit, vertebra_frame
-from engine.patient.geometry.levels import follow
-from engine.patient.rules import (
+from engine.patient.alignment.corners import central_height_mm, corners, posterior_height_mm, posterior_slip_mm
+from engine.patient.alignment.disc import Plates, measure
+from engine.patient.alignment.measures import POSTURES, REGIONAL, Measure, SpineAlignment
+from engine.patient.alignment.scores import (
     STANDING_ADDS_DEG,
     gap_ideal_lordosis_deg,
     gap_ideal_slope_deg,
@@ -39,64 +38,13 @@ from engine.patient.rules import (
     roussouly_type,
     schwab_modifier,
 )
-from engine.types import Endplate, Sacrum, SegmentAlignment, Vertebra, rigid
+from engine.patient.geometry.frames import inverse, move_endplate, unit, vertebra_frame
+from engine.patient.geometry.levels import follow
+from engine.types import Endplate, Sacrum, SegmentAlignment, Vertebra
 
-#: Place of the values that belong to no level.
-REGIONAL = "regional"
-POSTURES = ("supine", "standing", "phantom", "unknown")
 #: Slips below this are anatomy and noise, and have no grade.
 SLIP_TOLERANCE_MM = 2.0
 _VERTICAL = ("sacral_slope_deg", "pelvic_tilt_deg", "apex")
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One value. status "measured" | "given" | "not measurable"; `reason` says why not, or what to beware of."""
-
-    value: float | str | None
-    unit: str
-    status: str
-    standard_error: float | None = None
-    reason: str = ""
-    source: str = ""
-
-
-@dataclass(frozen=True)
-class SpineAlignment:
-    """All measures by (place, name): place "L4-L5", "L4" or "regional"; the unit is the name's ending.
-
-    segments   SegmentAlignment by disc; for L5-S1 its segmental lordosis ends at S1's superior endplate
-    """
-
-    posture: str
-    segments: dict[str, SegmentAlignment]
-    measures: dict[tuple[str, str], Measure] = field(default_factory=dict)
-
-    def measure(self, name: str, place: str = REGIONAL) -> Measure:
-        """The measure. Raises ValueError naming what there is at that place."""
-        if (place, name) not in self.measures:
-            there = [key for where, key in self.measures if where == place]
-            raise ValueError(f"no measure {name!r} at {place!r}; there is {', '.join(there) or 'nothing'}")
-        return self.measures[place, name]
-
-    def value(self, name: str, place: str = REGIONAL) -> float:
-        """The number. Raises ValueError, with the reason, where it could not be measured or is a word."""
-        found = self.measure(name, place)
-        if not isinstance(found.value, int | float):
-            raise ValueError(f"{name} of {place} is {found.value or 'not measurable'}: {found.reason or 'a word, no number'}")
-        return float(found.value)
-
-    def table(self) -> list[dict[str, Any]]:
-        """One JSON-able row per measure: place, name, value, unit, status, standard_error, reason, source."""
-        return [{"place": place, "name": name, **asdict(found)} for (place, name), found in self.measures.items()]
-
-    def with_errors(self, errors: Mapping[tuple[str, str], float]) -> SpineAlignment:
-        """The same with standard errors (of `standard_errors`) at the measures that have one."""
-        measures = {
-            key: replace(found, standard_error=errors[key]) if key in errors and found.status == "measured" else found
-            for key, found in self.measures.items()
-        }
-        return replace(self, measures=measures)
 
 
 def spine_alignment(
@@ -284,7 +232,7 @@ class _Reader:
         found = measure(self.plates[upper], below)
         for name, value in asdict(found).items():
             self._put(place, name, value)
-        rims = _posterior_slip(self.plates[upper][1], below[0])
+        rims = posterior_slip_mm(self.plates[upper][1], below[0])
         slip = min((rims, found.listhesis_mm), key=abs) if rims * found.listhesis_mm > 0.0 else 0.0
         percent = 100.0 * slip / (2.0 * below[0].half_depth_mm)
         self._put(place, "slip_posterior_mm", rims)
@@ -300,7 +248,7 @@ class _Reader:
         superior, inferior = self.plates[level]
         to_own = inverse(vertebra_frame(superior, inferior))
         top, bottom = move_endplate(to_own, superior), move_endplate(to_own, inferior)
-        (front_top, back_top), (front_bottom, back_bottom) = _corners(top), _corners(bottom)
+        (front_top, back_top), (front_bottom, back_bottom) = corners(top), corners(bottom)
         front, back = float(np.linalg.norm(front_top - front_bottom)), float(np.linalg.norm(back_top - back_bottom))
         self._put(level, "height_anterior_mm", front)
         self._put(level, "height_middle_mm", float(np.linalg.norm(top.centre_mm - bottom.centre_mm)))
@@ -311,7 +259,7 @@ class _Reader:
         self._put(level, "loss_anterior_percent", 100.0 * (1.0 - front / back))
         losses = [100.0 * (1.0 - front / back)]
         if level in self.bodies:
-            central = _central_height(self.bodies[level])
+            central = central_height_mm(self.bodies[level])
             self._put(level, "height_central_mm", central)
             self._put(level, "loss_central_percent", 100.0 * (1.0 - central / back))
             losses.append(100.0 * (1.0 - central / back))
@@ -321,7 +269,7 @@ class _Reader:
         at = self.levels.index(level)
         near = [n for n in self.levels[max(at - 1, 0) : at + 2] if n != level and (follow(n, level) or follow(level, n))]
         if near:
-            usual = float(np.mean([_posterior_height(*self.plates[n]) for n in near]))
+            usual = float(np.mean([posterior_height_mm(*self.plates[n]) for n in near]))
             self._put(level, "loss_posterior_percent", 100.0 * (1.0 - back / usual), reason=f"against {' and '.join(near)}")
         else:
             self._lack(level, "loss_posterior_percent", "no neighbouring level to compare with")
@@ -529,44 +477,6 @@ def _unit(name: str) -> str:
 
 def _wrapped(angle_deg: float) -> float:
     return float((angle_deg + 180.0) % 360.0 - 180.0)
-
-
-def _corners(plate: Endplate) -> tuple[np.ndarray, np.ndarray]:
-    """Midpoints of the anterior and posterior rim, on the endplate's own midline."""
-    matrix = frame(plate.centre_mm, plate.normal if plate.normal[2] > 0.0 else -plate.normal, plate.axis_left)
-    front, back = _midsagittal(move_endplate(inverse(matrix), plate))
-    return rigid(matrix, np.array([0.0, front, 0.0])), rigid(matrix, np.array([0.0, back, 0.0]))
-
-
-def _posterior_height(superior: Endplate, inferior: Endplate) -> float:
-    to_own = inverse(vertebra_frame(superior, inferior))
-    top, bottom = (_corners(move_endplate(to_own, plate))[1] for plate in (superior, inferior))
-    return float(np.linalg.norm(top - bottom))
-
-
-def _posterior_slip(upper: Endplate, lower: Endplate) -> float:
-    """Slip of the posterior rim midpoints along the disc, positive anteriorly, mm."""
-    to_frame = inverse(frame(lower.centre_mm, lower.normal, lower.axis_left))
-    upper, lower = move_endplate(to_frame, upper), move_endplate(to_frame, lower)
-    _, back, _ = _disc_axes(-upper.normal)
-    return -float((_corners(upper)[1] - _corners(lower)[1]) @ back)
-
-
-def _central_height(body: Vertebra) -> float:
-    """Height of the bone within 3 mm of the body's axis, between its own surfaces, mm (mean over the columns)."""
-    matrix = vertebra_frame(body.superior, body.inferior)
-    half = 0.5 * float(np.linalg.norm(body.superior.centre_mm - body.inferior.centre_mm)) + 6.0
-    z = np.arange(-half, half + 0.05, 0.1)
-    heights = []
-    for u in (-3.0, 0.0, 3.0):
-        for v in (-3.0, 0.0, 3.0):
-            inside = body.sdf.sample(rigid(matrix, np.column_stack([np.full_like(z, u), np.full_like(z, v), z]))) < 0.0
-            at = np.flatnonzero(inside)
-            if len(at):
-                heights.append(z[at[-1]] - z[at[0]])
-    if len(heights) < 9:
-        raise ValueError(f"{body.name}: no bone on the body's axis; its endplates and its surface are not in one frame")
-    return float(np.mean(heights))
 
 
 __all__ = [
