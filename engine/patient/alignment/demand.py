@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-if TYPE_CHECKING:  # regional.py takes the classifications from here
-    pass
 from engine.patient.alignment.rules import LEVEL_NORMS_ALL_DEG, RuleTarget
 
 

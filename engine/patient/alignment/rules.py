@@ -26,9 +26,8 @@ from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:  # regional.py takes the classifications from here
-    from engine.patient.alignment.measures import SpineAlignment
 from engine.patient.alignment.demand import Distribution, LevelLimit, distribute
+from engine.patient.alignment.measures import SpineAlignment
 from engine.patient.alignment.scores import (
     STANDING_ADDS_DEG,
     gap_ideal_lordosis_deg,

@@ -6,10 +6,6 @@ from itertools import pairwise
 
 import numpy as np
 
-if TYPE_CHECKING:  # regional.py takes the classifications from here
-    pass
-
-
 #: What standing adds to a recumbent measure, difference of the means [S67].
 STANDING_ADDS_DEG = {"lumbar_lordosis_deg": 13.0, "l4_s1_lordosis_deg": 4.4}
 _GAP: dict[str, tuple[tuple[float, int], ...]] = {
