@@ -148,7 +148,7 @@ class PatientModel:
     source          what was read: kind, path, sha256
     sacrum          where the scan shows it
     findings        of the quality gate, those that the user accepted among them
-    structures      what else the labels hold, by name: "disc_L4-L5", "endplates_L4-L5", "canal", "cord" (engine/patient/structures.py)
+    structures      what else the labels hold, by name: "disc_L4-L5", "endplates_L4-L5", "canal", "cord" (engine/patient/anatomy/structures.py)
     """
 
     name: str

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import pyvista as pv
 
-from engine.patient.features import Features
-from engine.patient.hips import heads_of
+from engine.patient.anatomy.features import Features
+from engine.patient.anatomy.hips import heads_of
 from engine.types import Endplate, PatientModel, Sacrum, Vertebra
 
 #: Slicer looks for this very identifier; it need not resolve.

@@ -15,8 +15,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.ndimage import map_coordinates
 
+from engine.patient.anatomy.hips import heads_of
 from engine.patient.geometry.distance import polydata
-from engine.patient.hips import heads_of
 from engine.patient.labels.understand import Labels
 from engine.patient.read.image import Image
 from engine.types import Endplate, Finding, PatientModel, Vertebra, rigid

@@ -25,13 +25,16 @@ from engine.patient.alignment.measures import SpineAlignment
 from engine.patient.alignment.plausible import check_segment
 from engine.patient.alignment.spine import spine_alignment
 from engine.patient.alignment.spine import standard_errors as alignment_errors
+from engine.patient.anatomy.features import features
+from engine.patient.anatomy.hips import noted
+from engine.patient.anatomy.sacrum import local_endplate
+from engine.patient.anatomy.structures import check_subregions, measures
+from engine.patient.anatomy.uncertainty import redraw, redraw_plate, standard_errors, surface_noise
 from engine.patient.bone import BoneProfile
 from engine.patient.bundle import save_bundle, save_segment
 from engine.patient.calibration import Calibration, CalibrationConfig, NoCalibration, calibrate
-from engine.patient.features import features
 from engine.patient.geometry.distance import surface_sdf
 from engine.patient.geometry.levels import parse_segment
-from engine.patient.hips import noted
 from engine.patient.hounsfield import Metal, in_the_disc, scale_findings
 from engine.patient.hounsfield import metal as metal_of
 from engine.patient.labels.placement import displaced
@@ -47,12 +50,9 @@ from engine.patient.read import segmenters
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_image, read_labels
 from engine.patient.report import write_patient_report
-from engine.patient.sacrum import local_endplate
 from engine.patient.scan import ScanOptions, cropped, from_labels, on_scan, source_of, stem, with_hardware, with_structures
 from engine.patient.stages import Stages
-from engine.patient.structures import check_subregions, measures
 from engine.patient.surfaces import from_surfaces
-from engine.patient.uncertainty import redraw, redraw_plate, standard_errors, surface_noise
 from engine.types import Finding, PatientModel, Segment, SegmentAlignment, Vertebra
 
 Posture = Literal["unknown", "supine", "standing"]

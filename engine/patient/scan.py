@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from engine.patient.anatomy import Anatomy
+from engine.patient.anatomy.hips import femoral_heads
+from engine.patient.anatomy.structures import structures
+from engine.patient.anatomy.vertebra import Anatomy
 from engine.patient.assemble import DensityOf, assemble
 from engine.patient.bone import BoneProfile
 from engine.patient.calibration import Calibration
@@ -22,7 +24,6 @@ from engine.patient.ct_density import check_plausible, ct_density
 from engine.patient.geometry.frames import unit
 from engine.patient.geometry.levels import parse_segment
 from engine.patient.geometry.meshes import repair
-from engine.patient.hips import femoral_heads
 from engine.patient.hounsfield import Metal
 from engine.patient.labels.pieces import Piece
 from engine.patient.labels.quality import stops
@@ -31,7 +32,6 @@ from engine.patient.labels.understand import Labels, mask_surface, understand
 from engine.patient.read.image import Image, around
 from engine.patient.read.images import read_labels
 from engine.patient.stages import Stages
-from engine.patient.structures import structures
 from engine.types import Finding, PatientModel, Surface, VoxelField, rigid
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.patient.anatomy import body_centre
+from engine.patient.anatomy.vertebra import body_centre
 from engine.patient.assemble import assemble
 from engine.patient.bone import BoneProfile
 from engine.patient.geometry.distance import surface_sdf

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engine.patient import measure, truth
-from engine.patient.anatomy import anatomy
+from engine.patient.anatomy.vertebra import anatomy
 from engine.types import PatientModel, Vertebra
 from tests.patient.conftest import MILD, SKEWED
 

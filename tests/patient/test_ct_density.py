@@ -14,7 +14,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from engine.materials import BONE_LAWS, qct_of_apparent
-from engine.patient.anatomy import anatomy
+from engine.patient.anatomy.vertebra import anatomy
 from engine.patient.bone import BoneProfile
 from engine.patient.calibration import Calibration
 from engine.patient.ct_density import ct_density, l1_band, trabecular

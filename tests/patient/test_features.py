@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import label
 
-from engine.patient.features import RING_DROP_MM, Features, features
+from engine.patient.anatomy.features import Features, features
+from engine.patient.anatomy.sections import RING_DROP_MM
 from engine.patient.geometry.distance import isosurface
 from engine.patient.geometry.frames import inverse, move_endplate, vertebra_frame
 from engine.patient.phantom import PhantomSpec, Shape

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from engine.patient.alignment.spine import spine_alignment
+from engine.patient.anatomy.hips import femoral_heads, heads_of, noted
 from engine.patient.geometry.frames import rotation
-from engine.patient.hips import femoral_heads, heads_of, noted
 from engine.patient.labels.understand import Labels, understand
 from engine.patient.lumbar import LumbarSpec, exact_plates
 from engine.patient.lumbar import femoral_heads_mm as exact_heads

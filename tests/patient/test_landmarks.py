@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import pyvista as pv
 
-from engine.patient.features import Features, features
+from engine.patient.anatomy.features import Features, features
 from engine.patient.landmarks import write_landmarks
 from engine.types import PatientModel, Sacrum
 

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from engine.patient.alignment.measures import SpineAlignment
 from engine.patient.alignment.spine import spine_alignment
-from engine.patient.anatomy import anatomy
+from engine.patient.anatomy.sacrum import sacrum_endplate
+from engine.patient.anatomy.vertebra import anatomy
 from engine.patient.geometry.distance import polydata, surface_sdf
 from engine.patient.geometry.frames import move_surface, rotation, unit
 from engine.patient.lumbar import (
@@ -24,7 +25,6 @@ from engine.patient.lumbar import (
     lumbar_truth,
     scoliotic,
 )
-from engine.patient.sacrum import sacrum_endplate
 from engine.types import Endplate, PatientModel, Surface, Vertebra
 from tests.patient.conftest import needs_data
 

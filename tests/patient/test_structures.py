@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.patient.anatomy import anatomy
+from engine.patient.anatomy.features import Features, features
+from engine.patient.anatomy.structures import body_and_arch, check_subregions, disc_frame, measures, structures
+from engine.patient.anatomy.vertebra import anatomy
 from engine.patient.bundle import load_bundle, save_bundle, source_hash
-from engine.patient.features import Features, features
 from engine.patient.geometry.distance import polydata, surface_sdf, volume_mm3
 from engine.patient.geometry.frames import inverse
 from engine.patient.geometry.meshes import repair
@@ -20,7 +21,6 @@ from engine.patient.phantom import PhantomSpec
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_labels
 from engine.patient.scan import with_structures
-from engine.patient.structures import _disc_frame, body_and_arch, check_subregions, measures, structures
 from engine.types import PatientModel, Vertebra, rigid
 
 VOXEL_MM = 1.5
@@ -40,7 +40,7 @@ def _drawn(patient: PatientModel, down_mm: float = 0.0) -> tuple[Image, Image]:
     matrix[:3, 3] = low
     p = low + VOXEL_MM * np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1)
     bones, regions = np.zeros(shape, np.int16), np.zeros(shape, np.int16)
-    own = rigid(inverse(_disc_frame(upper, lower)), p)
+    own = rigid(inverse(disc_frame(upper, lower)), p)
     in_disc = (np.abs(own[..., 2]) < 0.5 * DISC_MM) & ((own[..., 0] / 18.0) ** 2 + (own[..., 1] / 12.0) ** 2 < 1.0)
     bones[in_disc] = 123
     wall = lower.superior.half_depth_mm

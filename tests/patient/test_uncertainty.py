@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from engine.patient.anatomy import _mirror_frame, anatomy
+from engine.patient.anatomy.uncertainty import Again, Noise, _Box, redraw, redraw_plate, standard_errors, surface_noise
+from engine.patient.anatomy.vertebra import anatomy, mirror_frame
 from engine.patient.geometry.distance import isosurface
 from engine.patient.geometry.frames import vertebra_frame
 from engine.patient.phantom import PhantomSpec, phantom
-from engine.patient.uncertainty import _Again, _Box, _Noise, redraw, redraw_plate, standard_errors, surface_noise
 from engine.types import Endplate, Surface, Vertebra, VoxelField
 
 UP = np.array([0.0, 0.0, 1.0])
@@ -40,7 +40,7 @@ def _angle(a: np.ndarray, b: np.ndarray) -> float:
 
 def test_noise_has_the_asked_variance_and_correlation() -> None:
     axes = [np.arange(0.0, 45.0, 0.75)] * 3
-    noise, rng = _Noise(axes, 3.0), np.random.default_rng(0)
+    noise, rng = Noise(axes, 3.0), np.random.default_rng(0)
     fields = np.stack([noise.draw(rng) for _ in range(12)])
     # some 12·(45/3)³ = 40 000 independent values: 0.5 % on the deviation
     assert float(fields.std()) == pytest.approx(1.0, abs=0.03)
@@ -123,8 +123,8 @@ def test_draws_are_seeded_and_independent_between_levels(body: Vertebra) -> None
 
 
 def test_a_draw_is_cheap(body: Vertebra) -> None:
-    again, rng = _Again(body), np.random.default_rng(0)
-    noise = _Noise(again.axes, 3.0)
+    again, rng = Again(body), np.random.default_rng(0)
+    noise = Noise(again.axes, 3.0)
     times = []
     for _ in range(5):
         start = time.thread_time()
@@ -137,7 +137,7 @@ def test_any_finder_of_a_plate_is_redrawn(body: Vertebra) -> None:
     pose = vertebra_frame(body.superior, body.inferior)
 
     def find(surface: Surface, sdf: VoxelField) -> tuple[Endplate, dict[str, np.ndarray]]:
-        plate = _Box("L5", sdf, _mirror_frame(surface, sdf, pose)).plate("superior")
+        plate = _Box("L5", sdf, mirror_frame(surface, sdf, pose)).plate("superior")
         return plate, {"front": plate.rim_mm[3 * len(plate.rim_mm) // 4]}
 
     plain = find(body.surface, body.sdf)[0]

@@ -1,129 +1,21 @@
-"""Anatomy of one vertebra from its signed distance: midline, endplates, landmarks.
-
-Conventions (the phantom's truth uses the same)
-    midline    plane of best mirror symmetry of the whole bone (least mean distance of mirrored surface points,
-               each capped at 3 mm so that an osteophyte or a worn facet does not turn it)
-    endplate   plane through the bony rim: robust fit (pseudo-Huber, 0.5 mm) to the crest of the endplate in the outer
-               30 % of each of 144 directions, so that neither the cavity nor an osteophyte tilts it much. The loss is
-               convex: where both sides of a rim curl up there is one plane, not one for each side left out
-    rim        the body's section 1 mm under that plane, projected onto it; centre: its area centroid
-    frame      x left (midline's normal), y posterior, z cranial
-
-Only rough directions are asked for: `up` to some 30°. Posterior is where the bone's centroid lies from the thickest
-part, the body.
-"""
+"""A vertebral body's endplates and rims, found on the distance field in a box about it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-from scipy.ndimage import gaussian_filter, label, median_filter
-from scipy.optimize import minimize
+from scipy.ndimage import label, median_filter
 
-from engine.patient.geometry.frames import endplate, frame, inverse, rotation, unit, vertebra_frame
-from engine.patient.pedicles import pedicle_axes
-from engine.types import Endplate, Surface, VoxelField, rigid
+from engine.patient.anatomy.vertebra import RIM_DEPTH_MM
+from engine.patient.geometry.frames import endplate, unit
+from engine.types import Endplate, VoxelField, rigid
 
-RIM_DEPTH_MM = 1.0
 _ANGLES = 144
-_STEP_MM = 0.75
+STEP_MM = 0.75
 #: Half sizes of the box about the body in which endplates are looked for: left, posterior, up.
-_BOX_MM = (36.0, 30.0, 28.0)
+BOX_MM = (36.0, 30.0, 28.0)
 
 
-@dataclass(frozen=True)
-class Anatomy:
-    """What was found on one vertebra; everything in the frame of its surface."""
-
-    superior: Endplate
-    inferior: Endplate
-    pedicles: dict[str, np.ndarray]
-    landmarks: dict[str, np.ndarray]
-
-
-def anatomy(name: str, surface: Surface, sdf: VoxelField, up: np.ndarray) -> Anatomy:
-    """Endplates, pedicle axes and landmarks of a thoracic or lumbar vertebra.
-
-    Raises: ValueError, naming the vertebra, when what is found is not a vertebra's anatomy.
-    """
-    pose = first_frame(surface, sdf, up)
-    pose = _mirror_frame(surface, sdf, pose)
-    plates: tuple[Endplate, Endplate] | None = None
-    for _ in range(2):
-        box = _Box(name, sdf, pose)
-        plates = box.plate("superior"), box.plate("inferior")
-        pose = _mirror_frame(surface, sdf, vertebra_frame(*plates))
-    assert plates is not None
-    superior, inferior = plates
-    _plausible(name, superior, inferior)
-    pose = vertebra_frame(superior, inferior)
-    axes, isthmus = pedicle_axes(name, sdf, pose, superior, inferior)
-    own = rigid(inverse(pose), surface.points_mm)
-    landmarks = {
-        "body_centre": pose[:3, 3],
-        "spinous_tip": surface.points_mm[int(np.argmax(own[:, 1] - 0.5 * np.abs(own[:, 0])))],
-        "pedicle_isthmus_left": isthmus["left"],
-        "pedicle_isthmus_right": isthmus["right"],
-    }
-    return Anatomy(superior, inferior, axes, landmarks)
-
-
-def body_centre(sdf: VoxelField) -> np.ndarray:
-    """A point deep in the vertebral body: the peak of the bone blurred by 7 mm (the body is its thickest part)."""
-    stride = max(round(2.0 / sdf.spacing_mm), 1)
-    bone = (np.asarray(sdf.values)[::stride, ::stride, ::stride] < 0.0).astype(np.float32)
-    blurred = gaussian_filter(bone, 7.0 / (stride * sdf.spacing_mm))
-    peak = np.unravel_index(int(np.argmax(blurred)), blurred.shape)
-    return np.asarray(sdf.origin_mm + stride * sdf.spacing_mm * np.array(peak))
-
-
-def first_frame(surface: Surface, sdf: VoxelField, up: np.ndarray) -> np.ndarray:
-    """Rough frame: z along `up`, y from the body to the centroid of the surface (the processes are behind)."""
-    centre = body_centre(sdf)
-    z = unit(up)
-    back = surface.points_mm.mean(axis=0) - centre
-    back -= (back @ z) * z
-    if np.linalg.norm(back) < 3.0:
-        raise ValueError(
-            "no posterior elements can be told from the body (their centroids are under 3 mm apart); a whole vertebra "
-            "is needed, not a body alone"
-        )
-    return frame(centre, z, np.cross(unit(back), z))
-
-
-def _mirror_frame(surface: Surface, sdf: VoxelField, pose: np.ndarray) -> np.ndarray:
-    """The frame turned about z and y, and moved along x, until its x = 0 plane mirrors the bone best."""
-    points = surface.points_mm[:: max(len(surface.points_mm) // 1500, 1)]
-
-    def turned(parameters: np.ndarray) -> np.ndarray:
-        result = pose.copy()
-        result[:3, :3] = pose[:3, :3] @ rotation(2, parameters[0] / 20.0) @ rotation(1, parameters[1] / 20.0)
-        result[:3, 3] = pose[:3, 3] + parameters[2] * pose[:3, 0]
-        return result
-
-    def misfit(parameters: np.ndarray) -> float:
-        matrix = turned(parameters)
-        own = rigid(inverse(matrix), points) * np.array([-1.0, 1.0, 1.0])
-        return float(np.minimum(np.abs(sdf.sample(rigid(matrix, own))), 3.0).mean())
-
-    starts = [np.array([angle, 0.0, shift]) for angle in (-4.0, 0.0, 4.0) for shift in (-2.0, 0.0, 2.0)]
-    best = min(starts, key=misfit)
-    found = minimize(
-        misfit,
-        best,
-        method="Nelder-Mead",
-        options={
-            "xatol": 2e-3,
-            "fatol": 1e-5,
-            "maxiter": 250,
-            "initial_simplex": best + np.vstack([np.zeros(3), 1.5 * np.eye(3)]),
-        },
-    )
-    return turned(found.x)
-
-
-class _Box:
+class BodyBox:
     """The signed distance in a box about the body, axes along a vertebra's frame, and the body's extent in it."""
 
     def _plane(self, flat: np.ndarray, height: np.ndarray) -> np.ndarray:
@@ -132,7 +24,7 @@ class _Box:
 
     def __init__(self, name: str, sdf: VoxelField, pose: np.ndarray) -> None:
         self.name, self.sdf, self.pose = name, sdf, pose
-        self.axes = [np.arange(-half, half + _STEP_MM / 2, _STEP_MM) for half in _BOX_MM]
+        self.axes = [np.arange(-half, half + STEP_MM / 2, STEP_MM) for half in BOX_MM]
         points = np.stack(np.meshgrid(*self.axes, indexing="ij"), axis=-1)
         self.values = sdf.sample(rigid(pose, points))
         self.waist, self.wall_mm = self._section()
@@ -151,7 +43,7 @@ class _Box:
             if ids.max() < 20:
                 continue
             section = parts == int(np.argmax(ids))
-            if section.sum() * _STEP_MM**2 < 250.0:
+            if section.sum() * STEP_MM**2 < 250.0:
                 continue
             back = float(y[section.any(axis=0)].max())
             if best is None or back < best[0]:
@@ -166,13 +58,13 @@ class _Box:
         columns, levels = self.values, self.axes[2]
         if side == "inferior":
             columns, levels = columns[:, :, ::-1], -levels[::-1]
-        height, known = _first_bone(columns, levels)
+        height, known = first_bone(columns, levels)
         x, y, _ = self.axes
         # the plane as outward height e = a + b·x + c·y (e = ±z), first through the middle of the footprint
         inner = known & self.waist
         plane = self._plane(np.stack(np.meshgrid(x, y, indexing="ij"), -1)[inner], height[inner])
         angle = np.linspace(0.0, 2.0 * np.pi, _ANGLES, endpoint=False)
-        heights = VoxelField(np.where(known, height, -50.0)[..., None], np.array([x[0], y[0], 0.0]), _STEP_MM)
+        heights = VoxelField(np.where(known, height, -50.0)[..., None], np.array([x[0], y[0], 0.0]), STEP_MM)
         centre = np.array([0.0, float(y[self.waist.any(axis=0)].mean())])
         reach = _reach(self.waist, x, y, angle, centre)
         edge = reach
@@ -237,7 +129,7 @@ def _without_spurs(angle: np.ndarray, radius: np.ndarray) -> np.ndarray:
     return np.asarray(fit + off * np.clip(1.0 - (off / 3.0) ** 2, 0.0, None) ** 2)
 
 
-def _first_bone(columns: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def first_bone(columns: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Height [x, y] at which a column is first bone coming from its far (outer) end, and where there is one."""
     inside = columns[:, :, ::-1] < 0.0
     index = len(z) - 1 - np.argmax(inside, axis=2)
@@ -246,12 +138,12 @@ def _first_bone(columns: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndar
     rows, cols = np.indices(index.shape)
     low, high = columns[rows, cols, index], columns[rows, cols, index + 1]
     share = np.clip(-low / np.where(high - low == 0.0, 1.0, high - low), 0.0, 1.0)
-    return z[index] + share * _STEP_MM, known
+    return z[index] + share * STEP_MM, known
 
 
 def _reach(section: np.ndarray, x: np.ndarray, y: np.ndarray, angle: np.ndarray, centre: np.ndarray) -> np.ndarray:
     """Radius of the waist's section in each direction."""
-    field = VoxelField(section.astype(float)[..., None], np.array([x[0], y[0], 0.0]), _STEP_MM)
+    field = VoxelField(section.astype(float)[..., None], np.array([x[0], y[0], 0.0]), STEP_MM)
     radii = np.arange(0.0, 34.0, 0.5)
     flat = centre + radii[None, :, None] * np.stack([np.cos(angle), np.sin(angle)], -1)[:, None, :]
     inside = field.sample(np.concatenate([flat, np.zeros((*flat.shape[:2], 1))], -1)) > 0.5
@@ -281,7 +173,7 @@ def _edge(above: np.ndarray, radii: np.ndarray, reach: np.ndarray) -> np.ndarray
 def _crest(above: np.ndarray, flat: np.ndarray, radii: np.ndarray, edge: np.ndarray) -> np.ndarray:
     """Highest point (x, y, height over the plane) of each direction in the outer 30 % of the endplate."""
     smooth = (np.roll(above, 1, axis=1) + above + np.roll(above, -1, axis=1)) / 3.0
-    outer = (radii >= 0.7 * edge[:, None]) & (radii <= edge[:, None] - _STEP_MM)
+    outer = (radii >= 0.7 * edge[:, None]) & (radii <= edge[:, None] - STEP_MM)
     k = np.argmax(np.where(outer, smooth, -np.inf), axis=1)
     rows = np.arange(len(above))
     return np.column_stack([flat[rows, k], smooth[rows, k]])
@@ -297,14 +189,3 @@ def _robust_plane(flat: np.ndarray, height: np.ndarray) -> np.ndarray:
         plane = np.linalg.lstsq(basis * root[:, None], height * root, rcond=None)[0]
         weight = 1.0 / np.sqrt(1.0 + ((height - basis @ plane) / 0.5) ** 2)
     return np.asarray(plane)
-
-
-def _plausible(name: str, superior: Endplate, inferior: Endplate) -> None:
-    height = float(np.linalg.norm(superior.centre_mm - inferior.centre_mm))
-    wedge = float(np.degrees(np.arccos(np.clip(-superior.normal @ inferior.normal, -1.0, 1.0))))
-    sizes = (superior.half_width_mm, inferior.half_width_mm, superior.half_depth_mm, inferior.half_depth_mm)
-    if not (8.0 < height < 50.0 and wedge < 35.0 and 6.0 < min(sizes) and max(sizes) < 40.0):
-        raise ValueError(
-            f"{name}: what was found is no vertebral body (height {height:.1f} mm, wedge {wedge:.0f}°, half axes "
-            f"{', '.join(f'{s:.1f}' for s in sizes)} mm); expected a whole thoracic or lumbar vertebra in mm"
-        )

@@ -19,7 +19,8 @@ import numpy as np
 from scipy.ndimage import binary_dilation, binary_opening, gaussian_filter, label
 from scipy.optimize import minimize
 
-from engine.patient.anatomy import _STEP_MM, _Box, _first_bone, _mirror_frame
+from engine.patient.anatomy.body import STEP_MM, BodyBox, first_bone
+from engine.patient.anatomy.vertebra import mirror_frame
 from engine.patient.geometry.frames import frame, inverse, rotation, unit
 from engine.types import Endplate, Surface, VoxelField, rigid
 
@@ -86,7 +87,7 @@ def _below(surface: Surface, sdf: VoxelField, above: Endplate) -> list[np.ndarra
             "S1: L5's inferior endplate does not look at the sacrum (no bone within 40 mm under it); check that both are in "
             "one frame, or that a level between them is missing"
         )
-    symmetric = _mirror_frame(surface, sdf, starts[0])
+    symmetric = mirror_frame(surface, sdf, starts[0])
     return [frame(start[:3, 3], start[:3, 2], symmetric[:3, 0]) for start in starts]
 
 
@@ -171,7 +172,7 @@ def _settle(sdf: VoxelField, start: np.ndarray) -> np.ndarray | None:
         flat, height, known, plane = seen
         footprint = _footprint(height, known, flat, plane)
         offset = np.zeros(2)
-        if footprint.sum() * _STEP_MM**2 > 150.0:
+        if footprint.sum() * STEP_MM**2 > 150.0:
             offset = flat[footprint].mean(axis=0)
             offset *= min(1.0, 5.0 / max(float(np.linalg.norm(offset)), 1e-9))
         tilt = unit(pose[:3, :3] @ np.array([-plane[1], -plane[2], 1.0]))
@@ -190,10 +191,10 @@ def _settle(sdf: VoxelField, start: np.ndarray) -> np.ndarray | None:
 
 def _heights(sdf: VoxelField, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
     """First bone seen from above within 14 mm of the origin: positions [x, y, 2], height, known, plane of the core."""
-    x, y = np.arange(-36.0, 36.1, _STEP_MM), np.arange(-30.0, 30.1, _STEP_MM)
-    z = np.arange(-14.0, 14.1, _STEP_MM)
+    x, y = np.arange(-36.0, 36.1, STEP_MM), np.arange(-30.0, 30.1, STEP_MM)
+    z = np.arange(-14.0, 14.1, STEP_MM)
     values = sdf.sample(rigid(pose, np.stack(np.meshgrid(x, y, z, indexing="ij"), axis=-1)))
-    height, known = _first_bone(values, z)
+    height, known = first_bone(values, z)
     flat = np.stack(np.meshgrid(x, y, indexing="ij"), axis=-1)
     inner = known & (np.hypot(flat[..., 0], flat[..., 1]) < _CORE_MM)
     if inner.sum() < 60:
@@ -235,7 +236,7 @@ def local_endplate(sdf: VoxelField, near: Endplate) -> Endplate:
     return _SacralBox("S1", sdf, frame(near.centre_mm, near.normal, near.axis_left)).plate("superior")
 
 
-class _SacralBox(_Box):
+class _SacralBox(BodyBox):
     """anatomy's box about S1's endplate; in place of a waist it has the endplate's footprint."""
 
     def _plane(self, flat: np.ndarray, height: np.ndarray) -> np.ndarray:
@@ -247,7 +248,7 @@ class _SacralBox(_Box):
             raise ValueError("S1: no bone in the middle of the endplate")
         flat, height, known, plane = seen
         footprint = _footprint(height, known, flat, plane)
-        if footprint.sum() * _STEP_MM**2 < 250.0:
+        if footprint.sum() * STEP_MM**2 < 250.0:
             raise ValueError("S1: the flat part is too small to be an endplate")
         behind = np.flatnonzero(footprint[np.abs(self.axes[0]) < 6.0].any(axis=0))
         return footprint, float(self.axes[1][behind[-1]])
@@ -258,7 +259,7 @@ def _plate(surface: Surface, sdf: VoxelField, pose: np.ndarray) -> Endplate:
     plate: Endplate | None = None
     for _ in range(3):
         plate = _SacralBox("S1", sdf, pose).plate("superior")
-        pose = _mirror_frame(surface, sdf, frame(plate.centre_mm, plate.normal, plate.axis_left))
+        pose = mirror_frame(surface, sdf, frame(plate.centre_mm, plate.normal, plate.axis_left))
         pose = frame(plate.centre_mm, plate.normal, pose[:3, 0])
     return _SacralBox("S1", sdf, pose).plate("superior")
 

@@ -32,10 +32,10 @@ import numpy as np
 from scipy.ndimage import map_coordinates
 from scipy.optimize import minimize
 
-from engine.patient.anatomy import _BOX_MM, _STEP_MM, _Box
-from engine.patient.features import _vertex_normals
+from engine.patient.anatomy.body import BOX_MM, STEP_MM, BodyBox
+from engine.patient.anatomy.pedicles import BEHIND_MM
+from engine.patient.anatomy.sections import vertex_normals
 from engine.patient.geometry.frames import endplate, frame, inverse, move_endplate, rotation, unit, vertebra_frame
-from engine.patient.pedicles import _BEHIND_MM
 from engine.types import Endplate, Surface, Vertebra, VoxelField, rigid
 
 Landmarks = dict[str, np.ndarray]
@@ -68,9 +68,9 @@ def redraw(vertebra: Vertebra, *, noise_mm: float, correlation_mm: float, draws:
     Raises: ValueError for a noise, correlation or number that makes no sense, or where the disturbed bone is no vertebra any more.
     """
     _check(noise_mm, correlation_mm, draws)
-    again = _Again(vertebra)
+    again = Again(vertebra)
     rng = np.random.default_rng([seed, *vertebra.name.encode()])
-    noise = _Noise(again.axes, correlation_mm)
+    noise = Noise(again.axes, correlation_mm)
     return [again.find(noise_mm * noise.draw(rng), rng) for _ in range(draws)]
 
 
@@ -85,8 +85,8 @@ def redraw_plate(
     _check(noise_mm, correlation_mm, draws)
     values = np.asarray(sdf.values)
     axes = [o + sdf.spacing_mm * np.arange(n) for o, n in zip(sdf.origin_mm, values.shape, strict=True)]
-    noise = _Noise(axes, correlation_mm)
-    normals, _ = _vertex_normals(surface)
+    noise = Noise(axes, correlation_mm)
+    normals, _ = vertex_normals(surface)
     rng = np.random.default_rng(seed)
     result = []
     for _ in range(draws):
@@ -159,7 +159,7 @@ def _check(noise_mm: float, correlation_mm: float, draws: int) -> None:
         raise ValueError(f"draws={draws}; expected at least 1")
 
 
-class _Noise:
+class Noise:
     """Smooth Gaussian noise of unit variance on a grid given by its three axes."""
 
     def __init__(self, axes: Sequence[np.ndarray], correlation_mm: float) -> None:
@@ -179,7 +179,7 @@ class _Noise:
         return field
 
 
-class _Again:
+class Again:
     """A vertebra's distance in its own frame on anatomy's grid, where each draw is found again."""
 
     def __init__(self, vertebra: Vertebra) -> None:
@@ -187,17 +187,17 @@ class _Again:
         self.pose = vertebra_frame(vertebra.superior, vertebra.inferior)
         to_own = inverse(self.pose)
         points = rigid(to_own, vertebra.surface.points_mm)
-        half = np.array(_BOX_MM)
+        half = np.array(BOX_MM)
         # whole steps from the origin, so that the box about the body is a part of the grid
-        low = np.floor((np.minimum(points.min(axis=0), -half) - 3.0) / _STEP_MM)
-        high = np.ceil((np.maximum(points.max(axis=0), half) + 3.0) / _STEP_MM)
-        self.axes = [_STEP_MM * np.arange(a, b + 1.0) for a, b in zip(low, high, strict=True)]
-        self.low = _STEP_MM * low
+        low = np.floor((np.minimum(points.min(axis=0), -half) - 3.0) / STEP_MM)
+        high = np.ceil((np.maximum(points.max(axis=0), half) + 3.0) / STEP_MM)
+        self.axes = [STEP_MM * np.arange(a, b + 1.0) for a, b in zip(low, high, strict=True)]
+        self.low = STEP_MM * low
         grid = np.stack(np.meshgrid(*self.axes, indexing="ij"), -1)
         self.base = vertebra.sdf.sample(rigid(self.pose, grid)).astype(np.float32)
-        reach = np.floor(half / _STEP_MM)
+        reach = np.floor(half / STEP_MM)
         self.box = tuple(slice(int(-n - a), int(n - a) + 1) for n, a in zip(reach, low, strict=True))
-        normals, _ = _vertex_normals(vertebra.surface)
+        normals, _ = vertex_normals(vertebra.surface)
         self.points, self.normals = points, normals @ self.pose[:3, :3]
         rims = [rigid(to_own, plate.rim_mm) for plate in (vertebra.superior, vertebra.inferior)]
         self.wall_mm = float(np.mean([np.sort(rim[:, 1])[-9:].mean() for rim in rims]))  # as pedicles
@@ -209,7 +209,7 @@ class _Again:
         moved = self.points - _sample(noise, self.low, self.points)[:, None] * self.normals
         plates = {}
         axes = [axis[part] for axis, part in zip(self.axes, self.box, strict=True)]
-        box = _OwnBox(self.name, VoxelField(values, self.low, _STEP_MM), axes, values[self.box])
+        box = _OwnBox(self.name, VoxelField(values, self.low, STEP_MM), axes, values[self.box])
         # another mesh would give anatomy other points to mirror; that is part of the left axis's error
         left = self._left(values, moved[rng.choice(len(moved), min(_MIRRORED, len(moved)), replace=False)])
         for side in ("superior", "inferior"):
@@ -244,7 +244,7 @@ class _Again:
         """Entry, target and isthmus of the axis that lies deepest (cost and isthmus as pedicles.py), searched from the known one."""
         entry, target = self.pedicles[side]
         sign = 1.0 if side == "left" else -1.0
-        along = np.arange(target[1], self.wall_mm + _BEHIND_MM, 0.5)
+        along = np.arange(target[1], self.wall_mm + BEHIND_MM, 0.5)
         slope = (entry - target) / (entry[1] - target[1])
         at = target + (self.wall_mm + 5.0 - target[1]) * slope
 
@@ -271,7 +271,7 @@ class _Again:
         return np.stack([line[0] + line[1] * s, y, line[2] + line[3] * s], axis=-1)
 
 
-class _OwnBox(_Box):
+class _OwnBox(BodyBox):
     """anatomy's box, whose values are already at hand in the vertebra's own frame."""
 
     def __init__(self, name: str, sdf: VoxelField, axes: list[np.ndarray], values: np.ndarray) -> None:
@@ -282,7 +282,7 @@ class _OwnBox(_Box):
 
 def _sample(values: np.ndarray, low: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Trilinear values of the grid that starts at `low`; VoxelField.sample would copy the whole field each time."""
-    return np.asarray(map_coordinates(values, ((points - low) / _STEP_MM).T, order=1, mode="nearest"))
+    return np.asarray(map_coordinates(values, ((points - low) / STEP_MM).T, order=1, mode="nearest"))
 
 
 __all__ = ["redraw", "redraw_plate", "standard_errors", "surface_noise"]

@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import find_objects, label, map_coordinates
 
-from engine.patient.features import SIDES, Features, _area, _chord
+from engine.patient.anatomy.features import Features
+from engine.patient.anatomy.sections import SIDES, outline_area_mm2, outline_chord_mm
 from engine.patient.geometry.distance import polydata
 from engine.patient.geometry.frames import frame, inverse, polygon_centroid, unit, vertebra_frame
 from engine.patient.geometry.levels import follow
@@ -102,7 +103,7 @@ def measures(
         if follow(upper.name, lower.name):
             place = f"{upper.name}-{lower.name}"
             result[place] = {"facet_joints": _joints(upper, lower, found, labels)}
-            middle = _disc_frame(upper, lower)
+            middle = disc_frame(upper, lower)
             if labels is not None and f"disc_{place}" in masks:
                 result[place]["disc"] = _disc(upper, lower, middle, masks[f"disc_{place}"], labels.image)
             if canal is not None:
@@ -217,7 +218,7 @@ def _joints(upper: Vertebra, lower: Vertebra, found: Mapping[str, Features], lab
     touching: dict[str, float] | None = None
     if labels is not None and {upper.name, lower.name} <= set(labels.pieces):
         points, areas = contact_faces(labels.pieces[upper.name], labels.pieces[lower.name], labels.image.values)
-        own = rigid(inverse(_disc_frame(upper, lower)), points)
+        own = rigid(inverse(disc_frame(upper, lower)), points)
         behind = own[:, 1] > max(lower.superior.half_depth_mm, upper.inferior.half_depth_mm)
         touching = {side: float(areas[behind & (sign * own[:, 0] > 0.0)].sum()) for side, sign in SIDES.items()}
     result: dict[str, Any] = {}
@@ -239,7 +240,7 @@ def _joints(upper: Vertebra, lower: Vertebra, found: Mapping[str, Features], lab
     return result
 
 
-def _disc_frame(upper: Vertebra, lower: Vertebra) -> np.ndarray:
+def disc_frame(upper: Vertebra, lower: Vertebra) -> np.ndarray:
     """Frame in the disc's middle: x left, z along its mean normal."""
     top, bottom = upper.inferior, lower.superior
     return frame(0.5 * (top.centre_mm + bottom.centre_mm), unit(bottom.normal - top.normal), bottom.axis_left)
@@ -283,12 +284,12 @@ def _section(surface: Surface, pose: np.ndarray) -> dict[str, Any]:
     loops = [rigid(inverse(pose), np.asarray(cut.points, float)[ids])[:, :2] for ids in _polylines(np.asarray(cut.lines))]
     if not loops:
         return empty | {"reason": "the labelled canal does not reach this plane"}
-    flat = max(loops, key=_area)
+    flat = max(loops, key=outline_area_mm2)
     try:
-        depth = _chord(flat, polygon_centroid(flat), 1)
+        depth = outline_chord_mm(flat, polygon_centroid(flat), 1)
     except ValueError as error:
         return empty | {"reason": str(error)}
-    return {"ap_mm": depth, "transverse_mm": float(np.ptp(flat[:, 0])), "area_mm2": _area(flat)}
+    return {"ap_mm": depth, "transverse_mm": float(np.ptp(flat[:, 0])), "area_mm2": outline_area_mm2(flat)}
 
 
 def _polylines(cells: np.ndarray) -> list[np.ndarray]:

@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from engine.patient.geometry.frames import inverse
 from engine.types import Endplate, VoxelField, rigid
 
-_BEHIND_MM = 13.0
+BEHIND_MM = 13.0
 
 
 def pedicle_axes(
@@ -30,7 +30,7 @@ def pedicle_axes(
     top = float(rims[0][:, 2].mean())
     width = 0.5 * (superior.half_width_mm + inferior.half_width_mm)
     goal = wall - 0.65 * (wall - front)
-    along = np.arange(goal, wall + _BEHIND_MM, 0.5)
+    along = np.arange(goal, wall + BEHIND_MM, 0.5)
     axes, isthmus = {}, {}
     for side, sign in (("left", 1.0), ("right", -1.0)):
 
