@@ -94,7 +94,7 @@ class Vertebra:
 
     sdf            signed distance to the outer bone surface, mm, negative inside
     density        apparent density g/cm³ as seen at CT resolution: the thin cortical shell and endplates are
-                   smeared over the outer ~1.5 mm with their stiffness kept (see engine/patient/bone.py)
+                   smeared over the outer ~1.5 mm with their stiffness kept (see engine/patient/bone/assumed.py)
     pedicles       {"left": [2, 3], "right": [2, 3]}: axis from the entry point (posterior) to the target
                    (inside the body), mm
     landmarks      further named points [3]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from engine.patient.alignment.disc import measure
-from engine.patient.bone import BoneProfile
+from engine.patient.bone.assumed import BoneProfile
 from engine.patient.bundle import load_bundle, load_segment, save_bundle, save_segment
 from engine.patient.phantom import PhantomSpec, phantom, truth
 from engine.patient.planning import PlanConfig, plan

@@ -14,7 +14,7 @@ import numpy as np
 
 from engine.patient.anatomy.sacrum import sacrum_endplate
 from engine.patient.anatomy.vertebra import Anatomy, anatomy, body_centre
-from engine.patient.bone import BoneProfile, assumed_density
+from engine.patient.bone.assumed import BoneProfile, assumed_density
 from engine.patient.geometry.distance import isosurface, surface_sdf, volume_mm3
 from engine.patient.geometry.frames import inverse, unit, vertebra_frame
 from engine.patient.geometry.levels import follow

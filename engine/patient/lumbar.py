@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.patient.alignment.disc import cranial_pose, measure
-from engine.patient.bone import BoneProfile
+from engine.patient.bone.assumed import BoneProfile
 from engine.patient.geometry.distance import isosurface, surface_sdf
 from engine.patient.geometry.frames import frame, inverse, move_endplate, move_surface, rotation, unit
 from engine.patient.phantom import EDGE_MM, PhantomSpec, Shape, _box, _capsule, _ellipse, _smooth_max, _smooth_min, _vertebra

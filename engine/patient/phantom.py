@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.patient.alignment.disc import cranial_pose, measure
-from engine.patient.bone import BoneProfile, assumed_density
+from engine.patient.bone.assumed import BoneProfile, assumed_density
 from engine.patient.geometry.distance import isosurface, surface_sdf
 from engine.patient.geometry.frames import RIM_POINTS, endplate, frame, inverse, move_endplate, move_surface, rotation
 from engine.types import Endplate, PatientModel, SegmentAlignment, Surface, Vertebra, VoxelField, rigid

@@ -30,13 +30,14 @@ from engine.patient.anatomy.hips import noted
 from engine.patient.anatomy.sacrum import local_endplate
 from engine.patient.anatomy.structures import check_subregions, measures
 from engine.patient.anatomy.uncertainty import redraw, redraw_plate, standard_errors, surface_noise
-from engine.patient.bone import BoneProfile
+from engine.patient.bone.assumed import BoneProfile
+from engine.patient.bone.calibrate import calibrate
+from engine.patient.bone.calibration import Calibration, CalibrationConfig, NoCalibration
+from engine.patient.bone.hounsfield import Metal, in_the_disc, scale_findings
+from engine.patient.bone.hounsfield import metal as metal_of
 from engine.patient.bundle import save_bundle, save_segment
-from engine.patient.calibration import Calibration, CalibrationConfig, NoCalibration, calibrate
 from engine.patient.geometry.distance import surface_sdf
 from engine.patient.geometry.levels import parse_segment
-from engine.patient.hounsfield import Metal, in_the_disc, scale_findings
-from engine.patient.hounsfield import metal as metal_of
 from engine.patient.labels.placement import displaced
 from engine.patient.labels.quality import accepted, stops
 from engine.patient.labels.understand import Labels, understand

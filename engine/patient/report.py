@@ -14,8 +14,8 @@ from engine import artifacts
 from engine.page import Picture, bullets, document, number, pairs, pictures_grid, table, text
 from engine.patient.alignment.measures import REGIONAL, SpineAlignment
 from engine.patient.alignment.rules import compare_rules
-from engine.patient.calibration import Calibration
-from engine.patient.ct_density import UNEVEN_HU, TrabecularHU, l1_band, trabecular
+from engine.patient.bone.calibration import Calibration
+from engine.patient.bone.ct_density import UNEVEN_HU, TrabecularHU, l1_band, trabecular
 from engine.patient.labels.understand import Labels
 from engine.patient.pictures import alignment_picture, scene_picture, slices_picture
 from engine.patient.planning import pair

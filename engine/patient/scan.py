@@ -18,13 +18,13 @@ from engine.patient.anatomy.hips import femoral_heads
 from engine.patient.anatomy.structures import structures
 from engine.patient.anatomy.vertebra import Anatomy
 from engine.patient.assemble import DensityOf, assemble
-from engine.patient.bone import BoneProfile
-from engine.patient.calibration import Calibration
-from engine.patient.ct_density import check_plausible, ct_density
+from engine.patient.bone.assumed import BoneProfile
+from engine.patient.bone.calibration import Calibration
+from engine.patient.bone.ct_density import check_plausible, ct_density
+from engine.patient.bone.hounsfield import Metal
 from engine.patient.geometry.frames import unit
 from engine.patient.geometry.levels import parse_segment
 from engine.patient.geometry.meshes import repair
-from engine.patient.hounsfield import Metal
 from engine.patient.labels.pieces import Piece
 from engine.patient.labels.quality import stops
 from engine.patient.labels.refine import refined

@@ -16,7 +16,7 @@ import numpy as np
 
 from engine.patient.anatomy.vertebra import body_centre
 from engine.patient.assemble import assemble
-from engine.patient.bone import BoneProfile
+from engine.patient.bone.assumed import BoneProfile
 from engine.patient.geometry.distance import surface_sdf
 from engine.patient.geometry.frames import unit
 from engine.patient.geometry.levels import LEVELS, parse_segment

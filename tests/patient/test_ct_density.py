@@ -15,9 +15,9 @@ from scipy.ndimage import gaussian_filter
 
 from engine.materials import BONE_LAWS, qct_of_apparent
 from engine.patient.anatomy.vertebra import anatomy
-from engine.patient.bone import BoneProfile
-from engine.patient.calibration import Calibration
-from engine.patient.ct_density import ct_density, l1_band, trabecular
+from engine.patient.bone.assumed import BoneProfile
+from engine.patient.bone.calibration import Calibration
+from engine.patient.bone.ct_density import ct_density, l1_band, trabecular
 from engine.patient.geometry.distance import surface_sdf
 from engine.patient.geometry.frames import rotation, vertebra_frame
 from engine.patient.labels.understand import mask_surface

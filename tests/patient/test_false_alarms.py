@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from engine.patient.hounsfield import metal, scale_findings
+from engine.patient.bone.hounsfield import metal, scale_findings
 from engine.patient.labels.placement import displaced
 from engine.patient.labels.understand import understand
 from engine.patient.lumbar import LumbarSpec, lumbar_phantom

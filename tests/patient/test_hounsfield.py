@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.patient.hounsfield import in_the_disc, metal, scale_findings
+from engine.patient.bone.hounsfield import in_the_disc, metal, scale_findings
 from engine.patient.labels.understand import Labels, understand
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_image, read_labels

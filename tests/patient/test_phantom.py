@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from engine.materials import BONE_LAWS
 from engine.patient import BoneProfile, PhantomSpec, measure, truth
 from engine.patient.alignment.disc import cranial_pose
-from engine.patient.bone import assumed_density, density_of_modulus, posterior_share
+from engine.patient.bone.assumed import assumed_density, density_of_modulus, posterior_share
 from engine.patient.geometry.distance import isosurface, surface_sdf, volume_mm3
 from engine.types import PatientModel, Surface, VoxelField
 from tests.patient.conftest import MILD, SKEWED

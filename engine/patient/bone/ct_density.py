@@ -24,8 +24,8 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinates
 
 from engine.materials import BONE_LAWS, apparent_of_qct, qct_of_apparent
-from engine.patient.bone import SMEAR_MM, BoneProfile, _endplate_share, density_of_modulus, posterior_share
-from engine.patient.calibration import Calibration, require_hu, scan_warnings
+from engine.patient.bone.assumed import SMEAR_MM, BoneProfile, density_of_modulus, endplate_share, posterior_share
+from engine.patient.bone.calibration import Calibration, require_hu, scan_warnings
 from engine.patient.geometry.frames import inverse, vertebra_frame
 from engine.patient.read.image import Image
 from engine.types import Endplate, Vertebra, VoxelField, rigid
@@ -264,7 +264,7 @@ def _with_shell(
     nearest = distance_transform_edt(~deep, return_distances=False, return_indices=True)
     core = full[tuple(nearest)][bone]
     e_core = np.asarray(BONE_LAWS["morgan2003_vertebra"].modulus_mpa(core))  # the law of density_of_modulus
-    share, radius = _endplate_share(points, superior, inferior)
+    share, radius = endplate_share(points, superior, inferior)
     rim, centre = profile.endplate_e_rim_mpa, profile.endplate_e_centre_mpa
     e_plate = centre + (rim - centre) * np.minimum(radius, 1.0) ** 2
     et = (1.0 - share) * np.maximum(profile.wall_e_mpa - e_core, 0.0) * profile.wall_thickness_mm

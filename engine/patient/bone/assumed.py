@@ -84,7 +84,7 @@ def assumed_density(
     law = BONE_LAWS["morgan2003_vertebra"]
     e_core = np.asarray(law.modulus_mpa(core))
 
-    plate_share, radius = _endplate_share(points, superior, inferior)
+    plate_share, radius = endplate_share(points, superior, inferior)
     e_plate = (
         profile.endplate_e_centre_mpa
         + (profile.endplate_e_rim_mpa - profile.endplate_e_centre_mpa) * np.minimum(radius, 1.0) ** 2
@@ -121,7 +121,7 @@ def _back(rim: np.ndarray) -> tuple[float, float]:
     return float(rim[last, 1].mean()), float(rim[last, 2].mean())
 
 
-def _endplate_share(points: np.ndarray, superior: Endplate, inferior: Endplate) -> tuple[np.ndarray, np.ndarray]:
+def endplate_share(points: np.ndarray, superior: Endplate, inferior: Endplate) -> tuple[np.ndarray, np.ndarray]:
     """Share 0..1 of endplate (against side wall) in the shell at points, and the elliptic radius there.
 
     Endplate: within 4 mm (falling to none at 6 mm) under an endplate's plane and inside 0.97 of its ellipse; the

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt, label
 
-from engine.patient.calibration import ENHANCED_BLOOD_HU
+from engine.patient.bone.calibration import ENHANCED_BLOOD_HU
 from engine.patient.labels.understand import Labels
 from engine.patient.read.image import Image, around, on_grid
 from engine.types import Finding, rigid

@@ -1,0 +1,1 @@
+"""Bone density from HU, or assumed: calibration, profiles, what HU cannot be."""
