@@ -7,11 +7,11 @@ from typing import Any
 from engine.patient.alignment.disc import measure
 from engine.patient.bone.assumed import BoneProfile
 from engine.patient.bundle import load_bundle, load_segment, save_bundle, save_segment
+from engine.patient.model.scan import from_mask
+from engine.patient.model.surfaces import from_surfaces
 from engine.patient.phantom import PhantomSpec, phantom, truth
 from engine.patient.planning import PlanConfig, plan
 from engine.patient.prepare import PrepareConfig, prepare
-from engine.patient.scan import from_mask
-from engine.patient.surfaces import from_surfaces
 from engine.types import Segment
 
 

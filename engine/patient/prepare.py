@@ -43,6 +43,8 @@ from engine.patient.labels.quality import accepted, stops
 from engine.patient.labels.understand import Labels, understand
 from engine.patient.landmarks import write_landmarks
 from engine.patient.lumbar import LumbarSpec, lumbar_phantom
+from engine.patient.model.scan import ScanOptions, cropped, from_labels, on_scan, source_of, stem, with_hardware, with_structures
+from engine.patient.model.surfaces import from_surfaces
 from engine.patient.overview import write_overview
 from engine.patient.phantom import PhantomSpec, phantom
 from engine.patient.pictures import gate_picture
@@ -51,9 +53,7 @@ from engine.patient.read import segmenters
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_image, read_labels
 from engine.patient.report import write_patient_report
-from engine.patient.scan import ScanOptions, cropped, from_labels, on_scan, source_of, stem, with_hardware, with_structures
 from engine.patient.stages import Stages
-from engine.patient.surfaces import from_surfaces
 from engine.types import Finding, PatientModel, Segment, SegmentAlignment, Vertebra
 
 Posture = Literal["unknown", "supine", "standing"]

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from engine.patient import surfaces
 from engine.patient.labels import identity
 from engine.patient.labels.pieces import solid_piece
 from engine.patient.labels.quality import stops
 from engine.patient.labels.understand import Labels, understand
+from engine.patient.model import surfaces
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_labels
 from engine.patient.read.surface_files import read_surface
@@ -143,11 +143,11 @@ def test_ribs_tell_a_count_that_is_off(lumbar_labels: Image) -> None:
 def test_real_surfaces_have_the_sizes_of_their_names(folder: str, axes: str, sacrum: str) -> None:
     """As named: a note. Each named one level down, L5 is called the sacrum, and stops."""
     place = needs_data(folder)
-    turn = surfaces._matrix(axes)
+    turn = surfaces.orientation_matrix(axes)
     found = {}
     for level in ("L1", "L2", "L3", "L4", "L5", "S1"):
         raw, _ = read_surface(place / f"{sacrum if level == 'S1' else level}.stl", "mm")
-        found[level] = solid_piece(level, surfaces._turn(turn, raw))
+        found[level] = solid_piece(level, surfaces.turn_matrix(turn, raw))
     clues = identity.evidence(found)
     assert [f.severity for f in identity.findings(found, clues, "names")] == ["note"]
     wrong = {upper: found[lower] for upper, lower in zip(("L2", "L3", "L4", "L5", "S1"), ("L1", "L2", "L3", "L4", "L5"), strict=True)}

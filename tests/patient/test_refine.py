@@ -16,8 +16,8 @@ from engine.patient.geometry.distance import surface_sdf, volume_mm3
 from engine.patient.labels.refine import refined
 from engine.patient.labels.understand import Labels, mask_surface, understand
 from engine.patient.lumbar import LumbarSpec, lumbar_phantom
+from engine.patient.model.scan import ScanOptions, from_labels, other_bones
 from engine.patient.read.image import Image
-from engine.patient.scan import ScanOptions, _other_bones, from_labels
 from engine.patient.synthetic import ScanSpec, synthetic_ct
 from engine.types import PatientModel, Surface, rigid
 from scripts.scan_truth import disturbed
@@ -70,7 +70,7 @@ def test_a_mask_with_wrong_edges_is_mended(scanned: Scanned) -> None:
     labels = understand(disturbed(scanned.labels.image, 1.0), PAIR, levels="segment", accept=("fragments", "leak"))
     piece = labels.pieces["L3"]
     wrong = mask_surface(piece.mask, piece.lps_from_index)
-    found = refined(wrong, scanned.scan, _other_bones(piece, labels), VOXEL)
+    found = refined(wrong, scanned.scan, other_bones(piece, labels), VOXEL)
     before, after = off_mm(wrong, scanned.truth("L3")), off_mm(found.surface, scanned.truth("L3"))
     assert before[0] > 0.45
     assert after[0] < 0.5 * before[0]
@@ -83,12 +83,12 @@ def test_a_scan_that_shows_no_edge_is_refused(scanned: Scanned, values: str) -> 
     other = {"constant": np.full_like(hu, 40.0), "noise": noise, "inverted": -hu}[values]
     blocky = mask_surface(piece.mask, piece.lps_from_index)
     with pytest.raises(ValueError, match=r"HU decide \d+ % of the surface"):
-        refined(blocky, replace(scanned.scan, values=other), _other_bones(piece, scanned.labels), VOXEL)
+        refined(blocky, replace(scanned.scan, values=other), other_bones(piece, scanned.labels), VOXEL)
 
 
 def test_neighbours_count_as_bone_and_the_piece_itself_does_not(scanned: Scanned) -> None:
     piece = scanned.labels.pieces["L3"]
-    others = _other_bones(piece, scanned.labels)
+    others = other_bones(piece, scanned.labels)
     inverse = np.linalg.inv(others.lps_from_index)
     own = np.rint(rigid(inverse, rigid(piece.lps_from_index, np.argwhere(piece.mask)))).astype(int)
     below = scanned.labels.pieces["L4"]

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from engine.patient import BoneProfile, from_mask, from_surfaces, measure, truth
-from engine.patient.assemble import assemble
 from engine.patient.geometry.distance import polydata, surface_sdf, volume_mm3
 from engine.patient.geometry.levels import parse_segment
 from engine.patient.geometry.meshes import repair
 from engine.patient.labels.pieces import pieces
 from engine.patient.labels.understand import mask_surface
+from engine.patient.model.assemble import assemble
+from engine.patient.model.surfaces import file_to_lps
 from engine.patient.read.image import orthogonal
 from engine.patient.read.surface_files import read_surface
-from engine.patient.surfaces import file_to_lps
 from engine.types import PatientModel, Surface
 from tests.patient.conftest import MILD
 

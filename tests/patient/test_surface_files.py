@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import pyvista as pv
 
+from engine.patient.model.surfaces import from_surfaces, surface_file
 from engine.patient.read.surface_files import UNITS_MM, read_surface
-from engine.patient.surfaces import from_surfaces, surface_file
 
 
 def ball(path: Path, diameter: float = 94.0) -> Path:

@@ -17,7 +17,6 @@ import numpy as np
 from engine.patient.anatomy.hips import femoral_heads
 from engine.patient.anatomy.structures import structures
 from engine.patient.anatomy.vertebra import Anatomy
-from engine.patient.assemble import DensityOf, assemble
 from engine.patient.bone.assumed import BoneProfile
 from engine.patient.bone.calibration import Calibration
 from engine.patient.bone.ct_density import check_plausible, ct_density
@@ -29,6 +28,7 @@ from engine.patient.labels.pieces import Piece
 from engine.patient.labels.quality import stops
 from engine.patient.labels.refine import refined
 from engine.patient.labels.understand import Labels, mask_surface, understand
+from engine.patient.model.assemble import DensityOf, assemble
 from engine.patient.read.image import Image, around
 from engine.patient.read.images import read_labels
 from engine.patient.stages import Stages
@@ -153,7 +153,7 @@ def _surface(
     key: list[Any] = [piece.mask, piece.lps_from_index, options.edge_mm]
     hu: tuple[Image, Image, float, np.ndarray | None] | None = None
     if scan is not None:
-        hu = scan, _other_bones(piece, labels), float(labels.image.voxel_mm.max()), _toward_the_spine(level, piece, labels)
+        hu = scan, other_bones(piece, labels), float(labels.image.voxel_mm.max()), _toward_the_spine(level, piece, labels)
         key += [scan.source.get("sha256"), scan.lps_from_index, hu[1].values, hu[3]]
 
     def make() -> tuple[dict[str, np.ndarray], list[str]]:
@@ -188,7 +188,7 @@ def _toward_the_spine(level: str, piece: Piece, labels: Labels) -> np.ndarray | 
     return unit(last - own)
 
 
-def _other_bones(piece: Piece, labels: Labels, margin_mm: float = 8.0) -> Image:
+def other_bones(piece: Piece, labels: Labels, margin_mm: float = 8.0) -> Image:
     """1 where other vertebrae, the sacrum or hips are labelled, in the piece's box and a margin."""
     image = labels.image
     hips = [number for name in ("hip_left", "hip_right") for number in labels.scheme.tissues.get(name, ())]

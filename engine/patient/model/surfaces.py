@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from engine.patient.anatomy.vertebra import body_centre
-from engine.patient.assemble import assemble
 from engine.patient.bone.assumed import BoneProfile
 from engine.patient.geometry.distance import surface_sdf
 from engine.patient.geometry.frames import unit
@@ -25,6 +24,7 @@ from engine.patient.labels import identity
 from engine.patient.labels.pieces import solid_piece
 from engine.patient.labels.quality import accepted, stops
 from engine.patient.labels.understand import LUMBAR
+from engine.patient.model.assemble import assemble
 from engine.patient.read.files import listed
 from engine.patient.read.names import level_of
 from engine.patient.read.surface_files import READABLE, read_surface
@@ -88,7 +88,7 @@ def from_surfaces(
         notes.append(f"coordinates read as {unit}")
     matrix, line = file_to_lps(meshes, pair, axes)
     notes.append(line)
-    surfaces = {level: _turn(matrix, surface) for level, surface in meshes.items()}
+    surfaces = {level: turn_matrix(matrix, surface) for level, surface in meshes.items()}
     findings = accepted(_identity(surfaces, files), accept)
     if stopping := stops(findings):
         raise ValueError(f"{path}: {stopping}")
@@ -156,7 +156,7 @@ def file_to_lps(meshes: dict[str, Surface], levels: tuple[str, str], axes: str |
         if fits:
             return exact, f"axes found from the anatomy: {_in_words(_code(exact))}; permuted to LPS"
         return found, "axes found from the anatomy are oblique to the file's; rotated onto left, posterior, superior"
-    given = _matrix(axes)
+    given = orientation_matrix(axes)
     for row, what in ((2, "superior"), (1, "posterior")):
         if given[row] @ found[row] < 0.5:
             raise ValueError(
@@ -167,7 +167,7 @@ def file_to_lps(meshes: dict[str, Surface], levels: tuple[str, str], axes: str |
     return given, line if np.linalg.det(given) > 0 else line + "; left-handed, so the surfaces are mirrored"
 
 
-def _matrix(axes: str) -> np.ndarray:
+def orientation_matrix(axes: str) -> np.ndarray:
     matrix = np.zeros((3, 3))
     letters = str(axes).upper()
     if len(letters) == 3 and all(letter in _LPS for letter in letters):
@@ -189,7 +189,7 @@ def _in_words(code: str) -> str:
     return ", ".join(f"{axis} {_WORDS[letter]}" for axis, letter in zip("xyz", code.upper(), strict=True)) + f" ({code})"
 
 
-def _turn(matrix: np.ndarray, surface: Surface) -> Surface:
+def turn_matrix(matrix: np.ndarray, surface: Surface) -> Surface:
     faces = surface.faces if np.linalg.det(matrix) > 0 else surface.faces[:, ::-1].copy()
     return Surface(surface.points_mm @ matrix.T, faces)
 

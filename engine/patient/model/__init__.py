@@ -1,0 +1,1 @@
+"""From labels or surfaces to a PatientModel."""
