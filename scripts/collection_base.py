@@ -59,8 +59,9 @@ class Base:
     @cached_property
     def made(self) -> Path:
         """Folder with ct.nii.gz, dicom/, labels.nii.gz and truth.json."""
-        from engine.patient.lumbar import LumbarSpec, lumbar_phantom, lumbar_truth
-        from engine.patient.synthetic import ScanSpec, synthetic_ct, write_dicom_series, write_nifti
+        from engine.patient.phantoms.lumbar import LumbarSpec, lumbar_phantom, lumbar_truth
+        from engine.patient.phantoms.scan_files import write_dicom_series, write_nifti
+        from engine.patient.phantoms.synthetic import ScanSpec, synthetic_ct
 
         if not (self.place / "truth.json").is_file():
             spec = LumbarSpec()

@@ -86,9 +86,10 @@ def _opening(given: Given) -> Iterator[str]:
 
 def _run(given: Given) -> int:
     """Validate, scan, write."""
-    from engine.patient.lumbar import LumbarSpec, lumbar_phantom, lumbar_truth
-    from engine.patient.phantom import PhantomSpec, phantom
-    from engine.patient.synthetic import ScanSpec, synthetic_ct, write_dicom_series, write_nifti
+    from engine.patient.phantoms.lumbar import LumbarSpec, lumbar_phantom, lumbar_truth
+    from engine.patient.phantoms.phantom import PhantomSpec, phantom
+    from engine.patient.phantoms.scan_files import write_dicom_series, write_nifti
+    from engine.patient.phantoms.synthetic import ScanSpec, synthetic_ct
     from scripts.wrong import typed
 
     config = given.plain
@@ -132,7 +133,7 @@ COMMAND = Command(
         "scan.orientation": "of the voxels' axes, e.g. PIR",
         "gantry_tilt_deg": "of the DICOM series",
         "+phantom.KEY": (
-            "any key of engine/patient/lumbar.py, LumbarSpec (spine=segment: phantom.py,"
+            "any key of engine/patient/phantoms/lumbar.py, LumbarSpec (spine=segment: phantom.py,"
             " PhantomSpec)"
         ),
     },

@@ -12,11 +12,12 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from engine.patient.geometry.distance import polydata
-from engine.patient.lumbar import LumbarSpec, lumbar_phantom
+from engine.patient.phantoms.lumbar import LumbarSpec, lumbar_phantom
+from engine.patient.phantoms.scan_files import write_dicom_series, write_nifti
+from engine.patient.phantoms.synthetic import ScanSpec, synthetic_ct
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_labels
 from engine.patient.read.surface_files import read_surface
-from engine.patient.synthetic import ScanSpec, synthetic_ct, write_dicom_series, write_nifti
 from engine.types import Surface
 from scripts.scan_runs import LINE, TURN_DEG, Case, Ran, Study, StudyConfig, failed, table
 

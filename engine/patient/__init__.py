@@ -9,7 +9,7 @@ from engine.patient.bone.assumed import BoneProfile
 from engine.patient.bundle import load_bundle, load_segment, save_bundle, save_segment
 from engine.patient.model.scan import from_mask
 from engine.patient.model.surfaces import from_surfaces
-from engine.patient.phantom import PhantomSpec, phantom, truth
+from engine.patient.phantoms.phantom import PhantomSpec, phantom, truth
 from engine.patient.planning import PlanConfig, plan
 from engine.patient.prepare import PrepareConfig, prepare
 from engine.types import Segment

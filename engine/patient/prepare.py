@@ -42,11 +42,11 @@ from engine.patient.labels.placement import displaced
 from engine.patient.labels.quality import accepted, stops
 from engine.patient.labels.understand import Labels, understand
 from engine.patient.landmarks import write_landmarks
-from engine.patient.lumbar import LumbarSpec, lumbar_phantom
 from engine.patient.model.scan import ScanOptions, cropped, from_labels, on_scan, source_of, stem, with_hardware, with_structures
 from engine.patient.model.surfaces import from_surfaces
 from engine.patient.overview import write_overview
-from engine.patient.phantom import PhantomSpec, phantom
+from engine.patient.phantoms.lumbar import LumbarSpec, lumbar_phantom
+from engine.patient.phantoms.phantom import PhantomSpec, phantom
 from engine.patient.pictures import gate_picture
 from engine.patient.planning import PlanConfig, check_plan, pair, plan
 from engine.patient.read import segmenters

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from engine.patient import PhantomSpec, phantom
-from engine.patient.lumbar import LumbarSpec, lumbar_phantom
+from engine.patient import PhantomSpec
+from engine.patient.phantoms import phantom
+from engine.patient.phantoms.lumbar import LumbarSpec, lumbar_phantom
+from engine.patient.phantoms.synthetic import ScanSpec, synthetic_ct
 from engine.patient.read.image import Image
-from engine.patient.synthetic import ScanSpec, synthetic_ct
 from engine.types import PatientModel
 
 #: Mild, as configured, but at 1 mm: each phantom takes about 5 s.

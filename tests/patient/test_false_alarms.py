@@ -9,9 +9,9 @@ import pytest
 from engine.patient.bone.hounsfield import metal, scale_findings
 from engine.patient.labels.placement import displaced
 from engine.patient.labels.understand import understand
-from engine.patient.lumbar import LumbarSpec, lumbar_phantom
+from engine.patient.phantoms.lumbar import LumbarSpec, lumbar_phantom
+from engine.patient.phantoms.synthetic import ScanSpec, synthetic_ct
 from engine.patient.read.images import read_image, read_labels
-from engine.patient.synthetic import ScanSpec, synthetic_ct
 from engine.types import Finding
 from tests.patient.conftest import needs_data
 

@@ -13,7 +13,7 @@ from engine.patient.anatomy.features import Features, features
 from engine.patient.anatomy.sections import RING_DROP_MM
 from engine.patient.geometry.distance import isosurface
 from engine.patient.geometry.frames import inverse, move_endplate, vertebra_frame
-from engine.patient.phantom import PhantomSpec, Shape
+from engine.patient.phantoms.phantom import PhantomSpec, Shape
 from engine.types import PatientModel, VoxelField, rigid
 from tests.patient.conftest import MILD, SKEWED
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engine.patient.alignment.given import check_heads, check_incidence
-from engine.patient.lumbar import LumbarSpec, lumbar_phantom
+from engine.patient.phantoms.lumbar import LumbarSpec, lumbar_phantom
 from engine.patient.planning import PlanConfig, check_explicit, plan
 from engine.types import PatientModel, SegmentAlignment
 

@@ -12,8 +12,8 @@ from engine.patient.alignment.spine import spine_alignment
 from engine.patient.anatomy.hips import femoral_heads, heads_of, noted
 from engine.patient.geometry.frames import rotation
 from engine.patient.labels.understand import Labels, understand
-from engine.patient.lumbar import LumbarSpec, exact_plates
-from engine.patient.lumbar import femoral_heads_mm as exact_heads
+from engine.patient.phantoms.lumbar import LumbarSpec, exact_plates
+from engine.patient.phantoms.lumbar import femoral_heads_mm as exact_heads
 from engine.patient.prepare import AlignmentConfig, _femoral_heads
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_labels

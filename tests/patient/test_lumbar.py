@@ -14,7 +14,7 @@ from engine.patient.anatomy.sacrum import sacrum_endplate
 from engine.patient.anatomy.vertebra import anatomy
 from engine.patient.geometry.distance import polydata, surface_sdf
 from engine.patient.geometry.frames import move_surface, rotation, unit
-from engine.patient.lumbar import (
+from engine.patient.phantoms.lumbar import (
     BODIES,
     DISCS,
     LumbarSpec,
@@ -179,11 +179,11 @@ def sacrum() -> tuple[Surface, Endplate]:
 
 
 def _upright_sacrum() -> tuple[Surface, Endplate]:
-    from engine.patient.lumbar import _poses, _shapes
+    from engine.patient.phantoms.lumbar import poses_of, shapes_of
 
     spec = NORMAL.model_copy(update={"sacral_slope_deg": 0.0})
-    surface = _shapes(spec)["S1"].surface(1.5)
-    return move_surface(_poses(spec)["S1"], surface), exact_plates(spec)[1]
+    surface = shapes_of(spec)["S1"].surface(1.5)
+    return move_surface(poses_of(spec)["S1"], surface), exact_plates(spec)[1]
 
 
 @pytest.mark.parametrize("tilt_deg", [20.0, 45.0, 70.0])

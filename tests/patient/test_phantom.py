@@ -114,10 +114,10 @@ def test_density_is_assumed_bone(mild: PatientModel) -> None:
 
 
 def test_seed_gives_the_texture() -> None:
-    from engine.patient.phantom import _texture
+    from engine.patient.phantoms.phantom import texture_of
 
     points = np.random.default_rng(0).normal(size=(200, 3)) * 10.0
-    first, again, other = (_texture(PhantomSpec(seed=s), "L4")(points) for s in (1, 1, 2))
+    first, again, other = (texture_of(PhantomSpec(seed=s), "L4")(points) for s in (1, 1, 2))
     assert np.array_equal(first, again)
     assert np.abs(first - other).max() > 0.05
 

@@ -9,7 +9,7 @@ import pytest
 
 from engine.patient.labels.quality import stops
 from engine.patient.labels.understand import understand
-from engine.patient.lumbar import LumbarSpec, lumbar_phantom
+from engine.patient.phantoms.lumbar import LumbarSpec, lumbar_phantom
 from engine.patient.read.image import Image
 from engine.types import Finding, rigid
 

@@ -15,10 +15,10 @@ import pytest
 from engine.patient.geometry.distance import surface_sdf, volume_mm3
 from engine.patient.labels.refine import refined
 from engine.patient.labels.understand import Labels, mask_surface, understand
-from engine.patient.lumbar import LumbarSpec, lumbar_phantom
 from engine.patient.model.scan import ScanOptions, from_labels, other_bones
+from engine.patient.phantoms.lumbar import LumbarSpec, lumbar_phantom
+from engine.patient.phantoms.synthetic import ScanSpec, synthetic_ct
 from engine.patient.read.image import Image
-from engine.patient.synthetic import ScanSpec, synthetic_ct
 from engine.types import PatientModel, Surface, rigid
 from scripts.scan_truth import disturbed
 

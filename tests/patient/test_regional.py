@@ -10,8 +10,8 @@ import pytest
 from engine.patient.alignment.measures import SpineAlignment
 from engine.patient.alignment.spine import height_loss_grade, meyerding, spine_alignment, standard_errors
 from engine.patient.geometry.frames import move_endplate, rotation
-from engine.patient.lumbar import DISCS, LumbarSpec, exact_plates, femoral_heads_mm, fractured, lumbar_truth, scoliotic
-from engine.patient.phantom import PhantomSpec
+from engine.patient.phantoms.lumbar import DISCS, LumbarSpec, exact_plates, femoral_heads_mm, fractured, lumbar_truth, scoliotic
+from engine.patient.phantoms.phantom import PhantomSpec
 from engine.types import PatientModel
 
 NORMAL = LumbarSpec()

@@ -13,7 +13,7 @@ from engine.patient.alignment.measures import SpineAlignment
 from engine.patient.alignment.rules import LEVEL_NORMS_ALL_DEG, LEVEL_NORMS_DEG, RULES, RuleTarget, compare_rules
 from engine.patient.alignment.scores import gap_points, roussouly_type, schwab_modifier
 from engine.patient.alignment.spine import spine_alignment
-from engine.patient.lumbar import LumbarSpec, exact_plates, femoral_heads_mm
+from engine.patient.phantoms.lumbar import LumbarSpec, exact_plates, femoral_heads_mm
 
 #: PI 52, SS 40, LL 50.5, L4-S1 34.3.
 SPEC = LumbarSpec()

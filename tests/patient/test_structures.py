@@ -18,7 +18,7 @@ from engine.patient.geometry.frames import inverse
 from engine.patient.geometry.meshes import repair
 from engine.patient.labels.understand import Labels, mask_surface, understand
 from engine.patient.model.scan import with_structures
-from engine.patient.phantom import PhantomSpec
+from engine.patient.phantoms.phantom import PhantomSpec
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_labels
 from engine.types import PatientModel, Vertebra, rigid

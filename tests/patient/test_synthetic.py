@@ -17,9 +17,10 @@ from scipy.special import ndtr
 
 from engine.patient import truth as phantom_truth
 from engine.patient.geometry.distance import isosurface, volume_mm3
+from engine.patient.phantoms.scan_files import write_dicom_series, write_nifti
+from engine.patient.phantoms.synthetic import ScanSpec, synthetic_ct
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_image
-from engine.patient.synthetic import ScanSpec, synthetic_ct, write_dicom_series, write_nifti
 from engine.types import PatientModel, Sacrum, VoxelField, rigid
 from tests.patient.conftest import MILD
 

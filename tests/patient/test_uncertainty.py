@@ -14,7 +14,7 @@ from engine.patient.anatomy.uncertainty import Again, Noise, _Box, redraw, redra
 from engine.patient.anatomy.vertebra import anatomy, mirror_frame
 from engine.patient.geometry.distance import isosurface
 from engine.patient.geometry.frames import vertebra_frame
-from engine.patient.phantom import PhantomSpec, phantom
+from engine.patient.phantoms.phantom import PhantomSpec, phantom
 from engine.types import Endplate, Surface, Vertebra, VoxelField
 
 UP = np.array([0.0, 0.0, 1.0])

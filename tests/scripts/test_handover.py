@@ -14,7 +14,8 @@ import trimesh
 import yaml
 
 from engine import meshfiles, slicer, surface
-from engine.patient import PhantomSpec, PlanConfig, phantom, plan, save_bundle, save_segment
+from engine.patient import PhantomSpec, PlanConfig, plan, save_bundle, save_segment
+from engine.patient.phantoms import phantom
 from engine.types import Sacrum, Surface, rigid
 from scripts import handover
 from tests.scripts.test_config import composed

@@ -22,6 +22,7 @@ from engine.patient.alignment.disc import cranial_pose, measure
 from engine.patient.bone.assumed import BoneProfile, assumed_density
 from engine.patient.geometry.distance import isosurface, surface_sdf
 from engine.patient.geometry.frames import RIM_POINTS, endplate, frame, inverse, move_endplate, move_surface, rotation
+from engine.patient.phantoms.shapes import box, capsule, ellipse, smooth_max, smooth_min
 from engine.types import Endplate, PatientModel, SegmentAlignment, Surface, Vertebra, VoxelField, rigid
 
 #: Depth under the rim plane at which the rim polygon is taken (see anatomy.py).
@@ -75,16 +76,16 @@ class Shape:
         x, y, z = np.moveaxis(p, -1, 0)
         a, b, h = 0.5 * spec.width_mm, 0.5 * spec.depth_mm, spec.body_height_mm
         waist = 1.0 - 0.07 * np.clip(1.0 - (2.0 * z / h) ** 2, 0.0, 1.0)
-        side = _ellipse(x / waist, y / waist, a, b) * waist
+        side = ellipse(x / waist, y / waist, a, b) * waist
         notch_radius = 0.34 * spec.width_mm
         notch = notch_radius - np.hypot(x, y - (b + notch_radius - 0.09 * spec.depth_mm))
-        value = _smooth_max(side, notch, 4.0)
+        value = smooth_max(side, notch, 4.0)
         for which in (1, -1):
             point, normal = self._plane(which)
             offset = p - point
             rho2 = (offset[..., 0] / (0.78 * a)) ** 2 + ((offset[..., 1] + 0.5) / (0.74 * b)) ** 2
             dish = spec.concavity_mm * np.clip(1.0 - rho2, 0.0, None) ** 2
-            value = _smooth_max(value, offset @ normal + dish, EDGE_MM)
+            value = smooth_max(value, offset @ normal + dish, EDGE_MM)
         return value
 
     def __call__(self, p: np.ndarray) -> np.ndarray:
@@ -98,16 +99,16 @@ class Shape:
         def at(x: float, y: float, z: float) -> np.ndarray:
             return np.array([x * sx, back + y, z * sz])
 
-        pedicle = _capsule(q, at(14.5, -8.0, 4.0), at(18.5, 13.0, 4.0), 4.8, squash=(1.0, 1.0, 0.78))
-        lamina = _capsule(q, at(17.0, 13.0, 1.0), at(0.0, 26.0, -4.0), 3.6, squash=(1.0, 1.0, 0.45))
-        upper = _capsule(q, at(18.5, 12.0, 3.0), at(20.5, 16.0, 20.0), 4.8)
-        lower = _capsule(q, at(14.5, 17.5, -5.0), at(14.5, 21.5, -19.0), 5.0)
-        transverse = _capsule(q, at(18.0, 9.0, 4.5), at(37.0, 14.0, 6.5), 4.0)
-        spinous = _box(q - at(0.0, 38.0, -7.5), np.array([3.4, 14.0, 8.5]), 2.6)
-        posterior = _smooth_min(pedicle, lamina, 4.0)
+        pedicle = capsule(q, at(14.5, -8.0, 4.0), at(18.5, 13.0, 4.0), 4.8, squash=(1.0, 1.0, 0.78))
+        lamina = capsule(q, at(17.0, 13.0, 1.0), at(0.0, 26.0, -4.0), 3.6, squash=(1.0, 1.0, 0.45))
+        upper = capsule(q, at(18.5, 12.0, 3.0), at(20.5, 16.0, 20.0), 4.8)
+        lower = capsule(q, at(14.5, 17.5, -5.0), at(14.5, 21.5, -19.0), 5.0)
+        transverse = capsule(q, at(18.0, 9.0, 4.5), at(37.0, 14.0, 6.5), 4.0)
+        spinous = box(q - at(0.0, 38.0, -7.5), np.array([3.4, 14.0, 8.5]), 2.6)
+        posterior = smooth_min(pedicle, lamina, 4.0)
         for part, blend in ((upper, 3.0), (lower, 3.0), (transverse, 3.0), (spinous, 4.0)):
-            posterior = _smooth_min(posterior, part, blend)
-        return _smooth_min(self.body(p), posterior, 2.5)
+            posterior = smooth_min(posterior, part, blend)
+        return smooth_min(self.body(p), posterior, 2.5)
 
     def plate(self, side: str) -> Endplate:
         """The exact endplate (module convention), from the body's own section."""
@@ -146,7 +147,7 @@ class Shape:
             other, matrix = keep_off
             near = np.abs(values) < 8.0
             gap = self.spec.facet_gap_mm - other.sample(rigid(matrix, points[near]))
-            values[near] = _smooth_max(values[near], gap, 0.6)
+            values[near] = smooth_max(values[near], gap, 0.6)
         return isosurface(VoxelField(values, low, spacing_mm))
 
 
@@ -166,8 +167,8 @@ def phantom(spec: PhantomSpec | None = None, profile: BoneProfile | None = None)
     sdf5 = surface_sdf(move_surface(poses["L5"], lower), spec.spacing_mm)
     upper = shape.surface(spec.spacing_mm, (sdf5, poses["L4"]))
     sdf4 = surface_sdf(move_surface(poses["L4"], upper), spec.spacing_mm)
-    caudal = _vertebra("L5", shape, lower, sdf5, poses["L5"], spec, profile)
-    cranial = _vertebra("L4", shape, upper, sdf4, poses["L4"], spec, profile)
+    caudal = vertebra_of("L5", shape, lower, sdf5, poses["L5"], spec, profile)
+    cranial = vertebra_of("L4", shape, upper, sdf4, poses["L4"], spec, profile)
     return PatientModel(
         name=f"phantom_{spec.seed}",
         vertebrae=(cranial, caudal),
@@ -215,7 +216,7 @@ def _cranial(shape: Shape, spec: PhantomSpec) -> np.ndarray:
     return pose @ inverse(_frame(shape.plate("inferior"), up=-1.0))
 
 
-def _vertebra(
+def vertebra_of(
     name: str,
     shape: Shape,
     surface: Surface,
@@ -225,7 +226,7 @@ def _vertebra(
     profile: BoneProfile,
 ) -> Vertebra:
     superior, inferior = (move_endplate(pose, shape.plate(side)) for side in ("superior", "inferior"))
-    density = assumed_density(sdf, superior, inferior, profile, _texture(spec, name))
+    density = assumed_density(sdf, superior, inferior, profile, texture_of(spec, name))
     spinous = np.array([0.0, 0.5 * spec.depth_mm + 52.0, -7.5 * spec.body_height_mm / 27.0])
     return Vertebra(
         name=name,
@@ -239,7 +240,7 @@ def _vertebra(
     )
 
 
-def _texture(spec: PhantomSpec, name: str) -> Callable[[np.ndarray], np.ndarray]:
+def texture_of(spec: PhantomSpec, name: str) -> Callable[[np.ndarray], np.ndarray]:
     """Smooth relative deviation by position in the vertebra's frame: 24 seeded plane waves of 8-25 mm."""
     rng = np.random.default_rng([spec.seed, ord(name[-1])])
     direction = rng.normal(size=(24, 3))
@@ -252,39 +253,6 @@ def _texture(spec: PhantomSpec, name: str) -> Callable[[np.ndarray], np.ndarray]
         return np.asarray(np.clip(spec.texture * np.sqrt(2.0 / len(waves)) * total, -0.5, 0.5))
 
     return deviation
-
-
-def _smooth_min(a: np.ndarray, b: np.ndarray, k: float) -> np.ndarray:
-    """Polynomial smooth minimum: exactly min(a, b) where |a − b| ≥ k."""
-    h = np.clip(k - np.abs(a - b), 0.0, None) / k
-    return np.minimum(a, b) - 0.25 * k * h * h
-
-
-def _smooth_max(a: np.ndarray, b: np.ndarray, k: float) -> np.ndarray:
-    return -_smooth_min(-a, -b, k)
-
-
-def _ellipse(x: np.ndarray, y: np.ndarray, a: float, b: float) -> np.ndarray:
-    """First-order distance to an elliptic cylinder."""
-    value = np.hypot(x / a, y / b)
-    slope = np.hypot(x / a**2, y / b**2)
-    return value * (value - 1.0) / np.maximum(slope, 1e-6)
-
-
-def _capsule(
-    p: np.ndarray, a: np.ndarray, b: np.ndarray, radius: float, squash: tuple[float, float, float] = (1.0, 1.0, 1.0)
-) -> np.ndarray:
-    """Capsule from a to b; `squash` < 1 stretches it along that axis (then a lower bound of the distance)."""
-    scale = np.array(squash)
-    axis, offset = (b - a) * scale, (p - a) * scale
-    t = np.clip(offset @ axis / (axis @ axis), 0.0, 1.0)
-    return np.linalg.norm(offset - t[..., None] * axis, axis=-1) - radius
-
-
-def _box(p: np.ndarray, half: np.ndarray, radius: float) -> np.ndarray:
-    """Box rounded by `radius` (distance)."""
-    q = np.abs(p) - (half - radius)
-    return np.linalg.norm(np.maximum(q, 0.0), axis=-1) + np.minimum(q.max(axis=-1), 0.0) - radius
 
 
 __all__ = ["PhantomSpec", "Shape", "global_motion", "phantom", "truth"]

@@ -23,7 +23,8 @@ from engine.patient.alignment.disc import cranial_pose, measure
 from engine.patient.bone.assumed import BoneProfile
 from engine.patient.geometry.distance import isosurface, surface_sdf
 from engine.patient.geometry.frames import frame, inverse, move_endplate, move_surface, rotation, unit
-from engine.patient.phantom import EDGE_MM, PhantomSpec, Shape, _box, _capsule, _ellipse, _smooth_max, _smooth_min, _vertebra
+from engine.patient.phantoms.phantom import EDGE_MM, PhantomSpec, Shape, vertebra_of
+from engine.patient.phantoms.shapes import box, capsule, ellipse, smooth_max, smooth_min
 from engine.types import Endplate, PatientModel, Sacrum, SegmentAlignment, Surface, VoxelField, rigid
 
 BODIES = ("L1", "L2", "L3", "L4", "L5")
@@ -116,7 +117,7 @@ def lumbar_phantom(spec: LumbarSpec | None = None, profile: BoneProfile | None =
     """The phantom patient L1-L5 and sacrum in LPS, with exact endplates; `source["femoral_heads_mm"]` has the hips."""
     spec = spec or LumbarSpec()
     profile = (profile or BoneProfile()).model_copy(update={"trabecular_g_cm3": spec.trabecular_g_cm3})
-    shapes, poses = _shapes(spec), _poses(spec)
+    shapes, poses = shapes_of(spec), poses_of(spec)
     base = shapes["S1"]
     sacrum = move_surface(poses["S1"], base.surface(spec.spacing_mm))
     below = surface_sdf(sacrum, spec.spacing_mm)
@@ -125,7 +126,7 @@ def lumbar_phantom(spec: LumbarSpec | None = None, profile: BoneProfile | None =
         shape, pose = shapes[level], poses[level]
         surface = shape.surface(spec.spacing_mm, (below, pose))
         below = surface_sdf(move_surface(pose, surface), spec.spacing_mm)
-        vertebrae.append(_vertebra(level, shape, surface, below, pose, shape.spec, profile))
+        vertebrae.append(vertebra_of(level, shape, surface, below, pose, shape.spec, profile))
     plate = move_endplate(poses["S1"], base.plate("superior"))
     return PatientModel(
         name=f"lumbar_phantom_{spec.seed}",
@@ -148,16 +149,16 @@ def femoral_heads_mm(spec: LumbarSpec) -> np.ndarray:
 
 def exact_plates(spec: LumbarSpec) -> tuple[dict[str, tuple[Endplate, Endplate]], Endplate]:
     """Exact (superior, inferior) endplates of L1 … L5, and S1's superior one, in LPS; no surface is made."""
-    poses = _poses(spec)
+    poses = poses_of(spec)
     plates = {
         level: (
             move_endplate(poses[level], shape.plate("superior")),
             move_endplate(poses[level], shape.plate("inferior")),
         )
-        for level, shape in _shapes(spec).items()
+        for level, shape in shapes_of(spec).items()
         if level != "S1"
     }
-    return plates, move_endplate(poses["S1"], _shapes(spec)["S1"].plate("superior"))
+    return plates, move_endplate(poses["S1"], shapes_of(spec)["S1"].plate("superior"))
 
 
 def lumbar_truth(spec: LumbarSpec) -> dict[str, float]:
@@ -231,13 +232,13 @@ class SacrumShape(Shape):
         a, b = 0.5 * spec.width_mm, 0.5 * spec.depth_mm
         down = np.clip(-z / 50.0, 0.0, 1.2)
         narrow, flat = 1.0 - 0.35 * down, 1.0 - 0.4 * down
-        side = _ellipse(x / narrow, (y - 9.0 * down) / flat, a, b) * flat
+        side = ellipse(x / narrow, (y - 9.0 * down) / flat, a, b) * flat
         notch_radius = 0.6 * spec.width_mm
         notch = notch_radius - np.hypot(x, y - (b + notch_radius - 0.06 * spec.depth_mm))
-        value = _smooth_max(side, notch, 4.0)
+        value = smooth_max(side, notch, 4.0)
         rho2 = (x / (0.78 * a)) ** 2 + ((y + 0.5) / (0.74 * b)) ** 2
         top = z + spec.concavity_mm * np.clip(1.0 - rho2, 0.0, None) ** 2
-        return _smooth_max(_smooth_max(value, top, EDGE_MM), -z - 55.0, 4.0)
+        return smooth_max(smooth_max(value, top, EDGE_MM), -z - 55.0, 4.0)
 
     def __call__(self, p: np.ndarray) -> np.ndarray:
         """The whole sacrum at points [..., 3]."""
@@ -248,16 +249,16 @@ class SacrumShape(Shape):
         def at(x: float, y: float, z: float) -> np.ndarray:
             return np.array([x, y, z])
 
-        ala = _box(q - at(a + 14.0, 6.0, -19.5), np.array([18.0, 13.0, 13.0]), 6.0)
-        stem = _capsule(q, at(a + 1.0, 10.0, -15.0), at(a - 1.0, b + 10.0, -8.0), 5.0)
-        facet = _capsule(q, at(a - 1.0, b + 10.0, -8.0), at(a, b + 13.0, 9.0), 4.8)
-        lamina = _capsule(q, at(a - 4.0, b + 11.0, -15.0), at(0.0, b + 22.0, -24.0), 3.6)
-        crest = _capsule(q, at(0.0, b + 22.0, -24.0), at(0.0, b + 24.0, -64.0), 4.5)
-        mass = _capsule(q, at(a + 4.0, 12.0, -30.0), at(10.0, 24.0, -78.0), 9.0)
-        tail = _capsule(q, at(0.0, 13.0, -50.0), at(0.0, 28.0, -90.0), 9.0)
+        ala = box(q - at(a + 14.0, 6.0, -19.5), np.array([18.0, 13.0, 13.0]), 6.0)
+        stem = capsule(q, at(a + 1.0, 10.0, -15.0), at(a - 1.0, b + 10.0, -8.0), 5.0)
+        facet = capsule(q, at(a - 1.0, b + 10.0, -8.0), at(a, b + 13.0, 9.0), 4.8)
+        lamina = capsule(q, at(a - 4.0, b + 11.0, -15.0), at(0.0, b + 22.0, -24.0), 3.6)
+        crest = capsule(q, at(0.0, b + 22.0, -24.0), at(0.0, b + 24.0, -64.0), 4.5)
+        mass = capsule(q, at(a + 4.0, 12.0, -30.0), at(10.0, 24.0, -78.0), 9.0)
+        tail = capsule(q, at(0.0, 13.0, -50.0), at(0.0, 28.0, -90.0), 9.0)
         value = self.body(p)
         for part, blend in ((ala, 4.0), (stem, 3.0), (facet, 3.0), (lamina, 3.0), (crest, 3.0), (mass, 4.0), (tail, 4.0)):
-            value = _smooth_min(value, part, blend)
+            value = smooth_min(value, part, blend)
         return value
 
     def surface(self, spacing_mm: float, keep_off: tuple[VoxelField, np.ndarray] | None = None) -> Surface:
@@ -271,7 +272,7 @@ class SacrumShape(Shape):
         return isosurface(VoxelField(self(points), low, spacing_mm))
 
 
-def _shapes(spec: LumbarSpec) -> dict[str, Shape]:
+def shapes_of(spec: LumbarSpec) -> dict[str, Shape]:
     base = PhantomSpec().model_copy(
         update={"width_mm": spec.sacrum_width_mm, "depth_mm": spec.sacrum_depth_mm, "concavity_mm": spec.concavity_mm}
     )
@@ -279,9 +280,9 @@ def _shapes(spec: LumbarSpec) -> dict[str, Shape]:
 
 
 @lru_cache(maxsize=16)
-def _poses(spec: LumbarSpec) -> dict[str, np.ndarray]:
+def poses_of(spec: LumbarSpec) -> dict[str, np.ndarray]:
     """LPS from each bone's own frame [4, 4]."""
-    shapes = _shapes(spec)
+    shapes = shapes_of(spec)
     top = shapes["S1"].plate("superior")
     origin = _patient(spec) @ _tilt(spec)  # of S1's superior endplate
     poses = {"S1": origin @ inverse(_up_frame(top))}
