@@ -41,18 +41,18 @@ from engine.patient.geometry.levels import parse_segment
 from engine.patient.labels.placement import displaced
 from engine.patient.labels.quality import accepted, stops
 from engine.patient.labels.understand import Labels, understand
-from engine.patient.landmarks import write_landmarks
 from engine.patient.model.scan import ScanOptions, cropped, from_labels, on_scan, source_of, stem, with_hardware, with_structures
 from engine.patient.model.surfaces import from_surfaces
-from engine.patient.overview import write_overview
 from engine.patient.phantoms.lumbar import LumbarSpec, lumbar_phantom
 from engine.patient.phantoms.phantom import PhantomSpec, phantom
-from engine.patient.pictures import gate_picture
 from engine.patient.planning import PlanConfig, check_plan, pair, plan
 from engine.patient.read import segmenters
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_image, read_labels
-from engine.patient.report import write_patient_report
+from engine.patient.report.landmarks import write_landmarks
+from engine.patient.report.overview import write_overview
+from engine.patient.report.page import write_patient_report
+from engine.patient.report.pictures import gate_picture
 from engine.patient.stages import Stages
 from engine.types import Finding, PatientModel, Segment, SegmentAlignment, Vertebra
 
@@ -186,12 +186,12 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] | None = None) -> 
     calibration: Calibration | None = None
     metal: Metal | None = None
     if isinstance(source, MaskSource):
-        read = _read(config, source, out, log)
+        read = read_inputs(config, source, out, log)
         scan, labels, calibration, metal = read.scan, read.labels, read.calibration, read.metal
         if source.subregions is not None:
             subregions = _shifted(read_labels(source.subregions, read.grid), source)
             check_subregions(subregions, labels)  # before anything slow
-        patient = with_structures(_model(config, source, read, stages), labels, subregions, stages)
+        patient = with_structures(model_of(config, source, read, stages), labels, subregions, stages)
         if scan is not None:
             patient = replace(patient, repairs=(*(f"scan: {note}" for note in scan.notes), *patient.repairs))
         if scan is not None and metal is not None:
@@ -213,7 +213,7 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] | None = None) -> 
     out.mkdir(parents=True, exist_ok=True)
     log("alignment")
     voxel_mm = 1.5 if labels is None else float(labels.image.voxel_mm.max())
-    heads, how = _femoral_heads(config.alignment, patient)
+    heads, how = femoral_heads_of(config.alignment, patient)
     if heads is not None and config.alignment.femoral_heads_mm is not None:
         unusual = check_heads(np.asarray(heads, float), patient)
         for finding in unusual:
@@ -255,7 +255,7 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] | None = None) -> 
     return Prepared(out, patient, segment, alignment, any(file.suffix == ".png" for file in files))
 
 
-def _femoral_heads(config: AlignmentConfig, patient: PatientModel) -> tuple[Any, str]:
+def femoral_heads_of(config: AlignmentConfig, patient: PatientModel) -> tuple[Any, str]:
     """Centres [2, 3] or None, and where they come from: given, of the phantom, or fitted to the labels, where no PI was given."""
     if config.femoral_heads_mm is not None:
         return config.femoral_heads_mm, "femoral heads: given by alignment.femoral_heads_mm"
@@ -340,7 +340,7 @@ def _shifted(labels: Image, source: MaskSource) -> Image:
     return replace(labels, lps_from_index=matrix, notes=(*labels.notes, line))
 
 
-def _read(config: PrepareConfig, source: MaskSource, out: Path, log: Callable[[str], None]) -> _Inputs:
+def read_inputs(config: PrepareConfig, source: MaskSource, out: Path, log: Callable[[str], None]) -> _Inputs:
     """Scan, labels, calibration and metal. Raises ValueError where the gate stops, after writing findings.json and gate.png."""
     pair = parse_segment(config.segment)
     scan: Image | None = None
@@ -421,7 +421,7 @@ def _other_frame(scan: Image, labels: Labels) -> list[Finding]:
     return [Finding("displaced", "warning", "", text)]
 
 
-def _model(config: PrepareConfig, source: MaskSource, read: _Inputs, stages: Stages) -> PatientModel:
+def model_of(config: PrepareConfig, source: MaskSource, read: _Inputs, stages: Stages) -> PatientModel:
     scan, labels, calibration = read.scan, read.labels, read.calibration
     where = source_of(source.kind, source.path, labels, source.accept, scan)
     if "segmenter" in labels.image.source:

@@ -14,7 +14,7 @@ from engine.patient.geometry.frames import rotation
 from engine.patient.labels.understand import Labels, understand
 from engine.patient.phantoms.lumbar import LumbarSpec, exact_plates
 from engine.patient.phantoms.lumbar import femoral_heads_mm as exact_heads
-from engine.patient.prepare import AlignmentConfig, _femoral_heads
+from engine.patient.prepare import AlignmentConfig, femoral_heads_of
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_labels
 from engine.patient.read.schemes import SCHEMES
@@ -128,13 +128,13 @@ def test_pelvic_incidence_from_fitted_heads() -> None:
 
 def test_given_values_win() -> None:
     patient = PatientModel("a", (), "assumed:x", "supine", (), {"femoral_heads": {"how": "fitted", "centres_mm": CENTRES.tolist()}})
-    fitted, how = _femoral_heads(AlignmentConfig(), patient)
+    fitted, how = femoral_heads_of(AlignmentConfig(), patient)
     assert np.array_equal(fitted, CENTRES) and how == "fitted"
     given = ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
-    assert _femoral_heads(AlignmentConfig(femoral_heads_mm=given), patient) == (given, "femoral heads: given by alignment.femoral_heads_mm")
-    assert _femoral_heads(AlignmentConfig(pi_deg=50.0), patient) == (None, "")
+    assert femoral_heads_of(AlignmentConfig(femoral_heads_mm=given), patient) == (given, "femoral heads: given by alignment.femoral_heads_mm")
+    assert femoral_heads_of(AlignmentConfig(pi_deg=50.0), patient) == (None, "")
     unfitted = replace(patient, source={"femoral_heads": {"how": "not fitted (left: cut off)"}})
-    assert _femoral_heads(AlignmentConfig(), unfitted) == (None, "not fitted (left: cut off)")
+    assert femoral_heads_of(AlignmentConfig(), unfitted) == (None, "not fitted (left: cut off)")
     found = heads_of(replace(patient, source={"femoral_heads_mm": CENTRES[::-1].tolist()}))
     assert found is not None and np.array_equal(found, CENTRES)  # left first
 

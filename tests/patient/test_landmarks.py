@@ -12,7 +12,7 @@ import pytest
 import pyvista as pv
 
 from engine.patient.anatomy.features import Features, features
-from engine.patient.landmarks import write_landmarks
+from engine.patient.report.landmarks import write_landmarks
 from engine.types import PatientModel, Sacrum
 
 # Enumerations and types of Slicer's markups-schema-v1.0.3.json (Slicer/Slicer, Modules/Loadable/Markups/Resources/Schema).

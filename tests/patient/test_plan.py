@@ -19,7 +19,7 @@ from engine.patient.alignment.spine import spine_alignment
 from engine.patient.geometry.frames import inverse, vertebra_frame
 from engine.patient.phantoms.lumbar import LumbarSpec, lumbar_phantom
 from engine.patient.planning import LORDOSIS_RULES, Limits
-from engine.patient.report import write_patient_report
+from engine.patient.report.page import write_patient_report
 from engine.types import AlignmentPlan, PatientModel, Segment, Surface, VoxelField, rigid
 from tests.patient.conftest import MILD
 

@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 
 from engine.patient.labels.understand import understand
-from engine.patient.prepare import PrepareConfig, _model, _read
+from engine.patient.prepare import PrepareConfig, model_of, read_inputs
 from engine.patient.read import external, segmenters
 from engine.patient.read.image import Image, resample_to
 from engine.patient.read.images import read_image, read_labels
@@ -427,7 +427,7 @@ def test_prepare_runs_the_segmenter_that_mask_names(tool: StandIn, data: Path, t
     out = tmp_path / "case"
     given = {"kind": "ct", "path": str(data / "example_ct.nii.gz"), "mask": "totalsegmentator", "device": "cpu", "levels": "segment"}
     config = PrepareConfig.model_validate({"source": given, "segment": "L3-L4", "out": str(out)})
-    read = _read(config, config.source, out, lambda line: None)  # type: ignore[arg-type]
+    read = read_inputs(config, config.source, out, lambda line: None)  # type: ignore[arg-type]
     labels = read.labels
     assert read.scan is not None and list(labels.pieces) == ["L3", "L4"]
     (mask,) = (out / "segmentation").glob("*.nii.gz")
@@ -435,7 +435,7 @@ def test_prepare_runs_the_segmenter_that_mask_names(tool: StandIn, data: Path, t
     source: dict = {}
     module = sys.modules["engine.patient.prepare"]  # as an attribute of the package it is the function
     monkeypatch.setattr(module, "from_labels", lambda name, labels, pair, where, **options: source.update(where))
-    _model(config, config.source, read, Stages())  # type: ignore[arg-type]
+    model_of(config, config.source, read, Stages())  # type: ignore[arg-type]
     assert source["labels"] == "totalsegmentator" and source["sha256"]["labels"] == hashlib.sha256(mask.read_bytes()).hexdigest()
     assert source["segmenter"]["name"] == "totalsegmentator" and source["segmenter"]["version"] == "2.18.0"
     assert str(tmp_path) not in json.dumps(source["segmenter"])  # the same wherever it was made
@@ -445,7 +445,7 @@ def test_prepare_refuses_a_segmenter_for_the_other_modality(tool: StandIn, data:
     given = {"kind": "mri", "path": str(data / "example_ct.nii.gz"), "mask": "totalsegmentator"}
     config = PrepareConfig.model_validate({"source": given, "segment": "L3-L4", "out": str(tmp_path / "case")})
     with pytest.raises(ValueError, match="totalsegmentator is for CT, but the scan is MR; give spineps"):
-        _read(config, config.source, tmp_path / "case", lambda line: None)  # type: ignore[arg-type]
+        read_inputs(config, config.source, tmp_path / "case", lambda line: None)  # type: ignore[arg-type]
     assert tool.calls() == []
 
 

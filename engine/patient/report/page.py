@@ -17,9 +17,9 @@ from engine.patient.alignment.rules import compare_rules
 from engine.patient.bone.calibration import Calibration
 from engine.patient.bone.ct_density import UNEVEN_HU, TrabecularHU, l1_band, trabecular
 from engine.patient.labels.understand import Labels
-from engine.patient.pictures import alignment_picture, scene_picture, slices_picture
 from engine.patient.planning import pair
 from engine.patient.read.image import Image
+from engine.patient.report.pictures import alignment_picture, scene_picture, slices_picture
 from engine.types import PatientModel, Segment, SegmentAlignment
 
 _WORDS = {

@@ -1,0 +1,1 @@
+"""What the reconstruction hands over: pictures, landmarks and the patient's page."""
