@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from engine import artifacts, blueprint, drawing, lattice, step, surface
-from engine.lattice import LatticeSettings
+from engine import artifacts
 from engine.materials import IMPLANTS
-from engine.meshfiles import PartLabel, geometry_revision
+from engine.part import blueprint, drawing, lattice, step, surface
+from engine.part.lattice import LatticeSettings
+from engine.part.meshfiles import PartLabel, geometry_revision
 from engine.types import Design
 from objectives.study import ARMS
 from scripts.pipeline import load_design, part_label, read_config
@@ -136,7 +137,7 @@ def _label(folder: Path, design: Design) -> PartLabel | None:
 
 
 def write_step(folder: Path, arm: str, deviation_mm: float) -> Path:
-    """Write <folder>/designs/<arm>/implant.step. Raises ValueError as engine.step.write_step, or when the run holds no such part."""
+    """Write <folder>/designs/<arm>/implant.step. Raises ValueError as engine.part.step.write_step, or when the run holds no such part."""
     where = folder / "designs" / arm
     if not (where / "implant.stl").exists():
         raise ValueError(f"{folder} holds no part of the {arm} arm (designs/{arm}/implant.stl); run scripts/optimize.py to its end first")

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from engine import artifacts, surface
+from engine import artifacts
+from engine.part import surface
 from engine.patient import load_segment
 from engine.types import Surface
 from scripts.comparing import Found

@@ -1,4 +1,4 @@
-"""What leaves a run for the scan: <run>/slicer/, all in LPS for 3D Slicer (engine/slicer.py).
+"""What leaves a run for the scan: <run>/slicer/, all in LPS for 3D Slicer (engine/part/slicer.py).
 
 The cranial vertebra stands at its planned pose in the segment frame, where the implants were
 designed. The scan shows it elsewhere, at
@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from engine import slicer, surface
+from engine.part import slicer, surface
+from engine.part.slicer import Axis, Colour, Model
 from engine.patient import load_bundle, load_segment
 from engine.patient.geometry.frames import inverse, move_surface
-from engine.slicer import Axis, Colour, Model
 from engine.types import PatientModel, Segment, Vertebra, rigid
 from objectives.study import ARMS
 from scripts.pipeline import RunConfig, read_config

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import artifacts
-from engine.lattice import LatticeSettings
+from engine.part.lattice import LatticeSettings
 from engine.patient.prepare import one_line
 from scripts import blueprinting, checking, handover, overrides, pipeline, standing, stored, tracking
 from scripts.command import FAILED, STOPPED, TRANSIENT

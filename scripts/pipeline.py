@@ -30,11 +30,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from engine import artifacts, forward, optimize, surface
-from engine.lattice import LatticeSettings
+from engine import artifacts, forward, optimize
 from engine.materials import IMPLANTS
-from engine.meshfiles import PartLabel
 from engine.optimize import OptimizerSettings
+from engine.part import surface
+from engine.part.lattice import LatticeSettings
+from engine.part.meshfiles import PartLabel
 from engine.patient import load_segment, phantom_segment, save_segment
 from engine.types import Design, Segment, Surface
 from fem.contact import ContactSettings

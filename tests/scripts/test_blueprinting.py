@@ -6,8 +6,9 @@ import lib3mf
 import numpy as np
 import pytest
 
-from engine import artifacts, surface
-from engine.lattice import LatticeSettings
+from engine import artifacts
+from engine.part import surface
+from engine.part.lattice import LatticeSettings
 from engine.types import Design, VoxelField
 from fem.report import _lattice
 from fem.result import Result

@@ -13,7 +13,7 @@ import SimpleITK as sitk
 import trimesh
 import yaml
 
-from engine import meshfiles, slicer, surface
+from engine.part import meshfiles, slicer, surface
 from engine.patient import PhantomSpec, PlanConfig, plan, save_bundle, save_segment
 from engine.patient.phantoms import phantom
 from engine.types import Sacrum, Surface, rigid

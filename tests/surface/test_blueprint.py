@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from engine import blueprint, drawing, step
+from engine.part import blueprint, drawing, step
 from engine.types import Surface
 
 LENGTH, WIDTH, LOW, HIGH = 24.0, 12.0, 8.0, 10.0  # mm; a wedge: 8 mm high at the front (y < 0), 10 at the back
@@ -77,10 +77,10 @@ def test_what_is_measured_is_what_was_made(turned):
 
 def test_sections_have_their_area_and_their_hole(turned):
     outer, inner = drawing.section_outlines(turned[0], 2, 0.0)
-    assert drawing._area(outer[0]) == pytest.approx(LENGTH * WIDTH) and drawing._area(inner[0]) == pytest.approx(-HOLE[0] * HOLE[1])
+    assert drawing.polygon_area_mm2(outer[0]) == pytest.approx(LENGTH * WIDTH) and drawing.polygon_area_mm2(inner[0]) == pytest.approx(-HOLE[0] * HOLE[1])
     outer, inner = drawing.section_outlines(turned[0], 1, 0.0)
     assert len(outer) == 2 and not inner
-    assert sum(map(drawing._area, outer)) == pytest.approx((LENGTH - HOLE[0]) * 0.5 * (LOW + HIGH), rel=1e-3)
+    assert sum(map(drawing.polygon_area_mm2, outer)) == pytest.approx((LENGTH - HOLE[0]) * 0.5 * (LOW + HIGH), rel=1e-3)
 
 
 def test_edges_behind_the_part_are_hidden_and_those_before_it_are_not(turned):

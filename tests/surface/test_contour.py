@@ -7,7 +7,7 @@ import pytest
 import trimesh
 from test_surface import cage, sphere
 
-from engine import contour, surface
+from engine.part import contour, surface
 from engine.types import VoxelField
 
 H = 0.5

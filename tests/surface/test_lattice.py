@@ -10,8 +10,8 @@ import trimesh
 from pydantic import ValidationError
 from skimage.measure import marching_cubes
 
-from engine import lattice, surface
-from engine.lattice import LatticeSettings
+from engine.part import lattice, surface
+from engine.part.lattice import LatticeSettings
 from engine.patient.geometry.distance import surface_sdf
 from engine.types import VoxelField
 
@@ -148,7 +148,7 @@ def test_loose_pieces_go() -> None:
     part = np.full((30, 20, 20), 1.0)
     part[2:20, 5:15, 5:15] = -1.0
     part[24:27, 8:11, 8:11] = -1.0
-    loose = lattice._loose(part, np.full(part.shape, -1.0), 0.1)
+    loose = lattice.loose_pieces(part, np.full(part.shape, -1.0), 0.1)
     assert loose.sum() == 27 and loose[25, 9, 9]
 
 

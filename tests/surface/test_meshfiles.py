@@ -12,8 +12,8 @@ import pytest
 import trimesh
 import vtk
 
-from engine import meshfiles, surface
-from engine.meshfiles import PartLabel
+from engine.part import meshfiles, surface
+from engine.part.meshfiles import PartLabel
 from engine.types import Surface
 
 LABEL = PartLabel("TLIF cage <A & B>", "patient 7", "L4-L5", "optimised", "Ti-6Al-4V")

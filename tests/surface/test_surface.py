@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import trimesh
 
-from engine import contour, meshfiles, surface
-from engine.surface import ExportError
+from engine.part import contour, meshfiles, surface
+from engine.part.surface import ExportError
 from engine.types import Surface, VoxelField
 
 H = 0.5

@@ -1,6 +1,6 @@
 """A part's blueprint on one A3 sheet, as PDF (to read) and DXF (to work with), and its geometry as GLB.
 
-Both drawings are made of the same primitives (engine/drawing.py). The PDF is true to scale on paper; the DXF holds the part at 1:1 in
+Both drawings are made of the same primitives (engine/part/drawing.py). The PDF is true to scale on paper; the DXF holds the part at 1:1 in
 mm, the sheet round it scaled accordingly. The same part gives the same bytes.
 """
 
@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import trimesh
 
-from engine import artifacts, drawing
-from engine.drawing import SCALES, SHEET_MM, Sheet, View
-from engine.meshfiles import NOT_CLINICAL
+from engine import artifacts
+from engine.part import drawing
+from engine.part.drawing import SCALES, SHEET_MM, Sheet, View
+from engine.part.meshfiles import NOT_CLINICAL
 from engine.types import SEGMENT_FRAME, Surface
 
 for _name in ("fontTools", "ezdxf"):  # they tell of every glyph

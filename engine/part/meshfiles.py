@@ -8,7 +8,7 @@ STL     80 bytes of header: frame, unit and name (`stl_header`), never beginning
         and Application by the specification's names, all else in `SPINEFIT_NAMESPACE`.
         No CreationDate: it would make the same part another file.
 
-Coordinates are written as float32, which STL holds and `engine.surface` checks.
+Coordinates are written as float32, which STL holds and `engine.part.surface` checks.
 """
 
 from __future__ import annotations

@@ -153,16 +153,16 @@ def section_outlines(mesh: trimesh.Trimesh, axis: int, at_mm: float) -> tuple[li
         return [], []
     keep = [k for k in range(3) if k != axis]
     curves = _chained(lines[..., keep])
-    areas = [abs(_area(c)) for c in curves]
+    areas = [abs(polygon_area_mm2(c)) for c in curves]
     outer, inner = list[np.ndarray](), list[np.ndarray]()
     for i, c in enumerate(curves):
         depth = sum(_inside(c[0], other) for j, other in enumerate(curves) if j != i and areas[j] > areas[i])
-        left_turning = c if _area(c) > 0 else c[::-1]
+        left_turning = c if polygon_area_mm2(c) > 0 else c[::-1]
         (inner if depth % 2 else outer).append(left_turning[::-1] if depth % 2 else left_turning)
     return outer, inner
 
 
-def _area(c: np.ndarray) -> float:
+def polygon_area_mm2(c: np.ndarray) -> float:
     x, y = c.T
     return 0.5 * float(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))
 
@@ -195,7 +195,7 @@ def _chained(segments: np.ndarray) -> list[np.ndarray]:
             before, at = at, onward[0]
             path.append(at)
         curve = ends[path]
-        if len(curve) > 2 and abs(_area(curve)) > 0.05:
+        if len(curve) > 2 and abs(polygon_area_mm2(curve)) > 0.05:
             curves.append(curve)
     return curves
 

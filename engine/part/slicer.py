@@ -31,7 +31,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from engine import artifacts
-from engine.meshfiles import NOT_CLINICAL, write_stl
+from engine.part.meshfiles import NOT_CLINICAL, write_stl
 from engine.types import LPS_FRAME, Surface
 
 #: Slicer looks for this very identifier; it need not resolve.

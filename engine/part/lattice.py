@@ -29,7 +29,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 from skimage.measure import marching_cubes
 
-from engine import drawing, surface
+from engine.part import drawing, surface, volume
 from engine.types import Surface, VoxelField
 
 log = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ def realise(outline: VoxelField, density: VoxelField, settings: LatticeSettings,
     part, printed = np.maximum(outside, exported), np.maximum(outside, built)
     filled = _trapped(printed, outside, h, settings.powder_mm)
     part, printed = (_with(filled, values, outside, h) for values in (part, printed))
-    loose = _loose(part, outside, h)
+    loose = loose_pieces(part, outside, h)
     part, printed = np.where(loose, 0.1 * h, part), np.where(loose & (part > -h), np.maximum(printed, 0.1 * h), printed)
     mesh, dropped = _mesh(part, fine, h)
     found = surface.check(mesh)
@@ -224,7 +224,7 @@ def _internal(fine: VoxelField, wanted: np.ndarray, settings: LatticeSettings, l
 
 def _distance(values: np.ndarray, h: float) -> np.ndarray:
     """Signed distance to the zero level of a field near it (clipped at _BAND_MM), from its contour's vertices and their normals."""
-    padded = np.pad(surface._off_level(values, h), 1, mode="edge")
+    padded = np.pad(volume.off_level(values, h), 1, mode="edge")
     points, _, normals, _ = marching_cubes(padded, 0.0, spacing=(h, h, h), gradient_direction="ascent")
     points = points - h
     negative = values < 0
@@ -291,7 +291,7 @@ def _leaving(part: np.ndarray, outside: np.ndarray, h: float, ball_mm: float) ->
     return float((_outer(centres, outside) & inside).sum() / max(inside.sum(), 1))
 
 
-def _loose(part: np.ndarray, outside: np.ndarray, h: float) -> np.ndarray:
+def loose_pieces(part: np.ndarray, outside: np.ndarray, h: float) -> np.ndarray:
     """Solid that does not hang together with any of the outline's bodies (each keeps its largest piece)."""
     bodies, count = ndimage.label(outside < 0)
     labels, _ = ndimage.label(part < 0)
@@ -308,24 +308,24 @@ def _loose(part: np.ndarray, outside: np.ndarray, h: float) -> np.ndarray:
 def _mesh(part: np.ndarray, fine: VoxelField, h: float) -> tuple[Surface, float]:
     """The closed surface and the volume of crumbs that only the triangles knew of, mm³."""
     padded = np.pad(part, 1, constant_values=h)
-    first = surface._marching_cubes(surface._off_level(padded, h), np.asarray(fine.origin_mm) - h, h)
+    first = volume.isosurface_of(volume.off_level(padded, h), np.asarray(fine.origin_mm) - h, h)
     # flat triangles cut off what is round: some per cent of a strut's volume, put back as a shift of a few micrometres
     area = trimesh.Trimesh(first.points_mm, first.faces, process=False).area
-    lost = (_volume(part, h) - surface._volume(first)) / area
-    raw, dropped = _whole(surface._marching_cubes(surface._off_level(padded - lost, h), np.asarray(fine.origin_mm) - h, h))
+    lost = (_volume(part, h) - volume.volume_mm3(first)) / area
+    raw, dropped = _whole(volume.isosurface_of(volume.off_level(padded - lost, h), np.asarray(fine.origin_mm) - h, h))
     left_mm = np.empty((0, 3))
     for _ in range(5):
         found = _fewer(raw, 2.2 * h, left_mm)
-        crossing = surface._crossing(found) | surface._crossing(found)  # near ties come out one way or the other
-        problem = surface._problem(surface.check(found)) if not crossing.any() else f"{int(crossing.sum())} faces intersect"
-        change = surface._volume(found) / surface._volume(raw) - 1.0
+        crossing = volume.crossing(found) | volume.crossing(found)  # near ties come out one way or the other
+        problem = volume.surface_problem(surface.check(found)) if not crossing.any() else f"{int(crossing.sum())} faces intersect"
+        change = volume.volume_mm3(found) / volume.volume_mm3(raw) - 1.0
         if not problem and abs(change) < surface.VOLUME_TOLERANCE:
             return found, dropped
         if not crossing.any():
             break
         left_mm = np.concatenate([left_mm, found.points_mm[found.faces[crossing]].mean(axis=1)])
     log.warning("lattice: %s with fewer triangles; all %d are kept", problem or f"volume changed by {change:+.2%}", len(raw.faces))
-    if problem := surface._problem(surface.check(raw)):
+    if problem := volume.surface_problem(surface.check(raw)):
         raise surface.ExportError(f"the lattice has no clean surface: {problem}; try another voxel_mm or cell_mm")
     return raw, dropped
 
@@ -368,7 +368,7 @@ def medial_widths(values: np.ndarray, h: float, where: np.ndarray | None = None,
     inside = values < 0
     distance, feet = ndimage.distance_transform_edt(inside, return_indices=True)
     counted = inside if where is None else inside & where
-    tree = cKDTree(marching_cubes(surface._off_level(values, h), 0.0, spacing=(h, h, h))[0])
+    tree = cKDTree(marching_cubes(volume.off_level(values, h), 0.0, spacing=(h, h, h))[0])
     width = np.zeros(values.shape, np.float32)
     for k in range(3):
         here, there = (tuple(s if j == k else slice(None) for j in range(3)) for s in (slice(0, -1), slice(1, None)))

@@ -20,11 +20,11 @@ import numpy as np
 import pymeshlab
 import trimesh
 from scipy import ndimage
-from skimage.measure import marching_cubes
 
-from engine import meshfiles
-from engine.contour import creases, dual_contour, gradient
-from engine.meshfiles import PartLabel
+from engine.part import meshfiles
+from engine.part.contour import creases, dual_contour, gradient
+from engine.part.meshfiles import PartLabel
+from engine.part.volume import crossing, isosurface_of, meshset, off_level, single_precision, surface_problem, volume_mm3
 from engine.types import Surface, VoxelField
 
 log = logging.getLogger(__name__)
@@ -56,14 +56,6 @@ def _prepare(sdf: VoxelField) -> tuple[np.ndarray, np.ndarray, float]:
     return values, np.asarray(sdf.origin_mm, float), h
 
 
-def _off_level(values: np.ndarray, h: float) -> np.ndarray:
-    """Samples (almost) on the level give slivers and pinched vertices: keep them a twentieth of a voxel away.
-
-    That moves a wall that lies on the grid by as much; `_project` moves it back."""
-    tiny = 5e-2 * h
-    return np.where(np.abs(values) < tiny, np.where(values < 0, -tiny, tiny), values)
-
-
 def _drop_islands(values: np.ndarray, h: float) -> np.ndarray:
     """Remove solid crumbs, and fill closed voids that no powder could leave, both below ISLAND_SHARE; log each."""
     for sign, what in ((1.0, "island"), (-1.0, "closed void")):
@@ -80,34 +72,14 @@ def _drop_islands(values: np.ndarray, h: float) -> np.ndarray:
     return values
 
 
-def _marching_cubes(values: np.ndarray, origin: np.ndarray, h: float) -> Surface:
-    points, faces, _, _ = marching_cubes(values, 0.0, spacing=(h, h, h), gradient_direction="descent")
-    return Surface(_single(points + origin), faces.astype(np.int64))
-
-
-def _single(points: np.ndarray) -> np.ndarray:
-    return np.asarray(points, np.float32).astype(float)
-
-
-def _volume(surface: Surface) -> float:
-    return float(trimesh.Trimesh(surface.points_mm, surface.faces, process=False).volume)
-
-
-def _meshset(surface: Surface, marked: np.ndarray | None = None) -> pymeshlab.MeshSet:
-    meshes = pymeshlab.MeshSet(verbose=False)
-    more = {} if marked is None else {"f_scalar_array": np.asarray(marked, float)}
-    meshes.add_mesh(pymeshlab.Mesh(np.asarray(surface.points_mm, float), np.asarray(surface.faces, np.int32), **more))
-    return meshes
-
-
 def _current(meshes: pymeshlab.MeshSet) -> Surface:
     mesh = meshes.current_mesh()
-    return Surface(_single(mesh.vertex_matrix()), mesh.face_matrix().astype(np.int64))
+    return Surface(single_precision(mesh.vertex_matrix()), mesh.face_matrix().astype(np.int64))
 
 
 def _remesh(surface: Surface, edge_mm: float, deviation_mm: float, feature_deg: float) -> Surface:
     """Even triangles of about edge_mm that stay within deviation_mm of the input."""
-    meshes = _meshset(surface)
+    meshes = meshset(surface)
     meshes.meshing_isotropic_explicit_remeshing(
         iterations=8,
         targetlen=pymeshlab.PureValue(edge_mm),
@@ -118,24 +90,17 @@ def _remesh(surface: Surface, edge_mm: float, deviation_mm: float, feature_deg: 
     return _current(meshes)
 
 
-def _crossing(surface: Surface) -> np.ndarray:
-    """Which faces [f] intersect another one."""
-    meshes = _meshset(surface)
-    meshes.compute_selection_by_self_intersections_per_face()
-    return np.asarray(meshes.current_mesh().face_selection_array(), bool)
-
-
 def _untangle(sharp: Surface, soft_mm: np.ndarray) -> Surface:
     """Give up the sharpness of the vertices whose faces cross others; each round takes in their neighbours."""
-    surface = Surface(_single(sharp.points_mm), sharp.faces)
+    surface = Surface(single_precision(sharp.points_mm), sharp.faces)
     for _ in range(5):
-        bad = _crossing(surface)
+        bad = crossing(surface)
         if not bad.any():
             break
         touched = np.unique(surface.faces[bad])
         points = surface.points_mm.copy()
         points[touched] = soft_mm[touched]
-        surface = Surface(_single(points), surface.faces)
+        surface = Surface(single_precision(points), surface.faces)
     return surface
 
 
@@ -148,12 +113,12 @@ def _project(surface: Surface, field: VoxelField, limit_mm: float) -> Surface:
         slope = gradient(field, points, 0.5 * field.spacing_mm)
         step = np.clip(-field.sample(points) / np.maximum(np.sum(slope**2, axis=-1), 0.5), -limit_mm, limit_mm)
         points = points + (step * ~creased)[:, None] * slope
-    return Surface(_single(points), surface.faces)
+    return Surface(single_precision(points), surface.faces)
 
 
 def _merge(surface: Surface, distance_mm: float) -> Surface:
     """Vertices closer than distance_mm become one: needles of a few micrometres are no use to a mesher."""
-    meshes = _meshset(surface)
+    meshes = meshset(surface)
     meshes.meshing_merge_close_vertices(threshold=pymeshlab.PureValue(distance_mm))
     meshes.meshing_remove_duplicate_faces()
     meshes.meshing_remove_null_faces()
@@ -169,7 +134,7 @@ def _decimate(surface: Surface, edge_mm: float) -> Surface:
 
 def fewer(surface: Surface, faces: int, keep: np.ndarray | None = None) -> Surface:
     """About so many triangles, by quadric edge collapse, not checked; keep [f] (bool): faces that stay as they are and do not count."""
-    meshes = _meshset(surface, keep)
+    meshes = meshset(surface, keep)
     if keep is not None:
         meshes.compute_selection_by_condition_per_face(condselect="fq < 0.5")
     meshes.meshing_decimation_quadric_edge_collapse(
@@ -186,12 +151,12 @@ def fewer(surface: Surface, faces: int, keep: np.ndarray | None = None) -> Surfa
 def _variants(values: np.ndarray, origin: np.ndarray, h: float, edge_mm: float) -> Iterator[tuple[str, Surface, float]]:
     """Candidates, best first, each with the volume in mm³ of the contour that it came from."""
     field = VoxelField(values, origin, h)
-    plain_mm3 = _volume(_marching_cubes(values, origin, h))
+    plain_mm3 = volume_mm3(isosurface_of(values, origin, h))
     # A shift of the level by about a hundredth of a voxel undoes the rare ambiguous cell.
     for shift in (0.0, 0.013, -0.013, 0.029, -0.029):
         sharp = _untangle(*dual_contour(VoxelField(values + shift * h, origin, h)))
         found = check(sharp)
-        if _problem(found) or abs(found["volume_mm3"] / plain_mm3 - 1.0) > SHARP_TOLERANCE:
+        if surface_problem(found) or abs(found["volume_mm3"] / plain_mm3 - 1.0) > SHARP_TOLERANCE:
             continue  # remeshing does not mend it
         for feature_deg, factor in ((30.0, 1.0), (40.0, 0.75)):
             even = _remesh(sharp, factor * edge_mm, 0.2 * h, feature_deg)
@@ -200,7 +165,7 @@ def _variants(values: np.ndarray, origin: np.ndarray, h: float, edge_mm: float) 
             yield "sharp, remeshed and projected", best, found["volume_mm3"]
             yield "sharp and remeshed", even, found["volume_mm3"]
     for shift in (0.0, 0.013, -0.013):
-        raw = _marching_cubes(_off_level(values + shift * h, h), origin, h)
+        raw = isosurface_of(off_level(values + shift * h, h), origin, h)
         for feature_deg, factor in ((30.0, 1.0), (45.0, 0.75)):
             even = _remesh(raw, factor * edge_mm, 0.25 * h, feature_deg)
             yield "remeshed and projected", _project(even, field, 0.3 * h), plain_mm3
@@ -225,7 +190,7 @@ def extract(sdf: VoxelField, target_edge_mm: float = 0.8) -> Surface:
     for name, surface, volume in _variants(values, origin, h, target_edge_mm):
         found = check(surface)
         change = found["volume_mm3"] / volume - 1.0
-        problem = _problem(found) or (f"volume changed by {change:+.2%}" if abs(change) > VOLUME_TOLERANCE else "")
+        problem = surface_problem(found) or (f"volume changed by {change:+.2%}" if abs(change) > VOLUME_TOLERANCE else "")
         if not problem:
             if tried:
                 log.info("surface: took '%s' after %s", name, "; ".join(tried))
@@ -250,13 +215,13 @@ def check(surface: Surface) -> dict[str, Any]:
     if not np.isfinite(points).all():
         raise ExportError("the surface has vertices that are not finite")
     mesh = trimesh.Trimesh(points, surface.faces, process=False)
-    meshes = _meshset(surface)
+    meshes = meshset(surface)
     topology = meshes.get_topological_measures()
     edges = points[surface.faces] - points[np.roll(surface.faces, -1, axis=1)]
     return {
         "watertight": bool(mesh.is_watertight and mesh.is_winding_consistent),
         "manifold": bool(topology["is_mesh_two_manifold"] and topology["non_two_manifold_vertices"] == 0),
-        "self_intersections": int(_crossing(surface).sum()),
+        "self_intersections": int(crossing(surface).sum()),
         "components": int(topology["connected_components_number"]),
         "volume_mm3": float(mesh.volume),
         "area_mm2": float(mesh.area),
@@ -265,21 +230,6 @@ def check(surface: Surface) -> dict[str, Any]:
         "vertices": len(points),
         "faces": len(surface.faces),
     }
-
-
-def _problem(found: dict[str, Any]) -> str:
-    """The first reason not to print or mesh such a surface; empty when there is none."""
-    if not found["watertight"]:
-        return "not watertight"
-    if not found["manifold"]:
-        return "not two-manifold"
-    if found["self_intersections"]:
-        return f"{found['self_intersections']} faces intersect each other"
-    if not found["volume_mm3"] > 0:
-        return f"volume {found['volume_mm3']:.3g} mm³: inside out or flat"
-    if not found["min_edge_mm"] > 0:
-        return "edges of zero length"
-    return ""
 
 
 # -- files -------------------------------------------------------------------------------------------------
@@ -293,7 +243,7 @@ def export(
     nothing is left behind then.
     """
     found = check(surface)
-    if problem := _problem(found):
+    if problem := surface_problem(found):
         raise ExportError(f"{name}: {problem}; not written")
     folder = Path(folder)
     paths = {"stl": folder / f"{name}.stl", "3mf": folder / f"{name}.3mf"}
@@ -323,7 +273,7 @@ def read(path: Path | str) -> Surface:
 
 def _compare(back: Surface, wanted: dict[str, Any], path: Path) -> None:
     found = check(back)
-    if problem := _problem(found):
+    if problem := surface_problem(found):
         raise ExportError(f"{path.name} read back: {problem}")
     change = found["volume_mm3"] / wanted["volume_mm3"] - 1.0
     if abs(change) > 1e-4:

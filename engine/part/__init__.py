@@ -1,0 +1,1 @@
+"""From a field to a part: surface, lattice, drawing, files."""
