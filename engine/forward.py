@@ -3,7 +3,7 @@
     parameters ──family.fields──► φ_implant, φ_window, ρ      signed distances on the voxel grid
                ──fractions──────► share of each region in each voxel     (fill of max(φ_bone, −φ_implant), …)
                ──medium─────────► λ, μ, κ per voxel                      (mixture by the interface's direction)
-               ──solve──────────► u for a basis of the load cases        (engine.multigrid; linear, so every
+               ──solve──────────► u for a basis of the load cases        (engine.multigrid.cycle; linear, so every
                                                                           case is a combination of the basis)
                ──response───────► strain, stress, rigid motions, reactions where objectives look
 
@@ -551,7 +551,7 @@ def _stiff_bodies(grid: Grid, distance: dict[str, np.ndarray]) -> np.ndarray:
     """The number of the vertebra that holds each node, uint8 [x+1, y+1, z+1].
 
     Their rigid motions, as a coarse space, take from the Krylov iteration what multigrid cannot see: stiff bodies that move
-    against each other across a gap of one or two voxels (_balanced in engine.multigrid).
+    against each other across a gap of one or two voxels (_balanced in engine.multigrid.cycle).
     """
     out = np.zeros(tuple(n + 1 for n in grid.shape), np.uint8)
     for number, d in enumerate(distance.values(), 1):

@@ -1,6 +1,6 @@
 """What another run of the very same content has solved already: arms of the check and position searches, kept by content.
 
-    <cache>/solved/<key>/   check.pickle solution.vtu mesh.npz    an arm in SfePy        (engine.native.cache_dir says where <cache> is)
+    <cache>/solved/<key>/   check.pickle solution.vtu mesh.npz    an arm in SfePy        (engine.multigrid.native.library.cache_dir says where <cache> is)
                             search.jsonl                          a finished position search of both rivals
 
 Seeds share their rivals, objectives their floors: of a patient's 4 objectives × 3 seeds, 60 arms of five a run are 22 that differ. The key
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import artifacts
-from engine.native import cache_dir
+from engine.multigrid.native.library import cache_dir
 
 log = logging.getLogger("spinefit")
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import native
+from engine.multigrid.native import library
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -62,7 +62,7 @@ def test_subnormal_numbers_are_there_after_a_solve():
     """Without them SciPy's trees recurse for ever on points at 0, and a lattice after a search died
     of it. Linking with -ffast-math turns them off on loading (g++ before 13); the solve does so in
     OpenMP's threads, while it runs."""
-    if not native.available():
+    if not library.available():
         pytest.skip("the compiled solver cannot be used here")
     surroundings = {**os.environ, "OMP_NUM_THREADS": "2", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(

@@ -11,10 +11,9 @@ import pytest
 import yaml
 
 from engine.materials import BONE_LAWS, apparent_of_qct, bone_law, qct_of_apparent
-from engine.patient.bone import phantomless as bone_phantomless
 from engine.patient.bone.calibrate import calibrate
 from engine.patient.bone.calibration import Calibration, calibration_config, scan_warnings
-from engine.patient.bone.phantomless import phantomless
+from engine.patient.bone.phantomless import ATTENUATION, DENSITY, KEV, phantomless
 from engine.patient.read.image import Image
 from tests.patient.conftest import needs_data
 
@@ -213,13 +212,13 @@ def test_compounds_are_mixed_from_the_elements() -> None:
     for name, formula in {"K2HPO4": {"K": 2, "H": 1, "P": 1, "O": 4}, "triglyceride": {"C": 55, "H": 98, "O": 6}}.items():
         mass = sum(n * elements[e][0] for e, n in formula.items())
         mixed = sum(n * elements[e][0] / mass * np.array(elements[e][1]) for e, n in formula.items())
-        np.testing.assert_allclose(bone_phantomless.ATTENUATION[name][1:5], mixed, rtol=2e-3)
+        np.testing.assert_allclose(ATTENUATION[name][1:5], mixed, rtol=2e-3)
 
 
 def test_without_cortical_bone_the_energy_must_be_given() -> None:
     """Ideal 70 keV scan (HU from attenuation and density): water reads 0 and 0.1 g/cm³ of dissolved K2HPO4 reads 0.1 to 1 %."""
-    at = {n: float(np.exp(np.interp(np.log(70), np.log(bone_phantomless.KEV), np.log(v)))) for n, v in bone_phantomless.ATTENUATION.items()}
-    soft = {n: 1000.0 * (at[n] * rho / at["water"] - 1.0) for n, rho in bone_phantomless.DENSITY.items()}
+    at = {n: float(np.exp(np.interp(np.log(70), np.log(KEV), np.log(v)))) for n, v in ATTENUATION.items()}
+    soft = {n: 1000.0 * (at[n] * rho / at["water"] - 1.0) for n, rho in DENSITY.items()}
     with pytest.raises(ValueError, match="energy cannot be told"):
         phantomless(soft)
     found = phantomless(soft, 70.0)

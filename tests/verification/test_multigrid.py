@@ -14,7 +14,8 @@ import scipy.sparse.linalg as spla
 
 from engine import elasticity, forward, implants, multigrid
 from engine.elasticity import Grid, Links, Medium
-from engine.multigrid import SolveInfo, SolverSettings, System
+from engine.multigrid import SolveInfo, SolverSettings, System, coarsest
+from engine.multigrid import compiled as multigrid_compiled
 
 GRID = Grid((8, 8, 12), (0.0, 0.0, 0.0), 2.0)
 NODES = tuple(n + 1 for n in GRID.shape)
@@ -64,7 +65,7 @@ def small(request) -> Small:
         jnp.asarray(np.block([[stiffness, -stiffness], [-stiffness, stiffness]])),
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(multigrid, "MAX_PLANE_UNKNOWNS", 27)
+        patched.setattr("engine.multigrid.levels.MAX_PLANE_UNKNOWNS", 27)
         assert multigrid.depth(GRID.shape) == 2
         medium = Medium(*(jnp.asarray(f) for f in (lam, mu, kappa)))
         system = System(
@@ -108,7 +109,7 @@ def test_every_coarse_operator_is_p_transposed_k_p_of_the_assembled_matrix(small
     """With fixed degrees of freedom and links in the chain: the bug of docs/decisions.md (a coarsest operator with rigid
     modes that the finest lacks) fails here."""
     rng = np.random.default_rng(1)
-    _, _, coarse = multigrid._levels(small.system, GRID.spacing_mm, 2)
+    _, _, coarse = multigrid.levels_of(small.system, GRID.spacing_mm, 2)
     for level in (1, 2):
         shape = tuple(n // 2**level + 1 for n in GRID.shape)
         c = rng.normal(size=(2, 3, *shape))
@@ -119,29 +120,29 @@ def test_every_coarse_operator_is_p_transposed_k_p_of_the_assembled_matrix(small
         expected = jnp.asarray(masked(small, ku))
         for _ in range(level):
             expected = multigrid.restrict(expected)
-        got = multigrid._operate_coarse(coarse[level - 1], small.system.links[level], jnp.asarray(c, jnp.float32))
+        got = multigrid.operate_coarse(coarse[level - 1], small.system.links[level], jnp.asarray(c, jnp.float32))
         # stored and multiplied in float32: 24 products and 8 children, ε = 6e-8
         assert float(jnp.abs(got - expected).max() / jnp.abs(expected).max()) < 3e-6
         links = small.system.links[level]
-        rows = multigrid._link_rows(links, shape)
-        dense = multigrid._sparse(np.asarray(coarse[level - 1], float)).toarray() + rows.T @ np.asarray(links.stiffness) @ rows
+        rows = coarsest.link_rows(links, shape)
+        dense = coarsest.sparse_matrix(np.asarray(coarse[level - 1], float)).toarray() + rows.T @ np.asarray(links.stiffness) @ rows
         assert np.abs(dense @ c[0].ravel() - np.asarray(expected[0]).ravel()).max() < 3e-6 * float(jnp.abs(expected).max())
 
 
 def test_coarsest_solve_is_the_inverse_of_its_matrix(small):
     """By planes and with the links by Woodbury, against the dense inverse; factors in float32 at contrast 1e6."""
     levels = len(small.hierarchy.block_inverse)
-    _, _, coarse = multigrid._levels(small.system, GRID.spacing_mm, levels)
+    _, _, coarse = multigrid.levels_of(small.system, GRID.spacing_mm, levels)
     nodes = tuple(n // 2**levels + 1 for n in GRID.shape)
     # as stiff as the blocks, or they would do nothing beside them
     links = replace(small.system.links[levels], stiffness=1e4 * small.system.links[levels].stiffness)
-    chain = multigrid._chain(np.asarray(coarse[-1], float), links)
-    rows = multigrid._link_rows(links, nodes)
+    chain = coarsest.coarsest_chain(np.asarray(coarse[-1], float), links)
+    rows = coarsest.link_rows(links, nodes)
     spring = rows.T @ np.asarray(links.stiffness) @ rows
-    dense = multigrid._sparse(np.asarray(coarse[-1], float)).toarray()
+    dense = coarsest.sparse_matrix(np.asarray(coarse[-1], float)).toarray()
     r = (np.random.default_rng(5).normal(size=(2, len(rows))) @ rows).reshape(2, 3, *nodes)
     expected, loose = (np.linalg.solve(k, r.reshape(2, -1).T).T for k in (dense + spring, dense))
-    got = np.asarray(multigrid._solve_coarsest(chain, jnp.asarray(r, jnp.float32))).reshape(2, -1)
+    got = np.asarray(coarsest.solve_coarsest(chain, jnp.asarray(r, jnp.float32))).reshape(2, -1)
     assert np.abs(got - expected).max() < 1e-3 * np.abs(loose).max()
     # it can fail: without the links the answer is another one
     assert np.abs(loose - expected).max() > 1e-2 * np.abs(loose).max()
@@ -162,7 +163,7 @@ def test_balancing_solves_the_motions_of_stiff_bodies_exactly(rodded):
     size = jnp.sqrt(jnp.sum(kw**2, axis=(1, 2, 3, 4), keepdims=True))
 
     def error(hierarchy):
-        z = multigrid._balanced(hierarchy, (kw / size).astype(jnp.float32), h, SolverSettings()) * size
+        z = multigrid.balanced_cycle(hierarchy, (kw / size).astype(jnp.float32), h, SolverSettings()) * size
         return float(jnp.abs(z - w).max())
 
     assert error(hierarchy) < 1e-2
@@ -177,19 +178,19 @@ def test_balancing_solves_the_motions_of_stiff_bodies_exactly(rodded):
 
 def test_links_are_weaker_than_nothing_without_their_coarse_part(small):
     """The check above can fail: dropping the link's coarse rows changes the coarse product by far more than 3e-6."""
-    _, _, coarse = multigrid._levels(small.system, GRID.spacing_mm, 2)
+    _, _, coarse = multigrid.levels_of(small.system, GRID.spacing_mm, 2)
     # a relative motion of the two blocks: the lower half moves
     c = np.zeros((1, 3, 5, 5, 7), np.float32)
     c[:, 2, :, :, :3] = 1.0
-    with_links = multigrid._operate_coarse(coarse[0], small.system.links[1], jnp.asarray(c))
-    without = multigrid._operate_coarse(coarse[0], None, jnp.asarray(c))
+    with_links = multigrid.operate_coarse(coarse[0], small.system.links[1], jnp.asarray(c))
+    without = multigrid.operate_coarse(coarse[0], None, jnp.asarray(c))
     assert float(jnp.abs(with_links - without).max()) > 10.0
 
 
 # -- cycle ---------------------------------------------------------------------------------------------------
 @partial(jax.jit, static_argnums=2)
 def cycle(hierarchy: multigrid.Hierarchy, r: jax.Array, spacing_mm: float) -> jax.Array:
-    return multigrid._cycle(hierarchy, r, spacing_mm, SolverSettings())
+    return multigrid.w_cycle(hierarchy, r, spacing_mm, SolverSettings())
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +227,7 @@ def test_v_cycle_of_a_batch_is_that_of_each_right_hand_side(small, cycled):
 def test_solve_is_the_direct_solution_at_contrast_1e6(small, compiled, monkeypatch):
     load = jnp.asarray(masked(small, small.load))
     zero = jnp.zeros_like(load)
-    monkeypatch.setattr(multigrid, "MAX_PLANE_UNKNOWNS", 27)  # two coarse levels
+    monkeypatch.setattr("engine.multigrid.levels.MAX_PLANE_UNKNOWNS", 27)  # two coarse levels
     hierarchy = multigrid.build(small.system, GRID) if compiled else small.hierarchy
     assert isinstance(hierarchy, multigrid.Compiled if compiled else multigrid.Hierarchy)
     u, info = multigrid.solve(GRID.spacing_mm, SETTINGS, small.system, load, hierarchy, zero, zero, jnp.zeros(3))
@@ -318,9 +319,9 @@ def test_islands_below_a_volume_are_dropped_and_listed():
 
 # -- the compiled solver -------------------------------------------------------------------------------------
 def test_compiled_cycle_is_the_cycle_of_the_oracle(small, monkeypatch):
-    """Same algorithm, other code (engine/multigrid.cc): M r agrees to float32 times the smoother's sensitivity to λ_max, which
+    """Same algorithm, other code (engine/multigrid/native/multigrid.cc): M r agrees to float32 times the smoother's sensitivity to λ_max, which
     the two estimate from other starting vectors (1 % apart at most)."""
-    monkeypatch.setattr(multigrid, "MAX_PLANE_UNKNOWNS", 27)
+    monkeypatch.setattr("engine.multigrid.levels.MAX_PLANE_UNKNOWNS", 27)
     bodies = np.zeros(NODES, np.uint8)
     bodies[1:8, 1:8, :6], bodies[1:8, 1:8, 7:] = 1, 2
     system = replace(small.system, bodies=jnp.asarray(bodies))
@@ -342,7 +343,7 @@ def test_compiled_cycle_is_the_cycle_of_the_oracle(small, monkeypatch):
 def test_compiled_w_cycle_is_that_of_the_oracle(monkeypatch):
     """With three coarsenings the second coarse level is visited twice; one visit gives another cycle and needs more iterations."""
     assert multigrid.REPEAT_FROM == 2  # kRepeatFrom of multigrid.cc, which the comparison below holds to it
-    monkeypatch.setattr(multigrid, "MAX_PLANE_UNKNOWNS", 27)
+    monkeypatch.setattr("engine.multigrid.levels.MAX_PLANE_UNKNOWNS", 27)
     grid = Grid((16, 16, 24), (0.0, 0.0, 0.0), 1.0)
     assert multigrid.depth(grid.shape) == 3
     rng = np.random.default_rng(6)
@@ -403,7 +404,7 @@ def test_compiled_sensitivities_are_those_of_the_oracle():
     u, v = (jnp.asarray(rng.normal(size=(3, 3, *NODES))) for _ in range(2))
     solid = mu > 0
     run = np.maximum.accumulate(solid, 2) & np.maximum.accumulate(solid[..., ::-1], 2)[..., ::-1]
-    got = multigrid._native_pairing(jnp.asarray(mu), u, v, GRID.spacing_mm)
+    got = multigrid_compiled.native_pairing(jnp.asarray(mu), u, v, GRID.spacing_mm)
     for mine, oracle in zip(got, elasticity.energy_pairing(u, v, GRID.spacing_mm), strict=True):
         expected = np.where(run, np.asarray(oracle), 0.0)
         assert np.abs(np.asarray(mine) - expected).max() < 1e-12 * np.abs(expected).max()

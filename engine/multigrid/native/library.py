@@ -47,7 +47,7 @@ def cache_dir() -> Path:
     given = os.environ.get("SPINEFIT_CACHE")
     if given:
         return Path(given)
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[3]
     return root / ".cache" if (root / "pyproject.toml").is_file() else Path.home() / ".cache" / "spinefit"
 
 

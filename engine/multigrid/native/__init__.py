@@ -1,0 +1,1 @@
+"""The compiled solver: C++ sources, built on first use."""
