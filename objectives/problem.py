@@ -19,9 +19,11 @@ from jax import Array
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from engine import forward
-from engine.forward import Alloy, Numerics, Scene, Warm, alloy
+from engine.forward import Warm
 from engine.implants import Anatomy, Family, Group, ImplantFields
+from engine.mixture import Alloy, alloy
 from engine.multigrid import Preconditioner, SolveInfo
+from engine.scene import Numerics, Scene
 from engine.types import Response
 from objectives import Goal, load
 

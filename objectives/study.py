@@ -22,13 +22,15 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from engine import forward, implants, loadcases
+from engine import scene as engine_scene
 from engine.boundary import BoundarySettings, boundary
 from engine.elasticity import Grid
-from engine.forward import Numerics, Scene
 from engine.implants import Family, anatomy_at
-from engine.implants.cage import Cage, Catalogue, seat
+from engine.implants._stock import Catalogue, seat
+from engine.implants.cage import Cage
 from engine.materials import bone_law
 from engine.multigrid import UNSOLVED, SolverSettings, statuses
+from engine.scene import Numerics, Scene
 from engine.types import Boundary, Design, Segment, SolverStatus, VoxelField
 from objectives import Goal
 from objectives.problem import Evaluation, Problem, goals, to_unit
@@ -313,8 +315,8 @@ class Prepared:
 
 def prepare(study: Study, spacing_mm: float) -> Prepared:
     """Everything on a grid that the design does not change. Raises ValueError when the intact segment does not solve."""
-    grid = forward.make_grid(study.segment, spacing_mm)
-    scene, numerics = forward.prepare(
+    grid = engine_scene.make_grid(study.segment, spacing_mm)
+    scene, numerics = engine_scene.prepare(
         study.segment, study.boundary, grid, study.config.solver.settings(), study.config.solver.bone_law
     )
     scene, _, info = forward.with_reference(scene, numerics, implants.load("none", {}))

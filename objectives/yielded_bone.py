@@ -8,7 +8,7 @@ density-independent strain), s the C¹ step with half width δ: strain within ±
 Shapes: strain [l, q, 6], volume [q] mm³.
 Loophole: falls when load shifts to bone outside the near region (10 mm under each endplate) or into rods; pair with
 stress shielding and look at the whole strain field. In voxels that are part implant the engine takes bone's strain from
-the stress (engine.forward.medium), which is right for faces across the load only: the SfePy response has no such voxels.
+the stress (engine.mixture.medium), which is right for faces across the load only: the SfePy response has no such voxels.
 Raises: ValueError when the response has no bone sample.
 Ref: Morgan, Keaveny 2001, J Biomech 34:569; use as subsidence measure: Smit et al., arXiv 2406.17487.
 """

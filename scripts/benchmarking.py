@@ -229,7 +229,7 @@ def _measure_iteration(problem: Any, start: dict[str, np.ndarray]) -> tuple[dict
     import jax
     import jax.numpy as jnp
 
-    from engine import forward, multigrid
+    from engine import forward, mixture, multigrid
 
     scene, h, settings = problem.scene, problem.numerics.grid.spacing_mm, problem.numerics.solver
     zero, cold = jnp.zeros(sum(g.kind != "minimise" for g in problem.goals)), forward.cold(scene)
@@ -260,7 +260,7 @@ def _measure_iteration(problem: Any, start: dict[str, np.ndarray]) -> tuple[dict
     full_s, (evaluation, _, _, warm) = design(problem, cold, 0.0102, 0.0101, 0.01)
     build_s, lagged = timed(*(partial(problem.hierarchy, moved(step)) for step in (0.0002, 0.0001, 0.0)))
     device = forward.fields_of(problem.family, problem.physical(moved(0.01)), scene.anatomy)
-    system = forward.linear_system(scene, problem.numerics, device, forward.alloy(problem.family.material))
+    system = forward.linear_system(scene, problem.numerics, device, mixture.alloy(problem.family.material))
     preconditioner = multigrid.build(system, problem.numerics.grid)
     solves(scene.forces)
     solve_s, _ = solves(scene.forces, repeats=3)
@@ -339,12 +339,13 @@ def _designs(made: Any, spacing_mm: float, tolerance: float) -> Any:
     """Designs that are hard in different ways, as linear systems: (name, system, grid, settings, basis loads)."""
     import jax.numpy as jnp
 
-    from engine import forward
+    from engine import forward, mixture
+    from engine.scene import make_grid, prepare
     from objectives import study
 
-    grid = forward.make_grid(made.segment, spacing_mm)
+    grid = make_grid(made.segment, spacing_mm)
     settings = replace(made.config.solver.settings(), tolerance=tolerance)
-    rodded, numerics = forward.prepare(made.segment, made.boundary, grid, settings, made.config.solver.bone_law)
+    rodded, numerics = prepare(made.segment, made.boundary, grid, settings, made.config.solver.bone_law)
     families, cage = study.families(made), made.cage
     values = {k: np.asarray(g.initial, float) for k, g in cage.groups().items()}
     low, high = ({k: getattr(g, end) for k, g in cage.groups().items()} for end in ("lower", "upper"))
@@ -361,7 +362,7 @@ def _designs(made: Any, spacing_mm: float, tolerance: float) -> Any:
     for name, (family, parameters) in every.items():
         scene = rodded if family.rods else replace(rodded, links=None)
         fields = forward.fields_of(family, {k: jnp.asarray(v) for k, v in parameters.items()}, scene.anatomy)
-        system = forward.linear_system(scene, numerics, fields, forward.alloy(family.material))
+        system = forward.linear_system(scene, numerics, fields, mixture.alloy(family.material))
         yield name, system, grid, settings, scene.forces
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 import objectives
-from engine import artifacts, forward
+from engine import artifacts, scene
 from engine.implants import Family
 from engine.patient import load_segment, measure
 from engine.patient.geometry.frames import move_endplate
@@ -81,7 +81,7 @@ def open_designed(folder: Path, fem: FemConfig | None = None) -> Opened:
     segment = load_segment(folder / "segment")
     study = studies.make(segment, config.study)
     return Opened(
-        config, segment, study, studies.families(study), forward.region_of_interest(segment), MeshSettings(**config.fem.mesh),
+        config, segment, study, studies.families(study), scene.region_of_interest(segment), MeshSettings(**config.fem.mesh),
         FemSettings(**({"bone_law": config.study.solver.bone_law} | config.fem.solve)),
     )  # fmt: skip
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from engine import artifacts
 from engine.part.lattice import LatticeSettings
-from engine.patient.prepare import one_line
+from engine.settings import one_line
 from scripts import blueprinting, checking, handover, overrides, pipeline, standing, stored, tracking
 from scripts.command import FAILED, STOPPED, TRANSIENT
 from scripts.pipeline import RunConfig

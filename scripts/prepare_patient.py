@@ -73,7 +73,8 @@ def _opening(given: Given) -> Iterator[str]:
 def _run(given: Given) -> int:
     """Validate, prepare, say what was found."""
     started = time.perf_counter()
-    from engine.patient.prepare import PrepareConfig, alignment_table, prepare
+    from engine.patient.prepare import alignment_table, prepare
+    from engine.patient.sources import PrepareConfig
 
     def log(line: str) -> None:
         print(f"{time.perf_counter() - started:6.1f} s  {line}", flush=True)
@@ -113,7 +114,7 @@ def _run(given: Given) -> int:
 
 
 def _problems(settings: DictConfig) -> Iterable[str]:
-    from engine.patient.prepare import PrepareConfig
+    from engine.patient.sources import PrepareConfig
 
     try:
         typed(PrepareConfig, OmegaConf.to_container(settings, resolve=True))  # type: ignore[arg-type]

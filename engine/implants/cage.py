@@ -23,7 +23,7 @@ With faces: stock the same footprint has the plane or domed faces of a catalogue
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +32,9 @@ from jax import Array
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from engine.implants._abstract import Anatomy, Group, ImplantFields
+from engine.implants._stock import stock_faces
 from engine.materials import IMPLANTS, implant_material
-from engine.sdf import bernstein, fourier, polygon_distance, smooth_max
-from engine.types import Segment
+from engine.sdf import bernstein, fourier, smooth_max
 
 OUTLINE_RANGE = (0.45, 1.0)
 #: Of the circle that fits into the outline about the cage's middle, so that the graft chamber stays open and in one piece.
@@ -263,79 +263,6 @@ def _depth(curve: Any, u: Array, v: Array, middle_v: Array) -> tuple[Array, Arra
     foot_u, foot_v = curve(jax.lax.stop_gradient(angle))
     inradius = jnp.sqrt(jnp.min(points_u**2 + (points_v - middle_v) ** 2))
     return jnp.sqrt((u - foot_u) ** 2 + (v - foot_v) ** 2 + 1e-6), inradius
-
-
-def stock_faces(seat: Any, x: Any, y: Any, y0: Any, u: Any, v: Any) -> tuple[Array, Array]:
-    """Heights of the top and bottom face over plane points about the centre of the disc space, mm."""
-    height, wedge, dome, z0, tilt_x, tilt_y = seat
-    middle = z0 + tilt_x * x + tilt_y * y
-    bulge = dome * (1.0 - jnp.clip((u**4 + v**4 + 1e-12) ** 0.5, 0.0, 1.0))
-    half = height / 2 - (y - y0) * jnp.tan(wedge / 2) + bulge
-    return middle + half, middle - half
-
-
-class Catalogue(BaseModel):
-    """Sizes of the stock device and how deep it is seated into each endplate."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    heights_mm: tuple[Annotated[float, Field(ge=4, le=22)], ...] = tuple(float(h) for h in range(6, 19))
-    lordosis_deg: tuple[Annotated[float, Field(ge=0, le=34)], ...] = (0.0, 4.0, 8.0, 12.0, 15.0)
-    domes_mm: tuple[Annotated[float, Field(ge=0, le=3)], ...] = (0.0, 1.0)
-    seat_depth_mm: float = Field(0.75, gt=0, le=3)
-    least_inside: float = Field(0.97, gt=0, le=1)
-
-
-def seat(cage: Cage, segment: Segment, pose: np.ndarray, catalogue: Catalogue) -> np.ndarray | None:
-    """The catalogue size that fits best at this pose, as the group "seat"; None where the pose is not possible.
-
-    The middle plane follows the two endplates under the footprint, the lordosis is the catalogue's nearest, the height
-    the largest that dips no deeper than seat_depth_mm into either endplate (95th percentile under the footprint), the
-    dome the one that touches more of them. A pose is not possible when more than 1 − least_inside of the footprint
-    reaches over the rims, or when the flattest size is too high.
-    """
-    s = cage.settings
-    reach = 0.5 * float(np.hypot(s.length_mm, s.width_mm)) + abs(float(pose[0])) + abs(float(pose[1]))
-    axis = np.arange(-reach, reach + 0.5, 1.0)
-    x, y = (a.ravel() for a in np.meshgrid(axis, axis, indexing="ij"))
-    parameters = {k: jnp.asarray(g.initial) for k, g in cage.groups().items()} | {"pose": jnp.asarray(pose)}
-    outline, u, v = (np.asarray(f) for f in cage._outline(parameters, jnp.asarray(x), jnp.asarray(y))[:3])
-    if s.pair:
-        mirror = [np.asarray(f) for f in cage._outline(parameters, jnp.asarray(-x), jnp.asarray(y))[:3]]
-        here = outline <= mirror[0]
-        outline, u, v = (np.where(here, a, b) for a, b in zip((outline, u, v), mirror, strict=True))
-    inside = outline < 0
-    x, y, u, v = x[inside], y[inside], u[inside], v[inside]
-    low, high = segment.caudal.superior.centre_mm, segment.cranial.inferior.centre_mm
-    centre = 0.5 * (low + high)
-    plane = np.stack([x, y], -1) + centre[:2]
-    rim = np.maximum(*(polygon_distance(p.rim_mm[:, :2], plane) for p in (segment.caudal.superior, segment.cranial.inferior)))
-    if np.mean(rim + s.rim_inset_mm < 0) < catalogue.least_inside:
-        return None
-    z = np.arange(centre[2] - 12.0, centre[2] + 12.0, 0.25)
-    points = np.concatenate([np.repeat(plane[:, None], len(z), 1), np.broadcast_to(z[None, :, None], (len(plane), len(z), 1))], -1)
-    under = segment.caudal.sdf.sample(points) < 0
-    over = segment.cranial.sdf.sample(points) < 0
-    floor = np.where(under.any(1), z[len(z) - 1 - under[:, ::-1].argmax(1)], z[0])
-    ceiling = np.where(over.any(1), z[over.argmax(1)], z[-1])
-    table = np.stack([np.ones_like(x), x, y], -1)
-    fit_floor, fit_ceiling = (np.linalg.lstsq(table, f, rcond=None)[0] for f in (floor, ceiling))
-    middle = 0.5 * (fit_floor + fit_ceiling)
-    wedge_deg = np.rad2deg(fit_floor[2] - fit_ceiling[2])
-    wedge = np.deg2rad(min(catalogue.lordosis_deg, key=lambda a: abs(a - wedge_deg)))
-    best: tuple[float, np.ndarray] | None = None
-    for dome in catalogue.domes_mm:
-        for height in sorted(catalogue.heights_mm, reverse=True):
-            trial = np.array([height, wedge, dome, middle[0], middle[1], middle[2]])
-            top, bottom = (np.asarray(f) for f in stock_faces(trial, x, y, pose[1], u, v))
-            into_floor, into_ceiling = floor - bottom, top - ceiling
-            shift = 0.5 * (np.quantile(into_floor, 0.95) - np.quantile(into_ceiling, 0.95))
-            into_floor, into_ceiling, trial[3] = into_floor - shift, into_ceiling + shift, trial[3] + shift
-            if max(np.quantile(into_floor, 0.95), np.quantile(into_ceiling, 0.95)) <= catalogue.seat_depth_mm:
-                touching = float(np.mean(into_floor > 0) + np.mean(into_ceiling > 0))
-                if best is None or touching > best[0]:
-                    best = (touching, trial)
-                break
-    return None if best is None else best[1]
 
 
 def _box(terms: int, first: float, others: float) -> np.ndarray:

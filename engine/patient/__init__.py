@@ -11,7 +11,8 @@ from engine.patient.model.scan import from_mask
 from engine.patient.model.surfaces import from_surfaces
 from engine.patient.phantoms.phantom import PhantomSpec, phantom, truth
 from engine.patient.planning import PlanConfig, plan
-from engine.patient.prepare import PrepareConfig, prepare
+from engine.patient.prepare import prepare
+from engine.patient.sources import PrepareConfig
 from engine.types import Segment
 
 

@@ -13,10 +13,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine import artifacts
 from engine.patient.alignment.disc import measure
@@ -30,136 +29,26 @@ from engine.patient.anatomy.hips import noted
 from engine.patient.anatomy.sacrum import local_endplate
 from engine.patient.anatomy.structures import check_subregions, measures
 from engine.patient.anatomy.uncertainty import redraw, redraw_plate, standard_errors, surface_noise
-from engine.patient.bone.assumed import BoneProfile
-from engine.patient.bone.calibrate import calibrate
-from engine.patient.bone.calibration import Calibration, CalibrationConfig, NoCalibration
-from engine.patient.bone.hounsfield import Metal, in_the_disc, scale_findings
-from engine.patient.bone.hounsfield import metal as metal_of
+from engine.patient.bone.calibration import Calibration, NoCalibration
+from engine.patient.bone.hounsfield import Metal
 from engine.patient.bundle import save_bundle, save_segment
 from engine.patient.geometry.distance import surface_sdf
 from engine.patient.geometry.levels import parse_segment
-from engine.patient.labels.placement import displaced
-from engine.patient.labels.quality import accepted, stops
-from engine.patient.labels.understand import Labels, understand
-from engine.patient.model.scan import ScanOptions, cropped, from_labels, on_scan, source_of, stem, with_hardware, with_structures
+from engine.patient.inputs import Inputs, read_inputs, shifted
+from engine.patient.labels.understand import Labels
+from engine.patient.model.scan import ScanOptions, from_labels, source_of, stem, with_hardware, with_structures
 from engine.patient.model.surfaces import from_surfaces
-from engine.patient.phantoms.lumbar import LumbarSpec, lumbar_phantom
-from engine.patient.phantoms.phantom import PhantomSpec, phantom
-from engine.patient.planning import PlanConfig, check_plan, pair, plan
-from engine.patient.read import segmenters
+from engine.patient.phantoms.lumbar import lumbar_phantom
+from engine.patient.phantoms.phantom import phantom
+from engine.patient.planning import check_plan, pair, plan
 from engine.patient.read.image import Image
-from engine.patient.read.images import read_image, read_labels
+from engine.patient.read.images import read_labels
 from engine.patient.report.landmarks import write_landmarks
 from engine.patient.report.overview import write_overview
 from engine.patient.report.page import write_patient_report
-from engine.patient.report.pictures import gate_picture
+from engine.patient.sources import AlignmentConfig, CtSource, LumbarSource, MaskSource, PrepareConfig, SurfacesSource
 from engine.patient.stages import Stages
 from engine.types import Finding, PatientModel, Segment, SegmentAlignment, Vertebra
-
-Posture = Literal["unknown", "supine", "standing"]
-Levels = Literal["segment", "lumbar", "all"]
-
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SurfacesSource(_Settings):
-    """Settings of `from_surfaces`."""
-
-    kind: Literal["surfaces"]
-    path: str
-    unit: Literal["mm", "cm", "m", "inch", "um"] = "mm"
-    axes: str | None = None
-    levels: Literal["segment", "lumbar"] = "lumbar"
-    accept: tuple[str, ...] = ()
-    edge_mm: float = Field(default=1.5, ge=0.8, le=3.0)
-    spacing_mm: float = Field(default=0.75, ge=0.4, le=1.5)
-    posture: Posture = "unknown"
-    name: str | None = None
-
-
-class MaskSource(_Settings):
-    """A label image. `labels`: its scheme (schemes.py), or `label_map` level → number; `accept`: findings to go on with.
-
-    subregions: a TPTBox/SPINEPS sub-region mask on the same grid, for canal, cord, discs and a check of the bodies (structures.py).
-    """
-
-    kind: Literal["mask"]
-    path: str
-    labels: str = "auto"
-    label_map: dict[str, int] | None = None
-    subregions: str | None = None
-    levels: Levels = "lumbar"
-    accept: tuple[str, ...] = ()
-    edge_mm: float = Field(default=1.5, ge=0.8, le=3.0)
-    spacing_mm: float = Field(default=0.75, ge=0.4, le=1.5)
-    posture: Posture = "supine"
-    name: str | None = None
-
-
-class CtSource(MaskSource):
-    """A CT (`path`) and its label image (`mask`), or the segmenter that makes one (segmenters.py), on `device`.
-
-    shell: how the thin cortex is treated (ct_density.py). refine: edges are placed by HU (refine.py). shift_mm: the labels are moved by
-    this, LPS, where they lie beside the scan (placement.py proposes it).
-    """
-
-    kind: Literal["ct"]  # type: ignore[assignment]
-    mask: str
-    device: segmenters.Device = "auto"
-    series: str | None = None
-    shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    shell: Literal["auto", "ct", "assumed"] = "auto"
-    refine: bool = True
-
-
-class MriSource(MaskSource):
-    """An MRI (`path`) and its label image (`mask`), or the segmenter that makes one: geometry only."""
-
-    kind: Literal["mri"]  # type: ignore[assignment]
-    mask: str
-    device: segmenters.Device = "auto"
-    series: str | None = None
-    shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
-
-
-class PhantomSource(_Settings):
-    """Settings of `phantom`."""
-
-    kind: Literal["phantom"]
-    spec: PhantomSpec = PhantomSpec()
-
-
-class LumbarSource(_Settings):
-    """Settings of `lumbar_phantom`."""
-
-    kind: Literal["lumbar"]
-    spec: LumbarSpec = LumbarSpec()
-
-
-class AlignmentConfig(_Settings):
-    """What the images don't say, or what is to win over them. femoral_heads_mm: the two centres, LPS."""
-
-    femoral_heads_mm: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
-    pi_deg: float | None = Field(default=None, ge=10.0, le=110.0)
-    age: float | None = Field(default=None, ge=0.0, le=120.0)
-    draws: int = Field(default=12, ge=0, le=500, description="of the bootstrap over surface noise; 0: no standard errors")
-
-
-Source = Annotated[SurfacesSource | MaskSource | CtSource | MriSource | PhantomSource | LumbarSource, Field(discriminator="kind")]
-
-
-class PrepareConfig(_Settings):
-    """What `prepare_patient` is asked to do."""
-
-    source: Source
-    segment: str = "L4-L5"
-    out: str
-    patient: BoneProfile = BoneProfile()
-    plan: PlanConfig = PlanConfig()
-    calibration: Annotated[CalibrationConfig, Field(discriminator="kind")] = NoCalibration()
-    alignment: AlignmentConfig = AlignmentConfig()
 
 
 @dataclass(frozen=True)
@@ -189,7 +78,7 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] | None = None) -> 
         read = read_inputs(config, source, out, log)
         scan, labels, calibration, metal = read.scan, read.labels, read.calibration, read.metal
         if source.subregions is not None:
-            subregions = _shifted(read_labels(source.subregions, read.grid), source)
+            subregions = shifted(read_labels(source.subregions, read.grid), source)
             check_subregions(subregions, labels)  # before anything slow
         patient = with_structures(model_of(config, source, read, stages), labels, subregions, stages)
         if scan is not None:
@@ -315,113 +204,7 @@ def _with_errors(
     return alignment.with_errors(found), errors
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """What was read: the scan cropped to the spine, labels that passed the gate, the calibration, and metal on the scan's grid.
-
-    grid   the label image as its file has it, before source.shift_mm
-    """
-
-    scan: Image | None
-    grid: Image
-    labels: Labels
-    calibration: Calibration | None
-    metal: Metal | None
-
-
-def _shifted(labels: Image, source: MaskSource) -> Image:
-    """The labels moved by source.shift_mm."""
-    shift = np.array(getattr(source, "shift_mm", (0.0, 0.0, 0.0)))
-    if not shift.any():
-        return labels
-    matrix = labels.lps_from_index.copy()
-    matrix[:3, 3] += shift
-    line = f"labels moved by {shift.tolist()} mm (LPS) against their file, as given by source.shift_mm"
-    return replace(labels, lps_from_index=matrix, notes=(*labels.notes, line))
-
-
-def read_inputs(config: PrepareConfig, source: MaskSource, out: Path, log: Callable[[str], None]) -> _Inputs:
-    """Scan, labels, calibration and metal. Raises ValueError where the gate stops, after writing findings.json and gate.png."""
-    pair = parse_segment(config.segment)
-    scan: Image | None = None
-    asked = not isinstance(config.calibration, NoCalibration)
-    mask_path, scheme, tool = source.path, source.labels, None
-    if isinstance(source, CtSource | MriSource):
-        mask_path, tool = source.mask, segmenters.named(source.mask, source.labels, source.label_map)
-        log(f"reading the scan {source.path}")
-        scan = read_image(source.path, source.series)
-        wanted, other = ("CT", "mri") if isinstance(source, CtSource) else ("MR", "ct")
-        if scan.modality not in (wanted, "unknown"):
-            raise ValueError(f"source={source.kind} was given, but {source.path} is {scan.modality}; give source={other}")
-        for note in scan.notes:
-            log(f"scan: {note}")
-        scan = Image(scan.values, scan.lps_from_index, wanted, scan.notes, scan.source)
-    if asked and (scan is None or scan.modality != "CT"):
-        raise ValueError(
-            f"calibration={config.calibration.kind} asks for bone density, but source={source.kind} gives geometry only "
-            "(HU come from a CT): leave the calibration out (density is then assumed), or give source=ct"
-        )
-    made = None
-    if scan is not None and tool is not None and isinstance(source, CtSource | MriSource):
-        made = segmenters.segment(scan, tool, out / "segmentation", log, source.device)
-        mask_path, scheme = str(made.mask_path), made.scheme_name
-    log(f"reading the labels {mask_path}")
-    image = read_labels(mask_path, scan)
-    if made is not None:
-        image = replace(image, source={**image.source, "segmenter": made.record()})
-    labels = understand(
-        _shifted(image, source), pair, scheme=scheme, label_map=source.label_map, levels=source.levels, accept=source.accept
-    )
-    metal = None
-    cut = scan
-    if scan is not None and not stops(labels.findings):
-        labels = on_scan(scan, labels, pair)
-        cut = cropped(scan, labels)
-        if scan.modality == "CT":
-            more, metal = _on_the_scan(scan, cut, labels, asked, pair)
-            more = [_beside_segment(finding, pair) for finding in accepted(more, source.accept)]
-            out_of = {finding.level for finding in more if finding.severity == "left out"}
-            pieces = {level: piece for level, piece in labels.pieces.items() if level not in out_of}
-            labels = replace(labels, pieces=pieces, findings=(*labels.findings, *more))
-    out.mkdir(parents=True, exist_ok=True)
-    artifacts.write_json(out / "findings.json", [finding.as_dict() for finding in labels.findings])
-    gate_picture(labels, scan, out / "gate.png")
-    for finding in labels.findings:
-        log(finding.line())
-    if stopping := stops(labels.findings):
-        raise ValueError(f"{mask_path}: {stopping} (picture: {out / 'gate.png'})")
-    calibration = calibrate(config.calibration, scan, labels) if asked and scan is not None else None
-    return _Inputs(cut, image, labels, calibration, metal)
-
-
-def _beside_segment(finding: Finding, segment: tuple[str, str]) -> Finding:
-    """A stop on one level that the segment does not need leaves the level out."""
-    beside = finding.severity == "stop" and finding.level and finding.level not in segment
-    return replace(finding, severity="left out") if beside else finding
-
-
-def _on_the_scan(
-    scan: Image, cut: Image, labels: Labels, density: bool, segment: tuple[str, str]
-) -> tuple[list[Finding], Metal | None]:
-    """What a CT says against its labels and its own numbers, and the metal in it (on the grid of `cut`)."""
-    scale = scale_findings(scan, labels, density)
-    if any(finding.code == "hu" and finding.severity != "note" for finding in scale):
-        return scale, None  # its numbers are no HU: neither metal nor the labels' place can be told by them
-    found = [*displaced(scan, labels), *_other_frame(scan, labels), *scale]
-    objects, lines = metal_of(cut, labels)
-    return [*found, *lines, *in_the_disc(cut, labels, segment)], objects
-
-
-def _other_frame(scan: Image, labels: Labels) -> list[Finding]:
-    """A warning where DICOM says that labels and scan are in two frames of reference."""
-    frames = [image.source.get("FrameOfReferenceUID_sha256") for image in (scan, labels.image)]
-    if None in frames or frames[0] == frames[1]:
-        return []
-    text = "labels and scan name two DICOM frames of reference: they are of two acquisitions unless an export has changed it"
-    return [Finding("displaced", "warning", "", text)]
-
-
-def model_of(config: PrepareConfig, source: MaskSource, read: _Inputs, stages: Stages) -> PatientModel:
+def model_of(config: PrepareConfig, source: MaskSource, read: Inputs, stages: Stages) -> PatientModel:
     scan, labels, calibration = read.scan, read.labels, read.calibration
     where = source_of(source.kind, source.path, labels, source.accept, scan)
     if "segmenter" in labels.image.source:
@@ -451,16 +234,6 @@ def model_of(config: PrepareConfig, source: MaskSource, read: _Inputs, stages: S
         stages=stages,
         metal=read.metal,
     )
-
-
-def one_line(error: Exception) -> str:
-    """The error in one line; pydantic's with each key and what was given."""
-    if isinstance(error, ValidationError):
-        return "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']} (given {item['input']!r})"
-            for item in error.errors()
-        )
-    return " ".join(str(error).split())
 
 
 def alignment_table(measured: SegmentAlignment, planned: SegmentAlignment) -> str:

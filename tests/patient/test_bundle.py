@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from engine.patient import PlanConfig, PrepareConfig, load_bundle, load_segment, plan, save_bundle, save_segment
-from engine.patient.prepare import one_line
+from engine.settings import one_line
 from engine.types import PatientModel
 
 ROOT = Path(__file__).resolve().parents[2]

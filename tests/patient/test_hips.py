@@ -14,10 +14,11 @@ from engine.patient.geometry.frames import rotation
 from engine.patient.labels.understand import Labels, understand
 from engine.patient.phantoms.lumbar import LumbarSpec, exact_plates
 from engine.patient.phantoms.lumbar import femoral_heads_mm as exact_heads
-from engine.patient.prepare import AlignmentConfig, femoral_heads_of
+from engine.patient.prepare import femoral_heads_of
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_labels
 from engine.patient.read.schemes import SCHEMES
+from engine.patient.sources import AlignmentConfig
 from engine.types import PatientModel, rigid
 
 #: Left and right centre, LPS; both femurs are the same but mirrored.

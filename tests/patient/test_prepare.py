@@ -13,7 +13,8 @@ import pytest
 from engine.patient.phantoms.lumbar import LumbarSpec, lumbar_phantom, lumbar_truth, scoliotic
 from engine.patient.phantoms.scan_files import write_dicom_series, write_nifti
 from engine.patient.phantoms.synthetic import ScanSpec, synthetic_ct
-from engine.patient.prepare import PrepareConfig, Prepared, prepare
+from engine.patient.prepare import Prepared, prepare
+from engine.patient.sources import PrepareConfig
 
 SPINE = scoliotic(LumbarSpec(spacing_mm=1.5), 12.0)
 SCAN = ScanSpec(voxel_mm=(1.5, 1.5, 1.5), extent="spine", noise_hu=10.0)

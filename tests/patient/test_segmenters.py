@@ -26,12 +26,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from engine.patient.inputs import read_inputs
 from engine.patient.labels.understand import understand
-from engine.patient.prepare import PrepareConfig, model_of, read_inputs
+from engine.patient.prepare import model_of
 from engine.patient.read import external, segmenters
 from engine.patient.read.image import Image, resample_to
 from engine.patient.read.images import read_image, read_labels
 from engine.patient.read.schemes import SCHEMES
+from engine.patient.sources import PrepareConfig
 from engine.patient.stages import Stages
 from engine.types import rigid
 

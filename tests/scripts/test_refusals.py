@@ -9,7 +9,8 @@ import pytest
 
 from engine.patient import PlanConfig
 from engine.patient.planning import check_plan
-from engine.patient.prepare import PrepareConfig, prepare
+from engine.patient.prepare import prepare
+from engine.patient.sources import PrepareConfig
 
 
 @pytest.mark.parametrize(

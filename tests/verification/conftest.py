@@ -17,9 +17,10 @@ import pytest
 
 from engine import forward, implants, loadcases
 from engine.boundary import BoundarySettings, boundary
-from engine.forward import Numerics, Scene, Warm
+from engine.forward import Warm
 from engine.multigrid import SolverSettings
 from engine.patient import phantom_segment
+from engine.scene import Numerics, Scene, make_grid, prepare
 from engine.types import Response, Segment
 from objectives.problem import goals, to_unit
 
@@ -127,8 +128,8 @@ def load_cases(segment: Segment, loads=LOADS):
 def rodded(segment) -> tuple[Scene, Numerics]:
     """The phantom with rods on a 3 mm grid of 20 × 24 × 32 voxels, two coarse levels, 55 000 unknowns."""
     held = boundary(segment, load_cases(segment), True, BoundarySettings())
-    grid = forward.make_grid(segment, SPACING_MM)
-    return forward.prepare(segment, held, grid, SolverSettings(tolerance=1e-10), "morgan2003_vertebra")
+    grid = make_grid(segment, SPACING_MM)
+    return prepare(segment, held, grid, SolverSettings(tolerance=1e-10), "morgan2003_vertebra")
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ import pytest
 import scipy.sparse as sp
 import scipy.sparse.linalg as spla
 
-from engine import elasticity, forward
+from engine import elasticity, mixture
 from engine.elasticity import Grid, Medium, element_matrices
 from engine.sdf import fill
 from engine.types import REGIONS
@@ -94,8 +94,8 @@ def two_phase(shares: dict[str, np.ndarray], implant: tuple[float, float], bone:
     every = jnp.stack([jnp.broadcast_to(shares.get(name, 0.0), shape) for name in REGIONS], axis=-1)
     e_bone = jnp.full(shape, bone[0])
     scene = SimpleNamespace(e_caudal=e_bone, e_cranial=e_bone, support=jnp.zeros(shape), tissue=jnp.ones(shape))
-    alloy = forward.Alloy(jnp.asarray(implant[0]), jnp.asarray(implant[1]), jnp.asarray(1.0))
-    return forward.medium(scene, every, jnp.ones(shape), alloy, bone[1])[0]  # type: ignore[arg-type]
+    alloy = mixture.Alloy(jnp.asarray(implant[0]), jnp.asarray(implant[1]), jnp.asarray(1.0))
+    return mixture.medium(scene, every, jnp.ones(shape), alloy, bone[1])[0]  # type: ignore[arg-type]
 
 
 def arithmetic(share: np.ndarray, first: tuple[float, float], second: tuple[float, float]) -> Medium:

@@ -14,6 +14,7 @@ from engine import forward, implants, multigrid
 from engine.boundary import BoundarySettings, boundary
 from engine.multigrid import SolverSettings
 from engine.patient import phantom_segment
+from engine.scene import make_grid, prepare
 from objectives.problem import Problem, goals
 
 
@@ -36,8 +37,8 @@ def compiled():
 def design_iteration(segment) -> np.ndarray:
     """The measures of the first iteration on a patient, gradient and all."""
     held = boundary(segment, load_cases(segment), True, BoundarySettings())
-    grid = forward.make_grid(segment, SPACING_MM)
-    scene, numerics = forward.prepare(segment, held, grid, SolverSettings(), "morgan2003_vertebra")
+    grid = make_grid(segment, SPACING_MM)
+    scene, numerics = prepare(segment, held, grid, SolverSettings(), "morgan2003_vertebra")
     scene = replace(scene, reference_sed=jnp.ones((len(numerics.loadcases), len(scene.sample))))
     problem = Problem(scene, numerics, implants.load("cage", CAGE), goals(GOALS))
     unit = problem.initial()

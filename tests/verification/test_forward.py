@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engine import elasticity, forward, implants, multigrid
+from engine import elasticity, forward, implants, mixture, multigrid
 from engine.implants._abstract import DISC_MARGIN_MM
 from engine.materials import SOFT, lame
+from engine.scene import check_facets, largest_piece, prepare
 from engine.sdf import FILL_WIDTH_VOXELS, fill
 from engine.types import REGIONS
 from objectives._abstract import principal_strains
@@ -126,7 +127,7 @@ def test_phantom_bends_left_as_it_bends_right(bench, start):
 def shares(bench):
     parameters = {k: jnp.asarray(g.initial) for k, g in bench.family.groups().items()}
     implant = bench.family.fields(parameters, bench.scene.anatomy)
-    return implant, np.asarray(forward.fractions(bench.scene, bench.numerics.grid.spacing_mm, implant))
+    return implant, np.asarray(mixture.fractions(bench.scene, bench.numerics.grid.spacing_mm, implant))
 
 
 def test_fractions_are_shares_of_a_whole(shares):
@@ -147,7 +148,7 @@ def test_conforming_faces_leave_no_gap(bench):
     anatomy, h = bench.scene.anatomy, bench.numerics.grid.spacing_mm
     family = implants.load("full_endplate", {})
     implant = family.fields({}, anatomy)
-    fractions = np.asarray(forward.fractions(bench.scene, h, implant))
+    fractions = np.asarray(mixture.fractions(bench.scene, h, implant))
     # where the disc-space body, which ends at the rounded rims, does not cut the part off first
     clear = (np.asarray(anatomy.rim) < -HALF * h - family.rim_inset_mm) & (np.asarray(anatomy.disc) < -HALF * h - DISC_MARGIN_MM)
     part = fractions[..., IMPLANT]
@@ -167,7 +168,7 @@ def test_offset_face_opens_a_gap(bench):
     shares = []
     for p in ({k: jnp.asarray(g.initial) for k, g in bench.family.groups().items()}, parameters):
         implant = bench.family.fields(p, bench.scene.anatomy)
-        shares.append(np.asarray(forward.fractions(bench.scene, bench.numerics.grid.spacing_mm, implant)))
+        shares.append(np.asarray(mixture.fractions(bench.scene, bench.numerics.grid.spacing_mm, implant)))
     lost = shares[0][..., IMPLANT].sum() - shares[1][..., IMPLANT].sum()
     gained = shares[1][..., 0].sum() - shares[0][..., 0].sum()
     assert lost > 1
@@ -181,7 +182,7 @@ def test_bone_and_implant_volume_follow_the_offset(bench):
     sunk = {**base, "offset_caudal": -0.5 + 0 * base["offset_caudal"]}
     h = bench.numerics.grid.spacing_mm
     before, after = (
-        np.asarray(forward.fractions(bench.scene, h, bench.family.fields(p, bench.scene.anatomy))).sum((0, 1, 2))
+        np.asarray(mixture.fractions(bench.scene, h, bench.family.fields(p, bench.scene.anatomy))).sum((0, 1, 2))
         for p in (base, sunk)
     )
     gained = after[IMPLANT] - before[IMPLANT]
@@ -197,7 +198,7 @@ def test_derivative_at_a_conforming_face_is_that_of_sinking_it(bench):
 
     def shares(t):
         p = {**base, "offset_caudal": base["offset_caudal"] - t}
-        return forward.fractions(bench.scene, bench.numerics.grid.spacing_mm, bench.family.fields(p, bench.scene.anatomy))
+        return mixture.fractions(bench.scene, bench.numerics.grid.spacing_mm, bench.family.fields(p, bench.scene.anatomy))
 
     at, tangent = jax.jvp(shares, (0.0,), (1.0,))
     step = 1e-5
@@ -256,7 +257,7 @@ def test_layers_across_the_load_are_in_series_wherever_the_interface_lies(rodded
     The part's share of the voxel is exact to 1 % (λ and μ are averaged apart); an arithmetic mean loses the half voxel.
     """
     scene, shares = layered(rodded[0], 2, at)
-    body, strain_ratio = forward.medium(scene, shares, jnp.ones(shares.shape[:3]), forward.alloy("peek"), 0.3)
+    body, strain_ratio = mixture.medium(scene, shares, jnp.ones(shares.shape[:3]), mixture.alloy("peek"), 0.3)
     m = np.asarray(body.lam + 2 * body.mu)[5, 5]
     layers = [lam + 2 * mu for lam, mu in (lame(900.0, 0.3), lame(SOFT["remnant"].e_mpa, SOFT["remnant"].poisson))]
     exact = at / layers[0] + (m.size - at) / layers[1]
@@ -273,7 +274,7 @@ def test_layers_across_the_load_are_in_series_wherever_the_interface_lies(rodded
 
 def test_side_walls_take_the_geometric_mean(rodded):
     scene, shares = layered(rodded[0], 0, 8.5)
-    body, _ = forward.medium(scene, shares, jnp.ones(shares.shape[:3]), forward.alloy("peek"), 0.3)
+    body, _ = mixture.medium(scene, shares, jnp.ones(shares.shape[:3]), mixture.alloy("peek"), 0.3)
     soft = lame(SOFT["remnant"].e_mpa, SOFT["remnant"].poisson)[1]
     assert float(body.mu[8, 9, 9]) == pytest.approx(np.sqrt(lame(900.0, 0.3)[1] * soft), rel=1e-3)
 
@@ -282,23 +283,23 @@ def test_vertebrae_that_share_voxels_behind_the_disc_are_refused(rodded, segment
     scene, numerics = rodded
     distance = {"caudal": np.asarray(scene.caudal), "cranial": np.asarray(scene.cranial)}
     points = numerics.grid.centres()
-    forward._check_facets(segment, distance, points, numerics.grid.spacing_mm)
+    check_facets(segment, distance, points, numerics.grid.spacing_mm)
     wall = max(segment.caudal.superior.rim_mm[:, 1].max(), segment.cranial.inferior.rim_mm[:, 1].max())
     behind = (points[..., 1] > wall + 4.0) & (np.abs(points[..., 0]) < 8.0)
     fused = {k: np.where(behind, -1.0, d) for k, d in distance.items()}
     with pytest.raises(ValueError, match=r"facets fuse on a 3 mm grid.*three voxels apart"):
-        forward._check_facets(segment, fused, points, numerics.grid.spacing_mm)
+        check_facets(segment, fused, points, numerics.grid.spacing_mm)
 
 
 def test_a_loose_piece_of_bone_is_left_out(rodded):
     scene, numerics = rodded
     h = numerics.grid.spacing_mm
     distance = np.asarray(scene.cranial).copy()
-    kept = forward._largest_piece("cranial", distance, h)
+    kept = largest_piece("cranial", distance, h)
     far = np.unravel_index(np.argmax(distance), distance.shape)
     distance[far] = -0.5 * h
     assert distance[far] < 0
-    cleaned = forward._largest_piece("cranial", distance, h)
+    cleaned = largest_piece("cranial", distance, h)
     assert cleaned[far] >= 0.5 * FILL_WIDTH_VOXELS * h
     mask = np.ones(distance.shape, bool)
     mask[far] = False
@@ -308,7 +309,7 @@ def test_a_loose_piece_of_bone_is_left_out(rodded):
 # -- refusal -------------------------------------------------------------------------------------------------
 def test_unknown_bone_law_lists_the_known_ones(segment):
     with pytest.raises(ValueError, match="'iron' is unknown; choose one of morgan2003_vertebra"):
-        forward.prepare(segment, None, None, multigrid.SolverSettings(), "iron")
+        prepare(segment, None, None, multigrid.SolverSettings(), "iron")
 
 
 @pytest.mark.slow

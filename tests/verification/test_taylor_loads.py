@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from test_gradients import FINE, interior
 
 from engine import forward
+from engine import scene as engine_scene
 from engine.patient import PrepareConfig, prepare
 from engine.types import Response
 from objectives import load, study
@@ -120,8 +121,8 @@ def test_every_load_case_on_verse004(data_dir, tmp_path):
     prepared = PrepareConfig.model_validate(OmegaConf.to_container(patient, resolve=True))
     segment = prepare(prepared).segment
     made = study.make(segment, configure.run_config(run)[0].study)
-    grid = forward.make_grid(segment, 2.0)
-    scene, numerics = forward.prepare(segment, made.boundary, grid, made.config.solver.settings(), made.config.solver.bone_law)
+    grid = engine_scene.make_grid(segment, 2.0)
+    scene, numerics = engine_scene.prepare(segment, made.boundary, grid, made.config.solver.settings(), made.config.solver.bone_law)
     lines, missed = table(scene, numerics, made.cage)
     print("\n".join(lines))
     print(f"{len(lines) - missed} of {len(lines)}")

@@ -1,0 +1,19 @@
+"""The base of all settings models, and their errors in one line."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def one_line(error: Exception) -> str:
+    """The error in one line; pydantic's with each key and what was given."""
+    if isinstance(error, ValidationError):
+        return "; ".join(
+            f"{'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']} (given {item['input']!r})"
+            for item in error.errors()
+        )
+    return " ".join(str(error).split())
