@@ -2,7 +2,7 @@
 
     −div σ = f,  σ = λ tr(ε) 1 + 2μ ε,  traction −κ w u on the support, links on mean rigid motions of patches
 
-P2 tetrahedra assembled by SfePy (fem/elasticity.py), one factorisation for all load cases (fem/linear.py).
+P2 tetrahedra assembled by SfePy (fem/elastic/operators.py), one factorisation for all load cases (fem/elastic/factor.py).
 Moduli at the quadrature points: bone from its density by the bone law, lattice by its homogenised ratio.
 """
 
@@ -25,12 +25,12 @@ from vtkmodules.vtkIOXML import vtkXMLUnstructuredGridWriter
 
 from engine import materials
 from engine.types import BODIES, REGIONS, Boundary, Design, Patch, Response, Segment, SolverStatus, stack_loads
-from fem import elasticity as el
-from fem.contact import ContactSettings, interface, solve_contact, split
+from fem.elastic import operators as el
+from fem.elastic.contact import ContactSettings, interface, solve_contact, split
+from fem.elastic.factor import LinkRows, solve_linear
 from fem.fields import array_name
-from fem.linear import LinkRows, solve_linear
-from fem.mesh import TetMesh
-from fem.tets import components
+from fem.mesh.build import TetMesh
+from fem.mesh.tets import components
 
 log = logging.getLogger("spinefit.fem")
 
@@ -43,7 +43,7 @@ class FemSettings:
     sample           "qp": a sample per quadrature point; "cell": volume average per tetrahedron
     sample_all       keep samples of all regions (memory), not only near bone, implant and graft
     max_direct_dofs  above it the iterative solver is taken (PARDISO: about 15 MB per 1000 unknowns)
-    contact          null: the implant is bonded to bone, graft and disc; a number: it only presses on them (fem/contact.py), with that
+    contact          null: the implant is bonded to bone, graft and disc; a number: it only presses on them (fem/elastic/contact.py), with that
                      coefficient of friction (0: none)
     contact_mpa_per_mm  the contact's stiffness
     bone_factor      factor on the modulus that the bone law gives (sensitivity: 0.7 and 1.3); yield, a strain, stays as it is

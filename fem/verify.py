@@ -18,7 +18,7 @@ from scipy.spatial import cKDTree
 
 from engine import artifacts
 from engine.types import Boundary, Design, Response, Segment, SolverStatus, Surface
-from fem.mesh import MeshError, MeshSettings, TetMesh, build_mesh
+from fem.mesh.build import MeshError, MeshSettings, TetMesh, build_mesh
 from fem.solve import FemSettings, solve, write_vtu
 
 log = logging.getLogger("spinefit.fem")

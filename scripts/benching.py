@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from engine import artifacts, materials
 from engine.types import Boundary, Design, LoadCase, Response, Segment, Surface, Wrench
-from fem.mesh import MeshSettings
+from fem.mesh.build import MeshSettings
 from fem.solve import FemSettings, principal, solve, von_mises, write_vtu
 from fem.verify import meshed
 from objectives.study import ARMS
@@ -71,7 +71,7 @@ def bench_part(
     segment: Segment, design: Design, surface: Surface, base: Boundary, crop_mm: np.ndarray, mesh: MeshSettings, fem: FemSettings,
     foam_mpa: float, folder: Path,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
-    """Figures by test. Raises ValueError or fem.mesh.MeshError where a test cannot be done."""
+    """Figures by test. Raises ValueError or fem.mesh.build.MeshError where a test cannot be done."""
     grid = meshed(segment, design, surface, mesh, crop_mm, folder / "mesh.npz")
     part = grid.points_mm[np.unique(grid.tets[grid.labels == 2])]
     boundary = boundary_of(segment, base, 0.5 * (part.min(0) + part.max(0)))

@@ -23,7 +23,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine import artifacts
-from fem.result import Result
+from fem.report.result import Result
 from objectives.study import ARMS, FLOORS
 from scripts import paired, standing
 from scripts.pipeline import OUTCOME

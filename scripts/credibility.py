@@ -1,4 +1,4 @@
-"""What a run's report says of its credibility (fem/credibility.py): the user's words, materials, and the studies on record.
+"""What a run's report says of its credibility (fem/report/credibility.py): the user's words, materials, and the studies on record.
 
     <out>/studies.json      studies that need no run folder, as scripts/validation.py ran them last: figures, version, date, what missed
     <run>/<study>.json      studies of that run
@@ -14,7 +14,7 @@ import numpy as np
 
 from engine import artifacts
 from engine.types import REGIONS
-from fem.credibility import provenance
+from fem.report.credibility import provenance
 from objectives.study import ARMS, Study
 from scripts.pipeline import RunConfig
 

@@ -1,6 +1,6 @@
 """The pictures of a checked run's report: anatomy, the cage, footprints, cuts through the strain.
 
-All in the segment frame; fem/render.py draws them.
+All in the segment frame; fem/report/render.py draws them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from skimage.measure import find_contours
 from engine import artifacts
 from engine.page import Picture
 from engine.types import Segment
-from fem.render import render_all
+from fem.report.render import render_all
 from objectives.study import ARMS
 
 #: The load case whose strain is cut through: it presses the cage hardest.
@@ -47,7 +47,7 @@ def draw(segment: Segment, folder: Path, arms: dict[str, Any]) -> tuple[list[Pic
 def picture_jobs(
     segment: Segment, folder: Path, arms: dict[str, Any], bones: list[Path]
 ) -> tuple[list[dict[str, Any]], dict[str, tuple[str, str]]]:
-    """Jobs of fem/render.py, and by name the title and what is to be seen.
+    """Jobs of fem/report/render.py, and by name the title and what is to be seen.
 
     bones: surface files of the two vertebrae.
     """

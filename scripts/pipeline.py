@@ -38,9 +38,9 @@ from engine.part.lattice import LatticeSettings
 from engine.part.meshfiles import PartLabel
 from engine.patient import load_segment, phantom_segment, save_segment
 from engine.types import Design, Segment, Surface
-from fem.contact import ContactSettings
+from fem.elastic.contact import ContactSettings
 from fem.fields import array_name
-from fem.mesh import MeshSettings
+from fem.mesh.build import MeshSettings
 from fem.solve import FemSettings
 from objectives import study as studies
 from objectives.study import ARMS, FLOORS, Study, StudyConfig
@@ -63,7 +63,7 @@ class PatientConfig(BaseModel):
 
 
 class FemConfig(BaseModel):
-    """SfePy check: mesh sizes and solver; see fem.mesh.MeshSettings and fem.solve.FemSettings.
+    """SfePy check: mesh sizes and solver; see fem.mesh.build.MeshSettings and fem.solve.FemSettings.
 
     contact: coefficients of friction with which every arm is solved again, its implant only pressing on what it touches
     """
@@ -83,7 +83,7 @@ class FemConfig(BaseModel):
                 raise ValueError(f"unknown key {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
             kind(**given)
         if "contact" in self.solve:
-            raise ValueError("solve.contact: give fem.contact=[…]; every arm is then solved bonded and with contact")
+            raise ValueError("solve.contact: give fem.elastic.contact=[…]; every arm is then solved bonded and with contact")
         for friction in self.contact:
             ContactSettings(friction)
         if wrong := [a for a in self.arms if a not in (*FLOORS, *ARMS)]:

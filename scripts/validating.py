@@ -15,7 +15,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fem.intact import IntactSegment
+from fem.intact import materials
+from fem.intact.segment import IntactSegment
 from scripts import (
     credibility,
     overrides,
@@ -105,7 +106,7 @@ def _intact(config: ValidationConfig) -> Outcome:
     folder, keep = data_folder(config.data) / "lumbar_meshes", Path(config.out) / "intact"
     found = {
         which: validation_intact.tested(validation_intact.balanced(validation_intact.read_segment(folder, ligaments=which)), keep / which)
-        for which in validation_intact.LIGAMENTS
+        for which in materials.LIGAMENTS
     }  # fmt: skip
     rows = []
     for p in validation_intact.PUBLISHED:

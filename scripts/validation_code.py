@@ -22,11 +22,11 @@ import numpy as np
 import scipy.sparse as sp
 
 from engine.materials import lame
-from fem import elasticity as el
-from fem.faces import boundary, faces_of, traction
-from fem.linear import Factor
-from fem.mesh import TetMesh
-from fem.tets import bricks, positive
+from fem.elastic import operators as el
+from fem.elastic.faces import boundary, faces_of, traction
+from fem.elastic.factor import Factor
+from fem.mesh.build import TetMesh
+from fem.mesh.tets import bricks, positive
 
 #: Elements across at the coarsest of three meshes.
 STEPS = (1, 2, 4)

@@ -1,4 +1,4 @@
-"""Verification of unilateral contact (fem/contact.py) against closed forms.
+"""Verification of unilateral contact (fem/elastic/contact.py) against closed forms.
 
 patch       two blocks pressed together: uniform pressure F/A
 eccentric   a stiff block on a soft unilateral layer under a force e from the middle of its length L, e > L/6: pressure falls linearly
@@ -18,11 +18,11 @@ import numpy as np
 import scipy.sparse as sp
 
 from engine.materials import lame
-from fem import elasticity as el
-from fem.contact import Contact, ContactSettings, Interface, interface, solve_contact, split
-from fem.faces import boundary, faces_of, traction
-from fem.mesh import TetMesh
-from fem.tets import bricks
+from fem.elastic import operators as el
+from fem.elastic.contact import Contact, ContactSettings, Interface, interface, solve_contact, split
+from fem.elastic.faces import boundary, faces_of, traction
+from fem.mesh.build import TetMesh
+from fem.mesh.tets import bricks
 from scripts.validation_code import Row
 
 Gap = Callable[[np.ndarray], np.ndarray]

@@ -20,7 +20,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from engine.types import Response
-from fem.mesh import MeshSettings
+from fem.mesh.build import MeshSettings
 from objectives import study as studies
 from scripts import checking, pipeline
 
@@ -103,7 +103,7 @@ def converge(run: Path, arms: tuple[str, ...], out: Path, processes: int = 2) ->
         three = [results[arm, level][0] for level in range(len(SCALES))]
         count = tetrahedra[arm]
         if all(three) and not count[0] < count[1] < count[2]:
-            failed.append(f"{arm}: {count} tetrahedra are no refinement (a mesh was retried finer, fem/mesh.py): no estimate is given")
+            failed.append(f"{arm}: {count} tetrahedra are no refinement (a mesh was retried finer, fem/mesh/build.py): no estimate is given")
         elif all(three):
             ratios = (count[1] / count[0]) ** (1 / 3), (count[2] / count[1]) ** (1 / 3)
             estimates += [estimate(arm, name, (three[0][name], three[1][name], three[2][name]), ratios) for name in three[0]]

@@ -1,4 +1,4 @@
-"""Verification of finite-strain elasticity (fem/hyperelastic.py) against closed forms, displacements given, forces compared.
+"""Verification of finite-strain elasticity (fem/intact/hyperelastic.py) against closed forms, displacements given, forces compared.
 
 uniaxial   an incompressible bar: nominal stress P = 2 (λ − λ⁻²) (W₁ + C01/λ), W₁ = C10 + 2 C20 (I1 − 3) + 3 C30 (I1 − 3)², I1 = λ² + 2/λ
 fibres     the same with fibres along it: P + share σ(λ − 1)
@@ -13,8 +13,8 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.integrate import quad
 
-from fem.hyperelastic import Body, Fibres, Solid
-from fem.linear import Factor
+from fem.elastic.factor import Factor
+from fem.intact.hyperelastic import Body, Fibres, Solid
 from scripts.validation_code import Row
 
 YEOH = Solid(0.2, 4e3, c01=0.05, c20=0.2, c30=1.0, mixed=True)

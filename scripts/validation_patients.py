@@ -1,6 +1,6 @@
 """The disc of any prepared patient at finite strain, without posterior elements: nucleus, four rings of annulus, ALL and PLL.
 
-Hexahedra between the patient's own endplates (fem/disc_mesh.py), materials and ligament laws as in scripts/validation_intact.py; ALL and
+Hexahedra between the patient's own endplates (fem/intact/disc_mesh.py), materials and ligament laws as in scripts/validation_intact.py; ALL and
 PLL from rim to rim over the same share of the disc's width as in lumbar_meshes. Facets and the other ligaments are left out: their
 insertions are on no clinical scan. lumbar_meshes' own hexahedra in the same test say what the generated mesh is worth.
 """
@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from engine.types import Endplate, Segment
-from fem.disc_mesh import DiscSettings, disc_mesh
-from fem.hyperelastic import jacobians
-from fem.intact import IntactSegment, Ligament, Load, Step
+from fem.intact import materials
+from fem.intact.disc_mesh import DiscSettings, disc_mesh
+from fem.intact.hyperelastic import jacobians
+from fem.intact.segment import IntactSegment, Ligament, Load, Step
 from scripts import validation_intact as intact
 
 #: Strands and the share of the disc's width over which they are spread; front or back (lumbar_meshes, L4-L5).
@@ -25,12 +26,12 @@ QUANTITIES = tuple(p for p in intact.PUBLISHED if "no posterior elements" in p.q
 
 
 def patient_segment(segment: Segment, settings: DiscSettings = COARSE, order: int = 1) -> IntactSegment:
-    """The intact motion segment of a planned patient, in its planned pose. Raises ValueError as fem.disc_mesh.disc_mesh."""
-    if settings.rings != len(intact.FIBRE_FACTOR):
-        raise ValueError(f"rings={settings.rings}: the annulus' materials are given for {len(intact.FIBRE_FACTOR)} rings")
+    """The intact motion segment of a planned patient, in its planned pose. Raises ValueError as fem.intact.disc_mesh.disc_mesh."""
+    if settings.rings != len(materials.FIBRE_FACTOR):
+        raise ValueError(f"rings={settings.rings}: the annulus' materials are given for {len(materials.FIBRE_FACTOR)} rings")
     mesh = disc_mesh(segment, settings)
-    disc = intact.disc_body(mesh.points_mm, mesh.hexes, mesh.group, order)
-    caudal, cranial = (mesh.caudal_nodes, mesh.cranial_nodes) if order == 1 else intact._ends(disc)
+    disc = materials.disc_body(mesh.points_mm, mesh.hexes, mesh.group, order)
+    caudal, cranial = (mesh.caudal_nodes, mesh.cranial_nodes) if order == 1 else materials.ends_of(disc)
     low, high = segment.caudal.superior, segment.cranial.inferior
     up = low.normal - high.normal
     up /= np.linalg.norm(up)
@@ -38,10 +39,10 @@ def patient_segment(segment: Segment, settings: DiscSettings = COARSE, order: in
     left /= np.linalg.norm(left)
     above, below = (0.5 * (v.superior.centre_mm + v.inferior.centre_mm) for v in (segment.cranial, segment.caudal))
     ligaments = [
-        Ligament(name, _band(high, n, share, side), _band(low, n, share, side), intact.REMUS[name])
+        Ligament(name, _band(high, n, share, side), _band(low, n, share, side), materials.REMUS[name])
         for name, (n, share, side) in BANDS.items()
     ]
-    return IntactSegment(disc, cranial, caudal, np.stack([np.cross(left, up), left, up]), above, below, intact.NUCLEUS, ligaments)
+    return IntactSegment(disc, cranial, caudal, np.stack([np.cross(left, up), left, up]), above, below, materials.NUCLEUS, ligaments)
 
 
 def _band(plate: Endplate, strands: int, share: float, side: float) -> np.ndarray:
@@ -83,5 +84,5 @@ def shape(segment: IntactSegment) -> dict[str, float]:
     corners = d.cell_nodes[:, :8]
     volume = jacobians(d.nodes_mm[corners]).sum(1)
     area = float(np.prod([np.ptp(d.nodes_mm @ segment.axes[k]) for k in (0, 1)])) * 0.25 * np.pi
-    return {"volume mm3": float(volume.sum()), "nucleus share": float(volume[d.group == intact.NUCLEUS].sum() / volume.sum()),
+    return {"volume mm3": float(volume.sum()), "nucleus share": float(volume[d.group == materials.NUCLEUS].sum() / volume.sum()),
             "area mm2": area, "unknowns": float(d.size)}  # fmt: skip

@@ -18,9 +18,9 @@ import numpy as np
 from scipy import ndimage
 
 from engine.materials import bone_law, lame
-from fem import elasticity as el
-from fem.linear import Factor
-from fem.mesh import TetMesh
+from fem.elastic import operators as el
+from fem.elastic.factor import Factor
+from fem.mesh.build import TetMesh
 
 LAW = bone_law("verse19fem")
 PAD_MPA, LOWER_PAD, UPPER_PAD, BINS, LEAST_MG_CM3, STROKE_MM = 2500.0, 5, 6, 128, -31, 0.2

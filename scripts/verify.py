@@ -104,12 +104,12 @@ COMMAND = Command(
             "true: nothing is solved, the page is written again with the studies of validation.py"
             " that are there now"
         ),
-        "fem.contact": (
-            "coefficients of friction, e.g. 'fem.contact=[0,0.5]' with fem=standard: every arm"
+        "fem.elastic.contact": (
+            "coefficients of friction, e.g. 'fem.elastic.contact=[0,0.5]' with fem=standard: every arm"
             " again, only pressing"
         ),
     },
-    examples=("run=runs/a", "run=runs/a fem=fine", "run=runs/a fem=standard 'fem.contact=[0,0.5]'"),
+    examples=("run=runs/a", "run=runs/a fem=fine", "run=runs/a fem=standard 'fem.elastic.contact=[0,0.5]'"),
     task=_run,
     opening=_opening,
 )

@@ -18,8 +18,8 @@ from engine.types import (
     VoxelField,
     Wrench,
 )
-from fem import tets as tt
-from fem.mesh import TetMesh
+from fem.mesh import tets as tt
+from fem.mesh.build import TetMesh
 
 INTACT = Design("intact", "none", "ti6al4v", None, None, None)
 

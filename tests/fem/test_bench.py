@@ -10,7 +10,7 @@ from fem_segment import BODY_MM, DISC_MM, HALF, make_boundary
 from test_mesh import COARSE
 
 from engine.materials import IMPLANTS
-from fem.mesh import default_crop
+from fem.mesh.build import default_crop
 from fem.solve import FemSettings
 from scripts import benching as bench
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fem.contact import split
+from fem.elastic.contact import split
 from scripts import validation_contact as closed
 
 
@@ -18,8 +18,8 @@ def test_splitting_keeps_the_volume_and_finds_both_sides():
 
 
 def test_a_region_that_touches_nothing_is_named():
-    from fem.mesh import TetMesh
-    from fem.tets import bricks
+    from fem.mesh.build import TetMesh
+    from fem.mesh.tets import bricks
 
     points, tets = bricks([np.arange(3.0)] * 3)
     with pytest.raises(ValueError, match="region 4 touches no other"):

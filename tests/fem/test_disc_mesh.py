@@ -9,8 +9,9 @@ import pytest
 
 from engine.patient import PlanConfig, from_surfaces, plan
 from engine.types import VoxelField
-from fem.disc_mesh import DiscSettings, _circle, disc_mesh
-from fem.hyperelastic import jacobians
+from fem.intact import materials
+from fem.intact.disc_mesh import DiscSettings, circle_mesh, disc_mesh
+from fem.intact.hyperelastic import jacobians
 from scripts import validation_intact, validation_patients
 from tests.fem.fem_segment import CONCAVE_MM, DISC_MM, HALF, make_segment
 
@@ -26,7 +27,7 @@ def volumes(mesh):
 
 @pytest.mark.parametrize("settings", [DiscSettings(), DiscSettings(around=24, rings=2, layers=3), DiscSettings(nucleus_back=0.1)])
 def test_the_circles_mesh_covers_it_with_good_quads(settings):
-    points, quads, group = _circle(settings)
+    points, quads, group = circle_mesh(settings)
     a, b, c, d = (points[quads[:, k]] for k in range(4))
     cross = lambda u, v: u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0]  # noqa: E731
     area = 0.5 * cross(c - a, d - b)
@@ -57,7 +58,7 @@ def test_its_ends_lie_on_the_bones(segment):
 def test_rings_are_one_element_thick_and_fibres_run_round_them(segment):
     mesh = disc_mesh(segment)
     for ring in (1, 4):
-        a = validation_intact.fibre_directions(mesh.points_mm, mesh.hexes, mesh.group, ring, 30.0)
+        a = materials.fibre_directions(mesh.points_mm, mesh.hexes, mesh.group, ring, 30.0)
         centre = mesh.points_mm[mesh.hexes[mesh.group == ring]].mean(1)
         outward = centre[:, :2] * [1 / HALF[0] ** 2, 1 / HALF[1] ** 2]
         outward /= np.linalg.norm(outward, axis=1)[:, None]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from fem.hyperelastic import Body, Fibres, Solid
+from fem.intact.hyperelastic import Body, Fibres, Solid
 from scripts.validation_hyperelastic import FIBRES, bar, bricks8, tube
 
 CURVE = Fibres((0.004, 0.021, 0.045, 0.094, 0.25), (0.0, 7.0, 20.0, 35.0, 51.0), 0.08)

@@ -11,11 +11,11 @@ from fem_blocks import INTACT, box
 from fem_segment import make_boundary
 
 from engine.types import REGIONS, Surface
-from fem import tets as tt
-from fem.mesh import COARSE, MeshError, MeshSettings, build_mesh, drop_islands, gate, measure
-from fem.regions import SurfaceDistance, default_crop, region_map
-from fem.repair import _collapsed
-from fem.snap import interfaces, move
+from fem.mesh import tets as tt
+from fem.mesh.build import COARSE, MeshError, MeshSettings, build_mesh, drop_islands, gate, measure
+from fem.mesh.regions import SurfaceDistance, default_crop, region_map
+from fem.mesh.repair import edges_collapsed
+from fem.mesh.snap import interfaces, move
 from fem.solve import FemSettings, solve
 
 REGULAR = np.array([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
@@ -242,7 +242,7 @@ def test_slivers_go_by_collapsing_edges_and_regions_keep_their_volumes():
     for cell in (0, 30, 61):
         worse = split_near(*worse, cell)
     assert tt.dihedral_deg(*worse[:2]).min() < 5.0
-    x, cells, regions, count = _collapsed(*worse, aim_deg=9.0)
+    x, cells, regions, count = edges_collapsed(*worse, aim_deg=9.0)
     assert count == 3
     assert tt.dihedral_deg(x, cells).min() == pytest.approx(sound)
     assert np.bincount(regions, tt.volumes(x, cells)) == pytest.approx(before)
@@ -258,7 +258,7 @@ def test_a_node_of_an_interface_is_not_pulled_off_it():
     below = int(np.flatnonzero((points == [2.0, 2.0, 0.0]).all(1))[0])
     points[below, 2] = 1.9
     assert tt.dihedral_deg(points, tets).min() < 9.0
-    x, cells, regions, _ = _collapsed(points, tets, labels, aim_deg=9.0)
+    x, cells, regions, _ = edges_collapsed(points, tets, labels, aim_deg=9.0)
     on = interfaces(len(x), cells, regions).touches[:, :2].all(1)
     assert x[on][:, 2] == pytest.approx(2.0)
     assert (x == points[centre]).all(1).any()

@@ -11,8 +11,8 @@ from fem_blocks import INTACT, boundary, box, slab, uniform_segment
 
 from engine.materials import BONE_LAWS, SOFT, lattice_modulus_ratio
 from engine.types import Design, Link, VoxelField
-from fem import elasticity as el
-from fem.mesh import TetMesh
+from fem.elastic import operators as el
+from fem.mesh.build import TetMesh
 from fem.solve import FemSettings, moduli, solve, write_vtu
 from scripts.validation_sensitivity import rescaled
 

@@ -10,9 +10,9 @@ import pytest
 from example import example
 
 from engine import artifacts, materials
-from fem.credibility import provenance
-from fem.report import write_report
-from fem.result import validate
+from fem.report.credibility import provenance
+from fem.report.page import write_report
+from fem.report.result import validate
 
 HEAD = {"run": "ab" * 32, "command": "python scripts/validation.py sensitivity run=x", "created": "2026-01-02T03:04:05+00:00",
         "version": "spinefit 0.1.0, commit 0123456789", "seconds": 321.0}  # fmt: skip

@@ -14,7 +14,7 @@ import trimesh
 from engine import artifacts
 from engine.patient import PlanConfig, phantom_segment
 from engine.types import VoxelField
-from fem import colours, letters, render
+from fem.report import colours, letters, render
 from scripts import picturing
 
 
@@ -48,7 +48,7 @@ def pixels(path):
 
 
 def place_of(path):
-    """Where a picture's axes are, as it says itself (fem/render.py)."""
+    """Where a picture's axes are, as it says itself (fem/report/render.py)."""
     from PIL import Image
 
     return json.loads(Image.open(path).text["Description"])

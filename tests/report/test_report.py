@@ -13,9 +13,9 @@ import pytest
 from example import LOADS, example, history
 
 from engine import artifacts
-from fem import result as schema
-from fem.plots import convergence
-from fem.report import Picture, number, percent, write_report
+from fem.report import result as schema
+from fem.report.page import Picture, number, percent, write_report
+from fem.report.plots import convergence
 
 VOID = {"meta", "img", "br", "link"}
 

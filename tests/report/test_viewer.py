@@ -14,9 +14,10 @@ import pytest
 import pyvista as pv
 
 from engine.types import REGIONS
-from fem import colours, fields
-from fem import scene as scenes
-from fem.result import validate
+from fem import fields
+from fem.report import colours
+from fem.report import scene as scenes
+from fem.report.result import validate
 from tests.report.example import example
 
 LOADS = ("standing", "flexion")
@@ -82,7 +83,7 @@ def test_the_viewer_and_the_cuts_share_one_scale_from_light_to_dark_with_yield_i
     assert len(rgb) == 256 and (np.diff(lightness[::8]) < 0).all()
     assert lightness[0] > 0.9 and lightness[-1] < 0.1, "no strain is light, far beyond yield is dark"
     assert data["strain_percent"] == colours.MOST_PERCENT == 2.0 * data["yield_percent"]
-    assert tuple(colours.PLAIN) == REGIONS, "fem/render.py counts on the order"
+    assert tuple(colours.PLAIN) == REGIONS, "fem/report/render.py counts on the order"
     for region in ("implant", "graft", "remnant"):  # grey: no colour of the scale, which bone alone has
         plain = np.array([int(data["plain"][region][i : i + 2], 16) for i in (1, 3, 5)])
         assert np.ptp(plain) <= 16

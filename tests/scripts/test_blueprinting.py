@@ -10,8 +10,8 @@ from engine import artifacts
 from engine.part import surface
 from engine.part.lattice import LatticeSettings
 from engine.types import Design, VoxelField
-from fem.report import _lattice
-from fem.result import Result
+from fem.report.page import _lattice
+from fem.report.result import Result
 from scripts import blueprinting, pipeline
 
 COARSE = LatticeSettings(cell_mm=2.4, voxel_mm=0.2)

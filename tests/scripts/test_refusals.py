@@ -29,7 +29,7 @@ def test_a_plan_that_cannot_be_is_refused_before_the_patient_is_read(
     def read(*_, **__):
         raise AssertionError("the patient was read")
 
-    for reader in ("lumbar_phantom", "phantom", "from_surfaces", "_read"):
+    for reader in ("lumbar_phantom", "phantom", "from_surfaces", "read_inputs"):
         monkeypatch.setattr(sys.modules[prepare.__module__], reader, read)
     config = PrepareConfig(
         source={"kind": "lumbar"}, segment=segment, out=str(tmp_path / "x"), plan=PlanConfig(**plan)

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from engine import artifacts
 from engine.types import Design, SolverStatus, Surface, VoxelField, rigid
-from fem.mesh import MeshSettings
+from fem.mesh.build import MeshSettings
 from fem.solve import FemSettings
 from fem.verify import nothing
 from scripts import checking, credibility, pipeline

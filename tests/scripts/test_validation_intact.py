@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fem.intact import Load
-from scripts.validation_intact import Published, fibre_directions, read_disc, read_ligaments, read_segment
+from fem.intact.materials import fibre_directions
+from fem.intact.segment import Load
+from scripts.validation_intact import Published, read_disc, read_ligaments, read_segment
 
 
 def write_ring_disc(folder: Path) -> None:

@@ -1,9 +1,9 @@
-"""The 3-D section of the report: each arm's tetrahedra with what SfePy found in them, packed small, for fem/viewer/viewer.js.
+"""The 3-D section of the report: each arm's tetrahedra with what SfePy found in them, packed small, for fem/report/viewer/viewer.js.
 
 Per arm, little-endian and deflated: nodes uint16 [n, 3] (low + step·i), a gap to a multiple of 4 bytes, tetrahedra uint32 [m, 4], region
 uint8 [m], and per load case uint8 [m]: in bone, graft and disc the compressive principal strain −ε_min in 1/255 of `strain_percent`,
 in the implant the von Mises stress in 1/255 of `stress_mpa`. Values beyond either end are shown as the end. A node moves by at most half
-a step (segment of 100 mm: 0.8 µm). Bone is coloured on the scale of fem/colours.py, the rest is grey; a click reads both.
+a step (segment of 100 mm: 0.8 µm). Bone is coloured on the scale of fem/report/colours.py, the rest is grey; a click reads both.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from engine.types import REGIONS
-from fem.colours import MOST_PERCENT, PLAIN, YIELD_PERCENT, hexadecimal, strain_table
 from fem.fields import loads_of, stored_name
-from fem.letters import ENDS
-from fem.result import Result
+from fem.report.colours import MOST_PERCENT, PLAIN, YIELD_PERCENT, hexadecimal, strain_table
+from fem.report.letters import ENDS
+from fem.report.result import Result
 
 #: Arms in the order in which they are offered.
 _ORDER = ("optimised", "conforming", "stock", "intact", "full_endplate", "conforming_central", "stock_central")

@@ -1,6 +1,6 @@
 """MMG in a process of its own: it can loop without end or crash on odd input, and must not take the run with it.
 
-python -m fem.mmg in.npz out.npz
+python -m fem.mesh.mmg in.npz out.npz
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def remesh_apart(
         np.savez(given, points=points, tets=tets, refs=refs, size=size_mm, options=json.dumps(options))
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "fem.mmg", str(given), str(made)],
-                cwd=Path(__file__).resolve().parents[1],
+                [sys.executable, "-m", "fem.mesh.mmg", str(given), str(made)],
+                cwd=Path(__file__).resolve().parents[2],
                 capture_output=True,
                 text=True,
                 timeout=timeout_s,

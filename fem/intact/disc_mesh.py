@@ -1,4 +1,4 @@
-"""Hexahedra of a patient's intact disc, nucleus and rings of annulus, between the two bones' endplates: for fem/intact.py.
+"""Hexahedra of a patient's intact disc, nucleus and rings of annulus, between the two bones' endplates: for fem/intact/segment.py.
 
 A point of the disc has coordinates (x, y) in the unit circle and t ∈ [0, 1] from the caudal to the cranial bone:
 
@@ -20,7 +20,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from engine.types import Endplate, Segment, Vertebra
-from fem.hyperelastic import jacobians
+from fem.intact.hyperelastic import jacobians
 
 #: How far the bone may lie off the fitted endplate, mm.
 _REACH_MM = 6.0
@@ -61,7 +61,7 @@ class DiscMesh:
 
 def disc_mesh(segment: Segment, settings: DiscSettings = DiscSettings()) -> DiscMesh:
     """The disc at the segment's planned pose. Raises ValueError where the bones leave no room between them (the text says where)."""
-    plane, quads, group = _circle(settings)
+    plane, quads, group = circle_mesh(settings)
     ends = [_on_bone(v, e, plane) for v, e in ((segment.caudal, segment.caudal.superior), (segment.cranial, segment.cranial.inferior))]
     t = np.linspace(0.0, 1.0, settings.layers + 1)[:, None, None]
     points = ((1 - t) * ends[0] + t * ends[1]).reshape(-1, 3)
@@ -78,7 +78,7 @@ def disc_mesh(segment: Segment, settings: DiscSettings = DiscSettings()) -> Disc
     return DiscMesh(points, hexes, groups, np.arange(n), np.arange(n) + settings.layers * n)
 
 
-def _circle(s: DiscSettings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def circle_mesh(s: DiscSettings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Points [n, 2] of the unit circle's mesh, quads [m, 4] (turning left), group [m]."""
     side = s.around // 4
     edge = np.sqrt(s.nucleus_share)

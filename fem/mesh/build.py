@@ -1,8 +1,8 @@
 """A conforming tetrahedral mesh of vertebrae, implant, graft and the soft remnant of the disc.
 
-Route: body-centred lattice → label per tetrahedron → interface nodes onto the true surfaces (fem/snap.py) →
+Route: body-centred lattice → label per tetrahedron → interface nodes onto the true surfaces (fem/mesh/snap.py) →
 MMG remesh with the labels as references, sized by the distance to the implant → snap again → sliver repair
-(fem/repair.py) → gate. The implant is the *exported* triangle surface, the bones the patient's signed distances.
+(fem/mesh/repair.py) → gate. The implant is the *exported* triangle surface, the bones the patient's signed distances.
 
 MMG: Dapogny, Dobrzynski, Frey 2014, doi 10.1016/j.jcp.2014.01.005.
 """
@@ -21,12 +21,12 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from engine.types import REGIONS, Design, Segment, Surface
-from fem import tets as tt
-from fem.mmg import remesh_apart
-from fem.quality import measure
-from fem.regions import NAMES, VOID, RegionMap, default_crop, region_map
-from fem.repair import repair
-from fem.snap import relabel, snap
+from fem.mesh import tets as tt
+from fem.mesh.mmg import remesh_apart
+from fem.mesh.quality import measure
+from fem.mesh.regions import NAMES, VOID, RegionMap, default_crop, region_map
+from fem.mesh.repair import repair
+from fem.mesh.snap import relabel, snap
 
 log = logging.getLogger("spinefit.fem")
 
@@ -44,7 +44,7 @@ class MeshSettings:
     background / _axial       starting lattice: cells across, and along z near the disc space
     hausdorff                 MMG's allowed distance between its surface and the one it was given
     timeout_s                 MMG is stopped after it, which counts as a failed attempt
-    film_mm                   a film of soft remnant thinner than this between implant and bone is closed (fem/regions.py);
+    film_mm                   a film of soft remnant thinner than this between implant and bone is closed (fem/mesh/regions.py);
                               doubled at each retry
     curtain_mm                soft remnant thinner than this beside the implant's wall is left out; half as much again at each retry
     bone_gap_mm               cranial bone closer than this to the caudal is left out (0: touching facets are bonded)
@@ -144,7 +144,7 @@ def build_mesh(
             return mesh
     raise MeshError(
         f"no acceptable mesh of design {design.arm!r} after {settings.attempts} attempts: {'; '.join(problems)}. "
-        "Check the exported surface for walls thinner than fem.mesh.background_mm, or lower that size"
+        "Check the exported surface for walls thinner than fem.mesh.build.background_mm, or lower that size"
     )
 
 

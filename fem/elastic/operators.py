@@ -20,7 +20,7 @@ from sfepy.discrete.fem import FEDomain, Field, Mesh
 from sfepy.terms import Term
 
 from engine.types import BODIES, Patch
-from fem.mesh import TetMesh
+from fem.mesh.build import TetMesh
 
 
 @dataclass(frozen=True)

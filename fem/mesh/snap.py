@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fem import tets as tt
-from fem.regions import NAMES, VOID, RegionMap
+from fem.mesh import tets as tt
+from fem.mesh.regions import NAMES, VOID, RegionMap
 
 _SHARP_COSINE = np.cos(np.radians(35.0))
 _SINGULAR = 0.12

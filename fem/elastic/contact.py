@@ -30,12 +30,12 @@ import numpy as np
 import scipy.sparse as sp
 
 from engine.types import SolverStatus
-from fem import elasticity as el
-from fem.faces import Faces, faces_of
+from fem.elastic import operators as el
+from fem.elastic.faces import Faces, faces_of
+from fem.elastic.factor import Factor, LinkRows, Solution
 from fem.fields import array_name
-from fem.linear import Factor, LinkRows, Solution
-from fem.mesh import TetMesh
-from fem.tets import face_pairs
+from fem.mesh.build import TetMesh
+from fem.mesh.tets import face_pairs
 
 log = logging.getLogger("spinefit.fem")
 #: Share of the stiffness that is left tangentially where there is no friction, so that no body floats sideways.

@@ -2,8 +2,8 @@
 
 The page needs no network, carries its pictures, reads well with a screen reader and on paper; only its view in three dimensions needs a
 script, which is in the page.
-Every number comes from the validated result (fem/result.py) and, in the credibility section, from the studies in the run folder
-(fem/credibility.py); nothing is computed here but differences and shares.
+Every number comes from the validated result (fem/report/result.py) and, in the credibility section, from the studies in the run folder
+(fem/report/credibility.py); nothing is computed here but differences and shares.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 from engine import artifacts
 from engine.page import Picture, bullets, document, image, number, pairs, percent, pictures_grid, table, text
 from engine.types import LPS_FRAME, SEGMENT_FRAME
-from fem.credibility import arm_name, arm_order, credibility, mesh_errors, status_cell, unit_cell
-from fem.plots import convergence
-from fem.result import ARMS, Alignment, Arm, Result, Status, reached, validate
-from fem.scene import viewer_section
+from fem.report.credibility import arm_name, arm_order, credibility, mesh_errors, status_cell, unit_cell
+from fem.report.plots import convergence
+from fem.report.result import ARMS, Alignment, Arm, Result, Status, reached, validate
+from fem.report.scene import viewer_section
 
 #: On every page, whatever the run says of itself.
 LIMITATIONS = (
@@ -144,7 +144,7 @@ def _contact(result: Result) -> str:
     """What changes when the implant only presses: every measure bonded and with contact, and how much of the face touches."""
     arms = [arm for arm in arm_order(result) if result.arms[arm].contact]
     if not arms:
-        return "<p>Not asked for: implants are bonded to what they touch. With <code>fem.contact=[0,0.5]</code> they also only press.</p>"
+        return "<p>Not asked for: implants are bonded to what they touch. With <code>fem.elastic.contact=[0,0.5]</code> they also only press.</p>"
     parts = []
     for friction in sorted({c.friction for arm in arms for c in result.arms[arm].contact}):
         rows, touching = [], []

@@ -1,12 +1,12 @@
 """Pictures for the report, drawn off-screen in a child process: a crash of VTK cannot take the run with it.
 
-    python -m fem.render job.json
+    python -m fem.report.render job.json
 
 A job is a dict {"kind": …, "out": "picture.png", …}; files are read from disk (PLY, STL, VTU).
     anatomy     surfaces: [{path, color?, opacity?}], view? (degrees azimuth, elevation)
     part        path, view?
     cut         path (VTU of fem.solve), load, plane "sagittal"|"coronal"|"axial", at_mm?, outline? (surface file):
-                compressive strain of the bone on the scale of fem/colours.py
+                compressive strain of the bone on the scale of fem/report/colours.py
     footprints  curves: [{label, points_mm [n, 2|3]}], rim_mm? [n, 2|3]     (matplotlib)
 
 All in the segment frame (x left, y posterior, z cranial; mm), with letters for its directions. Pictures with axes have them
@@ -27,13 +27,13 @@ from typing import Any
 
 import numpy as np
 
-from fem.colours import MOST_PERCENT, PLAIN, YIELD_PERCENT, strain_table
 from fem.fields import stored_name
-from fem.letters import draw_compass, frame_label, mark_sides, view_axes
+from fem.report.colours import MOST_PERCENT, PLAIN, YIELD_PERCENT, strain_table
+from fem.report.letters import draw_compass, frame_label, mark_sides, view_axes
 
 log = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 _DPI = 150
 BONE, PART, GREY = "#e8dcc0", "#8fb3c9", "#4a4a4a"
 #: Colour, line style and width per arm: distinguishable without colour, too. Arms that may share an outline (a stock and a
@@ -63,7 +63,7 @@ def render(job: dict[str, Any], timeout_s: float = 180.0) -> Path:
         path = artifacts.write_json(Path(folder) / "job.json", {**job, "out": str(out.resolve())})
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "fem.render", str(path)],
+                [sys.executable, "-m", "fem.report.render", str(path)],
                 capture_output=True,
                 text=True,
                 timeout=timeout_s,

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine import artifacts, materials
 from engine.page import bullets, number, pairs, percent, table, text
-from fem.result import ARMS, FLOORS, Credibility, Evidence, Material, Result, Status
+from fem.report.result import ARMS, FLOORS, Credibility, Evidence, Material, Result, Status
 
 _GOOD = "every figure within its limit"
 #: Studies that need no run folder: what each is, and what it means that nothing missed its limit.
@@ -28,7 +28,7 @@ CODE = {
 PUBLISHED = {
     "vertebra": ("the published stiffness of L2 (l2_density_fe), a computation of another group on the same image", _GOOD),
     "intact": (
-        "motion, stiffness, pressure and facet forces of an intact L4-L5 (lumbar_meshes, a model of its own: fem/intact.py) beside "
+        "motion, stiffness, pressure and facet forces of an intact L4-L5 (lumbar_meshes, a model of its own: fem/intact/segment.py) beside "
         "published ranges", "in balance; what is inside and what outside its range is in the figures",
     ),
 }  # fmt: skip

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from engine.types import REGIONS
-from fem import tets as tt
-from fem.regions import VOID, RegionMap
-from fem.snap import interfaces
+from fem.mesh import tets as tt
+from fem.mesh.regions import VOID, RegionMap
+from fem.mesh.snap import interfaces
 
 
 def measure(

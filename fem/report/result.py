@@ -83,7 +83,7 @@ class Agreement(_Model):
 
 
 class Contact(_Model):
-    """The arm again, its implant pressing on bone, graft and disc instead of bonded to them (fem/contact.py)."""
+    """The arm again, its implant pressing on bone, graft and disc instead of bonded to them (fem/elastic/contact.py)."""
 
     friction: float
     status: Status

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-from fem.elasticity import Discretisation
-from fem.tets import face_pairs
+from fem.elastic.operators import Discretisation
+from fem.mesh.tets import face_pairs
 
 #: Barycentric points and weights (sum 1), Dunavant 1985, degree 4.
 _A, _B = 0.445948490915965, 0.091576213509771

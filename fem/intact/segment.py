@@ -3,7 +3,7 @@
 The caudal vertebra is held, the cranial one is a rigid body with position t and rotation R; what the disc's end nodes, the ligaments'
 and the facets' points do follows from it (rigid bone: its own give, some tenth of the disc's, is left out). Equilibrium of
 
-    disc      internal forces of fem/hyperelastic.py; its end nodes move with the vertebrae
+    disc      internal forces of fem/intact/hyperelastic.py; its end nodes move with the vertebrae
     ligament  a strand of length l between its insertions pulls with T(ε), ε = l/l₀ − 1, T = 0 for ε ≤ 0
     facets    p = k (⟨δ⟩ − toe/2), k δ²/(2 toe) for 0 < δ < toe, δ = φ₀ − c − φ(x), on the cranial facet's points x: φ distance to the
               caudal vertebra, φ₀ in the given pose (so facets are taken as congruent, with clearance c); normal ∇φ, no friction
@@ -29,9 +29,9 @@ from scipy.spatial.transform import Rotation
 
 from engine import artifacts
 from engine.types import VoxelField
-from fem.elasticity import skew
-from fem.hyperelastic import Body, jacobians
-from fem.linear import Factor
+from fem.elastic.factor import Factor
+from fem.elastic.operators import skew
+from fem.intact.hyperelastic import Body, jacobians
 
 log = logging.getLogger("spinefit.fem")
 #: Raised when the same segment and loads give other states.

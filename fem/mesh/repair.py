@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from fem import tets as tt
-from fem.regions import NAMES, RegionMap
-from fem.snap import interfaces, project
+from fem.mesh import tets as tt
+from fem.mesh.regions import NAMES, RegionMap
+from fem.mesh.snap import interfaces, project
 
 #: Share of the volume around an edge by which its collapse may change a region.
 _MOST_CHANGE = 0.02
@@ -40,7 +40,7 @@ def repair(
         x = _moved(regions, x, tets, labels, aim_deg, random)
         if turn == rounds - 1 or (tt.angle_or_inversion(x, tets) >= aim_deg).all():
             break
-        x, tets, labels, count = _collapsed(x, tets, labels, aim_deg)
+        x, tets, labels, count = edges_collapsed(x, tets, labels, aim_deg)
         collapsed += count
         if not count:
             break
@@ -93,7 +93,7 @@ def _moved(
     return x
 
 
-def _collapsed(x: np.ndarray, tets: np.ndarray, labels: np.ndarray, aim_deg: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+def edges_collapsed(x: np.ndarray, tets: np.ndarray, labels: np.ndarray, aim_deg: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Points, tets, labels with edges of bad tetrahedra collapsed, and how many."""
     touches = interfaces(len(x), tets, labels).touches
     tets, alive = tets.copy(), np.ones(len(tets), bool)

@@ -1,0 +1,1 @@
+"""Linear elasticity on tetrahedra: operators, factorisation, faces, contact."""

@@ -1,0 +1,1 @@
+"""The intact segment at finite strain: disc, fibres, ligaments, facets."""

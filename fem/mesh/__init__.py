@@ -1,0 +1,1 @@
+"""The body-fitted tetrahedral mesh: regions, fitting, repair, remeshing, quality."""

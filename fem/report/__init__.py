@@ -1,0 +1,1 @@
+"""result.json, the report's page, its pictures and its viewer."""
