@@ -14,9 +14,6 @@ from engine.scene import Scene
 from engine.sdf import fill
 from engine.types import REGIONS
 
-#: Samples of the moduli inside a voxel, per axis.
-SUBSAMPLES = 3
-
 
 def fractions(scene: Scene, spacing_mm: float, implant: ImplantFields) -> Array:
     """Share of each of REGIONS in every voxel [x, y, z, r]; what is left to 1 is surrounding tissue. See `_shares`."""

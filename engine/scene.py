@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,14 +14,16 @@ from scipy.ndimage import binary_dilation, label
 
 from engine import elasticity, multigrid
 from engine.elasticity import Grid, Links
-from engine.forward import log
 from engine.implants import Anatomy, anatomy_at
 from engine.materials import bone_law
-from engine.mixture import SUBSAMPLES
 from engine.multigrid import SolverSettings
 from engine.sdf import FILL_WIDTH_VOXELS, fill
 from engine.types import BODIES, Boundary, Link, Patch, Segment, Vertebra, stack_loads
 
+log = logging.getLogger("spinefit")
+
+#: Samples of the moduli inside a voxel, per axis.
+SUBSAMPLES = 3
 #: Grids and windows come in multiples of so many voxels, lists of nodes in multiples of _NODE_BUCKET.
 _BUCKET, _NODE_BUCKET = 16, 4096
 #: How far outside the disc space a device may reach (see _surrounding).

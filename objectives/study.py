@@ -144,7 +144,7 @@ def _check_space(study: Study) -> None:
             f"the cage of {s.length_mm:g} × {s.width_mm:g} mm is larger than the endplates of {width:.1f} × {depth:.1f} mm; "
             "lower implant.settings.length_mm or width_mm"
         )
-    if not any(seat(_stock(study), segment, pose, study.config.stock) is not None for pose in _lattice(study)):
+    if not any(seat(_stock(study).footprint(pose), segment, study.config.stock) is not None for pose in _lattice(study)):
         sizes = study.config.stock.heights_mm
         raise ValueError(
             f"no stock cage of {min(sizes):g}-{max(sizes):g} mm height and {s.length_mm:g} × {s.width_mm:g} mm footprint fits "
@@ -202,7 +202,7 @@ def default_pose(study: Study) -> np.ndarray:
 def parameters_at(study: Study, family: Family, pose: np.ndarray) -> dict[str, np.ndarray] | None:
     """A rival's parameters at a pose (stock: with the size that fits there); None where it cannot stand."""
     values = {k: np.asarray(g.initial, float) for k, g in family.groups().items()}
-    fit = seat(_stock(study), study.segment, pose, study.config.stock)
+    fit = seat(_stock(study).footprint(pose), study.segment, study.config.stock)
     if fit is None:
         return None
     return values | {"pose": pose} | ({"seat": fit} if "seat" in values else {})

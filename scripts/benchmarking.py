@@ -20,8 +20,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from scripts import peers
+from scripts.console.places import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 log = logging.getLogger("spinefit")
 
 

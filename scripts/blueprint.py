@@ -7,7 +7,7 @@ blueprint.json, in designs/<arm>/.
 Every job writes that of the optimised part. Exit code 0, or 2 with one line.
 
 Hydra composes the settings as under @hydra.main (by this word its completion knows a script);
-scripts/command.py is around it.
+scripts/console/command.py is around it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts import stored
-from scripts.command import Command
-from scripts.composing import Given
-from scripts.wrong import typed
+from scripts.console.command import Command
+from scripts.console.composing import Given
+from scripts.console.wrong import typed
 
 
 def _opening(given: Given) -> Iterator[str]:

@@ -33,7 +33,7 @@ from fem.verify import Check, Reference, carried, check, contact_name, nothing
 from objectives import study as studies
 from objectives.study import ARMS, FLOORS, Study
 from scripts import credibility, handover, picturing, solved
-from scripts.overrides import quoted, resume_line, shell_line
+from scripts.console.overrides import quoted, resume_line, shell_line
 from scripts.pipeline import Clock, FemConfig, RunConfig, load_design, read_config
 
 log = logging.getLogger("spinefit")
@@ -51,8 +51,8 @@ LABELS = {
 LIMITATIONS = [
     "spinefit is a research and design tool, not a cleared medical device; nothing here may be used on a patient without "
     "the judgement and responsibility of qualified people.",
-    "Linear elasticity. Interfaces are bonded where no contact was asked for (fem.elastic.contact): that holds yielded bone too "
-    "low; fem.elastic.contact says how much here.",
+    "Linear elasticity. Interfaces are bonded where no contact was asked for (fem.contact): that holds yielded bone too "
+    "low; fem.contact says how much here.",
     "Facet joints, processes and ligaments are left out; rods and screws are beams without play or loosening.",
     "The intact disc is one isotropic material (4.2 MPa, ν 0.45): its strain energy is the reference of stress shielding.",
     "The lattice is homogenised; struts are not resolved and its printed strength is not verified.",
@@ -299,7 +299,7 @@ def alone(*job: Any) -> Check:
         with ProcessPoolExecutor(1, get_context("spawn"), initializer=die_with_parent) as one:
             return one.submit(check, *job).result()
     except BrokenProcessPool as error:
-        return replace(nothing(f"the process of this arm died ({error}); usually too little memory: coarsen fem.mesh.build"), died=True)
+        return replace(nothing(f"the process of this arm died ({error}); usually too little memory: coarsen fem.mesh"), died=True)
     except Exception as error:  # whatever it is, it is this arm's alone
         log.exception("an arm failed")
         return nothing(f"{type(error).__name__}: {error}")

@@ -5,7 +5,7 @@
 Exit code 0, or 2 with one line when there is nothing to compare.
 
 Hydra composes the settings as under @hydra.main (by this word its completion knows a script);
-scripts/command.py is around it.
+scripts/console/command.py is around it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.command import Command, folder_problem
-from scripts.composing import Given
-from scripts.wrong import Wrong, typed
+from scripts.console.command import Command, folder_problem
+from scripts.console.composing import Given
+from scripts.console.wrong import Wrong, typed
 
 
 def _opening(given: Given) -> Iterator[str]:

@@ -12,12 +12,12 @@ from pydantic import ValidationError
 from engine import implants, loadcases
 from engine.implants.cage import Settings as Cage
 from objectives.problem import GoalSettings, goal
-from scripts import composing
-from scripts.composing import expand, made
+from scripts.console import composing
+from scripts.console.composing import expand, made
+from scripts.console.wrong import Wrong, nearest, said, validation_lines
 from scripts.launchers import LauncherConfig
 from scripts.pipeline import RunConfig
 from scripts.stored import PARTS, STUDY, TYPED
-from scripts.wrong import Wrong, nearest, said, validation_lines
 
 __all__ = ["Wrong", "composed", "expand", "made", "problems", "run_config", "said"]
 

@@ -6,18 +6,16 @@ python scripts/demo.py [out]      default runs/demo; goes on with an interrupted
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts.console import command
+from scripts.console.children import folder_of, run_command
+from scripts.console.overrides import quoted
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from scripts import command
-from scripts.overrides import quoted, shell_line
-
-SCRIPTS = Path(__file__).resolve().parent
 HELP = """python scripts/demo.py [FOLDER]
 
 The main job on the embedded phantom: designs a TLIF cage, checks every arm in SfePy and writes
@@ -30,30 +28,6 @@ Examples:
   python scripts/demo.py
   python scripts/demo.py runs/another
   python scripts/demo.py '/tmp/my demo (1)'"""
-
-
-def run_command(script: str, words: Sequence[str]) -> int:
-    """Run one command of scripts/; an interruption is its own to handle, and leaves a folder that
-    goes on."""
-    print(f"== {shell_line(script, words)}", flush=True)
-    child = subprocess.Popen([sys.executable, str(SCRIPTS / script), *words])
-    while True:
-        try:
-            return child.wait()
-        except KeyboardInterrupt:  # the child has it too
-            continue
-
-
-def folder_of(arguments: Sequence[str], default: str) -> str:
-    """The one argument of demo.py and study.py: a folder, as a plain path or as out=…
-
-    Raises ValueError for flags, further arguments and folders in which nothing can be written."""
-    if len(arguments) > 1 or any(a.startswith("-") for a in arguments):
-        raise ValueError(f"{' '.join(arguments)}: give one folder, or --help")
-    folder = Path(arguments[0].removeprefix("out=") if arguments else default).expanduser()
-    if problem := command.folder_problem(folder):
-        raise ValueError(problem)
-    return str(folder)
 
 
 def demo(arguments: Sequence[str]) -> int:

@@ -27,11 +27,12 @@ from typing import Any
 from engine import artifacts
 from engine.part.lattice import LatticeSettings
 from engine.settings import one_line
-from scripts import blueprinting, checking, handover, overrides, pipeline, standing, stored, tracking
-from scripts.command import FAILED, STOPPED, TRANSIENT
+from scripts import blueprinting, checking, handover, pipeline, standing, stored, tracking
+from scripts.console import overrides
+from scripts.console.command import FAILED, STOPPED, TRANSIENT
+from scripts.console.wrong import may_pass, os_line
 from scripts.pipeline import RunConfig
 from scripts.stored import LOCK, OUTCOME
-from scripts.wrong import may_pass, os_line
 
 log = logging.getLogger("spinefit")
 

@@ -22,8 +22,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from scripts.console.places import SCRIPTS
+
 log = logging.getLogger("spinefit")
-PROGRAM = str(Path(__file__).resolve().parent / "optimize.py")
+PROGRAM = str(SCRIPTS / "optimize.py")
 END_WITH_PARENT = "SPINEFIT_END_WITH_PARENT"
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 

@@ -11,7 +11,7 @@ Exit codes: 0 done, 2 wrong input (said in one line) or failed for good, 75 fail
 may pass, 130 interrupted (the folder resumes); of a sweep 0 when every job is done, else 1.
 
 Hydra composes the settings as under @hydra.main (by this word its completion knows a script);
-scripts/command.py is around it.
+scripts/console/command.py is around it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from omegaconf import DictConfig
 
-from scripts import composing, expected, overrides, stored
-from scripts.command import Command, folder_problem
-from scripts.composing import Given
-from scripts.wrong import Wrong
+from scripts import expected, stored
+from scripts.console import composing, overrides
+from scripts.console.command import Command, folder_problem
+from scripts.console.composing import Given
+from scripts.console.wrong import Wrong
 
 #: Of a sweep in which a word is wrong: combinations whose values are checked too.
 _CHECKED = 60
@@ -81,7 +82,8 @@ def _run(given: Given) -> int:
     """Validate, run, and show what came out."""
     import logging
 
-    from scripts import configure, doctor, job, launchers, pipeline, verdict
+    from scripts import configure, job, launchers, pipeline, verdict
+    from scripts.console import machine
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     launchers.end_with_parent()
@@ -91,7 +93,7 @@ def _run(given: Given) -> int:
         and (held := stored.resumed(Path(config.out), given.plain, given.words)) is not None
     ):
         config = pipeline.RunConfig(**held)
-    doctor.require()
+    machine.require()
     pipeline.set_up_jax()
     code = job.run(config, given.made)
     if code == job.DONE:

@@ -45,7 +45,8 @@ import numpy as np
 import scipy.sparse as sp
 from scipy import ndimage
 
-ROOT = Path(__file__).resolve().parents[1]
+from scripts.console.places import ROOT
+
 PEERS = ROOT / ".cache" / "peers"
 FORCE_N, DISPLACEMENT_MM = 1000.0, -0.1
 TITANIUM_MPA, PAD_MPA, SHELL_MPA, DISC_MPA, BONE_MPA = 110_000.0, 2500.0, 3000.0, 4.0, 500.0

@@ -9,7 +9,7 @@ Writes <out>/dicom/*.dcm, <out>/ct.nii.gz, <out>/labels.nii.gz (VerSe numbers), 
 code 2 with one line for whatever is wrong with the input.
 
 Hydra composes the settings as under @hydra.main (by this word its completion knows a script);
-scripts/command.py is around it.
+scripts/console/command.py is around it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.command import Command, folder_problem
-from scripts.composing import Given
-from scripts.overrides import quoted
-from scripts.wrong import nearest
+from scripts.console.command import Command, folder_problem
+from scripts.console.composing import Given
+from scripts.console.overrides import quoted
+from scripts.console.wrong import nearest
 
 _KEYS = ("gantry_tilt_deg", "out", "phantom", "scan", "spine")
 
@@ -90,7 +90,7 @@ def _run(given: Given) -> int:
     from engine.patient.phantoms.phantom import PhantomSpec, phantom
     from engine.patient.phantoms.scan_files import write_dicom_series, write_nifti
     from engine.patient.phantoms.synthetic import ScanSpec, synthetic_ct
-    from scripts.wrong import typed
+    from scripts.console.wrong import typed
 
     config = given.plain
     out, tilt = Path(config["out"]), float(config["gantry_tilt_deg"])

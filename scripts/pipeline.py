@@ -44,14 +44,15 @@ from fem.mesh.build import MeshSettings
 from fem.solve import FemSettings
 from objectives import study as studies
 from objectives.study import ARMS, FLOORS, Study, StudyConfig
-from scripts import overrides, solved, stored
+from scripts import solved, stored
+from scripts.console import overrides
+from scripts.console.places import ROOT
 from scripts.stored import BESIDE, JOB_FILES, JOB_LOG, LOCK, OUTCOME, busy
 from scripts.tracking import MlflowConfig
 
 __all__ = ["JOB_FILES", "JOB_LOG", "LOCK", "OUTCOME", "busy"]
 
 log = logging.getLogger("spinefit")
-ROOT = Path(__file__).resolve().parents[1]
 
 
 class PatientConfig(BaseModel):
@@ -83,7 +84,7 @@ class FemConfig(BaseModel):
                 raise ValueError(f"unknown key {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
             kind(**given)
         if "contact" in self.solve:
-            raise ValueError("solve.contact: give fem.elastic.contact=[…]; every arm is then solved bonded and with contact")
+            raise ValueError("solve.contact: give fem.contact=[…]; every arm is then solved bonded and with contact")
         for friction in self.contact:
             ContactSettings(friction)
         if wrong := [a for a in self.arms if a not in (*FLOORS, *ARMS)]:

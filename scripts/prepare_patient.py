@@ -10,7 +10,7 @@ Writes <out>/report.html, patient (bundle), segment (planned pose, segment frame
 PNG) and tables as JSON. Exit code 2 with one line for whatever is wrong with the input.
 
 Hydra composes the settings as under @hydra.main (by this word its completion knows a script);
-scripts/command.py is around it.
+scripts/console/command.py is around it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from omegaconf import DictConfig, OmegaConf
 
-from scripts.command import Command, folder_problem
-from scripts.composing import Given
-from scripts.overrides import exists, quoted, shell_line
-from scripts.wrong import Wrong, lines_of, typed
+from scripts.console.command import Command, folder_problem
+from scripts.console.composing import Given
+from scripts.console.overrides import exists, quoted, shell_line
+from scripts.console.wrong import Wrong, lines_of, typed
 
 #: On two cores, from the public test data and the phantoms, with other work beside it at the upper
 #: end.

@@ -16,9 +16,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from scripts.overrides import quoted
+from scripts.console.overrides import quoted
+from scripts.console.places import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 #: HU → density where a study asks for none: 0.8 mg/cm³ a HU.
 LINE = ("calibration=linear", "calibration.slope_g_cm3_per_hu=0.0008", "calibration.intercept_g_cm3=0")
 #: Turn of a patient in the scanner: 20° about an oblique axis.

@@ -7,7 +7,7 @@ Each case is a run of scripts/prepare_patient.py of its own. Exit code 2 with on
 is wrong with the settings.
 
 Hydra composes the settings as under @hydra.main (by this word its completion knows a script);
-scripts/command.py is around it.
+scripts/console/command.py is around it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts import scan_runs
-from scripts.command import Command, folder_problem
-from scripts.composing import Given
-from scripts.wrong import typed
+from scripts.console.command import Command, folder_problem
+from scripts.console.composing import Given
+from scripts.console.wrong import typed
 
 
 def _opening(given: Given) -> Iterator[str]:

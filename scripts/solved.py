@@ -25,9 +25,9 @@ from typing import Any
 
 from engine import artifacts
 from engine.multigrid.native.library import cache_dir
+from scripts.console.places import ROOT
 
 log = logging.getLogger("spinefit")
-ROOT = Path(__file__).resolve().parents[1]
 _ARM_FILES = ("solution.vtu", "mesh.npz")
 
 

@@ -7,7 +7,7 @@ Exit code 0; 1 when no job is done and none runs any more, but some have failed;
 when there is nothing to show.
 
 Hydra composes the settings as under @hydra.main (by this word its completion knows a script);
-scripts/command.py is around it.
+scripts/console/command.py is around it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.command import Command
-from scripts.composing import Given
+from scripts.console.command import Command
+from scripts.console.composing import Given
 
 
 def _opening(given: Given) -> Iterator[str]:

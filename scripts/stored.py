@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from scripts import composing, overrides
+from scripts.console import composing, overrides
 
 #: What the job that works on a run folder writes about itself (scripts/job.py).
 LOCK, OUTCOME, JOB_LOG = JOB_FILES = (".lock", "outcome.json", "job.log")

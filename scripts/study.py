@@ -17,9 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts import command
-from scripts.demo import SCRIPTS, folder_of, run_command
-from scripts.overrides import quoted
+from scripts.console import command
+from scripts.console.children import SCRIPTS, folder_of, run_command
+from scripts.console.overrides import quoted
 
 HELP = """python scripts/study.py [FOLDER]
 

@@ -24,12 +24,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from engine import artifacts
 from objectives import study as studies
-from scripts import configure, doctor, job, launchers, standing
+from scripts import configure, job, launchers, standing
+from scripts.console import machine
+from scripts.console.overrides import key_of, quoted, shell_line, understood
+from scripts.console.wrong import lines_of
 from scripts.launchers import Command, LauncherConfig
-from scripts.overrides import key_of, quoted, shell_line, understood
 from scripts.pipeline import RunConfig, digest, open_segment, set_up_jax
 from scripts.stored import JOB_LOG, OUTCOME, busy
-from scripts.wrong import lines_of
 
 log = logging.getLogger("spinefit")
 
@@ -193,6 +194,6 @@ def _row(planned: Planned) -> dict[str, Any]:
 def main(arguments: Sequence[str]) -> int:
     """`optimize.py -m`: check everything, then run what is left. Raises as `plan` does."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    doctor.require()
+    machine.require()
     set_up_jax()
     return run(plan(arguments))

@@ -9,7 +9,7 @@ The same command goes on where it was, however it was ended. Exit codes: 0 done,
 result, 2 wrong input, 130 interrupted.
 
 Hydra composes the settings as under @hydra.main (by this word its completion knows a script);
-scripts/command.py is around it.
+scripts/console/command.py is around it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts import composing, expected, overrides
-from scripts.command import Command, folder_problem
-from scripts.composing import Given
-from scripts.wrong import Wrong, typed
+from scripts import expected
+from scripts.console import composing, overrides
+from scripts.console.command import Command, folder_problem
+from scripts.console.composing import Given
+from scripts.console.wrong import Wrong, typed
 
 
 def _opening(given: Given) -> Iterator[str]:
@@ -52,11 +53,12 @@ def _run(given: Given) -> int:
     """Validate, search, show."""
     import logging
 
-    from scripts import doctor, pipeline, tuning
+    from scripts import pipeline, tuning
+    from scripts.console import machine
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = typed(tuning.TuneConfig, given.plain)
-    doctor.require()
+    machine.require()
     pipeline.set_up_jax()
     return tuning.run(config)
 

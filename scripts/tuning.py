@@ -29,10 +29,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from engine import artifacts
 from objectives.study import ARMS, FLOORS
 from scripts import configure, job, launchers, sweep
+from scripts.console.overrides import quoted, understood
+from scripts.console.wrong import lines_of
 from scripts.launchers import Command, Job, LauncherConfig
-from scripts.overrides import quoted, understood
 from scripts.stored import OUTCOME
-from scripts.wrong import lines_of
 
 log = logging.getLogger("spinefit")
 

@@ -19,7 +19,6 @@ from fem.intact import materials
 from fem.intact.segment import IntactSegment
 from scripts import (
     credibility,
-    overrides,
     pipeline,
     validation_code,
     validation_contact,
@@ -31,6 +30,7 @@ from scripts import (
     validation_sensitivity,
     validation_vertebra,
 )
+from scripts.console import overrides
 from scripts.scan_runs import data_folder, table
 
 log = logging.getLogger("spinefit")

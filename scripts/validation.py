@@ -11,7 +11,7 @@ Exit code 2 with one line for whatever is wrong with the settings; 1 where a fig
 limit.
 
 Hydra composes the settings as under @hydra.main (by this word its completion knows a script);
-scripts/command.py is around it.
+scripts/console/command.py is around it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts import stored
-from scripts.command import Command, folder_problem
-from scripts.composing import Given
+from scripts.console.command import Command, folder_problem
+from scripts.console.composing import Given
+from scripts.console.wrong import typed
 from scripts.scan_runs import data_folder
-from scripts.wrong import typed
 
 #: Names of validating.STUDIES.
 TOPICS = {

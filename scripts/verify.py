@@ -8,7 +8,7 @@ Exit code 2 with one line for whatever is wrong with the input; 1 when an arm fa
 says which and why); 130 when interrupted (arms that were finished are kept: run it again).
 
 Hydra composes the settings as under @hydra.main (by this word its completion knows a script);
-scripts/command.py is around it.
+scripts/console/command.py is around it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from omegaconf import OmegaConf
 
-from scripts import overrides, stored
-from scripts.command import Command
-from scripts.composing import Given
+from scripts import stored
+from scripts.console import overrides
+from scripts.console.command import Command
+from scripts.console.composing import Given
 
 
 def _opening(given: Given) -> Iterator[str]:
@@ -60,12 +61,13 @@ def _run(given: Given) -> int:
     import logging
     import signal
 
-    from scripts import checking, doctor, job, pipeline, verdict
+    from scripts import checking, job, pipeline, verdict
+    from scripts.console import machine
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = Path(given.settings.run)
-    doctor.require()
+    machine.require()
     pipeline.set_up_jax()
     if given.settings.only_report:
         print(f"report: {checking.report_again(folder)}")
@@ -104,12 +106,12 @@ COMMAND = Command(
             "true: nothing is solved, the page is written again with the studies of validation.py"
             " that are there now"
         ),
-        "fem.elastic.contact": (
-            "coefficients of friction, e.g. 'fem.elastic.contact=[0,0.5]' with fem=standard: every arm"
+        "fem.contact": (
+            "coefficients of friction, e.g. 'fem.contact=[0,0.5]' with fem=standard: every arm"
             " again, only pressing"
         ),
     },
-    examples=("run=runs/a", "run=runs/a fem=fine", "run=runs/a fem=standard 'fem.elastic.contact=[0,0.5]'"),
+    examples=("run=runs/a", "run=runs/a fem=fine", "run=runs/a fem=standard 'fem.contact=[0,0.5]'"),
     task=_run,
     opening=_opening,
 )

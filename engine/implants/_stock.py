@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from pydantic import BaseModel, ConfigDict, Field
 
-from engine.implants.cage import Cage
 from engine.sdf import polygon_distance
 from engine.types import Segment
 
@@ -34,31 +33,36 @@ class Catalogue(BaseModel):
     least_inside: float = Field(0.97, gt=0, le=1)
 
 
-def seat(cage: Cage, segment: Segment, pose: np.ndarray, catalogue: Catalogue) -> np.ndarray | None:
-    """The catalogue size that fits best at this pose, as the group "seat"; None where the pose is not possible.
+class Footprint(NamedTuple):
+    """Points of a footprint [n], mm about the centre of the disc space, on a 1 mm grid.
+
+    u, v          where each lies in its blade, −1 … 1 along and across it
+    centre_y_mm   about which the faces are wedged
+    rim_inset_mm  how far inside the rims a footprint must stay
+    """
+
+    x_mm: np.ndarray
+    y_mm: np.ndarray
+    u: np.ndarray
+    v: np.ndarray
+    centre_y_mm: float
+    rim_inset_mm: float
+
+
+def seat(footprint: Footprint, segment: Segment, catalogue: Catalogue) -> np.ndarray | None:
+    """The catalogue size that fits best under this footprint, as the group "seat"; None where the pose is not possible.
 
     The middle plane follows the two endplates under the footprint, the lordosis is the catalogue's nearest, the height
     the largest that dips no deeper than seat_depth_mm into either endplate (95th percentile under the footprint), the
     dome the one that touches more of them. A pose is not possible when more than 1 − least_inside of the footprint
     reaches over the rims, or when the flattest size is too high.
     """
-    s = cage.settings
-    reach = 0.5 * float(np.hypot(s.length_mm, s.width_mm)) + abs(float(pose[0])) + abs(float(pose[1]))
-    axis = np.arange(-reach, reach + 0.5, 1.0)
-    x, y = (a.ravel() for a in np.meshgrid(axis, axis, indexing="ij"))
-    parameters = {k: jnp.asarray(g.initial) for k, g in cage.groups().items()} | {"pose": jnp.asarray(pose)}
-    outline, u, v = (np.asarray(f) for f in cage._outline(parameters, jnp.asarray(x), jnp.asarray(y))[:3])
-    if s.pair:
-        mirror = [np.asarray(f) for f in cage._outline(parameters, jnp.asarray(-x), jnp.asarray(y))[:3]]
-        here = outline <= mirror[0]
-        outline, u, v = (np.where(here, a, b) for a, b in zip((outline, u, v), mirror, strict=True))
-    inside = outline < 0
-    x, y, u, v = x[inside], y[inside], u[inside], v[inside]
+    x, y, u, v = footprint.x_mm, footprint.y_mm, footprint.u, footprint.v
     low, high = segment.caudal.superior.centre_mm, segment.cranial.inferior.centre_mm
     centre = 0.5 * (low + high)
     plane = np.stack([x, y], -1) + centre[:2]
     rim = np.maximum(*(polygon_distance(p.rim_mm[:, :2], plane) for p in (segment.caudal.superior, segment.cranial.inferior)))
-    if np.mean(rim + s.rim_inset_mm < 0) < catalogue.least_inside:
+    if np.mean(rim + footprint.rim_inset_mm < 0) < catalogue.least_inside:
         return None
     z = np.arange(centre[2] - 12.0, centre[2] + 12.0, 0.25)
     points = np.concatenate([np.repeat(plane[:, None], len(z), 1), np.broadcast_to(z[None, :, None], (len(plane), len(z), 1))], -1)
@@ -75,7 +79,7 @@ def seat(cage: Cage, segment: Segment, pose: np.ndarray, catalogue: Catalogue) -
     for dome in catalogue.domes_mm:
         for height in sorted(catalogue.heights_mm, reverse=True):
             trial = np.array([height, wedge, dome, middle[0], middle[1], middle[2]])
-            top, bottom = (np.asarray(f) for f in stock_faces(trial, x, y, pose[1], u, v))
+            top, bottom = (np.asarray(f) for f in stock_faces(trial, x, y, footprint.centre_y_mm, u, v))
             into_floor, into_ceiling = floor - bottom, top - ceiling
             shift = 0.5 * (np.quantile(into_floor, 0.95) - np.quantile(into_ceiling, 0.95))
             into_floor, into_ceiling, trial[3] = into_floor - shift, into_ceiling + shift, trial[3] + shift

@@ -32,7 +32,7 @@ from jax import Array
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from engine.implants._abstract import Anatomy, Group, ImplantFields
-from engine.implants._stock import stock_faces
+from engine.implants._stock import Footprint, stock_faces
 from engine.materials import IMPLANTS, implant_material
 from engine.sdf import bernstein, fourier, smooth_max
 
@@ -212,6 +212,29 @@ class Cage:
         out = q / scale
         norm = jnp.sqrt((q_x - out * scale_x) ** 2 + (q_y - out * scale_y) ** 2 + (0.05 / a) ** 2)
         return ((q - scale) / norm, *rest)
+
+    def footprint(self, pose: np.ndarray) -> Footprint:
+        """The points under the undesigned cage at a pose [4] (x, y in mm, yaw in rad, bend in 1/mm)."""
+        s = self.settings
+        size = float(np.hypot(s.length_mm, s.width_mm))
+        reach = 0.5 * size + abs(float(pose[0])) + abs(float(pose[1]))
+        axis = np.arange(-reach, reach + 0.5, 1.0)
+        x, y = (a.ravel() for a in np.meshgrid(axis, axis, indexing="ij"))
+        initial = {k: jnp.asarray(g.initial) for k, g in self.groups().items()}
+        parameters = initial | {"pose": jnp.asarray(pose)}
+
+        def blade(x: np.ndarray) -> list[np.ndarray]:
+            found = self._outline(parameters, jnp.asarray(x), jnp.asarray(y))[:3]
+            return [np.asarray(f) for f in found]
+
+        outline, u, v = blade(x)
+        if s.pair:
+            mirror = blade(-x)
+            here = outline <= mirror[0]
+            both = zip((outline, u, v), mirror, strict=True)
+            outline, u, v = (np.where(here, a, b) for a, b in both)
+        inside = outline < 0
+        return Footprint(x[inside], y[inside], u[inside], v[inside], pose[1], s.rim_inset_mm)
 
     def describe(self) -> dict[str, Any]:
         s = self.settings

@@ -144,7 +144,7 @@ def build_mesh(
             return mesh
     raise MeshError(
         f"no acceptable mesh of design {design.arm!r} after {settings.attempts} attempts: {'; '.join(problems)}. "
-        "Check the exported surface for walls thinner than fem.mesh.build.background_mm, or lower that size"
+        "Check the exported surface for walls thinner than fem.mesh.background_mm, or lower that size"
     )
 
 

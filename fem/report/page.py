@@ -144,7 +144,7 @@ def _contact(result: Result) -> str:
     """What changes when the implant only presses: every measure bonded and with contact, and how much of the face touches."""
     arms = [arm for arm in arm_order(result) if result.arms[arm].contact]
     if not arms:
-        return "<p>Not asked for: implants are bonded to what they touch. With <code>fem.elastic.contact=[0,0.5]</code> they also only press.</p>"
+        return "<p>Not asked for: implants are bonded to what they touch. With <code>fem.contact=[0,0.5]</code> they also only press.</p>"
     parts = []
     for friction in sorted({c.friction for arm in arms for c in result.arms[arm].contact}):
         rows, touching = [], []

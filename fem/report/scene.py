@@ -105,7 +105,7 @@ def viewer_section(folder: Path, result: Result) -> tuple[str, str]:
     except (ValueError, KeyError, OSError) as error:
         return f"<p>Not shown in three dimensions: {escape(str(error))}. The pictures below show the arms.</p>", ""
     data["words"] |= _levels(result)
-    script = resources.files("fem").joinpath("viewer/viewer.min.js").read_text()
+    script = resources.files("fem.report").joinpath("viewer/viewer.min.js").read_text()
     text = json.dumps(data, allow_nan=False).replace("</", "<\\/")
     return _controls(data), f'<script type="application/json" id="viewer-data">{text}</script>\n<script>{script}</script>'
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import doctor
+from scripts.console import machine
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -141,12 +141,12 @@ def test_import_rules_can_fail(tmp_path):
 
 
 def test_doctor_names_what_is_missing(monkeypatch):
-    monkeypatch.setattr(doctor, "MODULES", ("numpy", "no_such_module"))
-    monkeypatch.setattr(doctor, "CHECKS", (doctor.imports,))
-    assert [f.name for f in doctor.check()] == ["import no_such_module"]
+    monkeypatch.setattr(machine, "MODULES", ("numpy", "no_such_module"))
+    monkeypatch.setattr(machine, "CHECKS", (machine.imports,))
+    assert [f.name for f in machine.check()] == ["import no_such_module"]
     with pytest.raises(SystemExit, match="no_such_module"):
-        doctor.require()
-    monkeypatch.setattr(doctor, "FILTERS", ("no_such_filter",))
-    assert "no_such_filter" in doctor.pymeshlab_filters()[0].problem
-    assert "segmentation fault" in str(doctor._in_child("import os; os.kill(os.getpid(), 11)"))
-    assert "no answer" in str(doctor._in_child("import time; time.sleep(9)", timeout_s=0.5))
+        machine.require()
+    monkeypatch.setattr(machine, "FILTERS", ("no_such_filter",))
+    assert "no_such_filter" in machine.pymeshlab_filters()[0].problem
+    assert "segmentation fault" in str(machine.in_child("import os; os.kill(os.getpid(), 11)"))
+    assert "no answer" in str(machine.in_child("import time; time.sleep(9)", timeout_s=0.5))

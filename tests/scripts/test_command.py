@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from engine import artifacts
-from scripts import command, composing, overrides, pipeline, wrong
-from scripts.command import Command
+from scripts import pipeline
 from scripts.configure import run_config
+from scripts.console import command, composing, overrides, wrong
+from scripts.console.command import Command
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGURED = (

@@ -73,7 +73,7 @@ def test_an_experiment_that_is_a_sweep_holds_its_jobs(experiment, jobs):
         (["+stocks.heights_mm=[1]"], "stocks"),
         (["+boundary.rod_diameter_mm=50"], "rod_diameter_mm"),
         (["patient.bundel=x"], "bundel"),
-        (["+fem.mesh.build.size_mm=2"], "size_fine_mm"),
+        (["+fem.mesh.size_mm=2"], "size_fine_mm"),
         (["+fem.solve.speed=2"], "max_direct_dofs"),
         (["+fem.arms=[stok]"], "conforming_central"),
         (["+loadcases.case.x=1"], "cases and nothing else"),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from engine import artifacts
-from scripts import composing, expected, pipeline
+from scripts import expected, pipeline
 from scripts.configure import run_config
+from scripts.console import composing
 
 
 def finished(folder, seconds, *words):

@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-from scripts import comparing, composing, demo, phantom_scan, study, tuning
-from scripts.overrides import understood
+from scripts import comparing, demo, phantom_scan, study, tuning
+from scripts.console import children, composing
+from scripts.console.overrides import understood
 
 AWKWARD = "a (1), {x}=y & 'z' ü#~"
 
@@ -59,7 +60,7 @@ def test_the_study_prepares_sweeps_and_compares_there(called, tmp_path, monkeypa
 @pytest.mark.parametrize("arguments", [["--folder"], ["a", "b"], ["-x"]])
 def test_the_demo_takes_one_folder_and_nothing_else(arguments):
     with pytest.raises(ValueError, match="give one folder, or --help"):
-        demo.folder_of(arguments, "runs/demo")
+        children.folder_of(arguments, "runs/demo")
 
 
 def test_prepare_sh_hands_on_the_scan_and_any_folder(tmp_path):

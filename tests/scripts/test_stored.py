@@ -14,9 +14,10 @@ import pytest
 import yaml
 
 from engine import artifacts
-from scripts import composing, job, pipeline, stored
+from scripts import job, pipeline, stored
 from scripts.configure import run_config
-from scripts.overrides import quoted, understood
+from scripts.console import composing
+from scripts.console.overrides import quoted, understood
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Not the defaults, in a group, in a value of a group, and beside both.

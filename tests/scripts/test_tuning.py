@@ -13,7 +13,8 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from scripts import configure, job, launchers, pipeline, tuning
+from scripts import configure, job, launchers, tuning
+from scripts.console.places import ROOT
 from scripts.launchers import Command
 from scripts.tuning import Prune, Target, TuneConfig
 
@@ -178,7 +179,7 @@ def test_every_end_of_the_space_must_be_a_valid_run(tmp_path):
 
 def test_the_real_command_checks_its_space_against_the_real_configuration(tmp_path):
     """tune.py itself, under its own @hydra.main: the corners of the space are composed, what is wrong is named before any trial."""
-    line = [sys.executable, str(pipeline.ROOT / "scripts" / "tune.py"), f"out={tmp_path / 'search'}", 'base=["solver=coarse","fem=demo"]',
+    line = [sys.executable, str(ROOT / "scripts" / "tune.py"), f"out={tmp_path / 'search'}", 'base=["solver=coarse","fem=demo"]',
             "space={implant.settings.length_mm:{low:26.0,high:340.0},objectives:[balanced,nonesuch]}"]  # fmt: skip
     done = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert done.returncode == job.FAILED, done.stderr[-2000:]

@@ -26,16 +26,12 @@ from typing import Any
 
 import numpy as np
 
-from engine.patient.alignment.demand import Distribution, LevelLimit, distribute
 from engine.patient.alignment.measures import SpineAlignment
 from engine.patient.alignment.scores import (
     STANDING_ADDS_DEG,
     gap_ideal_lordosis_deg,
     gap_ideal_slope_deg,
-    gap_most,
-    gap_points,
     roussouly_type,
-    schwab_modifier,
 )
 
 #: Segmental lordosis (superior to superior endplate) by PI group, standing [S66 table 2]: (PI below, degrees L1-L2 … L5-S1).
@@ -307,23 +303,3 @@ def _target(rule: Rule, x: _Inputs, missing: Sequence[str], posture: str) -> Rul
         validity=rule.validity,
     )
 
-
-__all__ = [
-    "LEVEL_NORMS_ALL_DEG",
-    "LEVEL_NORMS_DEG",
-    "RULES",
-    "STANDING_ADDS_DEG",
-    "Distribution",
-    "LevelLimit",
-    "Rule",
-    "RuleTarget",
-    "compare_rules",
-    "distribute",
-    "gap_ideal_lordosis_deg",
-    "gap_ideal_slope_deg",
-    "gap_most",
-    "gap_points",
-    "level_norms_deg",
-    "roussouly_type",
-    "schwab_modifier",
-]

@@ -478,13 +478,3 @@ def _unit(name: str) -> str:
 def _wrapped(angle_deg: float) -> float:
     return float((angle_deg + 180.0) % 360.0 - 180.0)
 
-
-__all__ = [
-    "REGIONAL",
-    "Measure",
-    "SpineAlignment",
-    "height_loss_grade",
-    "meyerding",
-    "spine_alignment",
-    "standard_errors",
-]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import label, median_filter
 
-from engine.patient.anatomy.vertebra import RIM_DEPTH_MM
 from engine.patient.geometry.frames import endplate, unit
 from engine.types import Endplate, VoxelField, rigid
+
+RIM_DEPTH_MM = 1.0
 
 _ANGLES = 144
 STEP_MM = 0.75

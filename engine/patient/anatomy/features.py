@@ -247,5 +247,3 @@ def _plain(value: Any) -> Any:
         return float(value) if np.isfinite(value) else None
     return value
 
-
-__all__ = ["Body", "Canal", "EndplateShape", "Facet", "Features", "Pedicle", "features"]

@@ -196,5 +196,3 @@ def _coverage(offset: np.ndarray) -> float:
     even = np.stack([flat * np.cos(turn), flat * np.sin(turn), z], axis=1)
     return float(((even @ (offset / np.linalg.norm(offset, axis=1, keepdims=True)).T).max(axis=1) > np.cos(np.radians(10.0))).mean())
 
-
-__all__ = ["FemoralHead", "femoral_heads", "fit_head", "heads_of", "noted"]

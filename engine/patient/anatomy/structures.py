@@ -302,5 +302,3 @@ def _polylines(cells: np.ndarray) -> list[np.ndarray]:
             result.append(ids[:-1])
     return result
 
-
-__all__ = ["body_and_arch", "check_subregions", "measures", "structures"]

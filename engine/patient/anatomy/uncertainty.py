@@ -284,5 +284,3 @@ def _sample(values: np.ndarray, low: np.ndarray, points: np.ndarray) -> np.ndarr
     """Trilinear values of the grid that starts at `low`; VoxelField.sample would copy the whole field each time."""
     return np.asarray(map_coordinates(values, ((points - low) / STEP_MM).T, order=1, mode="nearest"))
 
-
-__all__ = ["redraw", "redraw_plate", "standard_errors", "surface_noise"]

@@ -26,8 +26,6 @@ from engine.patient.anatomy.pedicles import pedicle_axes
 from engine.patient.geometry.frames import frame, inverse, rotation, unit, vertebra_frame
 from engine.types import Endplate, Surface, VoxelField, rigid
 
-RIM_DEPTH_MM = 1.0
-
 
 @dataclass(frozen=True)
 class Anatomy:

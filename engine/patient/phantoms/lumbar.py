@@ -324,13 +324,3 @@ def _turned(plate: Endplate) -> Endplate:
     """The plate with its normal turned: stands in for the inferior endplate that a sacrum has not."""
     return Endplate(plate.centre_mm, -plate.normal, plate.rim_mm, plate.axis_left, plate.half_width_mm, plate.half_depth_mm)
 
-
-__all__ = [
-    "LumbarSpec",
-    "exact_plates",
-    "femoral_heads_mm",
-    "fractured",
-    "lumbar_phantom",
-    "lumbar_truth",
-    "scoliotic",
-]

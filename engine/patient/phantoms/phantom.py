@@ -254,5 +254,3 @@ def texture_of(spec: PhantomSpec, name: str) -> Callable[[np.ndarray], np.ndarra
 
     return deviation
 
-
-__all__ = ["PhantomSpec", "Shape", "global_motion", "phantom", "truth"]

@@ -34,7 +34,6 @@ from engine.patient.alignment.disc import measure
 from engine.patient.geometry.distance import surface_sdf, volume_mm3
 from engine.patient.geometry.frames import inverse, rotation, vertebra_frame
 from engine.patient.geometry.levels import VERSE
-from engine.patient.phantoms.scan_files import write_dicom_series, write_nifti
 from engine.patient.read.image import Image
 from engine.types import Endplate, PatientModel, VoxelField, rigid
 
@@ -401,5 +400,3 @@ def _averaged(fine: np.ndarray, parts: np.ndarray) -> np.ndarray:
     i, j, k = (n // p for n, p in zip(fine.shape, parts, strict=True))
     return np.asarray(fine.reshape(i, parts[0], j, parts[1], k, parts[2]).mean(axis=(1, 3, 5)))
 
-
-__all__ = ["ScanSpec", "synthetic_ct", "write_dicom_series", "write_nifti"]

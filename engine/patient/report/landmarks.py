@@ -266,5 +266,3 @@ def _write_lines(path: Path, lines: list[_Line]) -> Path:
     mesh.save(path)
     return path
 
-
-__all__ = ["MARKUPS_SCHEMA", "write_landmarks"]

@@ -242,5 +242,3 @@ def _save(figure: Figure, path: Path) -> Path:
     figure.savefig(path, dpi=_DPI)
     return path
 
-
-__all__ = ["alignment_picture", "gate_picture", "scene_picture", "slices_picture"]

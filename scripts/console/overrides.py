@@ -47,6 +47,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
+from scripts.console.places import SCRIPTS
+
 #: Keys of any command that hold a path, those that hold other text, and those that hold a list of
 #: either.
 PATHS = frozenset(
@@ -250,7 +252,7 @@ def key_of(word: str) -> str:
 def shell_line(script: str, words: Sequence[str]) -> str:
     """`python scripts/optimize.py …`, ready to be copied into a shell that stands in this
     folder."""
-    here, place = Path.cwd(), Path(__file__).resolve().parent / script
+    here, place = Path.cwd(), SCRIPTS / script
     shown = place.relative_to(here) if place.is_relative_to(here) else place
     python = "python" if shutil.which("python") == sys.executable else sys.executable
     return " ".join(map(shlex.quote, [python, str(shown), *words]))

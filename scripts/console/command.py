@@ -1,6 +1,6 @@
 """What every command of scripts/ does before and after its work.
 
-`--help`, the command line in (scripts/overrides.py), every wrong key and value named at once, the
+`--help`, the command line in (scripts/console/overrides.py), every wrong key and value named at once, the
 first line on the screen before anything slow is imported, and one line for whatever goes wrong.
 This file imports nothing slow, and neither does a command's file: what needs JAX, PyVista or a
 reader is imported by the command's task, once it has been said what will be done.
@@ -24,9 +24,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from scripts import composing, overrides, wrong
-from scripts.composing import Given
-from scripts.wrong import Wrong
+from scripts.console import composing, overrides, wrong
+from scripts.console.composing import Given
+from scripts.console.wrong import Wrong
 
 FAILED, TRANSIENT, STOPPED = 2, 75, 130
 _SWEEP_FLAGS = ("-m", "--multirun")

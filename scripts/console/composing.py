@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -20,10 +19,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString, ValueType
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from scripts import overrides
-from scripts.wrong import known_are, nearest
-
-CONF = Path(__file__).resolve().parents[1] / "conf"
+from scripts.console import overrides
+from scripts.console.places import CONF
+from scripts.console.wrong import known_are, nearest
 
 
 @dataclass(frozen=True)

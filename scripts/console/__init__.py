@@ -1,0 +1,1 @@
+"""What every command shares: its help, its words, its errors."""
