@@ -1,5 +1,5 @@
 """Bench tests of the exported parts, virtually: stiffness, stress, and what load takes them to
-yield and fatigue (scripts/benching.py).
+yield and fatigue (scripts/run/mechanical_tests.py).
 
     python scripts/bench.py run=<run folder>
     python scripts/bench.py run=<run folder> 'arms=[optimised]' acceptance.compression_n=8000
@@ -19,10 +19,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts import stored
 from scripts.console.command import Command
 from scripts.console.composing import Given
 from scripts.console.wrong import typed
+from scripts.run import stored
 
 
 def _opening(given: Given) -> Iterator[str]:
@@ -42,11 +42,11 @@ def _run(given: Given) -> int:
     """Test the parts of one run folder."""
     import logging
 
-    from scripts import benching, pipeline
+    from scripts.run import mechanical_tests, opened
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    pipeline.set_up_jax()
-    text, record = benching.run(typed(benching.BenchConfig, given.plain))
+    opened.set_up_jax()
+    text, record = mechanical_tests.run(typed(mechanical_tests.BenchConfig, given.plain))
     print(text)
     return 0 if all(r["status"]["code"] == "ok" for r in record.values()) else 1
 

@@ -190,26 +190,25 @@ def _study(config: BenchmarkConfig) -> Any:
     """The study of conf/config.yaml on the bundle. Runs inside a Hydra application."""
     from hydra import compose
 
-    from objectives import study
-    from scripts import configure, pipeline
+    from scripts.run import arms, configure, opened
 
-    pipeline.set_up_jax()
+    opened.set_up_jax()
     patient = "null" if config.bundle is None else config.bundle
     run = configure.run_config(compose("config", [f"patient.bundle={patient}"]))[0]
-    return study.make(pipeline.open_segment(run.patient), run.study)
+    return arms.make(opened.open_segment(run.patient), run.study)
 
 
 def iteration(config: BenchmarkConfig) -> None:
     """One design iteration: what its parts cost, and what warm starts, loose tolerances and the basis of the loads save."""
-    from objectives import study
+    from scripts.run import arms, search
 
     made = _study(config)
     for spacing in config.spacing_mm:
         started = time.perf_counter()
-        prepared = study.prepare(made, spacing)
-        problem = study.problem(made, prepared, study.families(made)["optimised"])
+        prepared = arms.prepare(made, spacing)
+        problem = arms.problem(made, prepared, arms.families(made)["optimised"])
         prepared_s = time.perf_counter() - started
-        start = study.start(made, study.default_pose(made))
+        start = search.start(made, arms.default_pose(made))
         seconds, counts = _measure_iteration(problem, start)
         box = 3 * int(np.prod([n + 1 for n in problem.numerics.grid.shape]))
         print(f"{spacing:g} mm: {box} unknowns in the box, {counts['basis']} basis loads for {counts['cases']} load cases")
@@ -341,12 +340,12 @@ def _designs(made: Any, spacing_mm: float, tolerance: float) -> Any:
 
     from engine import forward, mixture
     from engine.scene import make_grid, prepare
-    from objectives import study
+    from scripts.run import arms
 
     grid = make_grid(made.segment, spacing_mm)
     settings = replace(made.config.solver.settings(), tolerance=tolerance)
     rodded, numerics = prepare(made.segment, made.boundary, grid, settings, made.config.solver.bone_law)
-    families, cage = study.families(made), made.cage
+    families, cage = arms.families(made), made.cage
     values = {k: np.asarray(g.initial, float) for k, g in cage.groups().items()}
     low, high = ({k: getattr(g, end) for k, g in cage.groups().items()} for end in ("lower", "upper"))
     thick, thin = (np.r_[w["wall"][:1], values["wall"][1:]] for w in (high, low))
@@ -357,7 +356,7 @@ def _designs(made: Any, spacing_mm: float, tolerance: float) -> Any:
     }  # fmt: skip
     every = {"intact": (families["intact"], {})} | {k: (cage, values | v) for k, v in designs.items()}
     for arm in ("stock_central", "conforming_central"):
-        if (found := study.parameters_at(made, families[arm], study.default_pose(made))) is not None:
+        if (found := arms.parameters_at(made, families[arm], arms.default_pose(made))) is not None:
             every[arm] = (families[arm], found)
     for name, (family, parameters) in every.items():
         scene = rodded if family.rods else replace(rodded, links=None)
@@ -368,23 +367,23 @@ def _designs(made: Any, spacing_mm: float, tolerance: float) -> Any:
 
 def refinement(config: BenchmarkConfig) -> None:
     """Measures of fixed designs on ever finer grids."""
-    from objectives import study
+    from scripts.run import arms
 
     made = _study(config)
-    families = study.families(made)
+    families = arms.families(made)
     rows: list[dict[str, Any]] = []
     for spacing in config.spacing_mm:
-        prepared = study.prepare(made, spacing)
+        prepared = arms.prepare(made, spacing)
         for arm in ("stock_central", "conforming_central", "full_endplate"):
             family = families[arm]
-            values = study.parameters_at(made, family, study.default_pose(made)) if family.groups() else {}
+            values = arms.parameters_at(made, family, arms.default_pose(made)) if family.groups() else {}
             if values is None:
                 continue
             started = time.perf_counter()
-            evaluation, status = study.evaluate(made, prepared, family, values)
+            evaluation, status = arms.evaluate(made, prepared, family, values)
             measures = dict(zip((g.objective.name for g in made.goals), map(float, evaluation.measures), strict=True))
             work = float(np.mean(np.asarray(evaluation.response.compliance)))
-            rows.append({"arm": arm, "spacing_mm": spacing, **measures, "compliance": work, "status": study.worst(status).code,
+            rows.append({"arm": arm, "spacing_mm": spacing, **measures, "compliance": work, "status": arms.worst(status).code,
                          "iterations": int(evaluation.info.iterations), "seconds": time.perf_counter() - started})  # fmt: skip
             print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()), flush=True)
             _write(_folder(config) / "refinement.json", {"machine": machine(), "bundle": config.bundle, "results": rows})

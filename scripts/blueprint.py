@@ -18,10 +18,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts import stored
 from scripts.console.command import Command
 from scripts.console.composing import Given
 from scripts.console.wrong import typed
+from scripts.run import stored
 
 
 def _opening(given: Given) -> Iterator[str]:
@@ -41,22 +41,22 @@ def _run(given: Given) -> int:
     """Draw the arms that are asked for."""
     import logging
 
-    from scripts import blueprinting
+    from scripts.run import drawings
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    config = typed(blueprinting.BlueprintConfig, given.plain)
+    config = typed(drawings.BlueprintConfig, given.plain)
     folder = Path(config.run)
     for arm in config.arms:
         if config.lattice is not None:
-            made = blueprinting.write_lattice(folder, arm, config.lattice)
+            made = drawings.write_lattice(folder, arm, config.lattice)
             struts = folder / "designs" / arm / "lattice.stl"
             print(f"{arm}: lattice: {'solid, no struts' if made['solid'] else struts}")
-        for what, path in blueprinting.write_blueprint(
+        for what, path in drawings.write_blueprint(
             Path(config.run), arm, config.tolerances, config.finish
         ).items():
             print(f"{arm}: {what}: {path}")
         if config.step:
-            print(f"{arm}: STEP: {blueprinting.write_step(folder, arm, config.step_deviation_mm)}")
+            print(f"{arm}: STEP: {drawings.write_step(folder, arm, config.step_deviation_mm)}")
     return 0
 
 

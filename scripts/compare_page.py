@@ -14,9 +14,9 @@ from plotly.offline import get_plotlyjs
 
 from engine import artifacts
 from engine.page import bullets, document, image, percent, table, text
-from objectives.study import FLOORS
 from scripts import compare_view, comparing
 from scripts.comparing import CompareConfig, Found, Run, arms_of, front, matrix, statistics
+from scripts.run.config import FLOORS
 
 _SIGN = {"lower": -1.0, "higher": 1.0, "neither": 0.0}
 #: Okabe and Ito's colours, told apart by the colour-blind.

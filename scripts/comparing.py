@@ -24,9 +24,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine import artifacts
 from fem.report.result import Result
-from objectives.study import ARMS, FLOORS
-from scripts import paired, standing
-from scripts.pipeline import OUTCOME
+from scripts import paired
+from scripts.run import standing
+from scripts.run.config import ARMS, FLOORS
+from scripts.run.design import OUTCOME
 
 log = logging.getLogger("spinefit")
 COLUMNS = ("run", "patient", "segment", "approach", "objectives", "seed", "arm", "measure", "unit", "better", "value", "engine",

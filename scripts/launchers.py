@@ -1,7 +1,7 @@
 """Where the jobs of a sweep run: in processes of this machine (joblib), under SLURM (submitit), on a Ray cluster.
 
 A job is one command line, `python scripts/optimize.py … out=<its folder> resume=true`, in a process of its own: its memory is given
-back, a crash takes nobody along, and it can be cut off anywhere (scripts/job.py). A launcher only says where and how many at a time. The
+back, a crash takes nobody along, and it can be cut off anywhere (scripts/run/job.py). A launcher only says where and how many at a time. The
 run folders must lie on a file system that every machine sees.
 """
 
@@ -18,44 +18,15 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
 
 from scripts.console.places import SCRIPTS
+from scripts.run.config import LauncherConfig
 
 log = logging.getLogger("spinefit")
 PROGRAM = str(SCRIPTS / "optimize.py")
 END_WITH_PARENT = "SPINEFIT_END_WITH_PARENT"
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-
-
-class LauncherConfig(BaseModel):
-    """Where jobs run and what each gets.
-
-    jobs              at a time; null: as many as cores and memory allow (joblib), all (submitit, ray: the scheduler decides)
-    threads_per_job   null: the cores divided among the jobs (joblib), 4 (submitit, ray)
-    memory_gb_per_job a job's peak: some 5 GB at fem=demo and standard, 8 at fem=fine
-    retries           times that a job is started again after a failure that may pass (disk full, memory, a killed process)
-    retry_failed      start jobs again that had failed for good
-    time_h            submitit: time limit of a job; it is requeued from its checkpoint, up to `retries` times
-    grace_s           how long a job that is told to stop may take to save (an iteration, at most)
-    slurm             submitit: further parameters, e.g. {slurm_partition: cpu}; cluster: slurm, or local for a trial run here
-    address           ray: the cluster's address; null: one that is started on this machine for the sweep
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    kind: Literal["joblib", "submitit", "ray"] = "joblib"
-    jobs: int | None = Field(None, ge=1, le=10000)
-    threads_per_job: int | None = Field(None, ge=1, le=256)
-    memory_gb_per_job: float = Field(6.0, gt=0)
-    retries: int = Field(1, ge=0, le=10)
-    retry_failed: bool = False
-    time_h: float = Field(24.0, gt=0)
-    grace_s: float = Field(120.0, gt=0)
-    cluster: Literal["slurm", "local"] = "slurm"
-    slurm: dict[str, Any] = {}
-    address: str | None = None
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from omegaconf import DictConfig
 
-from scripts import expected, stored
 from scripts.console import composing, overrides
 from scripts.console.command import Command, folder_problem
 from scripts.console.composing import Given
 from scripts.console.wrong import Wrong
+from scripts.run import expected, stored
 
 #: Of a sweep in which a word is wrong: combinations whose values are checked too.
 _CHECKED = 60
@@ -82,8 +82,10 @@ def _run(given: Given) -> int:
     """Validate, run, and show what came out."""
     import logging
 
-    from scripts import configure, job, launchers, pipeline, verdict
+    from scripts import launchers
     from scripts.console import machine
+    from scripts.run import configure, job, opened, verdict
+    from scripts.run.config import RunConfig
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     launchers.end_with_parent()
@@ -92,9 +94,9 @@ def _run(given: Given) -> int:
         config.resume
         and (held := stored.resumed(Path(config.out), given.plain, given.words)) is not None
     ):
-        config = pipeline.RunConfig(**held)
+        config = RunConfig(**held)
     machine.require()
-    pipeline.set_up_jax()
+    opened.set_up_jax()
     code = job.run(config, given.made)
     if code == job.DONE:
         folder = Path(config.out)
@@ -141,7 +143,7 @@ def _sweep_opening(words: Sequence[str]) -> Iterator[str]:
 
 
 def _problems(settings: DictConfig) -> Iterable[str]:
-    from scripts import configure
+    from scripts.run import configure
 
     return configure.problems(settings)
 

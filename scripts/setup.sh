@@ -62,4 +62,4 @@ say "doctor"
 
 # 5. The compiled solver: 20 s, once; without a compiler it says so and the slower XLA one is used.
 say "solver"
-"$VENV/bin/python" -c "import logging; logging.basicConfig(format='   %(message)s'); from engine import native; native.available()"
+"$VENV/bin/python" -c "import logging; logging.basicConfig(format='   %(message)s'); from engine.multigrid.native import library; library.available()"

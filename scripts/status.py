@@ -36,7 +36,7 @@ def _run(given: Given) -> int:
     from rich.console import Console
     from rich.live import Live
 
-    from scripts import standing
+    from scripts.run import standing
 
     folder, console = Path(given.settings.sweep), Console()
     every_s = None if given.settings.every_s is None else float(given.settings.every_s)

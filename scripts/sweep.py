@@ -1,7 +1,7 @@
 """A sweep: every combination of some overrides, each a job in a folder of its own below one sweep folder.
 
     sweep.json             the jobs of the last command: name (its folder), overrides, hash of the configuration
-    <job>/                 a run folder (scripts/pipeline.py); its name says what was swept and ends with the configuration's hash
+    <job>/                 a run folder (scripts/run/design.py); its name says what was swept and ends with the configuration's hash
 
 So a changed configuration, or a patient prepared anew, is another folder, the same command finds its jobs again, and what is there
 decides what is left to do: done jobs are skipped, interrupted and killed ones go on from their checkpoint, what failed for a passing reason
@@ -23,14 +23,17 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from engine import artifacts
-from objectives import study as studies
-from scripts import configure, job, launchers, standing
+from scripts import launchers
 from scripts.console import machine
 from scripts.console.overrides import key_of, quoted, shell_line, understood
 from scripts.console.wrong import lines_of
-from scripts.launchers import Command, LauncherConfig
-from scripts.pipeline import RunConfig, digest, open_segment, set_up_jax
-from scripts.stored import JOB_LOG, OUTCOME, busy
+from scripts.launchers import Command
+from scripts.run import arms as studies
+from scripts.run import configure, job, standing
+from scripts.run.config import LauncherConfig, RunConfig
+from scripts.run.folder import digest
+from scripts.run.opened import open_segment, set_up_jax
+from scripts.run.stored import JOB_LOG, OUTCOME, busy
 
 log = logging.getLogger("spinefit")
 

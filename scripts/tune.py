@@ -20,11 +20,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts import expected
 from scripts.console import composing, overrides
 from scripts.console.command import Command, folder_problem
 from scripts.console.composing import Given
 from scripts.console.wrong import Wrong, typed
+from scripts.run import expected
 
 
 def _opening(given: Given) -> Iterator[str]:
@@ -53,13 +53,14 @@ def _run(given: Given) -> int:
     """Validate, search, show."""
     import logging
 
-    from scripts import pipeline, tuning
+    from scripts import tuning
     from scripts.console import machine
+    from scripts.run import opened
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = typed(tuning.TuneConfig, given.plain)
     machine.require()
-    pipeline.set_up_jax()
+    opened.set_up_jax()
     return tuning.run(config)
 
 

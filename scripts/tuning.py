@@ -27,12 +27,13 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from engine import artifacts
-from objectives.study import ARMS, FLOORS
-from scripts import configure, job, launchers, sweep
+from scripts import launchers, sweep
 from scripts.console.overrides import quoted, understood
 from scripts.console.wrong import lines_of
-from scripts.launchers import Command, Job, LauncherConfig
-from scripts.stored import OUTCOME
+from scripts.launchers import Command, Job
+from scripts.run import configure, job
+from scripts.run.config import ARMS, FLOORS, LauncherConfig
+from scripts.run.stored import OUTCOME
 
 log = logging.getLogger("spinefit")
 

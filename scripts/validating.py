@@ -18,8 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from fem.intact import materials
 from fem.intact.segment import IntactSegment
 from scripts import (
-    credibility,
-    pipeline,
     validation_code,
     validation_contact,
     validation_convergence,
@@ -31,6 +29,8 @@ from scripts import (
     validation_vertebra,
 )
 from scripts.console import overrides
+from scripts.run import credibility, opened
+from scripts.run.config import FemConfig, PatientConfig
 from scripts.scan_runs import data_folder, table
 
 log = logging.getLogger("spinefit")
@@ -46,7 +46,7 @@ class ValidationConfig(BaseModel):
     bundles: tuple[str, ...] = ()
     designs: int = Field(default=20, ge=3, le=500)
     arms: tuple[str, ...] = ("stock", "conforming", "optimised")
-    fem: pipeline.FemConfig | None = None
+    fem: FemConfig | None = None
     processes: int = Field(default=2, ge=1, le=16)
     seed: int = 0
     out: str = "runs/validation"
@@ -127,7 +127,7 @@ def _intact_patients(config: ValidationConfig) -> Outcome:
     """Discs of prepared patients, on two meshes each, beside lumbar_meshes' own hexahedra."""
     if not config.bundles:
         raise ValueError("bundles=[<out folders of scripts/prepare_patient.py>] is missing, e.g. bundles=[cases/vhm,cases/verse004]")
-    segments = {b: pipeline.open_segment(pipeline.PatientConfig(bundle=b)) for b in config.bundles}  # before the minutes
+    segments = {b: opened.open_segment(PatientConfig(bundle=b)) for b in config.bundles}  # before the minutes
     own = validation_intact.read_segment(data_folder(config.data) / "lumbar_meshes")
     own = replace(own, facets=None, ligaments=[lig for lig in own.ligaments if lig.name in validation_patients.BANDS])
     tests: dict[str, Callable[[], IntactSegment]] = {"lumbar_meshes' own hexahedra": lambda: own}
@@ -219,7 +219,7 @@ def run(what: Sequence[str], config: ValidationConfig, words: Sequence[str]) -> 
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("spinefit").setLevel(logging.INFO)
-    pipeline.set_up_jax()
+    opened.set_up_jax()
     every: list[str] = []
     if {"vertebra", "intact", *BY_NAME} & set(what):
         data_folder(config.data)  # before the others' minutes

@@ -22,10 +22,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts import stored
 from scripts.console.command import Command, folder_problem
 from scripts.console.composing import Given
 from scripts.console.wrong import typed
+from scripts.run import stored
 from scripts.scan_runs import data_folder
 
 #: Names of validating.STUDIES.

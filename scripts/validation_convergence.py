@@ -21,8 +21,9 @@ from scipy.optimize import brentq
 
 from engine.types import Response
 from fem.mesh.build import MeshSettings
-from objectives import study as studies
-from scripts import checking, pipeline
+from scripts.run import arms as studies
+from scripts.run import check, measures, parts
+from scripts.run.opened import open_designed, require_designs
 
 #: Asked for from mesh to mesh.
 RATIO = 1.4
@@ -77,22 +78,22 @@ def scaled(mesh: MeshSettings, by: float) -> MeshSettings:
 
 def converge(run: Path, arms: tuple[str, ...], out: Path, processes: int = 2) -> tuple[list[Estimate], dict[str, list[int]], list[str]]:
     """Estimates, tetrahedra by arm, and what has no result. Raises ValueError for a folder without these designs."""
-    opened = checking.open_designed(run)
-    checking.require_designs(run, arms)
+    opened = open_designed(run)
+    require_designs(run, arms)
     study = opened.study
 
     def solve(job: tuple[str, int]) -> tuple[dict[str, float], int, str]:
         arm, level = job
-        design, surface = pipeline.load_design(run / "designs" / arm)
+        design, surface = parts.load_design(run / "designs" / arm)
         boundary, mesh = study.boundary_of(opened.families[arm]), scaled(opened.mesh, SCALES[level])
-        found = checking.alone(opened.segment, design, surface, boundary, opened.crop_mm, mesh, opened.fem, out / f"{arm}_{level}")
+        found = check.alone(opened.segment, design, surface, boundary, opened.crop_mm, mesh, opened.fem, out / f"{arm}_{level}")
         cells = found.mesh.get("tetrahedra", 0)
         count = cells if isinstance(cells, int) else 0
         return ({} if found.response is None else quantities(study, arm, found.response)), count, found.status.text
 
     jobs = [(arm, level) for level in range(len(SCALES)) for arm in arms]
     results: dict[tuple[str, int], tuple[dict[str, float], int, str]] = {}
-    with checking.one_thread_each(), ThreadPoolExecutor(processes) as pool:
+    with check.one_thread_each(), ThreadPoolExecutor(processes) as pool:
         results |= dict(zip(jobs[: -len(arms)], pool.map(solve, jobs[: -len(arms)]), strict=True))
     for job in jobs[-len(arms) :]:  # the finest one at a time: memory
         results[job] = solve(job)
@@ -113,4 +114,4 @@ def converge(run: Path, arms: tuple[str, ...], out: Path, processes: int = 2) ->
 def quantities(study: studies.Study, arm: str, response: Response) -> dict[str, float]:
     """Every measure that the report shows (but stress shielding, which needs the intact segment's own meshes), and stiffnesses."""
     out = {f"stiffness, {case}": float(1.0 / c) for case, c in zip(response.loadcases, np.asarray(response.compliance), strict=True)}
-    return out | {name: m["value"] for name, m in checking.measures_of(study, arm, response).items()}
+    return out | {name: m["value"] for name, m in measures.measures_of(study, arm, response).items()}

@@ -25,9 +25,11 @@ from engine import artifacts
 from engine.implants import Family
 from engine.types import Design, Response, Surface
 from fem.verify import Check, Reference
-from objectives import study as studies
-from objectives.study import Study
-from scripts import checking, pipeline
+from scripts.run import arms as studies
+from scripts.run import check, parts
+from scripts.run.arms import Study
+from scripts.run.folder import digest
+from scripts.run.opened import open_designed
 
 log = logging.getLogger("spinefit")
 #: What is compared besides the stiffness under each load case.
@@ -67,10 +69,10 @@ def draw(study: Study, count: int, seed: int) -> list[Drawn]:
 
 def compare(run: Path, count: int, seed: int, out: Path, processes: int = 2) -> list[dict[str, Any]]:
     """A row per design: kind, status, and engine and SfePy by quantity. Kept in <out>/designs.jsonl as they come."""
-    opened = checking.open_designed(run)
+    opened = open_designed(run)
     config, segment, study = opened.config, opened.segment, opened.study
     designs, families = draw(study, count, seed), opened.families
-    record, identity = out / "designs.jsonl", f"{config.identity()} {pipeline.digest(segment)} {seed}"
+    record, identity = out / "designs.jsonl", f"{config.identity()} {digest(segment)} {seed}"
     rows = {r["number"]: r for r in artifacts.read_jsonl(record) if r["of"] == identity} if record.exists() else {}
     todo = [n for n in range(count) if n not in rows]
     if not todo:
@@ -78,19 +80,19 @@ def compare(run: Path, count: int, seed: int, out: Path, processes: int = 2) -> 
     engine = _engine(study, [(n, designs[n]) for n in todo], config.study.solver.spacing_mm)
 
     def solved(design: Design, surface: Surface | None, family: Family, folder: Path) -> Check:
-        return checking.alone(segment, design, surface, study.boundary_of(family), opened.crop_mm, opened.mesh, opened.fem, folder)
+        return check.alone(segment, design, surface, study.boundary_of(family), opened.crop_mm, opened.mesh, opened.fem, folder)
 
-    with checking.one_thread_each(), ThreadPoolExecutor(processes) as pool:
+    with check.one_thread_each(), ThreadPoolExecutor(processes) as pool:
         response = solved(studies.design(study, "intact", families["intact"], {}), None, families["intact"], out / "intact").response
         intact = None if response is None else Reference.of(response)
 
         def sfepy(n: int) -> dict[str, Any]:
             drawn, folder = designs[n], out / f"{n:03d}"
             family = families[drawn.kind]
-            pipeline.export_design(studies.design(study, drawn.kind, family, drawn.values), folder)
-            found = solved(*pipeline.load_design(folder), family, folder)
+            parts.export_design(studies.design(study, drawn.kind, family, drawn.values), folder)
+            found = solved(*parts.load_design(folder), family, folder)
             head = {"of": identity, "number": n, "kind": drawn.kind, "status": found.status.code, "text": found.status.text}
-            response = checking.referenced(found, drawn.kind, intact).response
+            response = check.referenced(found, drawn.kind, intact).response
             return head if response is None else head | {"engine": engine[n], "sfepy": _quantities(study, response)}
 
         for row in pool.map(sfepy, todo):

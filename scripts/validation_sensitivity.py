@@ -30,7 +30,9 @@ from scipy.spatial.transform import Rotation
 from engine import artifacts
 from engine.types import Design, Response, Surface, VoxelField, rigid
 from fem.verify import Check, Reference
-from scripts import checking, pipeline
+from scripts.run import check, config, folder, parts
+from scripts.run.measures import measures_of
+from scripts.run.opened import Opened, open_designed, require_designs
 from scripts.scan_runs import table
 
 log = logging.getLogger("spinefit")
@@ -120,20 +122,20 @@ def rescaled(response: Response, factor: float) -> Response:
 
 # -- the study -----------------------------------------------------------------------------------------------
 def vary(
-    run: Path, out: Path, processes: int = 2, variations: Sequence[Variation] = VARIATIONS, fem: pipeline.FemConfig | None = None
+    run: Path, out: Path, processes: int = 2, variations: Sequence[Variation] = VARIATIONS, fem: config.FemConfig | None = None
 ) -> dict[str, Any]:
     """The record (`summary`), by the run's own settings of the check or by `fem`. Rows are kept in <out>/rows.jsonl; delete it to solve
     what failed once more. Raises ValueError for a folder without the three arms."""
-    opened = checking.open_designed(run, fem)
-    checking.require_designs(run, (*ARMS, "intact"))
+    opened = open_designed(run, fem)
+    require_designs(run, (*ARMS, "intact"))
     record = out / "rows.jsonl"
-    same = opened.config.identity(), pipeline.digest(opened.segment), opened.mesh, opened.fem
+    same = opened.config.identity(), folder.digest(opened.segment), opened.mesh, opened.fem
     of = {v.name: artifacts.digest((*same, v)) for v in variations}
     rows = [r for r in artifacts.read_jsonl(record) if r["of"] == of.get(r["variation"])] if record.exists() else []
     done = {(r["arm"], r["variation"]) for r in rows}
 
     def solve(arm: str, v: Variation) -> Check:
-        design, surface = pipeline.load_design(run / "designs" / arm)
+        design, surface = parts.load_design(run / "designs" / arm)
         name = arm
         if v.solved() != replace(VARIATIONS[0].solved(), bone_factor=v.bone_factor):
             name = f"{arm}_{artifacts.digest(replace(v.solved(), bone_factor=1.0))[:12]}"
@@ -147,9 +149,9 @@ def vary(
         mesh = replace(mesh, **{n: v.lattice * getattr(mesh, n) for n in names}) if v.lattice != 1.0 else mesh
         boundary = opened.study.boundary_of(opened.families[arm])
         fem = replace(opened.fem, bone_factor=v.bone_factor * opened.fem.bone_factor)
-        return checking.alone(opened.segment, design, surface, boundary, opened.crop_mm, mesh, fem, out / name)
+        return check.alone(opened.segment, design, surface, boundary, opened.crop_mm, mesh, fem, out / name)
 
-    with checking.one_thread_each(), ThreadPoolExecutor(processes) as pool:
+    with check.one_thread_each(), ThreadPoolExecutor(processes) as pool:
         for bone in dict.fromkeys(v.bone_factor for v in variations):
             jobs = dict.fromkeys((arm, v.solved()) for v in variations for arm in ARMS
                                  if v.bone_factor == bone and (arm, v.name) not in done)  # fmt: skip
@@ -162,7 +164,7 @@ def vary(
 
             def new_rows(job: tuple[str, Variation], intact: Reference | None = intact) -> list[dict[str, Any]]:
                 (arm, solved), clock = job, time.perf_counter()
-                found = checking.referenced(solve(arm, solved), arm, intact)
+                found = check.referenced(solve(arm, solved), arm, intact)
                 mine = [v for v in variations if v.solved() == solved and (arm, v.name) not in done]
                 several = [_row(opened, arm, v, found) for v in mine]
                 return [r | {"seconds": (time.perf_counter() - clock) / len(several)} for r in several]
@@ -175,12 +177,12 @@ def vary(
     return summary(rows, variations)
 
 
-def _row(opened: checking.Opened, arm: str, v: Variation, found: Check) -> dict[str, Any]:
+def _row(opened: Opened, arm: str, v: Variation, found: Check) -> dict[str, Any]:
     status, cells = found.status, found.mesh.get("tetrahedra")
     head = {"arm": arm, "variation": v.name, "status": status.code, "text": status.text, "tetrahedra": cells}
     if found.response is None:
         return head | {"measures": {}}
-    return head | {"measures": checking.measures_of(opened.study, arm, rescaled(found.response, v.load_factor))}
+    return head | {"measures": measures_of(opened.study, arm, rescaled(found.response, v.load_factor))}
 
 
 # -- what the rows say ---------------------------------------------------------------------------------------

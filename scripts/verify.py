@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from omegaconf import OmegaConf
 
-from scripts import stored
 from scripts.console import overrides
 from scripts.console.command import Command
 from scripts.console.composing import Given
+from scripts.run import stored
 
 
 def _opening(given: Given) -> Iterator[str]:
@@ -61,23 +61,25 @@ def _run(given: Given) -> int:
     import logging
     import signal
 
-    from scripts import checking, job, pipeline, verdict
     from scripts.console import machine
+    from scripts.run import check, job, opened, result, verdict
+    from scripts.run.config import FemConfig
+    from scripts.run.folder import read_config, tidy
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = Path(given.settings.run)
     machine.require()
-    pipeline.set_up_jax()
+    opened.set_up_jax()
     if given.settings.only_report:
-        print(f"report: {checking.report_again(folder)}")
+        print(f"report: {result.report_again(folder)}")
         return 0
-    fem = pipeline.FemConfig(**given.plain["fem"]) if given.settings.get("fem") else None
-    config = pipeline.read_config(folder)
+    fem = FemConfig(**given.plain["fem"]) if given.settings.get("fem") else None
+    config = read_config(folder)
     try:
         with job.working(folder):
-            report = checking.check_run(folder, fem)
-            pipeline.tidy(folder, config)
+            report = check.check_run(folder, fem)
+            tidy(folder, config)
     except KeyboardInterrupt as stop:
         again = overrides.shell_line("verify.py", given.words)
         raise KeyboardInterrupt(

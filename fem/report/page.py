@@ -178,7 +178,7 @@ def _contact(result: Result) -> str:
     return "".join(parts)
 
 
-def _lattice(result: Result) -> str:
+def lattice_section(result: Result) -> str:
     found = result.lattice
     if found is None:
         return "<p>No struts were made of the lattice's density (<code>lattice.realise</code>).</p>"
@@ -262,7 +262,7 @@ def page(result: Result, folder: Path, pictures: Sequence[Picture] = ()) -> str:
         ("The arms side by side", _arms(result, folder)),
         ("In three dimensions", viewer),
         ("Pictures", pictures_grid(pictures)),
-        ("The lattice as printed", _lattice(result)),
+        ("The lattice as printed", lattice_section(result)),
         ("Credibility", credibility(result, folder, LIMITATIONS)),
         ("What the contact condition changes", _contact(result)),
         ("The search", _search(result, folder)),

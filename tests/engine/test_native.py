@@ -24,7 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.spatial import cKDTree
 
-from engine import multigrid, native
+from engine.multigrid.compiled import native_pairing
+from engine.multigrid.native import library
 
 jax.config.update("jax_enable_x64", True)
 smallest = np.nextafter(np.float64(0.0), np.float64(1.0))
@@ -37,11 +38,11 @@ def missing(where):
 
 wrong = []
 missing("before it is loaded")
-assert native.available()
+assert library.available()
 missing("once it is loaded")
 field = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, 9, 9, 9)))
 for _ in range(3):
-    jax.block_until_ready(multigrid._native_pairing(jnp.ones((8, 8, 8)), field, field, 1.0))
+    jax.block_until_ready(native_pairing(jnp.ones((8, 8, 8)), field, field, 1.0))
 missing("after a call")
 begun = threading.Thread(target=missing, args=("in a thread begun after a call",))
 begun.start()

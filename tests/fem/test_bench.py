@@ -12,7 +12,7 @@ from test_mesh import COARSE
 from engine.materials import IMPLANTS
 from fem.mesh.build import default_crop
 from fem.solve import FemSettings
-from scripts import benching as bench
+from scripts.run import mechanical_tests as bench
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,6 @@ def test_shear_is_softer_and_foam_carries_the_subsidence(tests):
 
 
 def test_safety_is_told_only_of_loads_that_are_given(tests):
-    assert bench._safety(tests, bench.Acceptance()) == {}
-    found = bench._safety(tests, bench.Acceptance(compression_n=2000.0))
+    assert bench.safety_of(tests, bench.Acceptance()) == {}
+    found = bench.safety_of(tests, bench.Acceptance(compression_n=2000.0))
     assert found["compression"]["fatigue"] == pytest.approx(tests["compression"]["load_at_fatigue"] / 2000.0)

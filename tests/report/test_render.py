@@ -15,7 +15,7 @@ from engine import artifacts
 from engine.patient import PlanConfig, phantom_segment
 from engine.types import VoxelField
 from fem.report import colours, letters, render
-from scripts import picturing
+from scripts.run.pictures import picture_jobs
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def lopsided(tmp_path_factory):
 
 def test_footprints_and_cuts_of_one_cage_agree_on_where_it_stands(lopsided):
     folder, segment = lopsided
-    jobs, _ = picturing.picture_jobs(segment, folder, {"optimised": {"status": {"code": "ok"}}}, [])
+    jobs, _ = picture_jobs(segment, folder, {"optimised": {"status": {"code": "ok"}}}, [])
     by_name = {job["name"]: job for job in jobs}
     sagittal, coronal = by_name["strain_optimised_sagittal"], by_name["strain_optimised_coronal"]
     assert (sagittal["at_mm"], coronal["at_mm"]) == (-5.0, -3.0)

@@ -10,9 +10,9 @@ from engine import artifacts
 from engine.part import surface
 from engine.part.lattice import LatticeSettings
 from engine.types import Design, VoxelField
-from fem.report.page import _lattice
+from fem.report.page import lattice_section
 from fem.report.result import Result
-from scripts import blueprinting, pipeline
+from scripts.run import drawings, parts
 
 COARSE = LatticeSettings(cell_mm=2.4, voxel_mm=0.2)
 
@@ -26,33 +26,33 @@ def bar(folder, density):
     outline = np.maximum(np.maximum(np.abs(u) - 6.0, np.abs(v) - 2.5), np.abs(z) - 2.5)
     origin = np.array([a[0] for a in axes])
     field, rho = (VoxelField(a.astype(np.float32), origin, h) for a in (outline, np.full(x.shape, density)))
-    pipeline.export_design(Design("optimised", "cage", "ti6al4v", field, None, rho), folder / "designs" / "optimised")
+    parts.export_design(Design("optimised", "cage", "ti6al4v", field, None, rho), folder / "designs" / "optimised")
     return folder / "designs" / "optimised"
 
 
 def test_struts_are_written_once_and_anew_for_other_settings(tmp_path):
     where = bar(tmp_path, 0.5)
-    found = blueprinting.write_lattice(tmp_path, "optimised", COARSE)
+    found = drawings.write_lattice(tmp_path, "optimised", COARSE)
     part = surface.check(surface.read(where / "lattice.stl"))
     assert part["watertight"] and part["components"] == 1 and (where / "lattice.3mf").exists()
     assert found["exported_g"] == pytest.approx(part["volume_mm3"] * 4.43e-3, rel=1e-4)
     assert found["as_built_density"] == pytest.approx(0.5, abs=0.03)
     (where / "blueprint.json").write_text("{}")
     stamp = (where / "lattice.stl").stat().st_mtime_ns
-    assert blueprinting.write_lattice(tmp_path, "optimised", COARSE) == artifacts.read_json(where / "lattice.json")
+    assert drawings.write_lattice(tmp_path, "optimised", COARSE) == artifacts.read_json(where / "lattice.json")
     assert (where / "lattice.stl").stat().st_mtime_ns == stamp and (where / "blueprint.json").exists()
-    other = blueprinting.write_lattice(tmp_path, "optimised", COARSE.model_copy(update={"build": "+x"}))
+    other = drawings.write_lattice(tmp_path, "optimised", COARSE.model_copy(update={"build": "+x"}))
     assert other["build_direction"] == pytest.approx([np.cos(np.pi / 6), 0.5, 0.0], abs=0.02)
     assert not (where / "blueprint.json").exists(), "the sheet would tell of the other lattice"
-    pipeline.export_design(pipeline.load_design(where)[0], where)
+    parts.export_design(parts.load_design(where)[0], where)
     assert not list(where.glob("lattice.*")), "struts of an earlier design"
 
 
 def test_every_3mf_of_a_part_passes_strict_lib3mf_and_says_whose_it_is(tmp_path):
     where = bar(tmp_path, 0.5)
-    label = pipeline.part_label("", "patient 7", "L4-L5", "optimised", "ti6al4v")
-    pipeline.export_design(pipeline.load_design(where)[0], where, label)
-    blueprinting.write_lattice(tmp_path, "optimised", COARSE)
+    label = parts.part_label("", "patient 7", "L4-L5", "optimised", "ti6al4v")
+    parts.export_design(parts.load_design(where)[0], where, label)
+    drawings.write_lattice(tmp_path, "optimised", COARSE)
     for name in ("implant", "lattice"):
         model = lib3mf.get_wrapper().CreateModel()
         reader = model.QueryReader("3mf")
@@ -71,22 +71,22 @@ def test_every_3mf_of_a_part_passes_strict_lib3mf_and_says_whose_it_is(tmp_path)
 
 def test_a_solid_part_has_no_struts_and_says_so(tmp_path):
     where = bar(tmp_path, 1.0)
-    assert blueprinting.write_lattice(tmp_path, "optimised", COARSE)["solid"]
+    assert drawings.write_lattice(tmp_path, "optimised", COARSE)["solid"]
     assert not (where / "lattice.stl").exists()
-    assert "is solid" in _lattice(Result(title="", created="", arms={}, lattice=artifacts.read_json(where / "lattice.json")))
+    assert "is solid" in lattice_section(Result(title="", created="", arms={}, lattice=artifacts.read_json(where / "lattice.json")))
 
 
 def test_the_report_tells_of_the_struts(tmp_path):
     bar(tmp_path, 0.5)
-    found = blueprinting.write_lattice(tmp_path, "optimised", COARSE)
-    text = _lattice(Result(title="", created="", arms={}, lattice=found))
+    found = drawings.write_lattice(tmp_path, "optimised", COARSE)
+    text = lattice_section(Result(title="", created="", arms={}, lattice=found))
     assert "gyroid, cell 2.4 mm" in text and "strut, narrowest" in text and "powder could not leave" in text
-    assert "No struts" in _lattice(Result(title="", created="", arms={}))
+    assert "No struts" in lattice_section(Result(title="", created="", arms={}))
 
 
 def test_without_a_part_it_says_what_to_run(tmp_path):
     with pytest.raises(ValueError, match=r"designs/optimised/implant.stl\); run scripts/optimize.py"):
-        blueprinting.write_lattice(tmp_path, "optimised", COARSE)
+        drawings.write_lattice(tmp_path, "optimised", COARSE)
 
 
 @pytest.mark.parametrize(
@@ -100,4 +100,4 @@ def test_without_a_part_it_says_what_to_run(tmp_path):
 def test_the_sheet_gives_one_mass_for_the_part_and_says_of_what_the_other_would_be(least, lattice, words):
     density = {"least": least, "mean": 0.7, "most": 1.0}
     figures = {"relative_density": density, "solid_mass_g": 11.27, "mass_g": 7.9, "lattice": lattice}
-    assert blueprinting.mass_words(figures) == words
+    assert drawings.mass_words(figures) == words

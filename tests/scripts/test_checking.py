@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
-from scripts import checking
+from scripts.run import check
 
 
 def test_a_dead_process_is_a_status_of_its_arm_and_not_an_exception(monkeypatch):
-    monkeypatch.setattr(checking, "check", os._exit)
-    found = checking.alone(3)
+    monkeypatch.setattr(check, "check", os._exit)
+    found = check.alone(3)
     assert found.response is None
     assert found.status.code == "failed" and "died" in found.status.text

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from engine import artifacts
-from scripts import pipeline
-from scripts.configure import run_config
 from scripts.console import command, composing, overrides, wrong
 from scripts.console.command import Command
+from scripts.run.configure import run_config
+from scripts.run.folder import write_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGURED = (
@@ -55,7 +55,7 @@ def shell(
 def run_folder(tmp_path_factory):
     """Looks like a designed run; nothing in it was computed."""
     folder = tmp_path_factory.mktemp("run (1), ä")
-    pipeline.write_config(
+    write_config(
         run_config(composing.compose("config", ["experiment=demo", "out=x"]).settings)[0], folder
     )
     artifacts.write_json(folder / "meta.json", {})

@@ -11,14 +11,16 @@ from hydra.errors import HydraException
 from pydantic import ValidationError
 
 from engine.patient import PlanConfig, load_segment, phantom_segment
-from objectives import study as studies
-from scripts import pipeline
-from scripts.configure import expand, run_config
+from scripts.run import arms as studies
+from scripts.run import opened
+from scripts.run.config import PatientConfig, RunConfig
+from scripts.run.configure import expand, run_config
+from scripts.run.folder import open_run
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
-def composed(*overrides: str) -> pipeline.RunConfig:
+def composed(*overrides: str) -> RunConfig:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return run_config(compose("config", ["out=runs/test", *overrides]))[0]
 
@@ -112,25 +114,25 @@ def test_a_collapsed_disc_space_is_refused():
 
 def test_a_bundle_that_is_none_is_refused(tmp_path):
     with pytest.raises(ValueError, match="prepare_patient"):
-        pipeline.open_segment(pipeline.PatientConfig(bundle=str(tmp_path)))
+        opened.open_segment(PatientConfig(bundle=str(tmp_path)))
 
 
 def test_a_run_folder_is_never_mixed_with_another_configuration_or_patient(tmp_path, segment):
     out = f"out={tmp_path / 'run'}"
     # nothing computed yet: a corrected configuration may begin it anew
-    pipeline.open_run(composed(out, "optimizer.iterations=7"), segment)
-    folder = pipeline.open_run(composed(out), segment)
+    open_run(composed(out, "optimizer.iterations=7"), segment)
+    folder = open_run(composed(out), segment)
     (folder / "search.jsonl").write_text("")
     with pytest.raises(ValueError, match="resume=true"):
-        pipeline.open_run(composed(out), segment)
-    assert pipeline.open_run(composed(out, "resume=true"), segment) == folder
-    assert pipeline.open_run(composed(out, "resume=true"), load_segment(folder / "segment")) == folder
+        open_run(composed(out), segment)
+    assert open_run(composed(out, "resume=true"), segment) == folder
+    assert open_run(composed(out, "resume=true"), load_segment(folder / "segment")) == folder
     with pytest.raises(ValueError, match="another configuration"):
-        pipeline.open_run(composed(out, "resume=true", "optimizer.iterations=7"), segment)
+        open_run(composed(out, "resume=true", "optimizer.iterations=7"), segment)
     lower = replace(segment.caudal, sdf=replace(segment.caudal.sdf, values=segment.caudal.sdf.values + 0.1))
     with pytest.raises(ValueError, match="patient has changed"):
-        pipeline.open_run(composed(out, "resume=true"), replace(segment, caudal=lower))
+        open_run(composed(out, "resume=true"), replace(segment, caudal=lower))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="not a run folder"):
-        pipeline.open_run(composed(f"out={tmp_path / 'other'}"), segment)
+        open_run(composed(f"out={tmp_path / 'other'}"), segment)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from engine import artifacts
-from scripts import expected, pipeline
-from scripts.configure import run_config
 from scripts.console import composing
+from scripts.run import expected
+from scripts.run.configure import run_config
+from scripts.run.folder import write_config
 
 
 def finished(folder, seconds, *words):
-    pipeline.write_config(
+    write_config(
         run_config(composing.compose("config", [*words, "out=x"]).settings)[0], folder
     )
     artifacts.write_json(folder / "outcome.json", {"status": "done"})

@@ -17,7 +17,7 @@ from engine.part import meshfiles, slicer, surface
 from engine.patient import PhantomSpec, PlanConfig, plan, save_bundle, save_segment
 from engine.patient.phantoms import phantom
 from engine.types import Sacrum, Surface, rigid
-from scripts import handover
+from scripts.run import handover
 from tests.scripts.test_config import composed
 
 #: float32 at 150 mm from the scan's origin is good to 1e-5 mm; what is asked for is 0.01.

@@ -14,8 +14,12 @@ from pathlib import Path
 import pytest
 
 from engine import artifacts
-from scripts import blueprinting, handover, job, launchers, pipeline, standing
-from scripts.pipeline import OUTCOME
+from scripts import launchers
+from scripts.run import config as run_config
+from scripts.run import design as run_design
+from scripts.run import drawings, handover, job, standing
+from scripts.run import folder as run_folder
+from scripts.run.design import OUTCOME
 from tests.scripts.test_config import composed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +50,7 @@ def raising(error):
     ],
 )
 def test_every_end_has_a_last_word_and_an_exit_code(config, monkeypatch, error, code, status):
-    monkeypatch.setattr(pipeline, "design_run", raising(error))
+    monkeypatch.setattr(run_design, "design_run", raising(error))
     assert job.run(config) == code
     outcome = artifacts.read_json(Path(config.out) / OUTCOME)
     assert outcome["status"] == status and outcome["exit"] == code
@@ -57,12 +61,12 @@ def test_every_end_has_a_last_word_and_an_exit_code(config, monkeypatch, error, 
 
 def test_a_done_job_is_done_for_its_own_configuration_only(config, monkeypatch):
     end = {"code": "wall_time", "seconds": 3600.0}
-    monkeypatch.setattr(pipeline, "design_run", lambda c, _: artifacts.write_json(Path(c.out) / "optimisation.json", end))
-    monkeypatch.setattr(blueprinting, "write_blueprint", lambda _: None)
+    monkeypatch.setattr(run_design, "design_run", lambda c, _: artifacts.write_json(Path(c.out) / "optimisation.json", end))
+    monkeypatch.setattr(drawings, "write_blueprint", lambda _: None)
     monkeypatch.setattr(handover, "write_slicer", lambda *_: [])
-    monkeypatch.setattr(blueprinting, "write_lattice", lambda *_: None)
+    monkeypatch.setattr(drawings, "write_lattice", lambda *_: None)
     assert job.run(config) == job.DONE
-    limited = config.model_copy(update={"budget": pipeline.BudgetConfig(wall_time_h=1.0)})
+    limited = config.model_copy(update={"budget": run_config.BudgetConfig(wall_time_h=1.0)})
     assert job.finished(limited)
     assert not job.finished(config), "the search ended by its wall time, and now it has more"
     assert not job.finished(limited.model_copy(update={"check": True}))
@@ -73,7 +77,7 @@ def test_a_done_job_is_done_for_its_own_configuration_only(config, monkeypatch):
 
 def test_another_runs_folder_keeps_its_outcome(config, monkeypatch):
     folder = Path(config.out)
-    monkeypatch.setattr(pipeline, "design_run", raising(pipeline.OtherRun("it holds another run")))
+    monkeypatch.setattr(run_design, "design_run", raising(run_folder.OtherRun("it holds another run")))
     folder.mkdir()
     artifacts.write_json(folder / OUTCOME, {"status": "done"})
     artifacts.write_json(folder / "meta.json", {})
@@ -102,18 +106,18 @@ def test_two_processes_never_work_on_one_folder_and_a_kill_lets_it_go(config):
     folder = Path(config.out)
     process = holding(folder)
     try:
-        assert pipeline.busy(folder)
-        with pytest.raises(pipeline.OtherRun, match=f"process {process.pid} on"), job.working(folder):
+        assert run_design.busy(folder)
+        with pytest.raises(run_folder.OtherRun, match=f"process {process.pid} on"), job.working(folder):
             pass
         assert standing.read(folder).status == "running"
     finally:
         process.kill()
         process.wait()
-    assert not pipeline.busy(folder)
+    assert not run_design.busy(folder)
     artifacts.write_json(folder / "meta.json", {})
     assert standing.read(folder).status == "killed"
     with job.working(folder):
-        assert json.loads((folder / pipeline.LOCK).read_text())["pid"] == os.getpid()
+        assert json.loads((folder / run_design.LOCK).read_text())["pid"] == os.getpid()
 
 
 def test_a_killed_job_is_found_with_what_it_had_computed(config):
@@ -143,12 +147,12 @@ def test_what_is_left_of_a_job_goes_by_what_others_took():
 
 def test_killed_while_it_was_tried_again_it_does_not_look_failed(config, monkeypatch):
     folder = Path(config.out)
-    monkeypatch.setattr(pipeline, "design_run", raising(OSError(errno.ENOSPC, "No space left on device")))
+    monkeypatch.setattr(run_design, "design_run", raising(OSError(errno.ENOSPC, "No space left on device")))
     job.run(config)
     artifacts.write_json(folder / "meta.json", {})
     assert standing.read(folder).status == "failed"
     seen = []
-    monkeypatch.setattr(pipeline, "design_run", lambda *_: seen.append((folder / OUTCOME).exists()) or raising(KeyboardInterrupt())())
+    monkeypatch.setattr(run_design, "design_run", lambda *_: seen.append((folder / OUTCOME).exists()) or raising(KeyboardInterrupt())())
     job.run(config)
     assert seen == [False], "a kill here leaves no word"
 
@@ -163,7 +167,7 @@ def test_sigterm_before_the_work_begins_is_a_stop(config):
     line = [sys.executable, str(ROOT / "scripts" / "optimize.py"), f"out={config.out}", "experiment=demo"]
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=config.out.rsplit("/", 1)[0])
     deadline = time.monotonic() + 60
-    while not (Path(config.out) / pipeline.LOCK).exists() and time.monotonic() < deadline:
+    while not (Path(config.out) / run_design.LOCK).exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)

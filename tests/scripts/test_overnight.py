@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 from engine import artifacts
-from scripts import job, launchers, pipeline, standing
-from scripts.launchers import LauncherConfig
+from scripts import launchers
+from scripts.run import design, job, standing
+from scripts.run.config import LauncherConfig
 from tests.scripts.test_sweep import ROOT, command, program  # noqa: F401
 
 pytestmark = pytest.mark.slow
@@ -36,7 +37,7 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def outcome(folder: Path) -> dict:
-    return artifacts.read_json(folder / pipeline.OUTCOME)
+    return artifacts.read_json(folder / design.OUTCOME)
 
 
 def numbers(folder: Path) -> str:
@@ -59,7 +60,7 @@ def undisturbed(tmp_path_factory):
 
 def reached(folder: Path, sign: str) -> bool:
     """A file is there, or the stage of that name runs."""
-    times = standing._json(folder / "timings.json")
+    times = standing.read_json(folder / "timings.json")
     return bool(list(folder.glob(sign))) or times.get("now", {}).get("stage", "").startswith(sign)
 
 
@@ -92,7 +93,7 @@ def test_on_a_full_disk_it_stops_and_with_room_it_goes_on(undisturbed, tmp_path)
     try:
         process = start(place / "run")
         assert process.wait() == job.TRANSIENT, (place / "log").read_text()
-        assert "No space left" in (place / "log").read_text() + (place / "run" / pipeline.OUTCOME).read_text()
+        assert "No space left" in (place / "log").read_text() + (place / "run" / design.OUTCOME).read_text()
         subprocess.run(["mount", "-o", "remount,size=300m", str(place)], check=True)
         assert start(place / "run").wait() == 0
         assert numbers(place / "run") == numbers(undisturbed)

@@ -10,8 +10,10 @@ from rich.progress import Progress
 from engine import artifacts, optimize
 from engine.forward import Warm
 from engine.patient import PlanConfig, phantom_segment
-from objectives import study as studies
-from scripts import pipeline
+from scripts.run import arms as studies
+from scripts.run import design, search
+from scripts.run.config import BudgetConfig, KeepConfig
+from scripts.run.folder import designed
 from tests.scripts.test_config import composed
 
 
@@ -52,10 +54,10 @@ def optimise(study, folder, stop, iterations=4, wall_time_h=None, **settings):
     made, config = study
     folder.mkdir(exist_ok=True)
     settings = config.optimizer.model_copy(update={"iterations": iterations, "multiplier_every": 2, "rebuild_every": 2, **settings})
-    budget = pipeline.BudgetConfig(wall_time_h=wall_time_h)
-    run = config.model_copy(update={"optimizer": settings, "keep": pipeline.KeepConfig(states=10), "budget": budget})
+    budget = BudgetConfig(wall_time_h=wall_time_h)
+    run = config.model_copy(update={"optimizer": settings, "keep": KeepConfig(states=10), "budget": budget})
     with Progress(disable=True) as bar:
-        return pipeline._optimise(made, run, studies.default_pose(made), folder, _Quiet(bar), stop)
+        return design.optimise(made, run, studies.default_pose(made), folder, _Quiet(bar), stop)
 
 
 class _Quiet:
@@ -75,7 +77,7 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(study, tmp_pat
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     best, end = optimise(study, whole, StopAfter(None))
     assert (end["code"], end["iterations"]) == ("iterations", 4)
-    with pytest.raises(pipeline.Stopped, match="resume=true"):
+    with pytest.raises(design.Stopped, match="resume=true"):
         optimise(study, parts, StopAfter(3))
     assert (parts / "state_00003.npz").exists() and not (parts / "state_00004.npz").exists()
     # the newest checkpoint damaged: the one before it is taken, and its iteration done again
@@ -97,10 +99,10 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(study, tmp_pat
 def test_out_of_time_it_ends_with_the_best_so_far_and_goes_on_with_more(study, tmp_path):
     best, end = optimise(study, tmp_path / "a", StopAfter(None), iterations=3, wall_time_h=1e-6)
     assert (end["code"], end["iterations"], end["best_iteration"]) == ("wall_time", 1, 0)
-    assert not pipeline.designed(tmp_path / "a", pipeline.BudgetConfig()), "no designs yet"
+    assert not designed(tmp_path / "a", BudgetConfig()), "no designs yet"
     artifacts.write_json(tmp_path / "a" / "optimisation.json", end)
-    assert pipeline.designed(tmp_path / "a", pipeline.BudgetConfig(wall_time_h=1e-6))
-    assert not pipeline.designed(tmp_path / "a", pipeline.BudgetConfig(wall_time_h=1.0))
+    assert designed(tmp_path / "a", BudgetConfig(wall_time_h=1e-6))
+    assert not designed(tmp_path / "a", BudgetConfig(wall_time_h=1.0))
     best, end = optimise(study, tmp_path / "a", StopAfter(None), iterations=3, wall_time_h=1.0)
     whole, other = optimise(study, tmp_path / "b", StopAfter(None), iterations=3)
     assert end["code"] == other["code"] == "iterations"
@@ -143,8 +145,8 @@ def test_a_seed_scatters_the_start_within_the_bounds_and_none_is_the_rival(study
 
     made, _ = study
     pose = studies.default_pose(made)
-    first = studies.start(made, pose)
-    seeded = [studies.start(replace(made, config=made.config.model_copy(update={"seed": n})), pose) for n in (1, 1, 2)]
+    first = search.start(made, pose)
+    seeded = [search.start(replace(made, config=made.config.model_copy(update={"seed": n})), pose) for n in (1, 1, 2)]
     assert all(np.array_equal(seeded[0][k], seeded[1][k]) for k in first), "the same seed, the same start"
     assert any(not np.array_equal(seeded[0][k], seeded[2][k]) for k in first)
     for begin in seeded:

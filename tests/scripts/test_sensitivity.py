@@ -14,8 +14,9 @@ from engine.types import Design, SolverStatus, Surface, VoxelField, rigid
 from fem.mesh.build import MeshSettings
 from fem.solve import FemSettings
 from fem.verify import nothing
-from scripts import checking, credibility, pipeline
 from scripts import validation_sensitivity as sensitivity
+from scripts.run import check, credibility
+from scripts.run import design as run_design
 from scripts.validation_sensitivity import ARMS, NOMINAL, Variation
 
 
@@ -134,12 +135,12 @@ def study(monkeypatch, tmp_path):
     def load(folder):
         return (Design("intact", "none", "", None, None, None), None) if folder.name == "intact" else (design, surface)
 
-    monkeypatch.setattr(checking, "open_designed", lambda run, fem: opened)
-    monkeypatch.setattr(checking, "require_designs", lambda run, arms: None)
-    monkeypatch.setattr(checking, "alone", alone)
-    monkeypatch.setattr(pipeline, "load_design", load)
+    monkeypatch.setattr(check, "open_designed", lambda run, fem: opened)
+    monkeypatch.setattr(check, "require_designs", lambda run, arms: None)
+    monkeypatch.setattr(check, "alone", alone)
+    monkeypatch.setattr(run_design, "load_design", load)
     monkeypatch.setattr(sensitivity, "rescaled", lambda response, factor: factor * sum(response))
-    monkeypatch.setattr(checking, "measures_of", lambda study, arm, response: {
+    monkeypatch.setattr(check, "measures_of", lambda study, arm, response: {
         "yielded_bone": {"value": response, "unit": "mm³", "better": "lower", "description": ""}})  # fmt: skip
     study = SimpleNamespace(solved=solved, stop_at=None, run=lambda: sensitivity.vary(tmp_path / "run", tmp_path / "out", 1, VARIED))
     return study

@@ -13,8 +13,8 @@ import pytest
 
 from engine.types import SolverStatus
 from fem.verify import nothing
-from objectives import study as studies
-from scripts import checking, pipeline, solved
+from scripts.run import arms as studies
+from scripts.run import check, design, solved
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_the_longest_unused_goes_first(root, tmp_path):
     assert {p.name for p in root.glob("*/")} == {"a", "c"}
 
 
-class Arms(checking._Arms):
+class Arms(check.Arms):
     """The real queue, over arms that are solved by nobody."""
 
     def __init__(self, folder, arms, log):
@@ -119,7 +119,7 @@ def test_two_runs_share_the_work(root, tmp_path, monkeypatch):
         time.sleep(0.15)
         return SimpleNamespace(response=arm, status=SolverStatus("ok", arm))
 
-    monkeypatch.setattr(checking, "alone", alone)
+    monkeypatch.setattr(check, "alone", alone)
     arms = ["intact", "full_endplate", "stock", "conforming", "optimised"]
     runs = [Arms(tmp_path / r, arms, log) for r in ("first", "second")]
     with ThreadPoolExecutor(2) as pool:
@@ -131,7 +131,7 @@ def test_two_runs_share_the_work(root, tmp_path, monkeypatch):
 
 
 def test_a_failed_arm_is_not_kept(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(checking, "alone", lambda arm, where: nothing("no mesh"))
+    monkeypatch.setattr(check, "alone", lambda arm, where: nothing("no mesh"))
     Arms(tmp_path, ["stock"], []).next()
     assert not list(root.glob("*/"))
 
@@ -145,5 +145,5 @@ def test_a_finished_search_is_taken_over(root, tmp_path, monkeypatch):
     store.give_search(solved.key("positions", np.zeros(2), {"goals": []}), rows)
     monkeypatch.setattr(studies, "prepare", lambda *_: pytest.fail("a position was solved"))
     tmp_path.joinpath("run").mkdir()
-    best = pipeline._positions(study, tmp_path / "run", None, False, store)
+    best = design.positions(study, tmp_path / "run", None, False, store)
     assert best["stock"].tolist() == [0, 0, 0, 0] and (tmp_path / "run" / "search.jsonl").read_text() == rows

@@ -14,10 +14,12 @@ import pytest
 import yaml
 
 from engine import artifacts
-from scripts import job, pipeline, stored
-from scripts.configure import run_config
 from scripts.console import composing
 from scripts.console.overrides import quoted, understood
+from scripts.run import design, job, stored
+from scripts.run import folder as run_folder
+from scripts.run.config import RunConfig
+from scripts.run.configure import run_config
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Not the defaults, in a group, in a value of a group, and beside both.
@@ -32,7 +34,7 @@ FIRST = (
 )
 
 
-def config_of(*words: str) -> pipeline.RunConfig:
+def config_of(*words: str) -> RunConfig:
     return run_config(composing.compose("config", understood(words)).settings)[0]
 
 
@@ -40,17 +42,17 @@ def config_of(*words: str) -> pipeline.RunConfig:
 def folder(tmp_path):
     """A run in which something has been computed, in a folder with an awkward name."""
     made = tmp_path / "run (1), ä"
-    pipeline.write_config(config_of(*FIRST, f"out={made}"), made)
+    run_folder.write_config(config_of(*FIRST, f"out={made}"), made)
     artifacts.write_json(made / "meta.json", {})
     (made / "search.jsonl").write_text("")
     return made
 
 
-def resumed(folder: Path, *words: str) -> pipeline.RunConfig:
+def resumed(folder: Path, *words: str) -> RunConfig:
     """The configuration of a start with these words."""
     given = composing.compose("config", understood(["resume=true", f"out={folder}", *words]))
     held = stored.resumed(folder, given.plain, given.words)
-    return run_config(given.settings)[0] if held is None else pipeline.RunConfig(**held)
+    return run_config(given.settings)[0] if held is None else RunConfig(**held)
 
 
 def test_the_folder_alone_goes_on_as_it_was_begun(folder):
@@ -125,7 +127,7 @@ def test_where_nothing_is_computed_yet_a_corrected_line_begins_anew(folder):
 
 
 def test_what_may_be_changed_is_kept_for_the_next_start(folder):
-    pipeline.write_config(resumed(folder, "budget.wall_time_h=7"), folder)
+    run_folder.write_config(resumed(folder, "budget.wall_time_h=7"), folder)
     assert resumed(folder).budget.wall_time_h == 7
 
 
@@ -152,7 +154,7 @@ def test_the_line_that_a_stopped_job_prints_goes_on_with_it(folder, monkeypatch,
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "design_run", stop)
+    monkeypatch.setattr(design, "design_run", stop)
     assert job.run(config, {"overrides": list(FIRST)}) == job.STOPPED
     words = shlex.split(artifacts.read_json(folder / "outcome.json")["reason"].splitlines()[-1])
     assert words[1].endswith("optimize.py")

@@ -20,9 +20,12 @@ import pytest
 from engine import artifacts
 from engine.patient import phantom_segment, save_segment
 from engine.types import Segment
-from scripts import configure, job, launchers, standing, sweep
-from scripts.launchers import Command, LauncherConfig
-from scripts.pipeline import OUTCOME, open_segment
+from scripts import launchers, sweep
+from scripts.launchers import Command
+from scripts.run import configure, job, standing
+from scripts.run.config import LauncherConfig
+from scripts.run.design import OUTCOME
+from scripts.run.opened import open_segment
 
 ROOT = Path(__file__).resolve().parents[2]
 

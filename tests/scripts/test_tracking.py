@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from engine import artifacts
-from scripts import tracking
-from scripts.tracking import MlflowConfig
+from scripts.run import tracking
+from scripts.run.tracking import MlflowConfig
 from tests.report.example import example, history
 
 

@@ -13,9 +13,10 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from scripts import configure, job, launchers, tuning
+from scripts import launchers, tuning
 from scripts.console.places import ROOT
 from scripts.launchers import Command
+from scripts.run import configure, job
 from scripts.tuning import Prune, Target, TuneConfig
 
 #: Stands for scripts/optimize.py: x → two measures, (x − 3)² and (x − 5)², approached over ten iterations.

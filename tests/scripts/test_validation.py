@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from engine.patient import PlanConfig, phantom_segment
-from objectives import study as studies
 from scripts import validation_convergence, validation_designs
+from scripts.run import arms as studies
 from tests.scripts.test_config import composed
 
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from engine import artifacts
-from scripts import verdict
+from scripts.run import verdict
 
 
 def measure(value, better="lower", unit="mm³", **loads):

@@ -26,8 +26,8 @@ from engine import forward
 from engine import scene as engine_scene
 from engine.patient import PrepareConfig, prepare
 from engine.types import Response
-from objectives import load, study
-from scripts import configure
+from objectives import load
+from scripts.run import arms, configure
 
 STEPS = tuple(2e-3 / 2**k for k in range(5))
 FLOOR = 1e-9
@@ -120,7 +120,7 @@ def test_every_load_case_on_verse004(data_dir, tmp_path):
         run = compose("config", [f"out={tmp_path}/run", f"patient.bundle={tmp_path}"])
     prepared = PrepareConfig.model_validate(OmegaConf.to_container(patient, resolve=True))
     segment = prepare(prepared).segment
-    made = study.make(segment, configure.run_config(run)[0].study)
+    made = arms.make(segment, configure.run_config(run)[0].study)
     grid = engine_scene.make_grid(segment, 2.0)
     scene, numerics = engine_scene.prepare(segment, made.boundary, grid, made.config.solver.settings(), made.config.solver.bone_law)
     lines, missed = table(scene, numerics, made.cage)

@@ -15,8 +15,8 @@ import numpy as np
 from engine import artifacts
 from engine.types import REGIONS
 from fem.report.credibility import provenance
-from objectives.study import ARMS, Study
-from scripts.pipeline import RunConfig
+from scripts.run.arms import Study
+from scripts.run.config import ARMS, RunConfig
 
 #: Where scripts/validation.py writes unless out= says otherwise.
 STUDIES = Path("runs/validation/studies.json")

@@ -13,84 +13,27 @@ decides, volumes and the like, is reported of them and not ranked), so that no g
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from engine import forward, implants, loadcases
 from engine import scene as engine_scene
-from engine.boundary import BoundarySettings, boundary
+from engine.boundary import boundary
 from engine.elasticity import Grid
 from engine.implants import Family, anatomy_at
-from engine.implants._stock import Catalogue, seat
+from engine.implants._stock import seat
 from engine.implants.cage import Cage
-from engine.materials import bone_law
-from engine.multigrid import UNSOLVED, SolverSettings, statuses
+from engine.multigrid import UNSOLVED, statuses
 from engine.scene import Numerics, Scene
 from engine.types import Boundary, Design, Segment, SolverStatus, VoxelField
 from objectives import Goal
 from objectives.problem import Evaluation, Problem, goals, to_unit
+from scripts.run.config import StudyConfig
 
 log = logging.getLogger("spinefit")
-
-ARMS = ("stock", "stock_central", "conforming", "conforming_central", "optimised")
-FLOORS = ("intact", "full_endplate")
-
-
-class SolverConfig(BaseModel):
-    """Grid and linear solver of the voxel engine."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    spacing_mm: float = Field(1.5, ge=0.4, le=4.0)
-    tolerance: float = Field(1e-6, gt=0, le=1e-2)
-    max_iterations: int = Field(150, ge=5)
-    smoother_degree: int = Field(4, ge=1, le=12)
-    bone_law: str = "morgan2003_vertebra"
-
-    @field_validator("bone_law")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        bone_law(name)
-        return name
-
-    def settings(self) -> SolverSettings:
-        return SolverSettings(self.tolerance, self.max_iterations, self.smoother_degree)
-
-
-class SearchConfig(BaseModel):
-    """The search for the best position of a fixed shape: a lattice of positions, then a pattern search."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    spacing_mm: float = Field(2.5, ge=0.4, le=4.0)
-    x: int = Field(3, ge=1, le=15)
-    y: int = Field(4, ge=1, le=15)
-    yaw: int = Field(3, ge=1, le=15)
-    refine: int = Field(10, ge=0, le=200)
-
-
-class StudyConfig(BaseModel):
-    """Everything that shapes the designs of a run. Unknown keys and values out of range are errors.
-
-    seed, start_scatter: where the optimiser starts. 0: at the conforming rival's best position, solid; n: that, each scaled parameter
-    moved by a normal random number of this standard deviation (1 = the whole range), so that repeats show what the start decides.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    family: str
-    settings: dict[str, Any]
-    stock: Catalogue = Catalogue()
-    cases: dict[str, dict[str, Any]]
-    goals: list[dict[str, Any]]
-    boundary: BoundarySettings = BoundarySettings()
-    solver: SolverConfig = SolverConfig()
-    search: SearchConfig = SearchConfig()
-    export_spacing_mm: float = Field(0.5, ge=0.2, le=1.5)
-    seed: int = Field(0, ge=0)
-    start_scatter: float = Field(0.15, ge=0, le=0.5)
 
 
 @dataclass(frozen=True)
@@ -144,7 +87,7 @@ def _check_space(study: Study) -> None:
             f"the cage of {s.length_mm:g} × {s.width_mm:g} mm is larger than the endplates of {width:.1f} × {depth:.1f} mm; "
             "lower implant.settings.length_mm or width_mm"
         )
-    if not any(seat(_stock(study).footprint(pose), segment, study.config.stock) is not None for pose in _lattice(study)):
+    if not any(seat(_stock(study).footprint(pose), segment, study.config.stock) is not None for pose in positions_of(study)):
         sizes = study.config.stock.heights_mm
         raise ValueError(
             f"no stock cage of {min(sizes):g}-{max(sizes):g} mm height and {s.length_mm:g} × {s.width_mm:g} mm footprint fits "
@@ -176,7 +119,7 @@ def families(study: Study) -> dict[str, Family]:
     return out
 
 
-def _lattice(study: Study) -> list[np.ndarray]:
+def positions_of(study: Study) -> list[np.ndarray]:
     """Poses of the coarse search: the default first, then a lattice over the corridor's limits."""
     s, n = study.cage.settings, study.config.search
 
@@ -206,95 +149,6 @@ def parameters_at(study: Study, family: Family, pose: np.ndarray) -> dict[str, n
     if fit is None:
         return None
     return values | {"pose": pose} | ({"seat": fit} if "seat" in values else {})
-
-
-def start(study: Study, pose: np.ndarray) -> dict[str, np.ndarray]:
-    """Where the optimiser starts, scaled: at the conforming rival, solid and at its best position, so that it cannot end behind it;
-    with a seed, scattered about that (clipped to the bounds)."""
-    groups = study.cage.groups()
-    values = {k: np.asarray(g.initial, float) for k, g in groups.items()} | {"pose": pose}
-    begin = unit(study.cage, values | ({"density": groups["density"].upper} if "density" in groups else {}))
-    if study.config.seed == 0:
-        return begin
-    random = np.random.default_rng(study.config.seed)
-    scatter = study.config.start_scatter
-    return {k: np.clip(begin[k] + scatter * random.standard_normal(begin[k].shape), 0.0, 1.0) for k in sorted(begin)}
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One position tried for a rival."""
-
-    arm: str
-    pose: np.ndarray
-    loss: float
-    measures: dict[str, float]
-
-
-def search(
-    study: Study, arm: str, problem: Problem, known: dict[tuple[float, ...], dict[str, Any]] | None = None
-) -> Iterator[Trial]:
-    """Positions tried for a rival, coarse lattice first, then a pattern search about the best; the least loss wins.
-
-    `known` holds rows of an earlier search by pose: they are taken over, not solved again. Raises ValueError when the
-    device can stand nowhere.
-    """
-    family = problem.family
-    s = study.cage.settings
-    tried: dict[tuple[float, ...], Trial] = {}
-    unsolved: set[tuple[float, ...]] = set()
-
-    def attempt(pose: np.ndarray) -> Trial | None:
-        key = tuple(np.round(pose, 4))
-        values = None if key in tried or key in unsolved else parameters_at(study, family, pose)
-        if values is None:
-            return None
-        row = (known or {}).get(tuple(pose.tolist()))
-        if row is not None:
-            tried[key] = Trial(arm, pose, row["loss"], row["measures"])
-        else:
-            e = problem.evaluate(unit(family, values))
-            residual = e.info.worst()
-            if not residual <= UNSOLVED:
-                log.warning("%s at %s: not solved (relative residual %.1e), left out", arm, np.round(pose, 2).tolist(), residual)
-                unsolved.add(key)
-                return None
-            tried[key] = Trial(arm, pose, float(e.loss), problem.table(e))
-        return tried[key]
-
-    for pose in _lattice(study):
-        if (trial := attempt(pose)) is not None:
-            yield trial
-    if not tried:
-        raise ValueError(
-            f"{arm}: the device fits nowhere in the corridor ({len(unsolved)} positions did not solve); see implant.settings and stock"
-        )
-    best = min(tried.values(), key=lambda t: t.loss)
-    step = np.array([_span(s.x_mm) / 6, _span(s.y_mm) / 6, np.deg2rad(_span(s.yaw_deg)) / 6, 0.0])
-    low, high = (np.array([s.x_mm[i], s.y_mm[i], np.deg2rad(s.yaw_deg[i]), 0.0]) for i in (0, 1))
-    spent = 0
-    while spent < study.config.search.refine and step.max() > 1e-3:
-        moved = False
-        for axis, sign in ((1, -1), (1, 1), (0, -1), (0, 1), (2, -1), (2, 1)):
-            if spent >= study.config.search.refine:
-                break
-            pose = best.pose.copy()
-            pose[axis] = np.clip(pose[axis] + sign * step[axis], low[axis], high[axis])
-            trial = attempt(pose)
-            if trial is None:
-                continue
-            spent += 1
-            yield trial
-            if trial.loss < best.loss:
-                best, moved = trial, True
-        if not moved:
-            step = step / 2
-            if step[:2].max() < 0.2:
-                break
-
-
-def _span(limits: tuple[float, float]) -> float:
-    return limits[1] - limits[0]
 
 
 def unit(family: Family, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

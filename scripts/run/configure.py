@@ -15,9 +15,8 @@ from objectives.problem import GoalSettings, goal
 from scripts.console import composing
 from scripts.console.composing import expand, made
 from scripts.console.wrong import Wrong, nearest, said, validation_lines
-from scripts.launchers import LauncherConfig
-from scripts.pipeline import RunConfig
-from scripts.stored import PARTS, STUDY, TYPED
+from scripts.run.config import LauncherConfig, RunConfig
+from scripts.run.stored import PARTS, STUDY, TYPED
 
 __all__ = ["Wrong", "composed", "expand", "made", "problems", "run_config", "said"]
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts import stored
+from scripts.run import stored
 
 #: Arms in their order, with what the table calls them.
 _ARMS = {

@@ -16,8 +16,9 @@ from engine.part import blueprint, drawing, lattice, step, surface
 from engine.part.lattice import LatticeSettings
 from engine.part.meshfiles import PartLabel, geometry_revision
 from engine.types import Design
-from objectives.study import ARMS
-from scripts.pipeline import load_design, part_label, read_config
+from scripts.run.config import ARMS
+from scripts.run.folder import read_config
+from scripts.run.parts import load_design, part_label
 
 log = logging.getLogger("spinefit")
 NOTICE = "Made by spinefit, a research and design tool, not a cleared medical device."

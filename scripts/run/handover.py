@@ -20,8 +20,8 @@ from engine.part.slicer import Axis, Colour, Model
 from engine.patient import load_bundle, load_segment
 from engine.patient.geometry.frames import inverse, move_surface
 from engine.types import PatientModel, Segment, Vertebra, rigid
-from objectives.study import ARMS
-from scripts.pipeline import RunConfig, read_config
+from scripts.run.config import ARMS, RunConfig
+from scripts.run.folder import read_config
 
 log = logging.getLogger("spinefit")
 FOLDER = "slicer"

@@ -16,7 +16,7 @@ from engine import artifacts
 from engine.page import Picture
 from engine.types import Segment
 from fem.report.render import render_all
-from objectives.study import ARMS
+from scripts.run.config import ARMS
 
 #: The load case whose strain is cut through: it presses the cage hardest.
 CUT_LOAD = "flexion"

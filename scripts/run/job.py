@@ -27,12 +27,13 @@ from typing import Any
 from engine import artifacts
 from engine.part.lattice import LatticeSettings
 from engine.settings import one_line
-from scripts import blueprinting, checking, handover, pipeline, standing, stored, tracking
 from scripts.console import overrides
 from scripts.console.command import FAILED, STOPPED, TRANSIENT
 from scripts.console.wrong import may_pass, os_line
-from scripts.pipeline import RunConfig
-from scripts.stored import LOCK, OUTCOME
+from scripts.run import check, design, drawings, handover, opened, standing, stored, tracking
+from scripts.run.config import RunConfig
+from scripts.run.folder import Clock, OtherRun, designed, tidy
+from scripts.run.stored import LOCK, OUTCOME
 
 log = logging.getLogger("spinefit")
 
@@ -45,14 +46,14 @@ __all__ = ["DONE", "FAILED", "STOPPED", "TRANSIENT", "finished", "key", "run", "
 def working(folder: Path) -> Iterator[None]:
     """Only one process at a time works on a folder. Raises OtherRun when another does, or when the folder is something else."""
     if stored.kind(folder) == "other":
-        raise pipeline.OtherRun(stored.refusal(folder, resume=True) or "")
+        raise OtherRun(stored.refusal(folder, resume=True) or "")
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK, "a+") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             who = _holder(folder)
-            raise pipeline.OtherRun(f"{folder} is being worked on by {who}; wait for it, or stop it first") from error
+            raise OtherRun(f"{folder} is being worked on by {who}; wait for it, or stop it first") from error
         stream.truncate(0)
         json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}, stream)
         stream.flush()
@@ -71,7 +72,7 @@ def _holder(folder: Path) -> str:
 def key(config: RunConfig) -> str:
     """Hash of a whole job: what shapes its designs, their lattice and, where it checks them, its check."""
     lattice = () if config.lattice == LatticeSettings() else (config.lattice.model_dump(),)
-    return artifacts.digest((config.identity(), config.check, checking.check_digest(config.fem) if config.check else "", *lattice))
+    return artifacts.digest((config.identity(), config.check, opened.check_digest(config.fem) if config.check else "", *lattice))
 
 
 def finished(config: RunConfig) -> bool:
@@ -80,7 +81,7 @@ def finished(config: RunConfig) -> bool:
     if not (folder / OUTCOME).exists():
         return False
     before = artifacts.read_json(folder / OUTCOME)
-    return before["status"] == "done" and before.get("key") == key(config) and pipeline.designed(folder, config.budget)
+    return before["status"] == "done" and before.get("key") == key(config) and designed(folder, config.budget)
 
 
 def run(config: RunConfig, made: dict[str, Any] | None = None) -> int:
@@ -99,17 +100,17 @@ def run(config: RunConfig, made: dict[str, Any] | None = None) -> int:
             (folder / OUTCOME).unlink(missing_ok=True)  # killed from here on, it must not look as it did before
             try:
                 code, status, reason = _attempt(config, made)
-            except pipeline.OtherRun:
+            except OtherRun:
                 if last is not None:
                     artifacts.write_json(folder / OUTCOME, last)
                 raise
             if code == DONE:
-                pipeline.tidy(folder, config)
+                tidy(folder, config)
                 tracking.track(folder, config.mlflow)
             end = {"status": status, "reason": reason, "exit": code, "key": key(config), "identity": config.identity(),
                    "began": began, "ended": time.time()}  # fmt: skip
             artifacts.write_json(folder / OUTCOME, end)
-    except pipeline.OtherRun as error:
+    except OtherRun as error:
         code, status, reason = FAILED, "failed", one_line(error)
     except OSError as error:  # the folder itself cannot be written
         code, status, reason = _end_of(error), "failed", os_line(error)
@@ -123,28 +124,28 @@ def _attempt(config: RunConfig, made: dict[str, Any] | None) -> tuple[int, str, 
     folder = Path(config.out)
     try:
         config.mlflow.require()
-        pipeline.design_run(config, made)
+        design.design_run(config, made)
         if config.lattice.realise:
-            with pipeline.Clock(folder)("lattice"):
-                blueprinting.write_lattice(folder, "optimised", config.lattice)
+            with Clock(folder)("lattice"):
+                drawings.write_lattice(folder, "optimised", config.lattice)
         if not (folder / "designs" / "optimised" / "blueprint.json").exists():
-            blueprinting.write_blueprint(folder)
+            drawings.write_blueprint(folder)
         handover.write_slicer(folder)
         if config.check:
-            if checking.checked(folder, config.fem):
+            if opened.checked(folder, config.fem):
                 log.info("%s: the check is there", folder)
             else:
-                checking.check_run(folder, config.fem)
+                check.check_run(folder, config.fem)
             arms = artifacts.read_json(folder / "result.json")["arms"]
             if dead := [arm for arm in config.fem.arms if not (folder / "fem" / arm / "arm.json").exists()]:
                 return TRANSIENT, "failed", f"{', '.join(dead)}: {arms[dead[0]]['status']['text']}"
             if bad := [f"{arm}: {a['status']['text']}" for arm, a in arms.items() if a["status"]["code"] != "ok"]:
                 return DONE, "done", f"done, but without numbers for {'; '.join(bad)}"
         return DONE, "done", ""
-    except pipeline.OtherRun:
+    except OtherRun:
         raise
     except KeyboardInterrupt as stop:
-        return STOPPED, "stopped", str(stop) if isinstance(stop, pipeline.Stopped) else f"stopped; go on with:\n  {go_on(folder, made)}"
+        return STOPPED, "stopped", str(stop) if isinstance(stop, design.Stopped) else f"stopped; go on with:\n  {go_on(folder, made)}"
     except (ValueError, FloatingPointError) as error:
         return FAILED, "failed", one_line(error)
     except OSError as error:

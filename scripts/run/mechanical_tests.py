@@ -26,9 +26,10 @@ from engine.types import Boundary, Design, LoadCase, Response, Segment, Surface,
 from fem.mesh.build import MeshSettings
 from fem.solve import FemSettings, principal, solve, von_mises, write_vtu
 from fem.verify import meshed
-from objectives.study import ARMS
-from scripts import checking, pipeline
-from scripts.checking import weighted_percentile
+from scripts.run import parts
+from scripts.run.config import ARMS
+from scripts.run.measures import weighted_percentile
+from scripts.run.opened import open_designed, require_designs
 
 log = logging.getLogger("spinefit")
 #: Unit loads: N, and N mm for torsion.
@@ -127,16 +128,16 @@ def run(config: BenchConfig) -> tuple[str, dict[str, Any]]:
     folder = Path(config.run)
     if unknown := sorted(set(config.arms) - set(ARMS)):
         raise ValueError(f"arms={unknown}: unknown; there are {', '.join(ARMS)}")
-    opened = checking.open_designed(folder)
-    checking.require_designs(folder, config.arms)
+    opened = open_designed(folder)
+    require_designs(folder, config.arms)
     record: dict[str, Any] = {}
     for arm in config.arms:
-        design, surface = pipeline.load_design(folder / "designs" / arm)
+        design, surface = parts.load_design(folder / "designs" / arm)
         assert surface is not None
         try:
             given = opened.segment, design, surface, opened.study.bare, opened.crop_mm, opened.mesh, opened.fem
             tests = bench_part(*given, config.foam_mpa, folder / "fem" / arm)
-            record[arm] = {"status": {"code": "ok", "text": ""}, "tests": tests, "safety": _safety(tests, config.acceptance)}
+            record[arm] = {"status": {"code": "ok", "text": ""}, "tests": tests, "safety": safety_of(tests, config.acceptance)}
         except (ValueError, RuntimeError) as error:  # a mesh that fails its gate or a solve that fails: this arm's alone
             record[arm] = {"status": {"code": "failed", "text": str(error)}, "tests": {}, "safety": {}}
         log.info("%s: %s %s", arm, record[arm]["status"]["code"], record[arm]["status"]["text"])
@@ -146,7 +147,7 @@ def run(config: BenchConfig) -> tuple[str, dict[str, Any]]:
     return text, record
 
 
-def _safety(tests: dict[str, dict[str, float]], wanted: Acceptance) -> dict[str, dict[str, float]]:
+def safety_of(tests: dict[str, dict[str, float]], wanted: Acceptance) -> dict[str, dict[str, float]]:
     loads = {"compression": wanted.compression_n, "compression_shear": wanted.compression_shear_n, "torsion": wanted.torsion_nm}
     return {
         name: {"yield": tests[name]["load_at_yield"] / load, "fatigue": tests[name]["load_at_fatigue"] / load}

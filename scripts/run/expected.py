@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts import stored
+from scripts.run import stored
 
 #: Seconds on two cores of a 2.1 GHz server with the embedded phantom, each at the grid or mesh
 #: given: one position of a rival and one iteration at 2 mm, one arm in SfePy on fem=demo; and what

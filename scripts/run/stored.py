@@ -25,7 +25,7 @@ import yaml
 
 from scripts.console import composing, overrides
 
-#: What the job that works on a run folder writes about itself (scripts/job.py).
+#: What the job that works on a run folder writes about itself (scripts/run/job.py).
 LOCK, OUTCOME, JOB_LOG = JOB_FILES = (".lock", "outcome.json", "job.log")
 #: With one of these, something has been computed.
 RECORDS = ("search.jsonl", "history.jsonl", "engine.json")
@@ -34,7 +34,7 @@ BESIDE = frozenset(
     "out resume check title keep budget fem credibility mlflow reuse_gb lattice".split()
 )
 
-#: Keys of the composed settings that belong to the study (objectives.study.StudyConfig), and those
+#: Keys of the composed settings that belong to the study (scripts.run.config.StudyConfig), and those
 #: that hold a part of it.
 STUDY = ("stock", "boundary", "solver", "search", "export_spacing_mm", "seed", "start_scatter")
 PARTS = {"implant": ("family", "settings"), "loadcases": ("cases",), "objectives": ("goals",)}

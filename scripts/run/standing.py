@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engine import artifacts
-from scripts.stored import JOB_LOG, OUTCOME, busy
+from scripts.run.stored import JOB_LOG, OUTCOME, busy
 
 MANIFEST = "sweep.json"
 #: Stages in their order, with the share of a job's time that they take where no finished job has shown it.
@@ -48,7 +48,7 @@ class JobState:
 
 def read(folder: Path) -> JobState:
     """Where the job of a run folder stands."""
-    times, outcome, at_work = _json(folder / "timings.json"), _json(folder / OUTCOME), busy(folder)
+    times, outcome, at_work = read_json(folder / "timings.json"), read_json(folder / OUTCOME), busy(folder)
     now = times.get("now")
     asked, rows = _iterations(folder), _lines(folder / "history.jsonl")
     arms = sorted(p.parent.name for p in (folder / "fem").glob("*/arm.json"))
@@ -152,7 +152,7 @@ def table(folder: Path, states: Mapping[str, JobState]) -> Group:
     return Group(rows, Text(line))
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         return artifacts.read_json(path) if path.exists() else {}
     except (ValueError, OSError):  # being replaced, or damaged: whoever works on the folder will say so

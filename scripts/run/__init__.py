@@ -1,0 +1,1 @@
+"""One run: its folder, its design stage, its check, and what it hands over."""
