@@ -82,10 +82,10 @@ def _run(given: Given) -> int:
     """Validate, run, and show what came out."""
     import logging
 
-    from scripts import launchers
     from scripts.console import machine
     from scripts.run import configure, job, opened, verdict
     from scripts.run.config import RunConfig
+    from scripts.sweeps import launchers
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     launchers.end_with_parent()
@@ -122,9 +122,9 @@ def _sweep(words: Sequence[str]) -> int:
         for combination in composing.expand(good)[0][:_CHECKED]:
             problems += _problems(composing.compose("config", combination).settings)
         raise Wrong(dict.fromkeys(problems))
-    from scripts import sweep
+    from scripts.sweeps import grid
 
-    return sweep.main(good)
+    return grid.main(good)
 
 
 def _sweep_opening(words: Sequence[str]) -> Iterator[str]:

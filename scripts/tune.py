@@ -53,15 +53,15 @@ def _run(given: Given) -> int:
     """Validate, search, show."""
     import logging
 
-    from scripts import tuning
     from scripts.console import machine
     from scripts.run import opened
+    from scripts.sweeps import search
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    config = typed(tuning.TuneConfig, given.plain)
+    config = typed(search.TuneConfig, given.plain)
     machine.require()
     opened.set_up_jax()
-    return tuning.run(config)
+    return search.run(config)
 
 
 COMMAND = Command(

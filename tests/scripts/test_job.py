@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from engine import artifacts
-from scripts import launchers
-from scripts.run import config as run_config
 from scripts.run import design as run_design
 from scripts.run import drawings, handover, job, standing
-from scripts.run import folder as run_folder
+from scripts.run.config import BudgetConfig
 from scripts.run.design import OUTCOME
+from scripts.run.folder import OtherRun
+from scripts.sweeps import launchers
 from tests.scripts.test_config import composed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +66,7 @@ def test_a_done_job_is_done_for_its_own_configuration_only(config, monkeypatch):
     monkeypatch.setattr(handover, "write_slicer", lambda *_: [])
     monkeypatch.setattr(drawings, "write_lattice", lambda *_: None)
     assert job.run(config) == job.DONE
-    limited = config.model_copy(update={"budget": run_config.BudgetConfig(wall_time_h=1.0)})
+    limited = config.model_copy(update={"budget": BudgetConfig(wall_time_h=1.0)})
     assert job.finished(limited)
     assert not job.finished(config), "the search ended by its wall time, and now it has more"
     assert not job.finished(limited.model_copy(update={"check": True}))
@@ -77,7 +77,7 @@ def test_a_done_job_is_done_for_its_own_configuration_only(config, monkeypatch):
 
 def test_another_runs_folder_keeps_its_outcome(config, monkeypatch):
     folder = Path(config.out)
-    monkeypatch.setattr(run_design, "design_run", raising(run_folder.OtherRun("it holds another run")))
+    monkeypatch.setattr(run_design, "design_run", raising(OtherRun("it holds another run")))
     folder.mkdir()
     artifacts.write_json(folder / OUTCOME, {"status": "done"})
     artifacts.write_json(folder / "meta.json", {})
@@ -107,7 +107,7 @@ def test_two_processes_never_work_on_one_folder_and_a_kill_lets_it_go(config):
     process = holding(folder)
     try:
         assert run_design.busy(folder)
-        with pytest.raises(run_folder.OtherRun, match=f"process {process.pid} on"), job.working(folder):
+        with pytest.raises(OtherRun, match=f"process {process.pid} on"), job.working(folder):
             pass
         assert standing.read(folder).status == "running"
     finally:

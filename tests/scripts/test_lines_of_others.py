@@ -9,9 +9,10 @@ import sys
 
 import pytest
 
-from scripts import comparing, demo, phantom_scan, study, tuning
+from scripts import comparing, demo, phantom_scan, study
 from scripts.console import children, composing
 from scripts.console.overrides import understood
+from scripts.sweeps import search
 
 AWKWARD = "a (1), {x}=y & 'z' ü#~"
 
@@ -93,21 +94,21 @@ def test_prepare_sh_hands_on_the_scan_and_any_folder(tmp_path):
 
 def test_a_trial_of_a_search_is_a_run_of_the_patients_that_were_given(tmp_path):
     out = tmp_path / f"{AWKWARD}?"
-    config = tuning.TuneConfig(
+    config = search.TuneConfig(
         out=str(out),
         base=(f"patient.bundle=cases/{AWKWARD}",),
         space={"title": ["a (1)", "b, c"]},
         targets=[{"measure": "m"}],
     )
-    settings = composing.compose("config", tuning.overrides(config, {"title": "b, c"})).settings
+    settings = composing.compose("config", search.overrides(config, {"title": "b, c"})).settings
     assert (
         settings.patient.bundle == f"cases/{AWKWARD}"
         and settings.title == "b, c"
         and settings.check is True
     )
-    assert tuning.open_study(config).study_name == "spinefit"
+    assert search.open_study(config).study_name == "spinefit"
     assert (out / "search.db").exists()
-    tuning.open_study(config)
+    search.open_study(config)
 
 
 def test_tables_are_written_into_any_folder(tmp_path):

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from engine import artifacts
-from scripts import launchers
 from scripts.run import design, job, standing
 from scripts.run.config import LauncherConfig
+from scripts.sweeps import launchers
 from tests.scripts.test_sweep import ROOT, command, program  # noqa: F401
 
 pytestmark = pytest.mark.slow

@@ -17,9 +17,9 @@ from engine import artifacts
 from scripts.console import composing
 from scripts.console.overrides import quoted, understood
 from scripts.run import design, job, stored
-from scripts.run import folder as run_folder
 from scripts.run.config import RunConfig
 from scripts.run.configure import run_config
+from scripts.run.folder import write_config
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Not the defaults, in a group, in a value of a group, and beside both.
@@ -42,7 +42,7 @@ def config_of(*words: str) -> RunConfig:
 def folder(tmp_path):
     """A run in which something has been computed, in a folder with an awkward name."""
     made = tmp_path / "run (1), ä"
-    run_folder.write_config(config_of(*FIRST, f"out={made}"), made)
+    write_config(config_of(*FIRST, f"out={made}"), made)
     artifacts.write_json(made / "meta.json", {})
     (made / "search.jsonl").write_text("")
     return made
@@ -127,7 +127,7 @@ def test_where_nothing_is_computed_yet_a_corrected_line_begins_anew(folder):
 
 
 def test_what_may_be_changed_is_kept_for_the_next_start(folder):
-    run_folder.write_config(resumed(folder, "budget.wall_time_h=7"), folder)
+    write_config(resumed(folder, "budget.wall_time_h=7"), folder)
     assert resumed(folder).budget.wall_time_h == 7
 
 

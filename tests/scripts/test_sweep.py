@@ -20,12 +20,12 @@ import pytest
 from engine import artifacts
 from engine.patient import phantom_segment, save_segment
 from engine.types import Segment
-from scripts import launchers, sweep
-from scripts.launchers import Command
 from scripts.run import configure, job, standing
 from scripts.run.config import LauncherConfig
 from scripts.run.design import OUTCOME
 from scripts.run.opened import open_segment
+from scripts.sweeps import grid, launchers
+from scripts.sweeps.launchers import Command
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,7 +39,7 @@ def one_phantom():
     """Made once, not for every plan."""
     with pytest.MonkeyPatch.context() as patch:
         made: dict[str, Segment] = {}
-        patch.setattr(sweep, "open_segment", lambda p: made.setdefault(p.model_dump_json(), open_segment(p)) if p.bundle else
+        patch.setattr(grid, "open_segment", lambda p: made.setdefault(p.model_dump_json(), open_segment(p)) if p.bundle else
                       made.get("phantom") or made.setdefault("phantom", open_segment(p)))  # fmt: skip
         yield
 
@@ -47,7 +47,7 @@ def one_phantom():
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
     out = tmp_path_factory.mktemp("sweep")
-    return sweep.plan([*PHANTOM, "objectives=balanced,subsidence", "seed=0,1", f"out={out}", "solver=coarse"])
+    return grid.plan([*PHANTOM, "objectives=balanced,subsidence", "seed=0,1", f"out={out}", "solver=coarse"])
 
 
 def test_every_combination_is_a_job_with_a_folder_of_its_own(planned):
@@ -59,8 +59,8 @@ def test_every_combination_is_a_job_with_a_folder_of_its_own(planned):
 
 
 def test_the_same_command_finds_its_jobs_again_and_another_configuration_never_does(planned):
-    same = sweep.plan([*PHANTOM, "objectives=balanced,subsidence", "seed=0,1", "solver=coarse", f"out={planned.folder}"])
-    finer = sweep.plan([*PHANTOM, "objectives=balanced,subsidence", "seed=0,1", "solver=fine", f"out={planned.folder}"])
+    same = grid.plan([*PHANTOM, "objectives=balanced,subsidence", "seed=0,1", "solver=coarse", f"out={planned.folder}"])
+    finer = grid.plan([*PHANTOM, "objectives=balanced,subsidence", "seed=0,1", "solver=fine", f"out={planned.folder}"])
     assert [p.command.folder for p in same.jobs] == [p.command.folder for p in planned.jobs]
     assert not {p.command.folder for p in finer.jobs} & {p.command.folder for p in planned.jobs}
 
@@ -71,8 +71,8 @@ def test_a_patient_prepared_anew_is_another_folder(tmp_path):
     for height_mm in (8.0, 8.5):
         save_segment(phantom_segment(spacing_mm=1.5, height_middle_mm=height_mm), tmp_path / "case" / "segment")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sweep, "open_segment", open_segment)
-            names.append({p.command.name for p in sweep.plan(arguments).jobs})
+            patch.setattr(grid, "open_segment", open_segment)
+            names.append({p.command.name for p in grid.plan(arguments).jobs})
     assert len(names[0]) == 2 and not names[0] & names[1]
 
 
@@ -91,7 +91,7 @@ def test_an_experiment_may_bring_its_own_sweep_and_arguments_win():
 
 def test_everything_wrong_in_any_job_is_named_before_one_starts(tmp_path):
     with pytest.raises(configure.Wrong) as caught:
-        sweep.plan(["objectives=balanced,nonsense", "seed=0,-1", "solver.spacing_mm=9", f"out={tmp_path / 's'}"])
+        grid.plan(["objectives=balanced,nonsense", "seed=0,-1", "solver.spacing_mm=9", f"out={tmp_path / 's'}"])
     text = "\n".join(caught.value.problems)
     assert "nonsense" in text and "seed=-1" in text and "solver.spacing_mm" in text
     assert not (tmp_path / "s").exists()
@@ -102,12 +102,12 @@ def test_everything_wrong_in_any_job_is_named_before_one_starts(tmp_path):
 )
 def test_a_sweep_without_its_folder_is_refused(arguments, named):
     with pytest.raises(ValueError, match=named):
-        sweep.plan(arguments)
+        grid.plan(arguments)
 
 
 def test_a_missing_patient_is_named_before_any_job_starts(tmp_path):
     with pytest.raises(ValueError, match="holds no planned segment"):
-        sweep.plan([f"patient.bundle={tmp_path}", "seed=0,1", f"out={tmp_path / 's'}"])
+        grid.plan([f"patient.bundle={tmp_path}", "seed=0,1", f"out={tmp_path / 's'}"])
 
 
 # -- what is left ----------------------------------------------------------------------------------------------
@@ -117,11 +117,11 @@ def test_done_is_skipped_passing_failures_are_tried_again_lasting_ones_are_named
     artifacts.write_json(done.command.folder / "optimisation.json", {"code": "iterations", "seconds": 1.0})
     for p, code in ((passing, job.TRANSIENT), (lasting, job.FAILED)):
         artifacts.write_json(p.command.folder / OUTCOME, {"status": "failed", "exit": code, "reason": "why", "key": p.key})
-    todo, skipped = sweep.left(planned)
+    todo, skipped = grid.left(planned)
     assert [p.command.name for p in todo] == [passing.command.name, fresh.command.name]
     assert skipped == {done.command.name: "done", lasting.command.name: "failed for good: why"}
-    again = sweep.Sweep(planned.folder, planned.jobs, LauncherConfig(retry_failed=True))
-    assert [p.command.name for p in sweep.left(again)[0]] == [passing.command.name, lasting.command.name, fresh.command.name]
+    again = grid.Sweep(planned.folder, planned.jobs, LauncherConfig(retry_failed=True))
+    assert [p.command.name for p in grid.left(again)[0]] == [passing.command.name, lasting.command.name, fresh.command.name]
 
 
 # -- launchers -------------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def test_told_to_stop_running_jobs_save_and_no_other_begins(program, tmp_path, c
 
 
 def test_under_submitit_a_job_at_its_time_limit_saves_and_is_queued_again(tmp_path, program):
-    task = launchers._Requeued(command(tmp_path, "a", "long"), 1, 20.0)
+    task = launchers.Requeued(command(tmp_path, "a", "long"), 1, 20.0)
     thread = threading.Thread(target=task)
     thread.start()
     while not (tmp_path / "a" / "ready").exists():
@@ -265,14 +265,14 @@ def test_too_little_memory_for_one_job_is_said(monkeypatch):
 
 
 # -- sweeps that fail ------------------------------------------------------------------------------------------
-def failing(folder: Path, whys: list[str]) -> sweep.Sweep:
+def failing(folder: Path, whys: list[str]) -> grid.Sweep:
     """A sweep whose jobs' program says these words and ends, before any of it could write an outcome."""
     jobs = []
     for number, why in enumerate(whys):
         made = command(folder, f"job{number}", why)
         config = configure.composed([f"out={made.folder}"])[0]
-        jobs.append(sweep.Planned(made, config, f"key{number}"))
-    return sweep.Sweep(folder, tuple(jobs), LauncherConfig(jobs=2, memory_gb_per_job=0.2, retries=0))
+        jobs.append(grid.Planned(made, config, f"key{number}"))
+    return grid.Sweep(folder, tuple(jobs), LauncherConfig(jobs=2, memory_gb_per_job=0.2, retries=0))
 
 
 def test_a_sweep_whose_jobs_all_fail_says_so_and_why(tmp_path, monkeypatch, caplog):
@@ -281,14 +281,14 @@ def test_a_sweep_whose_jobs_all_fail_says_so_and_why(tmp_path, monkeypatch, capl
                     "print('error:', open(os.path.join(folder, 'how')).read()); sys.exit(2)\n")  # fmt: skip
     monkeypatch.setattr(launchers, "PROGRAM", str(path))
     with caplog.at_level("INFO", logger="spinefit"):
-        assert sweep.run(failing(tmp_path / "s", ["no such thing", "no room", "no such thing"])) == 1
+        assert grid.run(failing(tmp_path / "s", ["no such thing", "no room", "no such thing"])) == 1
     last = caplog.messages[-1]
     assert "all 3 jobs failed" in last and "2 of them with: no such thing" in last
     assert "waiting" not in caplog.text and "nothing computed" not in caplog.text
     shown = standing.look(tmp_path / "s")
     assert {s.status for s in shown.values()} == {"failed"}
     assert standing.commonest_failure(shown) is not None
-    todo, skipped = sweep.left(failing_again := sweep.Sweep(tmp_path / "s", failing(tmp_path / "t", ["x"]).jobs, LauncherConfig()))
+    todo, skipped = grid.left(failing_again := grid.Sweep(tmp_path / "s", failing(tmp_path / "t", ["x"]).jobs, LauncherConfig()))
     assert len(todo) == 1 and not skipped and failing_again.folder == tmp_path / "s"
 
 
@@ -315,7 +315,7 @@ def test_jobs_in_a_folder_with_any_name_are_started_there(program, tmp_path, mon
     out = tmp_path / "sweep (1), {a}=b & 'c' ü#~"
     (tmp_path / "case, (1)").mkdir()
     arguments = [*PHANTOM, "seed=0,1", f'out="{out}"', "solver=coarse", "title='a, b'"]
-    jobs = sweep.plan(arguments).jobs
+    jobs = grid.plan(arguments).jobs
     assert len(jobs) == 2
     for p in jobs:
         config = configure.composed(p.command.overrides)[0]
@@ -325,7 +325,7 @@ def test_jobs_in_a_folder_with_any_name_are_started_there(program, tmp_path, mon
 
 # -- status ----------------------------------------------------------------------------------------------------
 def test_the_status_shows_every_job_of_the_last_command(planned):
-    artifacts.write_json(planned.folder / standing.MANIFEST, [sweep._row(p) for p in planned.jobs])
+    artifacts.write_json(planned.folder / standing.MANIFEST, [grid.row_of(p) for p in planned.jobs])
     shown = standing.look(planned.folder)
     assert list(shown) == [p.command.name for p in planned.jobs]
     assert [s.status for s in shown.values()] == ["done", "failed", "failed", "waiting"]

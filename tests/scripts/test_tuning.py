@@ -13,11 +13,12 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from scripts import launchers, tuning
 from scripts.console.places import ROOT
-from scripts.launchers import Command
 from scripts.run import configure, job
-from scripts.tuning import Prune, Target, TuneConfig
+from scripts.sweeps import launchers
+from scripts.sweeps import search as sweeps_search
+from scripts.sweeps.launchers import Command
+from scripts.sweeps.search import Prune, Target, TuneConfig
 
 #: Stands for scripts/optimize.py: x → two measures, (x − 3)² and (x − 5)², approached over ten iterations.
 PROGRAM = """
@@ -53,8 +54,8 @@ def search(tmp_path, monkeypatch):
     def finished(folder):
         return (folder / "outcome.json").exists()
 
-    monkeypatch.setattr(tuning, "planned", planned)
-    monkeypatch.setattr(tuning, "_corners", lambda _: None)
+    monkeypatch.setattr(sweeps_search, "planned", planned)
+    monkeypatch.setattr(sweeps_search, "_corners", lambda _: None)
     monkeypatch.setattr(job, "finished", finished)
 
     def config(**changes):
@@ -66,12 +67,12 @@ def search(tmp_path, monkeypatch):
 
 
 def trials(config):
-    return tuning.open_study(config).trials
+    return sweeps_search.open_study(config).trials
 
 
 def test_it_finds_the_minimum_and_writes_what_it_found(search):
     config = search(trials=20, seed=1)
-    assert tuning.run(config) == job.DONE
+    assert sweeps_search.run(config) == job.DONE
     best = yaml.safe_load((Path(config.out) / "best.yaml").read_text())
     assert len(best) == 1 and best[0]["values"]["optimised.near_three"] < 0.3
     rows = list(csv.DictReader(open(Path(config.out) / "trials.csv")))
@@ -81,8 +82,8 @@ def test_it_finds_the_minimum_and_writes_what_it_found(search):
 def test_two_targets_give_the_pareto_front(search):
     """Between 3 and 5 every x is a trade; outside, none is."""
     config = search(trials=16, targets=[{"measure": "near_three"}, {"measure": "near_five"}], sampler="random", seed=3)
-    tuning.run(config)
-    study = tuning.open_study(config)
+    sweeps_search.run(config)
+    study = sweeps_search.open_study(config)
     inside = {t.number for t in study.trials if 3.0 <= t.params["x"] <= 5.0}
     front = {t.number for t in study.best_trials}
     assert inside and inside <= front
@@ -91,23 +92,23 @@ def test_two_targets_give_the_pareto_front(search):
 
 def test_a_search_goes_on_where_it_was_and_takes_up_what_was_cut_off(search):
     config = search(trials=5)
-    study = tuning.open_study(config)
+    study = sweeps_search.open_study(config)
     cut = study.ask(config.distributions())  # as a killed search leaves it
-    assert tuning.run(config) == job.DONE
+    assert sweeps_search.run(config) == job.DONE
     first = trials(config)
     assert len(first) == 5 and all(t.state == TrialState.COMPLETE for t in first)
     assert first[cut.number].params == cut.params
-    tuning.run(search(trials=7))
+    sweeps_search.run(search(trials=7))
     after = trials(config)
     assert len(after) == 7 and [t.params for t in after[:5]] == [t.params for t in first]
     assert len({t.params["x"] for t in after}) == 7, "it does not propose again what it began with"
     with pytest.raises(ValueError, match="another base, space or targets"):
-        tuning.open_study(search(space={"x": {"low": 0.0, "high": 8.0}}))
+        sweeps_search.open_study(search(space={"x": {"low": 0.0, "high": 8.0}}))
 
 
 def test_a_failed_trial_is_told_with_its_reason_and_the_search_goes_on(search):
     config = search(space={"x": [9.9, 4.0]}, trials=4, sampler="random", seed=0)
-    tuning.run(config)
+    sweeps_search.run(config)
     by_x = {t.params["x"]: t for t in trials(config)}
     assert by_x[9.9].state == TrialState.FAIL and "job.log" in by_x[9.9].user_attrs["text"]
     assert by_x[4.0].state == TrialState.COMPLETE
@@ -116,12 +117,12 @@ def test_a_failed_trial_is_told_with_its_reason_and_the_search_goes_on(search):
 def test_hopeless_trials_end_early(search):
     prune = {"after": 3, "least": 3, "percentile": 50.0}
     config = search(space={"x": {"low": 0.0, "high": 9.0}}, trials=5, prune=prune, launcher={"jobs": 1, "memory_gb_per_job": 0.2})
-    study = tuning.open_study(config)
+    study = sweeps_search.open_study(config)
     for x in (3.1, 3.2, 3.3, 8.0, 3.0):
         study.enqueue_trial({"x": x})
     (Path(config.out) / "trials").mkdir(parents=True)
     (Path(config.out) / "trials" / "slow").write_text("")
-    tuning.run(config)
+    sweeps_search.run(config)
     found = {t.params["x"]: t for t in trials(config)}
     assert [found[x].state.name for x in (3.1, 3.2, 3.3, 3.0)] == ["COMPLETE"] * 4
     assert found[8.0].state == TrialState.PRUNED and "near_three" in found[8.0].user_attrs["text"]
@@ -148,9 +149,9 @@ def test_a_trial_is_hopeless_when_it_stands_worse_than_the_others_did(mine, dire
     target = Target(measure="m", direction=direction)
     if direction == "maximise":
         others = [history(1, 1, 1), history(2, 2, 2), history(3, 3, 3)]
-    why = tuning.hopeless(mine, others, [target], Prune(after=3, least=3, percentile=50.0))
+    why = sweeps_search.hopeless(mine, others, [target], Prune(after=3, least=3, percentile=50.0))
     assert bool(why) == ends
-    assert not tuning.hopeless(mine, others[:2], [target], Prune(after=3, least=3)), "too few to compare with"
+    assert not sweeps_search.hopeless(mine, others[:2], [target], Prune(after=3, least=3)), "too few to compare with"
 
 
 @pytest.mark.parametrize(
@@ -173,7 +174,7 @@ def test_every_end_of_the_space_must_be_a_valid_run(tmp_path):
     space = {"solver.spacing_mm": {"low": 1.0, "high": 9.0}, "objectives": ["balanced", "nonsense"]}
     config = TuneConfig(out=str(tmp_path), space=space, targets=[{"measure": "yielded_bone"}])
     with pytest.raises(configure.Wrong) as caught:
-        tuning._corners(config)
+        sweeps_search.corners_of(config)
     text = str(caught.value)
     assert "solver.spacing_mm=9.0" in text and "nonsense" in text and "spacing_mm=1.0" not in text
 

@@ -172,7 +172,7 @@ def _joblib(config: LauncherConfig, commands: Sequence[Command], stop: threading
     )
 
 
-class _Requeued(Job):
+class Requeued(Job):
     """Under submitit: at the time limit or before a preemption the job saves, and submitit queues it again (its signal is USR2)."""
 
     def checkpoint(self) -> Any:
@@ -206,7 +206,7 @@ def _submitit(config: LauncherConfig, commands: Sequence[Command], stop: threadi
         elif left and len(waiting) < jobs:
             batch, left = left[: jobs - len(waiting)], left[jobs - len(waiting) :]
             with executor.batch():
-                handles = [executor.submit(_Requeued(c, threads, config.grace_s)) for c in batch]
+                handles = [executor.submit(Requeued(c, threads, config.grace_s)) for c in batch]
             waiting += zip(batch, handles, strict=True)
         for pair in list(waiting):
             command, handle = pair

@@ -27,13 +27,13 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from engine import artifacts
-from scripts import launchers, sweep
 from scripts.console.overrides import quoted, understood
 from scripts.console.wrong import lines_of
-from scripts.launchers import Command, Job
 from scripts.run import configure, job
 from scripts.run.config import ARMS, FLOORS, LauncherConfig
 from scripts.run.stored import OUTCOME
+from scripts.sweeps import grid, launchers
+from scripts.sweeps.launchers import Command, Job
 
 log = logging.getLogger("spinefit")
 
@@ -134,12 +134,12 @@ def overrides(config: TuneConfig, params: dict[str, Any]) -> list[str]:
     return [*understood(config.base), *(quoted(k, v) for k, v in params.items()), "check=true"]
 
 
-def planned(config: TuneConfig, params: dict[str, Any]) -> sweep.Planned:
+def planned(config: TuneConfig, params: dict[str, Any]) -> grid.Planned:
     """The job of one proposal. Raises ValueError when it cannot be one."""
-    return sweep.plan([*overrides(config, params), quoted("out", Path(config.out) / "trials")]).jobs[0]
+    return grid.plan([*overrides(config, params), quoted("out", Path(config.out) / "trials")]).jobs[0]
 
 
-def _corners(config: TuneConfig) -> None:
+def corners_of(config: TuneConfig) -> None:
     """Both ends of every range and each choice must be a valid run. Raises ValueError with all that is wrong."""
     problems = {}
     ends = {k: (v.low, v.high) if isinstance(v, Range) else v for k, v in config.space.items()}
@@ -159,7 +159,7 @@ def _corners(config: TuneConfig) -> None:
 def run(config: TuneConfig) -> int:
     """Search until there are config.trials trials; returns the exit code (0 done, 1 no trial has a
     result, 130 interrupted). Raises ValueError for a wrong space."""
-    _corners(config)
+    corners_of(config)
     study, stop = open_study(config), threading.Event()
     artifacts.write_text(Path(config.out) / "tune.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     jobs, threads = launchers.share(config.launcher, config.trials)

@@ -23,17 +23,17 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from engine import artifacts
-from scripts import launchers
 from scripts.console import machine
 from scripts.console.overrides import key_of, quoted, shell_line, understood
 from scripts.console.wrong import lines_of
-from scripts.launchers import Command
 from scripts.run import arms as studies
 from scripts.run import configure, job, standing
 from scripts.run.config import LauncherConfig, RunConfig
 from scripts.run.folder import digest
 from scripts.run.opened import open_segment, set_up_jax
 from scripts.run.stored import JOB_LOG, OUTCOME, busy
+from scripts.sweeps import launchers
+from scripts.sweeps.launchers import Command
 
 log = logging.getLogger("spinefit")
 
@@ -144,7 +144,7 @@ def left(sweep: Sweep) -> tuple[list[Planned], dict[str, str]]:
 def run(sweep: Sweep) -> int:
     """Run what is left. SIGINT or SIGTERM: running jobs save and end. Returns the exit code: 0 all done, 1 not all, 130 interrupted."""
     sweep.folder.mkdir(parents=True, exist_ok=True)
-    artifacts.write_json(sweep.folder / standing.MANIFEST, [_row(p) for p in sweep.jobs])
+    artifacts.write_json(sweep.folder / standing.MANIFEST, [row_of(p) for p in sweep.jobs])
     todo, skipped = left(sweep)
     for name, why in skipped.items():
         log.info("%s: %s", name, why)
@@ -190,7 +190,7 @@ def _stop(stop: threading.Event) -> None:
     stop.set()
 
 
-def _row(planned: Planned) -> dict[str, Any]:
+def row_of(planned: Planned) -> dict[str, Any]:
     return {"name": planned.command.name, "key": planned.key, "overrides": list(planned.command.overrides)}
 
 
