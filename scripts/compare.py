@@ -42,16 +42,17 @@ def _run(given: Given) -> int:
     import logging
 
     from engine import artifacts
-    from scripts import compare_page, compare_summary, comparing
+    from scripts.comparison import summary, tables
+    from scripts.comparison.page import write
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    config = typed(comparing.CompareConfig, given.plain)
-    found = comparing.collect([Path(p) for p in config.runs])
-    comparing.write_tables(found, Path(config.out), config.seed)
+    config = typed(tables.CompareConfig, given.plain)
+    found = tables.collect([Path(p) for p in config.runs])
+    tables.write_tables(found, Path(config.out), config.seed)
     artifacts.write_text(
-        Path(config.out) / "summary.md", compare_summary.markdown(found, config.seed)
+        Path(config.out) / "summary.md", summary.markdown(found, config.seed)
     )
-    page = compare_page.write(found, config)
+    page = write(found, config)
     print(f"{len(found.runs)} runs compared, {len(found.left_out)} left out\nreport: {page}")
     return 0
 

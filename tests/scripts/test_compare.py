@@ -20,8 +20,9 @@ import yaml
 
 from engine import artifacts
 from engine.types import Surface
-from scripts import compare_page, compare_summary, compare_view, comparing, paired
-from scripts.comparing import CompareConfig
+from scripts.comparison import paired, summary, tables, view
+from scripts.comparison.page import write
+from scripts.comparison.tables import CompareConfig
 from tests.report.example import example, history
 from tests.report.example import measure as entry
 
@@ -76,7 +77,7 @@ def vertebrae():
     body = Surface(np.asarray(ball.vertices), np.asarray(ball.faces))
     segment = SimpleNamespace(caudal=SimpleNamespace(name="L5", surface=body), cranial=SimpleNamespace(name="L4", surface=body))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare_view, "load_segment", lambda _: segment)
+        patch.setattr(view, "load_segment", lambda _: segment)
         yield
 
 
@@ -90,7 +91,7 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(study):
-    return comparing.collect([study])
+    return tables.collect([study])
 
 
 # -- what is read ----------------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ def test_one_choice_with_other_goals_is_another_set(tmp_path):
     config = yaml.safe_load((changed / "config.yaml").read_text())
     config["study"]["goals"][1]["weight"] = 2.0
     artifacts.write_text(changed / "config.yaml", yaml.safe_dump(config))
-    assert comparing.collect([tmp_path]).sets() == ["balanced #1", "balanced #2"]
+    assert tables.collect([tmp_path]).sets() == ["balanced #1", "balanced #2"]
 
 
 def test_two_plans_of_one_patient_are_told_apart_by_their_folders(tmp_path):
@@ -119,7 +120,7 @@ def test_two_plans_of_one_patient_are_told_apart_by_their_folders(tmp_path):
         settings = yaml.safe_load((folder / "config.yaml").read_text())
         settings["patient"]["bundle"] = f"cases/{bundle}"
         (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    assert [r.patient for r in comparing.collect([tmp_path]).runs] == ["p0 L4-L5 (flat)", "p0 L4-L5 (tall)"]
+    assert [r.patient for r in tables.collect([tmp_path]).runs] == ["p0 L4-L5 (flat)", "p0 L4-L5 (tall)"]
 
 
 def test_runs_without_a_result_are_left_out_with_the_reason(tmp_path):
@@ -129,19 +130,19 @@ def test_runs_without_a_result_are_left_out_with_the_reason(tmp_path):
     artifacts.write_json(failed / "outcome.json", {"status": "failed", "reason": "no space left"})
     old = make_run(tmp_path / "old", "p2", "balanced", 0)
     artifacts.write_json(old / "result.json", {"schema_version": 0})
-    found = comparing.collect([tmp_path])
+    found = tables.collect([tmp_path])
     assert len(found.runs) == 1
     assert dict(found.left_out)[str(failed)] == "failed: no space left" and "schema" in dict(found.left_out)[str(old)]
 
 
 def test_nothing_to_compare_is_said(tmp_path):
     with pytest.raises(ValueError, match="is no folder"):
-        comparing.collect([tmp_path / "nowhere"])
+        tables.collect([tmp_path / "nowhere"])
     with pytest.raises(ValueError, match="holds no run folder"):
-        comparing.collect([tmp_path])
+        tables.collect([tmp_path])
     (make_run(tmp_path / "a", "p0", "balanced", 0) / "result.json").unlink()
     with pytest.raises(ValueError, match="none of the 1 runs has a result"):
-        comparing.collect([tmp_path])
+        tables.collect([tmp_path])
 
 
 def test_two_units_of_one_measure_are_refused(tmp_path):
@@ -153,12 +154,12 @@ def test_two_units_of_one_measure_are_refused(tmp_path):
             arm["measures"]["misalignment"]["unit"] = "cm"
     artifacts.write_json(other / "result.json", result)
     with pytest.raises(ValueError, match=r"misalignment is in cm .*elsewhere in mm"):
-        comparing.collect([tmp_path]).measures()
+        tables.collect([tmp_path]).measures()
 
 
 # -- what is said ----------------------------------------------------------------------------------------------
 def test_the_cross_matrix_is_the_median_change_within_each_run(found):
-    table = comparing.matrix(found, "stock")
+    table = tables.matrix(found, "stock")
     for name, (bone, off) in EFFECT.items():
         value, count = table[name]["yielded_bone"]
         assert count == 14 and value == pytest.approx(100 * (bone / 2 - 1), abs=1.0)
@@ -167,13 +168,13 @@ def test_the_cross_matrix_is_the_median_change_within_each_run(found):
 
 def test_the_front_holds_what_nothing_dominates():
     points = [(1.0, 5.0), (2.0, 3.0), (3.0, 4.0), None, (4.0, 1.0), (1.0, 6.0), (2.0, 3.0)]
-    assert comparing.front(points, ("lower", "lower")) == [0, 1, 4, 6]  # two alike are both on it
-    assert comparing.front(points, ("lower", "higher")) == [5]
-    assert comparing.front(points, ("higher", "higher")) == [2, 4, 5]
+    assert tables.front(points, ("lower", "lower")) == [0, 1, 4, 6]  # two alike are both on it
+    assert tables.front(points, ("lower", "higher")) == [5]
+    assert tables.front(points, ("higher", "higher")) == [2, 4, 5]
 
 
 def test_the_statistics_find_the_effect_that_was_put_in(found):
-    rows = {r["measure"]: r for r in comparing.statistics(found, 0)}
+    rows = {r["measure"]: r for r in tables.statistics(found, 0)}
     bone, off, graft = (rows[m] for m in ("yielded_bone", "misalignment", "graft_volume"))
     assert bone["patients"] == 7 and bone["seeds_first"] == bone["seeds_second"] == 14
     assert bone["change_percent"] == pytest.approx(-40.0, abs=1.5)
@@ -215,8 +216,8 @@ def test_the_interval_covers_as_often_as_it_says():
 @pytest.fixture(scope="module")
 def page(found, study):
     config = CompareConfig(runs=(str(study),), out=str(study.parent / "page"), pictures="none")
-    comparing.write_tables(found, Path(config.out), config.seed)
-    return compare_page.write(found, config)
+    tables.write_tables(found, Path(config.out), config.seed)
+    return write(found, config)
 
 
 def test_csv_and_parquet_hold_every_value(page, found):
@@ -240,7 +241,7 @@ class Links(html.parser.HTMLParser):
 
 def test_the_summary_says_what_was_put_in(found):
     """The set that minimises bone alone has 40 % less of it and half as much misalignment again, in every patient."""
-    text = compare_summary.markdown(found, 0)
+    text = summary.markdown(found, 0)
     assert text.startswith("28 runs: 7 patients (p0 L4-L5")
     cross = next(line for line in text.splitlines() if line.startswith("| bone_only |"))
     assert float(cross.split("|")[2].strip(" *%")) == pytest.approx(-70.0, abs=1.0)  # half of the rival's by construction, times 0.6
@@ -260,7 +261,7 @@ def test_links_are_relative_and_lead_to_the_runs(page):
 
 def test_the_page_is_the_same_twice(page, found, study):
     before = page.read_bytes()
-    compare_page.write(found, CompareConfig(runs=(str(study),), out=str(page.parent), pictures="none"))
+    write(found, CompareConfig(runs=(str(study),), out=str(page.parent), pictures="none"))
     assert page.read_bytes() == before
 
 
@@ -276,17 +277,17 @@ def test_the_page_works_in_a_browser_without_a_network(page):
 
 def test_runs_share_the_shapes_that_are_the_same(found):
     """7 patients × 2 vertebrae, 2 optimised devices (one a seed) and one stock device; small, and closed enough to look at."""
-    data = compare_view.collected(found)
+    data = view.collected(found)
     assert len(data["runs"]) == 28 and len(data["shapes"]) == 14 + 3
     assert {tuple(sorted(r["parts"])) for r in data["runs"]} == {("optimised", "stock")}
     part = data["shapes"][data["runs"][0]["parts"]["optimised"]]
-    assert len(part["f"]) == pytest.approx(3 * compare_view.DEVICE_FACES, rel=0.02)
+    assert len(part["f"]) == pytest.approx(3 * view.DEVICE_FACES, rel=0.02)
     assert np.linalg.norm(np.reshape(part["p"], (-1, 3)), axis=1) == pytest.approx(4.0 + found.runs[0].seed, abs=0.05)
 
 
 def test_a_name_from_outside_cannot_become_markup(tmp_path):
     folder = make_run(tmp_path / "a", "p0", "balanced", 0, choices={"objectives": "<img src=x onerror=alert(1)></script>"})
-    found = comparing.collect([folder])
-    text = compare_page.write(found, CompareConfig(runs=(str(folder),), out=str(tmp_path / "page"), pictures="none")).read_text()
+    found = tables.collect([folder])
+    text = write(found, CompareConfig(runs=(str(folder),), out=str(tmp_path / "page"), pictures="none")).read_text()
     assert "<img src=x" not in text.replace(json.dumps("<img src=x"), "").split("<script>")[0]
     assert "alert(1)></script>" not in text

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from scripts import comparing, demo, phantom_scan, study
+from scripts import demo, phantom_scan, study
+from scripts.comparison import tables
 from scripts.console import children, composing
 from scripts.console.overrides import understood
 from scripts.sweeps import search
@@ -112,7 +113,7 @@ def test_a_trial_of_a_search_is_a_run_of_the_patients_that_were_given(tmp_path):
 
 
 def test_tables_are_written_into_any_folder(tmp_path):
-    comparing.write_table([{"a": 1, "b": "x"}], tmp_path / f"{AWKWARD}*?[1]", "measures")
+    tables.write_table([{"a": 1, "b": "x"}], tmp_path / f"{AWKWARD}*?[1]", "measures")
     assert (tmp_path / f"{AWKWARD}*?[1]" / "measures.csv").read_text().splitlines() == [
         "a,b",
         "1,x",

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine import artifacts
 from fem.report.result import Result
-from scripts import paired
+from scripts.comparison import paired
 from scripts.run import standing
 from scripts.run.config import ARMS, FLOORS
 from scripts.run.design import OUTCOME
@@ -244,7 +244,7 @@ def matrix(found: Found, against: str) -> dict[str, dict[str, tuple[float, int]]
 
 
 def statistics(found: Found, seed: int) -> list[dict[str, Any]]:
-    """Every pair of objective sets, every measure: how the optimised devices differ, paired by patient (scripts/paired.py)."""
+    """Every pair of objective sets, every measure: how the optimised devices differ, paired by patient (scripts/comparison/paired.py)."""
     sets, out = found.sets(), []
     for i, first in enumerate(sets):
         for second in sets[i + 1 :]:

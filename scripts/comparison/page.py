@@ -14,8 +14,9 @@ from plotly.offline import get_plotlyjs
 
 from engine import artifacts
 from engine.page import bullets, document, image, percent, table, text
-from scripts import compare_view, comparing
-from scripts.comparing import CompareConfig, Found, Run, arms_of, front, matrix, statistics
+from scripts.comparison import tables
+from scripts.comparison.tables import CompareConfig, Found, Run, arms_of, front, matrix, statistics
+from scripts.comparison.view import collected, section
 from scripts.run.config import FLOORS
 
 _SIGN = {"lower": -1.0, "higher": 1.0, "neither": 0.0}
@@ -27,7 +28,7 @@ _RIVALS = {"stock": "square-open", "conforming": "diamond-open", "intact": "x-th
 def write(found: Found, config: CompareConfig) -> Path:
     """Write <out>/report.html. Raises ValueError when the runs' units differ."""
     out = Path(config.out)
-    view, view_script = compare_view.section(compare_view.collected(found)) if config.view3d else ("<p>view3d=false.</p>", "")
+    view, view_script = section(collected(found)) if config.view3d else ("<p>view3d=false.</p>", "")
     sections = [
         ("What is compared", _compared(found, out)),
         ("What was optimised, and what that did", _cross(found, "stock") + _cross(found, "conforming")),
@@ -192,7 +193,7 @@ def _small(path: Path, width: int = 420) -> bytes:
 def _tables() -> str:
     query = ("SELECT objectives, median(value) FROM 'measures.parquet'\n"
              "WHERE arm = 'optimised' AND measure = 'yielded_bone' GROUP BY objectives")  # fmt: skip
-    files = bullets(["measures.csv, measures.parquet: " + ", ".join(comparing.COLUMNS), "loads.csv, loads.parquet: the same by load case",
+    files = bullets(["measures.csv, measures.parquet: " + ", ".join(tables.COLUMNS), "loads.csv, loads.parquet: the same by load case",
                      "statistics.csv, statistics.parquet: the table above",
                      "summary.md: what each set did, patient by patient"])  # fmt: skip
     return f"{files}<p>With DuckDB, in this folder:</p><pre>{escape(query)}</pre>"
@@ -210,7 +211,7 @@ def _pair(a: float | None, b: float | None) -> tuple[float, float] | None:
 
 def _of_stock(run: Run, measure: str) -> float | None:
     """The optimised device's share of the stock arm's value: patients differ by more than their implants do."""
-    change = comparing.change_percent(run, measure, "stock")
+    change = tables.change_percent(run, measure, "stock")
     return None if change is None else 1.0 + change / 100.0
 
 

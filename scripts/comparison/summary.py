@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scripts.comparing import Found, change_percent, matrix, statistics
+from scripts.comparison.tables import Found, change_percent, matrix, statistics
 from scripts.scan_runs import table
 
 RIVALS = ("conforming", "stock")

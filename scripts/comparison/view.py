@@ -12,7 +12,7 @@ from engine import artifacts
 from engine.part import surface
 from engine.patient import load_segment
 from engine.types import Surface
-from scripts.comparing import Found
+from scripts.comparison.tables import Found
 
 #: Triangles of a device and of a vertebra: enough to see the shape, and a hundred devices stay a few megabytes.
 DEVICE_FACES, BONE_FACES = 1600, 1800
