@@ -18,14 +18,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts import scan_runs
 from scripts.console.command import Command, folder_problem
 from scripts.console.composing import Given
 from scripts.console.wrong import typed
+from scripts.evidence.scan import cases
 
 
 def _opening(given: Given) -> Iterator[str]:
-    config = typed(scan_runs.StudyConfig, given.plain)
+    config = typed(cases.StudyConfig, given.plain)
     if problem := folder_problem(Path(config.out)):
         raise ValueError(problem)
     if given.topic in ("references", "data", "density"):
@@ -39,11 +39,11 @@ def _opening(given: Given) -> Iterator[str]:
 
 def _run(given: Given) -> int:
     """Run one study."""
-    from scripts import scan_inputs, scan_truth
+    from scripts.evidence.scan import inputs, truth
 
-    studies = scan_truth.STUDIES | scan_inputs.STUDIES
+    studies = truth.STUDIES | inputs.STUDIES
     print(
-        scan_runs.run(given.topic, studies[given.topic], typed(scan_runs.StudyConfig, given.plain))
+        cases.run(given.topic, studies[given.topic], typed(cases.StudyConfig, given.plain))
     )
     return 0
 

@@ -1,5 +1,5 @@
 """How right is the check (fem/), on this machine: tables as Markdown and JSON in `out`. The studies
-are in scripts/validating.py.
+are in scripts/evidence/validate.py.
 
     python scripts/validation.py [TOPIC]      --help names them; without one: all that need no run
     folder (make validation)
@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from scripts.console.command import Command, folder_problem
 from scripts.console.composing import Given
 from scripts.console.wrong import typed
+from scripts.evidence.data import data_folder
 from scripts.run import stored
-from scripts.scan_runs import data_folder
 
 #: Names of validating.STUDIES.
 TOPICS = {
@@ -75,15 +75,15 @@ def _opening(given: Given) -> Iterator[str]:
 
 def _run(given: Given) -> int:
     """Run the studies that were asked for."""
-    from scripts import validating
+    from scripts.evidence import validate
 
     what = (
         [given.topic]
         if given.topic
-        else [n for n in validating.STUDIES if n not in (*validating.OF_A_RUN, *validating.BY_NAME)]
+        else [n for n in validate.STUDIES if n not in (*validate.OF_A_RUN, *validate.BY_NAME)]
     )
     try:
-        return validating.run(what, typed(validating.ValidationConfig, given.plain), given.words)
+        return validate.run(what, typed(validate.ValidationConfig, given.plain), given.words)
     except RuntimeError as error:
         raise ValueError(str(error)) from error
 

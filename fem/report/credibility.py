@@ -98,7 +98,7 @@ class _Ranking(BaseModel):
 
 
 class _Sensitivity(_Study):
-    """scripts/validation_sensitivity.py."""
+    """scripts/evidence/sensitivity.py."""
 
     arms: list[str]
     measures: dict[str, dict[str, str]]
@@ -117,7 +117,7 @@ class _Estimate(BaseModel):
 
 
 class _Convergence(_Study):
-    """scripts/validation_convergence.py."""
+    """scripts/evidence/convergence.py."""
 
     tetrahedra: dict[str, list[int]]
     estimates: list[_Estimate]
@@ -133,7 +133,7 @@ class _Statistics(BaseModel):
 
 
 class _Designs(_Study):
-    """scripts/validation_designs.py."""
+    """scripts/evidence/designs.py."""
 
     statistics: list[_Statistics]
 

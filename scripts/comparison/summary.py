@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from scripts.comparison.tables import Found, change_percent, matrix, statistics
-from scripts.scan_runs import table
+from scripts.evidence.scan.cases import table
 
 RIVALS = ("conforming", "stock")
 

@@ -1,11 +1,11 @@
-"""Closed forms and NAFEMS benchmarks on coarse meshes (scripts/validation_code.py says which; `make validation` runs finer ones)."""
+"""Closed forms and NAFEMS benchmarks on coarse meshes (scripts/evidence/code.py says which; `make validation` runs finer ones)."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from scripts import validation_code as code
+from scripts.evidence import code
 
 
 @pytest.mark.parametrize("order", [1, 2])

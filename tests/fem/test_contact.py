@@ -1,4 +1,4 @@
-"""Unilateral contact against closed forms (scripts/validation_contact.py says which)."""
+"""Unilateral contact against closed forms (scripts/evidence/contact.py says which)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fem.elastic.contact import split
-from scripts import validation_contact as closed
+from scripts.evidence import contact as closed
 
 
 def test_splitting_keeps_the_volume_and_finds_both_sides():

@@ -12,7 +12,7 @@ from engine.types import VoxelField
 from fem.intact import materials
 from fem.intact.disc_mesh import DiscSettings, circle_mesh, disc_mesh
 from fem.intact.hyperelastic import jacobians
-from scripts import validation_intact, validation_patients
+from scripts.evidence import intact, lumbar_meshes, patients
 from tests.fem.fem_segment import CONCAVE_MM, DISC_MM, HALF, make_segment
 
 
@@ -85,7 +85,7 @@ def test_settings_say_what_is_wrong(given, said):
 
 
 def test_the_ligaments_lie_on_the_rims_front_and_back(segment):
-    part = validation_patients.patient_segment(segment, DiscSettings(around=16, layers=2))
+    part = patients.patient_segment(segment, DiscSettings(around=16, layers=2))
     by_name = {lig.name: lig for lig in part.ligaments}
     assert len(by_name["ALL"].cranial_mm) == 9 and len(by_name["PLL"].caudal_mm) == 5
     assert by_name["ALL"].cranial_mm[:, 1].max() < 0.0 < by_name["PLL"].cranial_mm[:, 1].min()
@@ -97,8 +97,8 @@ def test_the_ligaments_lie_on_the_rims_front_and_back(segment):
 
 def test_a_symmetric_disc_sinks_straight_and_its_nucleus_carries(segment):
     """Under 1000 N it neither turns nor shifts; nucleus pressure of the order of 1.3 to 1.5 F/A [S33b]; forces balance."""
-    part = replace(validation_patients.patient_segment(segment, DiscSettings(around=16, layers=2)), ligaments=[])
-    step = part.run([validation_intact.Load(500.0), validation_intact.Load(1000.0)])[1]
+    part = replace(patients.patient_segment(segment, DiscSettings(around=16, layers=2)), ligaments=[])
+    step = part.run([intact.Load(500.0), intact.Load(1000.0)])[1]
     assert np.abs(step.rotation_deg).max() < 0.02 and np.abs(step.translation_mm[:2]).max() < 0.05
     assert step.translation_mm[2] < -0.2 and step.balance < 1e-6
     assert 1.0 < step.nucleus_mpa * np.pi * HALF[0] * HALF[1] / 1000.0 < 1.8
@@ -108,7 +108,7 @@ def test_a_real_patients_disc(data_dir):
     """lumbar_meshes as scanned: what the mesh between the rims holds is the data's own disc without its bulge (−15 %)."""
     patient = from_surfaces(data_dir / "lumbar_meshes", "L4-L5", levels="segment", spacing_mm=1.0)
     mesh = disc_mesh(plan(patient, "L4-L5", PlanConfig(rule="keep", spacing_mm=1.5)))
-    own, hexes, group = validation_intact.read_disc(data_dir / "lumbar_meshes", "L45")
+    own, hexes, group = lumbar_meshes.read_disc(data_dir / "lumbar_meshes", "L45")
     theirs, mine = jacobians(own[hexes]).sum(1), volumes(mesh)
     assert 0.8 < mine.sum() / theirs.sum() < 1.0
     assert mine[mesh.group == 0].sum() / mine.sum() == pytest.approx(theirs[group == 0].sum() / theirs.sum(), abs=0.03)

@@ -1,6 +1,6 @@
 """Finite-strain elasticity: consistent tangents, objectivity, closed forms, what is refused.
 
-Closed forms and their limits are in scripts/validation_hyperelastic.py; here the fast ones.
+Closed forms and their limits are in scripts/evidence/hyperelastic.py; here the fast ones.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from fem.intact.hyperelastic import Body, Fibres, Solid
-from scripts.validation_hyperelastic import FIBRES, bar, bricks8, tube
+from scripts.evidence.hyperelastic import FIBRES, bar, bricks8, tube
 
 CURVE = Fibres((0.004, 0.021, 0.045, 0.094, 0.25), (0.0, 7.0, 20.0, 35.0, 51.0), 0.08)
 

@@ -12,7 +12,7 @@ import pytest
 from engine.types import VoxelField
 from fem.intact.hyperelastic import Body, Solid
 from fem.intact.segment import Facets, IntactSegment, Ligament, Load, NotFound, Piecewise, ToeLinear
-from scripts.validation_hyperelastic import bricks8
+from scripts.evidence.hyperelastic import bricks8
 
 SIZE = np.array([30.0, 40.0, 10.0])
 

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from scripts import collection_base, scan_inputs, scan_runs
-from scripts.collection_base import Base, Expected, case, judged, read, refused
+from scripts.evidence.collection import base
+from scripts.evidence.collection.base import Base, Expected, case, judged, read, refused
+from scripts.evidence.scan import malformed
+from scripts.evidence.scan.cases import Ran, StudyConfig
 
 TRUTH = {"lumbar": {"L4-L5.height_middle_mm": 13.8, "L4-L5.segmental_lordosis_deg": 20.7}, "reading_mg_cm3": 228.0}
 
 
-def _ran(place: Path, expected: Expected, code: int, height_mm: float = 13.64, log: str = "", mg: int = 228) -> scan_runs.Ran:
+def _ran(place: Path, expected: Expected, code: int, height_mm: float = 13.64, log: str = "", mg: int = 228) -> Ran:
     out = place / "out"
     (out / "patient").mkdir(parents=True)
     (place / "log.txt").write_text(log)
@@ -23,7 +25,7 @@ def _ran(place: Path, expected: Expected, code: int, height_mm: float = 13.64, l
     (out / "findings.json").write_text(json.dumps([{"text": "metal in L4"}]))
     notes = [f"L5: density from the CT: soft tissue 55 HU, PSF 1 mm, mean ρ_QCT {mg} mg/cm³ over 50 cm³"]
     (out / "patient" / "bundle.json").write_text(json.dumps({"repairs": notes}))
-    return scan_runs.Ran(case("kind", "name", expected, lambda _: []), out, code, 1.0, 1.0, log)
+    return Ran(case("kind", "name", expected, lambda _: []), out, code, 1.0, 1.0, log)
 
 
 @pytest.mark.parametrize(
@@ -49,8 +51,8 @@ def test_what_came_is_held_against_what_is_right(
 
 def test_there_are_enough_inputs_of_every_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Base, "made", tmp_path)  # no scan is made for a list of names
-    cases = scan_inputs._malformed_cases(scan_runs.StudyConfig(data=str(tmp_path), out=str(tmp_path)))
+    cases = malformed.malformed_cases(StudyConfig(data=str(tmp_path), out=str(tmp_path)))
     kinds = {one.facts["kind"] for one in cases}
     assert len(cases) >= 120 and kinds == {"level", "labels", "place", "axes", "HU", "by hand", "DICOM", "file", "surface", "key"}
     with pytest.raises(ValueError, match="two cases are called"):
-        collection_base.every([cases, cases])
+        base.every([cases, cases])

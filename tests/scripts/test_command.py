@@ -123,11 +123,13 @@ def test_help_of_the_plain_commands_starts_nothing(name, tmp_path):
 
 
 def test_topics_are_the_studies():
-    from scripts import benchmarking, scan_inputs, scan_truth, validating
+    from scripts import benchmarking
+    from scripts.evidence import validate
+    from scripts.evidence.scan import inputs, truth
 
-    assert set(command_of("scan_study").topics) == set(scan_truth.STUDIES | scan_inputs.STUDIES)
+    assert set(command_of("scan_study").topics) == set(truth.STUDIES | inputs.STUDIES)
     assert set(command_of("benchmark").topics) == set(benchmarking.KINDS)
-    assert set(command_of("validation").topics) == set(validating.STUDIES)
+    assert set(command_of("validation").topics) == set(validate.STUDIES)
 
 
 # -- the first line -----------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from scripts import demo, phantom_scan, study
 from scripts.comparison import tables
 from scripts.console import children, composing
 from scripts.console.overrides import understood
+from scripts.evidence.scan import phantom_words
 from scripts.sweeps import search
 
 AWKWARD = "a (1), {x}=y & 'z' ü#~"
@@ -69,7 +70,7 @@ def test_prepare_sh_hands_on_the_scan_and_any_folder(tmp_path):
     """Run by bash, with a program in python's place that writes what it was given."""
     rod = {"axis_mm": [[1.0, 2.0, 3.0], [1.0, 2.0, 43.0]], "density_g_cm3": 0.05, "radius_mm": 10.0}
     place = tmp_path / AWKWARD
-    words = phantom_scan.overrides(
+    words = phantom_words.overrides(
         place, {"rods": [rod] * 3, "femoral_heads_mm": [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]}
     )
     script, python = tmp_path / "prepare.sh", tmp_path / "bin" / "python"

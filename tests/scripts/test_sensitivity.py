@@ -14,10 +14,10 @@ from engine.types import Design, SolverStatus, Surface, VoxelField, rigid
 from fem.mesh.build import MeshSettings
 from fem.solve import FemSettings
 from fem.verify import nothing
-from scripts import validation_sensitivity as sensitivity
+from scripts.evidence import sensitivity
+from scripts.evidence.sensitivity import ARMS, NOMINAL, Variation
 from scripts.run import check, credibility
 from scripts.run import design as run_design
-from scripts.validation_sensitivity import ARMS, NOMINAL, Variation
 
 
 def linear(slope, spacing_mm=1.0):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engine.patient import PlanConfig, phantom_segment
-from scripts import validation_convergence, validation_designs
+from scripts.evidence import convergence, designs
 from scripts.run import arms as studies
 from tests.scripts.test_config import composed
 
@@ -19,18 +19,18 @@ def rows(ratio, n=9):
 
 
 def test_rank_bias_and_spread_are_those_of_the_ratios():
-    (same,) = validation_designs.statistics(rows(np.full(9, 0.9)))
+    (same,) = designs.statistics(rows(np.full(9, 0.9)))
     assert (same["spearman"], same["designs"]) == (pytest.approx(1.0), 9)
     assert (same["bias_percent"], same["spread_percent"]) == (pytest.approx(-10.0), pytest.approx(0.0, abs=1e-9))
-    (turned,) = validation_designs.statistics(rows(np.linspace(100.0, 500.0, 9)[::-1] / np.linspace(100.0, 500.0, 9)))
+    (turned,) = designs.statistics(rows(np.linspace(100.0, 500.0, 9)[::-1] / np.linspace(100.0, 500.0, 9)))
     assert turned["spearman"] == pytest.approx(-1.0)
-    assert validation_designs.statistics(rows(np.ones(9))[-1:]) == []
+    assert designs.statistics(rows(np.ones(9))[-1:]) == []
 
 
 def test_designs_are_drawn_within_bounds_and_again_from_the_same_seed(tmp_path):
     segment = phantom_segment(spacing_mm=1.5, plan_config=PlanConfig(spacing_mm=1.5))
     study = studies.make(segment, composed("solver.spacing_mm=3.5").study)
-    first, again = (validation_designs.draw(study, 3, 1) for _ in range(2))
+    first, again = (designs.draw(study, 3, 1) for _ in range(2))
     assert [d.kind for d in first] == ["stock", "conforming", "optimised"]
     s = study.cage.settings
     for one, same in zip(first, again, strict=True):
@@ -41,7 +41,7 @@ def test_designs_are_drawn_within_bounds_and_again_from_the_same_seed(tmp_path):
         assert (first[2].values[name] >= np.asarray(group.lower) - 1e-9).all(), name
         assert (first[2].values[name] <= np.asarray(group.upper) + 1e-9).all(), name
     assert not np.array_equal(first[0].values["pose"], first[1].values["pose"])
-    picture = validation_designs.scatter(rows(np.full(9, 0.9)), tmp_path / "scatter.png")
+    picture = designs.scatter(rows(np.full(9, 0.9)), tmp_path / "scatter.png")
     assert picture.stat().st_size > 5000
 
 
@@ -49,15 +49,15 @@ def test_designs_are_drawn_within_bounds_and_again_from_the_same_seed(tmp_path):
 @pytest.mark.parametrize("power", [1.0, 1.7])
 def test_richardson_finds_the_order_and_the_limit_of_a_power_law(ratios, power):
     sizes = np.array([1.0, 1.0 / ratios[0], 1.0 / (ratios[0] * ratios[1])])
-    found = validation_convergence.estimate("stock", "yielded_bone", tuple(2.0 + 0.3 * sizes**power), ratios)
+    found = convergence.estimate("stock", "yielded_bone", tuple(2.0 + 0.3 * sizes**power), ratios)
     assert found.order == pytest.approx(power, abs=1e-6)
     assert found.limit == pytest.approx(2.0, abs=1e-9)
     assert found.error_percent == pytest.approx(15.0, abs=1e-6)
 
 
 def test_values_that_do_not_fall_in_line_have_no_order_but_an_error():
-    found = validation_convergence.estimate("stock", "yielded_bone", (100.0, 104.0, 101.0))
+    found = convergence.estimate("stock", "yielded_bone", (100.0, 104.0, 101.0))
     assert found.order is None and found.limit is None
     assert found.error_percent == pytest.approx(100.0 * 4.0 / 101.0)
-    slow = validation_convergence.estimate("stock", "yielded_bone", (100.0, 101.0, 101.99))  # order near 0
+    slow = convergence.estimate("stock", "yielded_bone", (100.0, 101.0, 101.99))  # order near 0
     assert slow.order is None and slow.error_percent == pytest.approx(100.0 * 1.99 / 101.99)

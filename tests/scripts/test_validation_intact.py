@@ -9,7 +9,8 @@ import pytest
 
 from fem.intact.materials import fibre_directions
 from fem.intact.segment import Load
-from scripts.validation_intact import Published, read_disc, read_ligaments, read_segment
+from scripts.evidence.lumbar_meshes import read_disc, read_ligaments, read_segment
+from scripts.evidence.motion import Published
 
 
 def write_ring_disc(folder: Path) -> None:

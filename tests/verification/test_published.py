@@ -1,6 +1,6 @@
 """From a real density image to a published stiffness: L2 of sub-verse004 between two pads (data set l2_density_fe).
 
-What is compared with what: scripts/validation_vertebra.py, which solves the same in SfePy.
+What is compared with what: scripts/evidence/vertebra.py, which solves the same in SfePy.
 
 Both elements are asked, on the same voxels, law and supports:
 
@@ -22,7 +22,7 @@ from engine import multigrid
 from engine.elasticity import Grid, Medium
 from engine.materials import lame
 from engine.multigrid import SolverSettings, System
-from scripts.validation_vertebra import BINNINGS, LAW, LOWER_PAD, STROKE_MM, UPPER_PAD, Vertebra, moduli, read_vertebra, surface_nodes
+from scripts.evidence.vertebra import BINNINGS, LAW, LOWER_PAD, STROKE_MM, UPPER_PAD, Vertebra, moduli, read_vertebra, surface_nodes
 
 SETTINGS = SolverSettings(tolerance=1e-8)
 SPACING_MM = 1.0

@@ -15,7 +15,7 @@ from scipy.integrate import quad
 
 from fem.elastic.factor import Factor
 from fem.intact.hyperelastic import Body, Fibres, Solid
-from scripts.validation_code import Row
+from scripts.evidence.code import Row
 
 YEOH = Solid(0.2, 4e3, c01=0.05, c20=0.2, c30=1.0, mixed=True)
 FIBRES = Fibres((0.0, 0.02, 0.1), (0.0, 7.0, 35.0), 0.08)

@@ -18,19 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from scripts.console.overrides import quoted
 from scripts.console.places import ROOT
+from scripts.evidence.data import data_folder
 
 #: HU → density where a study asks for none: 0.8 mg/cm³ a HU.
 LINE = ("calibration=linear", "calibration.slope_g_cm3_per_hu=0.0008", "calibration.intercept_g_cm3=0")
 #: Turn of a patient in the scanner: 20° about an oblique axis.
 TURN_DEG = (12.0, 11.0, 13.0)
-
-
-def data_folder(given: str | None) -> Path:
-    """The public test data: as given, else SPINEFIT_DATA, else beside the repository. Raises ValueError where it is not."""
-    path = Path(given or os.environ.get("SPINEFIT_DATA") or ROOT.parent / "shared" / "data")
-    if not path.is_dir():
-        raise ValueError(f"data={path}: no such folder; give the folder of the public test data, or set SPINEFIT_DATA")
-    return path
 
 
 class StudyConfig(BaseModel):

@@ -1,6 +1,6 @@
 """The disc of any prepared patient at finite strain, without posterior elements: nucleus, four rings of annulus, ALL and PLL.
 
-Hexahedra between the patient's own endplates (fem/intact/disc_mesh.py), materials and ligament laws as in scripts/validation_intact.py; ALL and
+Hexahedra between the patient's own endplates (fem/intact/disc_mesh.py), materials and ligament laws as in scripts/evidence/intact.py; ALL and
 PLL from rim to rim over the same share of the disc's width as in lumbar_meshes. Facets and the other ligaments are left out: their
 insertions are on no clinical scan. lumbar_meshes' own hexahedra in the same test say what the generated mesh is worth.
 """
@@ -17,12 +17,12 @@ from fem.intact import materials
 from fem.intact.disc_mesh import DiscSettings, disc_mesh
 from fem.intact.hyperelastic import jacobians
 from fem.intact.segment import IntactSegment, Ligament, Load, Step
-from scripts import validation_intact as intact
+from scripts.evidence import motion
 
 #: Strands and the share of the disc's width over which they are spread; front or back (lumbar_meshes, L4-L5).
 BANDS = {"ALL": (9, 0.60, -1.0), "PLL": (5, 0.23, 1.0)}
 COARSE, FINER = DiscSettings(), DiscSettings(around=56, layers=8)
-QUANTITIES = tuple(p for p in intact.PUBLISHED if "no posterior elements" in p.quantity or "disc only" in p.quantity)
+QUANTITIES = tuple(p for p in motion.PUBLISHED if "no posterior elements" in p.quantity or "disc only" in p.quantity)
 
 
 def patient_segment(segment: Segment, settings: DiscSettings = COARSE, order: int = 1) -> IntactSegment:
@@ -58,7 +58,7 @@ def _band(plate: Endplate, strands: int, share: float, side: float) -> np.ndarra
 
 def tested(segment: IntactSegment, keep: Path) -> dict[str, float]:
     """QUANTITIES, the nucleus' pressure at 1000 N, volumes, and the largest error of balance. Raises NotFound."""
-    part = intact.balanced(segment)
+    part = motion.balanced(segment)
     alone = replace(part, ligaments=[])
     out: dict[str, float] = {"balance": 0.0}
 
@@ -67,8 +67,8 @@ def tested(segment: IntactSegment, keep: Path) -> dict[str, float]:
         out["balance"] = max(out["balance"], *(s.balance for s in found))
         return found[-1]
 
-    for name, (_axis, read) in intact.DIRECTIONS.items():
-        bent = steps(part, name, [intact.bending(name, 7.5)])
+    for name, (_axis, read) in motion.DIRECTIONS.items():
+        bent = steps(part, name, [motion.bending(name, 7.5)])
         out[f"{name} stiffness, no posterior elements"] = 7.5 / abs(bent.rotation_deg[read])
     for what, suffix in ((part, "no posterior elements"), (alone, "disc only")):
         pressed = steps(what, f"compression {suffix}", [Load(500.0), Load(1000.0)])

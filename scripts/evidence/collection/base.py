@@ -18,7 +18,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from scripts.scan_runs import Case, Ran
+from scripts.evidence.scan.cases import Case, Ran
 
 #: VerSe's numbers of the phantom.
 VERSE = {"L1": 20, "L2": 21, "L3": 22, "L4": 23, "L5": 24, "S1": 26}
@@ -232,7 +232,8 @@ def _wrong(ran: Ran, expected: Expected, truth: Mapping[str, Any]) -> bool:
 
 def tabulated(ran: Sequence[Ran], truth: Mapping[str, Any]) -> tuple[str, Any]:
     """The collection's table (Markdown), its counts first, and its record."""
-    from scripts.scan_runs import ROOT, table
+    from scripts.evidence.data import ROOT
+    from scripts.evidence.scan.cases import table
 
     good = [r for r in ran if r.case.name.endswith("CT as it is") and not r.code]
     truth = dict(truth) | {"reading_mg_cm3": mean_density(good[0], "L5") if good else float("nan")}

@@ -18,7 +18,7 @@ from engine.patient.phantoms.synthetic import ScanSpec, synthetic_ct
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_image, read_labels
 from engine.patient.read.surface_files import read_surface
-from scripts.scan_runs import LINE, TURN_DEG, Case, Ran, Study, StudyConfig, failed, table
+from scripts.evidence.scan.cases import LINE, TURN_DEG, Case, Ran, Study, StudyConfig, failed, table
 
 # -- truth -----------------------------------------------------------------------------------------------------------
 _FLAT = {
@@ -199,7 +199,7 @@ def _truth_table(ran: Sequence[Ran]) -> tuple[str, Any]:
 
 # -- density ---------------------------------------------------------------------------------------------------------
 def _scanned(spine: LumbarSpec, scan: ScanSpec, place: Path) -> list[str]:
-    from scripts.phantom_scan import overrides
+    from scripts.evidence.scan.phantom_words import overrides
 
     image, labels, truth = synthetic_ct(lumbar_phantom(spine), scan)
     write_dicom_series(image, place / "dicom")

@@ -17,21 +17,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fem.intact import materials
 from fem.intact.segment import IntactSegment
-from scripts import (
-    validation_code,
-    validation_contact,
-    validation_convergence,
-    validation_designs,
-    validation_hyperelastic,
-    validation_intact,
-    validation_patients,
-    validation_sensitivity,
-    validation_vertebra,
-)
 from scripts.console import overrides
+from scripts.evidence import code, contact, convergence, hyperelastic, intact, lumbar_meshes, motion, patients, sensitivity
+from scripts.evidence.data import data_folder
+from scripts.evidence.designs import compare, scatter, statistics
+from scripts.evidence.scan.cases import table
+from scripts.evidence.vertebra import BINNINGS, press, read_vertebra
 from scripts.run import credibility, opened
 from scripts.run.config import FemConfig, PatientConfig
-from scripts.scan_runs import data_folder, table
 
 log = logging.getLogger("spinefit")
 
@@ -59,21 +52,21 @@ Outcome = tuple[str, Any, list[str]]
 def _code(config: ValidationConfig) -> Outcome:
     rows, record, missed = [], [], []
     for order in (1, 2):
-        errors = validation_code.manufactured(order)
+        errors = code.manufactured(order)
         record.append({"case": f"manufactured, P{order}", **errors})
         for norm, expected in (("l2", order + 1), ("energy", order)):
-            found = validation_code.orders(errors[norm])
+            found = code.orders(errors[norm])
             rows.append((f"manufactured solution, P{order}", f"relative error, {norm} norm", "order " + str(expected),
                          " / ".join(f"{e:.2e}" for e in errors[norm]), f"order {found[-1]:.2f}"))  # fmt: skip
             if found[-1] < expected - 0.2:
                 missed.append(f"P{order} {norm}: order {found[-1]:.2f}, expected {expected}")
-    for row in [*validation_code.rows(), *validation_hyperelastic.rows()]:
+    for row in [*code.rows(), *hyperelastic.rows()]:
         record.append(asdict(row))
         rows.append(_cells(row, missed))
     return table(("case", "quantity", "target", "three meshes, coarse / middle / fine", "finest against target"), rows), record, missed
 
 
-def _cells(row: validation_code.Row, missed: list[str]) -> tuple[str, str, str, str, str]:
+def _cells(row: code.Row, missed: list[str]) -> tuple[str, str, str, str, str]:
     """Of a table; what is beyond its limit is added to `missed`."""
     if abs(row.error_percent) > row.limit_percent:
         missed.append(f"{row.case}, {row.quantity}: {row.error_percent:+.2f} %, limit {row.limit_percent:g} %")
@@ -83,16 +76,16 @@ def _cells(row: validation_code.Row, missed: list[str]) -> tuple[str, str, str, 
 
 def _contact(config: ValidationConfig) -> Outcome:
     missed: list[str] = []
-    found = validation_contact.rows()
+    found = contact.rows()
     rows = [_cells(row, missed) for row in found]
     return table(("case", "quantity", "target", "meshes, coarse / fine", "finest against target"), rows), [asdict(r) for r in found], missed
 
 
 def _vertebra(config: ValidationConfig) -> Outcome:
-    vertebra = validation_vertebra.read_vertebra(data_folder(config.data) / "l2_density_fe")
+    vertebra = read_vertebra(data_folder(config.data) / "l2_density_fe")
     rows, record, missed = [], [], []
-    for binning in validation_vertebra.BINNINGS:
-        got, target = validation_vertebra.press(vertebra, binning), vertebra.figure(binning)
+    for binning in BINNINGS:
+        got, target = press(vertebra, binning), vertebra.figure(binning)
         error = 100.0 * (got.stiffness / target - 1.0)
         record.append({"binning": binning, "target": target, **asdict(got)})
         rows.append((binning, f"{target:.0f}", f"{got.stiffness:.1f}", f"{error:+.3f} %", f"{got.balance - 1.0:+.1e}", got.dofs))
@@ -105,11 +98,11 @@ def _intact(config: ValidationConfig) -> Outcome:
     """Published ranges are reported, not limits; balance is one."""
     folder, keep = data_folder(config.data) / "lumbar_meshes", Path(config.out) / "intact"
     found = {
-        which: validation_intact.tested(validation_intact.balanced(validation_intact.read_segment(folder, ligaments=which)), keep / which)
+        which: motion.tested(motion.balanced(lumbar_meshes.read_segment(folder, ligaments=which)), keep / which)
         for which in materials.LIGAMENTS
     }  # fmt: skip
     rows = []
-    for p in validation_intact.PUBLISHED:
+    for p in motion.PUBLISHED:
         cells = [f"{found[w][p.quantity]:.3g}: {p.judge(found[w][p.quantity])}" for w in found]
         rows.append((f"{p.quantity}, {p.unit}", f"{p.low:g}" if p.low == p.high else f"{p.low:g} to {p.high:g}", p.source, *cells))
     missed = [f"intact, {w}: forces off balance by {f['balance']:.1e}, limit 1e-6" for w, f in found.items() if f["balance"] > 1e-6]
@@ -117,7 +110,7 @@ def _intact(config: ValidationConfig) -> Outcome:
 
 
 def _intact_spread(config: ValidationConfig) -> Outcome:
-    found = validation_intact.spread(data_folder(config.data) / "lumbar_meshes")
+    found = intact.spread(data_folder(config.data) / "lumbar_meshes")
     columns = list(next(iter(found.values())))
     rows = [(name, *(f"{values[c]:.2f}" for c in columns)) for name, values in found.items()]
     return table(("changed", *columns), rows), found, []
@@ -128,19 +121,19 @@ def _intact_patients(config: ValidationConfig) -> Outcome:
     if not config.bundles:
         raise ValueError("bundles=[<out folders of scripts/prepare_patient.py>] is missing, e.g. bundles=[cases/vhm,cases/verse004]")
     segments = {b: opened.open_segment(PatientConfig(bundle=b)) for b in config.bundles}  # before the minutes
-    own = validation_intact.read_segment(data_folder(config.data) / "lumbar_meshes")
-    own = replace(own, facets=None, ligaments=[lig for lig in own.ligaments if lig.name in validation_patients.BANDS])
+    own = lumbar_meshes.read_segment(data_folder(config.data) / "lumbar_meshes")
+    own = replace(own, facets=None, ligaments=[lig for lig in own.ligaments if lig.name in patients.BANDS])
     tests: dict[str, Callable[[], IntactSegment]] = {"lumbar_meshes' own hexahedra": lambda: own}
     for bundle, segment in segments.items():
-        for words, settings in (("", validation_patients.COARSE), (", finer", validation_patients.FINER)):
-            tests[bundle + words] = partial(validation_patients.patient_segment, segment, settings)
+        for words, settings in (("", patients.COARSE), (", finer", patients.FINER)):
+            tests[bundle + words] = partial(patients.patient_segment, segment, settings)
     found = {}
     for name, make in tests.items():
         log.info("%s", name)
-        found[name] = validation_patients.tested(make(), Path(config.out) / "intact_patients" / re.sub(r"[^\w.-]+", "_", name))
+        found[name] = patients.tested(make(), Path(config.out) / "intact_patients" / re.sub(r"[^\w.-]+", "_", name))
     rows = [("unknowns", "—", *(f"{f['unknowns']:.0f}" for f in found.values())),
             ("volume, cm³ (nucleus)", "—", *(f"{f['volume mm3'] / 1000:.1f} ({100 * f['nucleus share']:.0f} %)" for f in found.values()))]
-    for p in validation_patients.QUANTITIES:
+    for p in patients.QUANTITIES:
         cells = [f"{f[p.quantity]:.3g}: {p.judge(f[p.quantity])}" for f in found.values()]
         rows.append((f"{p.quantity}, {p.unit}", f"{p.low:g} to {p.high:g}", *cells))
     for name in ("lateral bending stiffness, no posterior elements", "pressure of the nucleus at 1000 N, no posterior elements"):
@@ -159,8 +152,8 @@ def _run(config: ValidationConfig, what: str) -> Path:
 def _designs(config: ValidationConfig) -> Outcome:
     """Aims: Spearman ≥ 0.95 and bias under 10 % for yielded bone."""
     run = _run(config, "the designs are drawn for its patient, loads and families")
-    rows = validation_designs.compare(run, config.designs, config.seed, Path(config.out) / "designs", config.processes)
-    found = validation_designs.statistics(rows)
+    rows = compare(run, config.designs, config.seed, Path(config.out) / "designs", config.processes)
+    found = statistics(rows)
     missed = [
         f"yielded bone: Spearman {f['spearman']:.3f} (aim 0.95), bias {f['bias_percent']:+.1f} % (aim within 10 %)"
         for f in found if f["quantity"] == "yielded_bone" and (f["spearman"] < 0.95 or abs(f["bias_percent"]) > 10.0)
@@ -174,14 +167,14 @@ def _designs(config: ValidationConfig) -> Outcome:
     if failed:
         text += "\n" + "\n".join(f"- design {r['number'] + 1} ({r['kind']}) has no result: {r['text']}" for r in failed) + "\n"
     if len(failed) < len(rows):
-        text += f"\nScatter: {validation_designs.scatter(rows, Path(config.out) / 'designs.png')}\n"
+        text += f"\nScatter: {scatter(rows, Path(config.out) / 'designs.png')}\n"
     return text, {"designs": rows, "statistics": found}, missed
 
 
 def _convergence(config: ValidationConfig) -> Outcome:
     run = _run(config, "its arms are meshed three times")
     keep = Path(config.out) / "convergence"
-    found, tetrahedra, failed = validation_convergence.converge(run, config.arms, keep, config.processes)
+    found, tetrahedra, failed = convergence.converge(run, config.arms, keep, config.processes)
     text = "; ".join(f"{arm}: {', '.join(map(str, n))} tetrahedra" for arm, n in tetrahedra.items()) + "\n\n"
     text += table(
         ("arm", "quantity", "as configured / finer / finest", "order", "limit", "error as configured"),
@@ -194,9 +187,9 @@ def _convergence(config: ValidationConfig) -> Outcome:
 
 def _sensitivity(config: ValidationConfig) -> Outcome:
     run = _run(config, "its arms are solved again with another bone, load and position")
-    record = validation_sensitivity.vary(run, Path(config.out) / "sensitivity", config.processes, fem=config.fem)
-    picture = validation_sensitivity.draw(record, Path(config.out) / "sensitivity.png")
-    text = validation_sensitivity.markdown(record) + (f"\nPicture: {picture}\n" if picture else "")
+    record = sensitivity.vary(run, Path(config.out) / "sensitivity", config.processes, fem=config.fem)
+    picture = sensitivity.draw(record, Path(config.out) / "sensitivity.png")
+    text = sensitivity.markdown(record) + (f"\nPicture: {picture}\n" if picture else "")
     missing = [f"{r['arm']}, {r['variation']}: {r['status']['text']}" for r in record["rows"] if r["status"]["code"] != "ok"]
     return text, record, missing
 

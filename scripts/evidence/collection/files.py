@@ -12,8 +12,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from scripts.collection_base import VERSE, Base, case, read, refused
-from scripts.scan_runs import Case
+from scripts.evidence.collection.base import VERSE, Base, case, read, refused
+from scripts.evidence.scan.cases import Case
 
 
 def files(base: Base) -> list[Case]:

@@ -7,9 +7,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from scripts.collection_base import LINE, Base, case, read, refused
-from scripts.collection_labels import TS2
-from scripts.scan_runs import Case
+from scripts.evidence.collection.base import LINE, Base, case, read, refused
+from scripts.evidence.collection.labels import TS2
+from scripts.evidence.scan.cases import Case
 
 
 def places(base: Base) -> list[Case]:

@@ -8,8 +8,8 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from scripts.collection_base import VERSE, Base, case, read, refused
-from scripts.scan_runs import Case
+from scripts.evidence.collection.base import VERSE, Base, case, read, refused
+from scripts.evidence.scan.cases import Case
 
 UP = {"L5": 1, "L4": 2, "L3": 3, "L2": 4, "L1": 5}
 TS2 = {"L5": 27, "L4": 28, "L3": 29, "L2": 30, "L1": 31, "S1": 25}

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pydicom
 
-from scripts.collection_base import LINE, Base, case, read, refused
-from scripts.scan_runs import Case
+from scripts.evidence.collection.base import LINE, Base, case, read, refused
+from scripts.evidence.scan.cases import Case
 
 
 def dicom(base: Base) -> list[Case]:

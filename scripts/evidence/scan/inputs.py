@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from engine.patient.read.image import Image
 from engine.patient.read.images import read_labels
 from engine.patient.read.surface_files import read_surface
 from engine.types import Surface
-from scripts.scan_runs import LINE, TURN_DEG, Case, Ran, Study, StudyConfig, failed, table
+from scripts.evidence.scan.cases import LINE, TURN_DEG, Case, Ran, Study, StudyConfig, failed, table
+from scripts.evidence.scan.malformed import malformed_cases, malformed_table
 
 #: Change that the figures of a patient may show under resampling and turning: the aim.
 LIMIT = {"deg": 1.0, "mm": 0.5}
@@ -177,27 +177,6 @@ def _data_table(ran: Sequence[Ran]) -> tuple[str, Any]:
     return table(("data", "exit", "s", "peak MB", "outcome", "findings, (!) above a note", "°"), rows), record
 
 
-# -- malformed -------------------------------------------------------------------------------------------------------
-def _malformed_cases(config: StudyConfig) -> list[Case]:
-    """The collection of inputs that people really have: collection_*.py."""
-    from scripts import collection_base, collection_dicom, collection_files, collection_labels, collection_scans
-
-    base = collection_base.Base(Path(config.out) / "malformed" / ".good", config.folder())
-    _ = base.made
-    groups = (
-        collection_labels.levels, collection_labels.gate, collection_scans.places, collection_scans.numbers,
-        collection_dicom.dicom, collection_files.files, collection_files.surfaces, collection_files.keys,
-    )  # fmt: skip
-    return collection_base.every(group(base) for group in groups)
-
-
-def _malformed_table(ran: Sequence[Ran]) -> tuple[str, Any]:
-    from scripts import collection_base
-
-    truth = json.loads((ran[0].out.parents[1] / ".good" / "truth.json").read_text())
-    return collection_base.tabulated(ran, truth)
-
-
 # -- size ------------------------------------------------------------------------------------------------------------
 def _size_cases(config: StudyConfig) -> list[Case]:
     def make(place: Path) -> list[str]:
@@ -215,7 +194,7 @@ def _size_cases(config: StudyConfig) -> list[Case]:
             matrix[:3, 3] += matrix[:3, :3] @ np.asarray(corner, float)
             moved = Image(values, matrix, part.modality, (), part.source)
             _ = write_dicom_series(moved, place / "dicom") if name == "scan" else write_nifti(moved, place / "labels.nii.gz")
-        from scripts.phantom_scan import overrides
+        from scripts.evidence.scan.phantom_words import overrides
 
         return overrides(place, truth)
 
@@ -230,6 +209,6 @@ def _size_table(ran: Sequence[Ran]) -> tuple[str, Any]:
 STUDIES: dict[str, Study] = {
     "stability": (_stability_cases, _stability_table),
     "data": (_data_cases, _data_table),
-    "malformed": (_malformed_cases, _malformed_table),
+    "malformed": (malformed_cases, malformed_table),
     "size": (_size_cases, _size_table),
 }

@@ -23,7 +23,7 @@ from fem.elastic.contact import Contact, ContactSettings, Interface, interface, 
 from fem.elastic.faces import boundary, faces_of, traction
 from fem.mesh.build import TetMesh
 from fem.mesh.tets import bricks
-from scripts.validation_code import Row
+from scripts.evidence.code import Row
 
 Gap = Callable[[np.ndarray], np.ndarray]
 #: Size of the two blocks: length (x), width (y) and height of each, mm.

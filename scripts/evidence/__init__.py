@@ -1,0 +1,1 @@
+"""What speaks for the models: code verification, published experiments, convergence, sensitivity, readers."""

@@ -1,0 +1,1 @@
+"""Inputs that people really have, each with what must be said of it."""

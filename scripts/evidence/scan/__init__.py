@@ -1,0 +1,1 @@
+"""The reconstruction against scans of known truth."""
