@@ -63,10 +63,10 @@ def _run(given: Given) -> int:
     """Run one benchmark."""
     import logging
 
-    from scripts import benchmarking
+    from scripts.benchmarks import measure
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    benchmarking.KINDS[given.topic](typed(benchmarking.BenchmarkConfig, given.plain))
+    measure.KINDS[given.topic](typed(measure.BenchmarkConfig, given.plain))
     return 0
 
 

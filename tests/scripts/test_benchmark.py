@@ -9,7 +9,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from scripts import benchmarking, peers
+from scripts.benchmarks import measure, problems
 from tests.conftest import ROOT
 
 
@@ -17,14 +17,14 @@ def test_wrong_input_is_refused():
     done = subprocess.run([sys.executable, "scripts/benchmark.py"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "say which: solver | size | iterations | iteration | refinement" in done.stderr
     with pytest.raises(ValidationError, match=r"solvers: abaqus unknown; choose among engine, pardiso"):
-        benchmarking.BenchmarkConfig(solvers=["abaqus"])
+        measure.BenchmarkConfig(solvers=["abaqus"])
     with pytest.raises(ValueError, match="problem 'cube'"):
-        peers.make_problem("cube", 1000)
+        problems.make_problem("cube", 1000)
 
 
 def test_engine_and_pardiso_solve_the_same_problem(tmp_path, capsys):
-    config = benchmarking.BenchmarkConfig(solvers=["engine", "pardiso"], unknowns=[15e3], tolerance=1e-8, out=str(tmp_path))
-    benchmarking.solver(config)
+    config = measure.BenchmarkConfig(solvers=["engine", "pardiso"], unknowns=[15e3], tolerance=1e-8, out=str(tmp_path))
+    measure.solver(config)
     results = {r["solver"]: r for r in json.loads((tmp_path / "solver.json").read_text())["results"]}
     assert {r["status"] for r in results.values()} == {"ok"}, results
     assert results["engine"]["compliance"] == pytest.approx(results["pardiso"]["compliance"], rel=1e-7)
@@ -33,6 +33,6 @@ def test_engine_and_pardiso_solve_the_same_problem(tmp_path, capsys):
 
 
 def test_a_solver_above_its_limit_is_stopped_and_said_so(tmp_path):
-    config = benchmarking.BenchmarkConfig(solvers=["pardiso"], unknowns=[15e3], memory_limit_gb=0.01, out=str(tmp_path))
-    benchmarking.solver(config)
+    config = measure.BenchmarkConfig(solvers=["pardiso"], unknowns=[15e3], memory_limit_gb=0.01, out=str(tmp_path))
+    measure.solver(config)
     assert json.loads((tmp_path / "solver.json").read_text())["results"][0]["status"] == "stopped above 0.01 GB"

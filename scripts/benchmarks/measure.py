@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from scripts import peers
+from scripts.benchmarks import answer, problems, run_peer
 from scripts.console.places import ROOT
 
 log = logging.getLogger("spinefit")
@@ -44,8 +44,8 @@ class BenchmarkConfig(BaseModel):
     @field_validator("solvers")
     @classmethod
     def _known(cls, names: list[str]) -> list[str]:
-        if wrong := [n for n in names if n not in peers.SOLVERS]:
-            raise ValueError(f"solvers: {', '.join(wrong)} unknown; choose among {', '.join(peers.SOLVERS)}")
+        if wrong := [n for n in names if n not in run_peer.SOLVERS]:
+            raise ValueError(f"solvers: {', '.join(wrong)} unknown; choose among {', '.join(run_peer.SOLVERS)}")
         return names
 
 
@@ -53,7 +53,7 @@ def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return {"processor": model, "cores": peers.cores(), "python": platform.python_version(), "date": time.strftime("%Y-%m-%d %H:%M")}
+    return {"processor": model, "cores": answer.cores(), "python": platform.python_version(), "date": time.strftime("%Y-%m-%d %H:%M")}
 
 
 # -- solvers -------------------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ def solver(config: BenchmarkConfig) -> None:
     given_up: set[str] = set()
     for wanted in config.unknowns:
         path = out / f"{config.problem}_{int(wanted)}.npz"
-        np.savez(path, **peers.make_problem(config.problem, int(wanted)))
+        np.savez(path, **problems.make_problem(config.problem, int(wanted)))
         for name in config.solvers:
             result = {"solver": name, "wanted": wanted, "status": "not tried: failed at a smaller size"}
             if name not in given_up:
@@ -214,8 +214,8 @@ def iteration(config: BenchmarkConfig) -> None:
         print(f"{spacing:g} mm: {box} unknowns in the box, {counts['basis']} basis loads for {counts['cases']} load cases")
         for name, value in {"prepare the patient, with the intact reference": prepared_s, **seconds}.items():
             print(f"  {name:62s} {value:8.2f}")
-        print(f"  iterations: {counts}; peak memory {peers.peak_mb():.0f} MB")
-        record = {"machine": machine(), "bundle": config.bundle, "spacing_mm": spacing, "unknowns": box, "peak_mb": peers.peak_mb()}
+        print(f"  iterations: {counts}; peak memory {answer.peak_mb():.0f} MB")
+        record = {"machine": machine(), "bundle": config.bundle, "spacing_mm": spacing, "unknowns": box, "peak_mb": answer.peak_mb()}
         _write(_folder(config) / f"iteration_{spacing:g}.json", record | {"seconds": seconds, "counts": counts})
 
 
@@ -304,11 +304,11 @@ def iterations(config: BenchmarkConfig) -> None:
 
     for name in ("anatomy", "gyroid"):
         for wanted in config.unknowns:
-            problem = peers.make_problem(name, int(wanted))
+            problem = problems.make_problem(name, int(wanted))
             solid = problem["modulus"]
             for contrast in CONTRASTS:
                 floor = np.float32(solid.max() / contrast).astype(float)
-                done = peers.run("engine", problem | {"modulus": np.maximum(solid, floor)}, config.tolerance)
+                done = run_peer.run("engine", problem | {"modulus": np.maximum(solid, floor)}, config.tolerance)
                 add({"problem": name, "contrast": contrast} | {k: done[k] for k in ("unknowns", "iterations", "total_s", "status")})
     made = _study(config)
     for spacing in config.spacing_mm:
