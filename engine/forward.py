@@ -3,7 +3,7 @@
     parameters ──family.fields──► φ_implant, φ_window, ρ      signed distances on the voxel grid
                ──fractions──────► share of each region in each voxel     (fill of max(φ_bone, −φ_implant), …)
                ──medium─────────► λ, μ, κ per voxel                      (mixture by the interface's direction)
-               ──solve──────────► u for a basis of the load cases        (engine.multigrid.cycle; linear, so every
+               ──solve──────────► u for a basis of the load cases        (engine.multigrid; linear, so every
                                                                           case is a combination of the basis)
                ──response───────► strain, stress, rigid motions, reactions where objectives look
 

@@ -282,7 +282,7 @@ def _stiff_bodies(grid: Grid, distance: dict[str, np.ndarray]) -> np.ndarray:
     """The number of the vertebra that holds each node, uint8 [x+1, y+1, z+1].
 
     Their rigid motions, as a coarse space, take from the Krylov iteration what multigrid cannot see: stiff bodies that move
-    against each other across a gap of one or two voxels (_balanced in engine.multigrid.cycle).
+    against each other across a gap of one or two voxels (_balanced in engine.multigrid).
     """
     out = np.zeros(tuple(n + 1 for n in grid.shape), np.uint8)
     for number, d in enumerate(distance.values(), 1):

@@ -3,7 +3,7 @@
     python -m scripts.peers install                                       the foreign ones, into .cache/peers
     python -m scripts.peers SOLVER PROBLEM.npz TOLERANCE OUT.json [engine|full]
 
-    engine       engine.multigrid.cycle, on all cores (or the GPU that JAX finds)
+    engine       engine.multigrid, on all cores (or the GPU that JAX finds)
     pardiso      MKL's Cholesky (mtype 2, upper triangle) of the assembled matrix, all cores
     pyamg        smoothed aggregation (energy), 3×3 blocks, six rigid-body modes, conjugate gradients; one core
     sfepy        Q1 hexahedra, dw_lin_elastic, Newton and ls.auto_direct: what SfePy does when told nothing else

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from fem.intact.segment import IntactSegment, Load, NotFound, Step
-from scripts.evidence.intact import log
 from scripts.evidence.lumbar_meshes import kind_of
+
+log = logging.getLogger("spinefit")
 
 #: Moments about anterior, left, cranial, and the axis that is read.
 DIRECTIONS = {

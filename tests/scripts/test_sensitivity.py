@@ -16,8 +16,7 @@ from fem.solve import FemSettings
 from fem.verify import nothing
 from scripts.evidence import sensitivity
 from scripts.evidence.sensitivity import ARMS, NOMINAL, Variation
-from scripts.run import check, credibility
-from scripts.run import design as run_design
+from scripts.run import check, credibility, parts
 
 
 def linear(slope, spacing_mm=1.0):
@@ -135,12 +134,12 @@ def study(monkeypatch, tmp_path):
     def load(folder):
         return (Design("intact", "none", "", None, None, None), None) if folder.name == "intact" else (design, surface)
 
-    monkeypatch.setattr(check, "open_designed", lambda run, fem: opened)
-    monkeypatch.setattr(check, "require_designs", lambda run, arms: None)
+    monkeypatch.setattr(sensitivity, "open_designed", lambda run, fem: opened)
+    monkeypatch.setattr(sensitivity, "require_designs", lambda run, arms: None)
     monkeypatch.setattr(check, "alone", alone)
-    monkeypatch.setattr(run_design, "load_design", load)
+    monkeypatch.setattr(parts, "load_design", load)
     monkeypatch.setattr(sensitivity, "rescaled", lambda response, factor: factor * sum(response))
-    monkeypatch.setattr(check, "measures_of", lambda study, arm, response: {
+    monkeypatch.setattr(sensitivity, "measures_of", lambda study, arm, response: {
         "yielded_bone": {"value": response, "unit": "mm³", "better": "lower", "description": ""}})  # fmt: skip
     study = SimpleNamespace(solved=solved, stop_at=None, run=lambda: sensitivity.vary(tmp_path / "run", tmp_path / "out", 1, VARIED))
     return study

@@ -55,7 +55,7 @@ def search(tmp_path, monkeypatch):
         return (folder / "outcome.json").exists()
 
     monkeypatch.setattr(sweeps_search, "planned", planned)
-    monkeypatch.setattr(sweeps_search, "_corners", lambda _: None)
+    monkeypatch.setattr(sweeps_search, "corners_of", lambda _: None)
     monkeypatch.setattr(job, "finished", finished)
 
     def config(**changes):
