@@ -1,8 +1,8 @@
 """The run folder: atomic writes, checkpoints, hashes, versions, the event log, interruption.
 
-Every file appears whole or not at all: temporary file in the same folder, fsync, rename, fsync of the folder.
-Checkpoints are plain npz (no pickle): one array per leaf, named by its path in the tree, and `__meta__`, a JSON
-with format version, structure, dtypes and a SHA-256 over all leaves.
+Every file appears whole or not at all: temporary file in the same folder, fsync, rename, fsync of
+the folder. Checkpoints are plain npz (no pickle): one array per leaf, named by its path in the
+tree, and `__meta__`, a JSON with format version, structure, dtypes and a SHA-256 over all leaves.
 """
 
 from __future__ import annotations
@@ -35,15 +35,26 @@ log = logging.getLogger(__name__)
 
 STATE_VERSION = 1
 META = "__meta__"
-PACKAGES = ("jax", "jaxlib", "optax", "numpy", "scipy", "sfepy", "pymeshlab", "mmgpy", "pypardiso", "pyamg")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "optax",
+    "numpy",
+    "scipy",
+    "sfepy",
+    "pymeshlab",
+    "mmgpy",
+    "pypardiso",
+    "pyamg",
+)
 
 
-# -- atomic files ------------------------------------------------------------------------------------------
+# -- atomic files ----------------------------------------------------------------------------------
 def write_atomic(path: Path | str, write: Callable[[io.BufferedWriter], Any]) -> Path:
     """Call write(stream) on a temporary file next to `path`, then put it in place in one step.
 
-    After a crash or a kill at any moment `path` is either the old file or the whole new one. Raises what
-    `write` raises (and then leaves the old file and no temporary one).
+    After a crash or a kill at any moment `path` is either the old file or the whole new one. Raises
+    what `write` raises (and then leaves the old file and no temporary one).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,15 +92,20 @@ def _plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, np.generic | np.ndarray | jax.Array):
         return np.asarray(value).tolist()
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON; give numbers, text, lists or dicts")
+    raise TypeError(
+        f"{type(value).__name__} cannot be written as JSON; give numbers, text, lists or dicts"
+    )
 
 
 def write_json(path: Path | str, data: Any) -> Path:
-    """Write JSON atomically; numpy and jax values become plain ones. Raises ValueError on NaN or infinity."""
+    """Write JSON atomically; numpy and jax values become plain ones. Raises ValueError on NaN or
+    infinity."""
     try:
         text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
     except ValueError as error:
-        raise ValueError(f"{Path(path).name}: {error}; write null and a status in place of NaN or infinity") from error
+        raise ValueError(
+            f"{Path(path).name}: {error}; write null and a status in place of NaN or infinity"
+        ) from error
     return write_text(path, text + "\n")
 
 
@@ -102,26 +118,32 @@ def read_json(path: Path | str) -> Any:
 
 
 def write_npz(path: Path | str, **arrays: Any) -> Path:
-    """Write arrays as compressed npz, atomically. Raises ValueError for arrays that would need pickle."""
+    """Write arrays as compressed npz, atomically. Raises ValueError for arrays that would need
+    pickle."""
     plain: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items()}
     for name, value in plain.items():
         if value.dtype.hasobject:
-            raise ValueError(f"{Path(path).name}: array {name!r} holds Python objects; give numbers or text")
+            raise ValueError(
+                f"{Path(path).name}: array {name!r} holds Python objects; give numbers or text"
+            )
     return write_atomic(path, lambda stream: np.savez_compressed(stream, **plain))
 
 
 def read_npz(path: Path | str) -> dict[str, np.ndarray]:
-    """Read all arrays of an npz without pickle. Raises ValueError when it is missing, damaged or not an npz."""
+    """Read all arrays of an npz without pickle. Raises ValueError when it is missing, damaged or
+    not an npz."""
     try:
         with np.load(path, allow_pickle=False) as data:
             return {name: data[name] for name in data.files}
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist") from error
     except (zipfile.BadZipFile, OSError, ValueError, EOFError, AttributeError, KeyError) as error:
-        raise ValueError(f"{path} is damaged or not an npz ({type(error).__name__}: {error})") from error
+        raise ValueError(
+            f"{path} is damaged or not an npz ({type(error).__name__}: {error})"
+        ) from error
 
 
-# -- checkpoints -------------------------------------------------------------------------------------------
+# -- checkpoints -----------------------------------------------------------------------------------
 def _flatten(tree: Any) -> list[tuple[str, Any]]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [(jax.tree_util.keystr(path) or "<root>", leaf) for path, leaf in leaves]
@@ -130,7 +152,10 @@ def _flatten(tree: Any) -> list[tuple[str, Any]]:
 def _encode(name: str, leaf: Any) -> tuple[np.ndarray, dict[str, Any]]:
     """One leaf as a plain array and what is needed to give it back exactly."""
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return np.asarray(jax.random.key_data(leaf)), {"kind": "key", "impl": str(jax.random.key_impl(leaf))}
+        return np.asarray(jax.random.key_data(leaf)), {
+            "kind": "key",
+            "impl": str(jax.random.key_impl(leaf)),
+        }
     if isinstance(leaf, bool | int | float | str):
         array = np.asarray(leaf)
         if array.dtype.hasobject:
@@ -139,14 +164,22 @@ def _encode(name: str, leaf: Any) -> tuple[np.ndarray, dict[str, Any]]:
     if isinstance(leaf, np.ndarray | np.generic | jax.Array):
         array = np.asarray(leaf)
         if array.dtype.hasobject:
-            raise ValueError(f"state leaf {name} holds Python objects; only numbers and text can be saved")
-        meta: dict[str, Any] = {"kind": "jax" if isinstance(leaf, jax.Array) else "numpy", "dtype": array.dtype.name}
+            raise ValueError(
+                f"state leaf {name} holds Python objects; only numbers and text can be saved"
+            )
+        meta: dict[str, Any] = {
+            "kind": "jax" if isinstance(leaf, jax.Array) else "numpy",
+            "dtype": array.dtype.name,
+        }
         if isinstance(leaf, jax.Array):
             meta["weak"] = bool(leaf.weak_type)
             if array.dtype.kind == "V":  # bfloat16 and friends: npz would store them as raw void
                 array = array.view(f"u{array.dtype.itemsize}")
         return array, meta
-    raise ValueError(f"state leaf {name} is a {type(leaf).__name__}; only arrays, numbers, bool and text can be saved")
+    raise ValueError(
+        f"state leaf {name} is a {type(leaf).__name__}; only arrays, numbers, bool and text can be"
+        " saved"
+    )
 
 
 def _decode(name: str, array: np.ndarray, meta: dict[str, Any]) -> Any:
@@ -161,7 +194,10 @@ def _decode(name: str, array: np.ndarray, meta: dict[str, Any]) -> Any:
         array = array.view(jnp.dtype(meta["dtype"]))
     value = jnp.asarray(array)
     if value.dtype != array.dtype:
-        raise ValueError(f"state leaf {name} is {array.dtype} but JAX gives {value.dtype}; set jax_enable_x64 first")
+        raise ValueError(
+            f"state leaf {name} is {array.dtype} but JAX gives {value.dtype}; set jax_enable_x64"
+            " first"
+        )
     if meta["weak"]:  # weak types decide later promotions, so they belong to the state
         scalar = jnp.asarray({"f": 0.0, "i": 0, "c": 0j}.get(array.dtype.kind, 0))
         weak = jnp.broadcast_to(scalar, array.shape)
@@ -179,9 +215,11 @@ def _digest(arrays: Iterable[tuple[str, np.ndarray]]) -> str:
 
 
 def save_state(path: Path | str, tree: Any) -> str:
-    """Save a pytree (dicts, tuples, named tuples, registered dataclasses, optax states) bit for bit; atomic.
+    """Save a pytree (dicts, tuples, named tuples, registered dataclasses, optax states) bit for
+    bit; atomic.
 
-    Returns the SHA-256 over all leaves. Raises ValueError for a leaf that is not an array, number or text.
+    Returns the SHA-256 over all leaves. Raises ValueError for a leaf that is not an array, number
+    or text.
     """
     arrays, entries = {}, []
     for name, leaf in _flatten(tree):
@@ -203,33 +241,42 @@ def save_state(path: Path | str, tree: Any) -> str:
 
 
 def load_state(path: Path | str, like: Any) -> Any:
-    """Load what `save_state` wrote, in the structure of `like` (its leaves only say the expected shapes).
+    """Load what `save_state` wrote, in the structure of `like` (its leaves only say the expected
+    shapes).
 
-    Raises ValueError when the file is missing, damaged, of another version, or of another structure or shape.
+    Raises ValueError when the file is missing, damaged, of another version, or of another structure
+    or shape.
     """
     arrays = read_npz(path)
     if META not in arrays:
         raise ValueError(f"{path} is not a saved state (no {META}); was it written by save_state?")
     head = json.loads(arrays.pop(META).tobytes())
     if head["version"] != STATE_VERSION:
-        raise ValueError(f"{path} has state version {head['version']}; this code reads {STATE_VERSION}: start anew")
+        raise ValueError(
+            f"{path} has state version {head['version']}; this code reads {STATE_VERSION}: start"
+            " anew"
+        )
     if _digest(arrays.items()) != head["sha256"]:
-        raise ValueError(f"{path} is damaged: its checksum does not match; resume from the state before it")
+        raise ValueError(
+            f"{path} is damaged: its checksum does not match; resume from the state before it"
+        )
     entries = {entry["name"]: entry for entry in head["leaves"]}
     wanted = _flatten(like)
     missing = [name for name, _ in wanted if name not in entries]
     extra = sorted(set(entries) - {name for name, _ in wanted})
     if missing or extra:
         raise ValueError(
-            f"{path} has another structure: missing {missing[:5] or 'nothing'}, not expected {extra[:5] or 'nothing'}; "
-            "it was saved with another configuration"
+            f"{path} has another structure: missing {missing[:5] or 'nothing'}, not expected"
+            f" {extra[:5] or 'nothing'}; it was saved with another configuration"
         )
     leaves = []
     for name, leaf in wanted:
         value = _decode(name, arrays[name], entries[name])
         given, expected = np.shape(value), np.shape(leaf)
         if given != expected:
-            raise ValueError(f"{path}: {name} has shape {given}, expected {expected}; another configuration?")
+            raise ValueError(
+                f"{path}: {name} has shape {given}, expected {expected}; another configuration?"
+            )
         leaves.append(value)
     return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(like), leaves)
 
@@ -237,22 +284,30 @@ def load_state(path: Path | str, like: Any) -> Any:
 def rotate(
     folder: Path | str, pattern: str = "state_*.npz", keep: int = 2, best: Path | str | None = None
 ) -> list[Path]:
-    """Delete all but the last `keep` files (by name: number them with leading zeros) and `best`; returns the kept."""
+    """Delete all but the last `keep` files (by name: number them with leading zeros) and `best`;
+    returns the kept."""
     if keep < 1:
         raise ValueError(f"keep={keep} would delete every checkpoint; give 1 or more")
     files = sorted(Path(folder).glob(pattern))
     spared = {Path(best).resolve()} if best is not None else set()
-    kept = [path for i, path in enumerate(files) if i >= len(files) - keep or path.resolve() in spared]
+    kept = [
+        path for i, path in enumerate(files) if i >= len(files) - keep or path.resolve() in spared
+    ]
     for path in files:
         if path not in kept:
             path.unlink(missing_ok=True)
     return kept
 
 
-# -- fields ------------------------------------------------------------------------------------------------
+# -- fields ----------------------------------------------------------------------------------------
 def save_field(path: Path | str, field: VoxelField) -> Path:
     """Save a VoxelField as npz (values, origin_mm, spacing_mm), atomically."""
-    return write_npz(path, values=field.values, origin_mm=field.origin_mm, spacing_mm=np.float64(field.spacing_mm))
+    return write_npz(
+        path,
+        values=field.values,
+        origin_mm=field.origin_mm,
+        spacing_mm=np.float64(field.spacing_mm),
+    )
 
 
 def load_field(path: Path | str) -> VoxelField:
@@ -264,7 +319,7 @@ def load_field(path: Path | str) -> VoxelField:
     return VoxelField(data["values"], data["origin_mm"], float(data["spacing_mm"]))
 
 
-# -- event log ---------------------------------------------------------------------------------------------
+# -- event log -------------------------------------------------------------------------------------
 def append_jsonl(path: Path | str, record: dict[str, Any]) -> None:
     """Append one JSON line and flush it to disk; a torn line left by a kill is closed off first.
 
@@ -305,13 +360,15 @@ def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
             records.append(json.loads(line))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             if number == len(lines):
-                log.warning("%s: dropped a torn last line (the run was killed while writing it)", path)
+                log.warning(
+                    "%s: dropped a torn last line (the run was killed while writing it)", path
+                )
                 break
             raise ValueError(f"{path} line {number} is not valid JSON ({error})") from error
     return records
 
 
-# -- provenance --------------------------------------------------------------------------------------------
+# -- provenance ------------------------------------------------------------------------------------
 def digest(value: Any) -> str:
     """SHA-256 of arrays, numbers, strings, dataclasses and containers of them."""
     code = hashlib.sha256()
@@ -348,7 +405,9 @@ def sha256_file(path: Path | str) -> str:
 def _git(*arguments: str) -> str | None:
     root = Path(__file__).resolve().parents[1]
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20)
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -357,13 +416,16 @@ def _git(*arguments: str) -> str | None:
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor() or "unknown"
 
 
 def versions() -> dict[str, Any]:
-    """What computed this: package versions, platform, processor, and the commit (null outside a git checkout)."""
+    """What computed this: package versions, platform, processor, and the commit (null outside a
+    git checkout)."""
     found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
     for package in ("spinefit", *PACKAGES):
         try:
@@ -379,19 +441,23 @@ def versions() -> dict[str, Any]:
     return found
 
 
-# -- interruption ------------------------------------------------------------------------------------------
+# -- interruption ----------------------------------------------------------------------------------
 class Interrupt:
-    """Ctrl-C and SIGTERM as a flag to test between steps; a second Ctrl-C stops at once (KeyboardInterrupt).
+    """Ctrl-C and SIGTERM as a flag to test between steps; a second Ctrl-C stops at once
+    (KeyboardInterrupt).
 
         with Interrupt() as stop:
             for state in steps:
                 save(state)
                 if stop: break
 
-    Attributes: requested; signal_name ("SIGINT", "SIGTERM" or None). Outside the main thread it never fires.
+    Attributes: requested; signal_name ("SIGINT", "SIGTERM" or None). Outside the main thread it
+    never fires.
     """
 
-    def __init__(self, signals: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)) -> None:
+    def __init__(
+        self, signals: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
+    ) -> None:
         self._signals = signals
         self._previous: dict[signal.Signals, Any] = {}
         self.requested = False
@@ -409,7 +475,9 @@ class Interrupt:
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._handle) for number in self._signals}
+            self._previous = {
+                number: signal.signal(number, self._handle) for number in self._signals
+            }
         else:
             log.info("not in the main thread: signals are not caught here")
         return self

@@ -22,8 +22,11 @@ class BoundarySettings(BaseModel):
     head_offset_mm: float = Field(8.0, ge=0, le=25)
 
 
-def boundary(segment: Segment, loadcases: list[LoadCase], rods: bool, settings: BoundarySettings) -> Boundary:
-    """Support under the caudal inferior endplate, load under the cranial superior one, rods from pedicle to pedicle.
+def boundary(
+    segment: Segment, loadcases: list[LoadCase], rods: bool, settings: BoundarySettings
+) -> Boundary:
+    """Support under the caudal inferior endplate, load under the cranial superior one, rods from
+    pedicle to pedicle.
 
     Raises ValueError when two load cases share a name or there is none.
     """
@@ -56,29 +59,43 @@ def _layer(body: str, plate: Endplate, depth_mm: float) -> Patch:
 
 
 def _rod(segment: Segment, side: str, settings: BoundarySettings) -> Link:
-    """One rod with its two pedicle screws: beams anchor → head → head → anchor, condensed to the anchors.
+    """One rod with its two pedicle screws: beams anchor → head → head → anchor, condensed to the
+    anchors.
 
-    The anchors are the middles of the pedicle axes; the bone around each axis follows its anchor in the
-    least-squares sense (no loosening, no play in the heads).
+    The anchors are the middles of the pedicle axes; the bone around each axis follows its anchor in
+    the least-squares sense (no loosening, no play in the heads).
     """
     axes = [segment.cranial.pedicles[side], segment.caudal.pedicles[side]]
     anchors = [axis.mean(axis=0) for axis in axes]
-    heads = [axis[0] + settings.head_offset_mm * (axis[0] - axis[1]) / np.linalg.norm(axis[0] - axis[1]) for axis in axes]
+    heads = [
+        axis[0] + settings.head_offset_mm * (axis[0] - axis[1]) / np.linalg.norm(axis[0] - axis[1])
+        for axis in axes
+    ]
     points = [anchors[0], heads[0], heads[1], anchors[1]]
     diameters = [settings.screw_diameter_mm, settings.rod_diameter_mm, settings.screw_diameter_mm]
     k = np.zeros((24, 24))
     for i, d in enumerate(diameters):
         part = slice(6 * i, 6 * i + 12)
-        k[part, part] += beam_stiffness(points[i], points[i + 1], d, settings.rod_e_mpa, settings.rod_poisson)
+        k[part, part] += beam_stiffness(
+            points[i], points[i + 1], d, settings.rod_e_mpa, settings.rod_poisson
+        )
     keep, drop = np.r_[0:6, 18:24], np.r_[6:18]
     condensed = k[np.ix_(keep, keep)] - k[np.ix_(keep, drop)] @ np.linalg.solve(
         k[np.ix_(drop, drop)], k[np.ix_(drop, keep)]
     )
     patches = [
-        Patch(body, "capsule", axis[0], end_mm=axis[1], radius_mm=settings.screw_diameter_mm / 2 + 0.75)
+        Patch(
+            body,
+            "capsule",
+            axis[0],
+            end_mm=axis[1],
+            radius_mm=settings.screw_diameter_mm / 2 + 0.75,
+        )
         for body, axis in zip(("cranial", "caudal"), axes, strict=True)
     ]
-    return Link(f"rod_{side}", patches[0], patches[1], anchors[0], anchors[1], (condensed + condensed.T) / 2)
+    return Link(
+        f"rod_{side}", patches[0], patches[1], anchors[0], anchors[1], (condensed + condensed.T) / 2
+    )
 
 
 def beam_stiffness(
@@ -91,9 +108,15 @@ def beam_stiffness(
     axis = np.asarray(end_mm, float) - start_mm
     length = float(np.linalg.norm(axis))
     if length < 1e-6:
-        raise ValueError(f"a beam from {start_mm} to {end_mm} has no length; check the pedicle axes")
+        raise ValueError(
+            f"a beam from {start_mm} to {end_mm} has no length; check the pedicle axes"
+        )
     area, inertia = np.pi * diameter_mm**2 / 4, np.pi * diameter_mm**4 / 64
-    ea, gj, ei = e_mpa * area / length, e_mpa / (1 + poisson) * inertia / length, e_mpa * inertia / length**3
+    ea, gj, ei = (
+        e_mpa * area / length,
+        e_mpa / (1 + poisson) * inertia / length,
+        e_mpa * inertia / length**3,
+    )
     k = np.zeros((12, 12))
     for i, value in ((0, ea), (3, gj)):
         k[np.ix_([i, i + 6], [i, i + 6])] += value * np.array([[1, -1], [-1, 1]])

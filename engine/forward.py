@@ -1,14 +1,19 @@
-"""READ FIRST: design parameters → fields → materials → displacements → response, one load case a row.
+"""READ FIRST: design parameters → fields → materials → displacements → response, one load case a
+row.
 
     parameters ──family.fields──► φ_implant, φ_window, ρ      signed distances on the voxel grid
-               ──fractions──────► share of each region in each voxel     (fill of max(φ_bone, −φ_implant), …)
-               ──medium─────────► λ, μ, κ per voxel                      (mixture by the interface's direction)
-               ──solve──────────► u for a basis of the load cases        (engine.multigrid; linear, so every
-                                                                          case is a combination of the basis)
+               ──fractions──────► share of each region in each voxel     (fill of max(φ_bone,
+                   −φ_implant), …)
+               ──medium─────────► λ, μ, κ per voxel                      (mixture by the interface's
+                   direction)
+               ──solve──────────► u for a basis of the load cases        (engine.multigrid; linear,
+                   so every
+                                                                          case is a combination of
+                                                                              the basis)
                ──response───────► strain, stress, rigid motions, reactions where objectives look
 
-Everything is a pure function of arrays and differentiable in the parameters. `prepare` does once, in numpy, what does
-not depend on the design.
+Everything is a pure function of arrays and differentiable in the parameters. `prepare` does once,
+in numpy, what does not depend on the design.
 """
 
 from __future__ import annotations
@@ -36,24 +41,31 @@ log = logging.getLogger("spinefit")
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Warm:
-    """Warm starts of the basis solve and of its adjoint, and the adjoint's probe (see multigrid.solve)."""
+    """Warm starts of the basis solve and of its adjoint, and the adjoint's probe (see
+    multigrid.solve)."""
 
     forward: Array
     adjoint: Array
     probe: Array
 
 
-def assemble(scene: Scene, numerics: Numerics, implant: ImplantFields, solid: Alloy) -> tuple[System, list[Array], Array]:
-    """The linear system of a device given by its fields, its share of each of REGIONS and bone's strain over the voxel's."""
+def assemble(
+    scene: Scene, numerics: Numerics, implant: ImplantFields, solid: Alloy
+) -> tuple[System, list[Array], Array]:
+    """The linear system of a device given by its fields, its share of each of REGIONS and bone's
+    strain over the voxel's."""
     shares = shares_of(scene, numerics.spacing_mm, implant)
-    body, concentration = mixture_of(scene, shares, implant.relative_density, solid, numerics.poisson_bone)
+    body, concentration = mixture_of(
+        scene, shares, implant.relative_density, solid, numerics.poisson_bone
+    )
     return System(body, None, scene.links, scene.bodies), shares, concentration
 
 
 def construct(
     scene: Scene, numerics: Numerics, family: Family, parameters: dict[str, Array]
 ) -> tuple[System, list[Array], Array]:
-    """The linear system of a design, its share of each of REGIONS and its lattice density, each [x, y, z]."""
+    """The linear system of a design, its share of each of REGIONS and its lattice density, each
+    [x, y, z]."""
     implant = family.fields(parameters, scene.anatomy)
     system, shares, _ = assemble(scene, numerics, implant, alloy(family.material))
     return system, shares, implant.relative_density
@@ -61,7 +73,8 @@ def construct(
 
 @partial(jax.jit, static_argnames="family")
 def fields_of(family: Family, parameters: dict[str, Array], anatomy: Anatomy) -> ImplantFields:
-    """The family's fields, compiled by themselves: all that has to be compiled anew for another family."""
+    """The family's fields, compiled by themselves: all that has to be compiled anew for another
+    family."""
     return family.fields(parameters, anatomy)
 
 
@@ -71,10 +84,14 @@ def linear_system(scene: Scene, numerics: Numerics, implant: ImplantFields, soli
     return assemble(scene, numerics, implant, solid)[0]
 
 
-def hierarchy(scene: Scene, numerics: Numerics, family: Family, parameters: dict[str, Array]) -> Preconditioner:
+def hierarchy(
+    scene: Scene, numerics: Numerics, family: Family, parameters: dict[str, Array]
+) -> Preconditioner:
     """The preconditioner for this design (and for those near it). Not differentiated."""
     implant = fields_of(family, {k: jnp.asarray(v) for k, v in parameters.items()}, scene.anatomy)
-    return multigrid.build(linear_system(scene, numerics, implant, alloy(family.material)), numerics.grid)
+    return multigrid.build(
+        linear_system(scene, numerics, implant, alloy(family.material)), numerics.grid
+    )
 
 
 def cold(scene: Scene) -> Warm:
@@ -84,7 +101,12 @@ def cold(scene: Scene) -> Warm:
 
 
 def respond(
-    scene: Scene, numerics: Numerics, family: Family, parameters: dict[str, Array], preconditioner: Preconditioner, warm: Warm
+    scene: Scene,
+    numerics: Numerics,
+    family: Family,
+    parameters: dict[str, Array],
+    preconditioner: Preconditioner,
+    warm: Warm,
 ) -> tuple[Response, SolveInfo, Array]:
     """The response of a design, how the solve went per basis load, and the basis displacements."""
     implant = family.fields(parameters, scene.anatomy)
@@ -93,7 +115,8 @@ def respond(
 
 @jax.custom_vjp
 def _at(flat: Array, sample: Array, place: Array) -> Array:
-    """flat[..., sample]. Its gradient is gathered by `place`; what fills the samples up has no volume, hence no gradient."""
+    """flat[..., sample]. Its gradient is gathered by `place`; what fills the samples up has no
+    volume, hence no gradient."""
     return flat[..., sample]
 
 
@@ -105,20 +128,35 @@ _at.defvjp(lambda flat, sample, place: (flat[..., sample], place), _at_backward)
 
 
 def respond_fields(
-    scene: Scene, numerics: Numerics, implant: ImplantFields, solid: Alloy, preconditioner: Preconditioner, warm: Warm
+    scene: Scene,
+    numerics: Numerics,
+    implant: ImplantFields,
+    solid: Alloy,
+    preconditioner: Preconditioner,
+    warm: Warm,
 ) -> tuple[Response, SolveInfo, Array]:
-    """`respond` for a device given by its fields: one compiled program for every family and material."""
+    """`respond` for a device given by its fields: one compiled program for every family and
+    material."""
     h = numerics.spacing_mm
     system, shares, concentration = assemble(scene, numerics, implant, solid)
     density = implant.relative_density
     u, info = multigrid.solve(
-        h, numerics.solver, system, scene.forces, preconditioner, warm.forward, warm.adjoint, warm.probe
+        h,
+        numerics.solver,
+        system,
+        scene.forces,
+        preconditioner,
+        warm.forward,
+        warm.adjoint,
+        warm.probe,
     )
 
     def cut(f: Array, axis: int, more: int = 0) -> Array:
         """The window of a field whose axes x, y, z begin at `axis`; more = 1 for nodal fields."""
         start = [jnp.int32(0)] * axis + [scene.corner[i] for i in range(3)]
-        return jax.lax.dynamic_slice(f, start, (*f.shape[:axis], *(n + more for n in numerics.window)))
+        return jax.lax.dynamic_slice(
+            f, start, (*f.shape[:axis], *(n + more for n in numerics.window))
+        )
 
     def sampled(f: Array) -> Array:
         """A voxel field [..., x, y, z] at the samples, [..., q]."""
@@ -128,11 +166,15 @@ def respond_fields(
     basis_strain = jnp.moveaxis(elasticity.strain(cut(u, 2, 1), h), -1, 1)
     basis_strain = _at(basis_strain.reshape(*basis_strain.shape[:2], -1), scene.sample, scene.place)
     strain = jnp.einsum("lr,rkq->lqk", scene.combination, basis_strain)
-    local = Medium(*(sampled(f) for f in (system.medium.lam, system.medium.mu, system.medium.kappa)))
+    local = Medium(
+        *(sampled(f) for f in (system.medium.lam, system.medium.mu, system.medium.kappa))
+    )
     stress = elasticity.stress(local, strain)
     strain = strain * sampled(concentration)[None, :, None]
     flat = u.reshape(u.shape[0], 3, -1)
-    motion = jnp.stack([jnp.einsum("mnc,rcn->rm", rows, flat[:, :, node]) for node, rows in scene.motion], axis=1)
+    motion = jnp.stack(
+        [jnp.einsum("mnc,rcn->rm", rows, flat[:, :, node]) for node, rows in scene.motion], axis=1
+    )
     total = elasticity.foundation_resultant(system.medium, flat, scene.nodes, h)
     work = jnp.einsum("rcxyz,scxyz->rs", scene.forces, u)
     work = jnp.einsum("lr,rs,ls->l", scene.combination, work, scene.combination)
@@ -160,17 +202,32 @@ _respond = jax.jit(respond_fields, static_argnames="numerics")
 
 
 def analyse(
-    scene: Scene, numerics: Numerics, family: Family, parameters: dict[str, Array], warm: Warm | None = None
+    scene: Scene,
+    numerics: Numerics,
+    family: Family,
+    parameters: dict[str, Array],
+    warm: Warm | None = None,
 ) -> tuple[Response, SolveInfo, Array]:
-    """`respond` for one design from scratch: builds the preconditioner and compiles. Not differentiated."""
+    """`respond` for one design from scratch: builds the preconditioner and compiles. Not
+    differentiated."""
     parameters = {k: jnp.asarray(v) for k, v in parameters.items()}
     preconditioner = hierarchy(scene, numerics, family, parameters)
     implant = fields_of(family, parameters, scene.anatomy)
-    return _respond(scene, numerics, implant, alloy(family.material), preconditioner, cold(scene) if warm is None else warm)
+    return _respond(
+        scene,
+        numerics,
+        implant,
+        alloy(family.material),
+        preconditioner,
+        cold(scene) if warm is None else warm,
+    )
 
 
-def with_reference(scene: Scene, numerics: Numerics, intact: Family) -> tuple[Scene, Response, SolveInfo]:
-    """The scene with the intact segment's strain energy density, which stress shielding is measured against.
+def with_reference(
+    scene: Scene, numerics: Numerics, intact: Family
+) -> tuple[Scene, Response, SolveInfo]:
+    """The scene with the intact segment's strain energy density, which stress shielding is measured
+    against.
 
     The intact segment carries no rods.
     """

@@ -16,17 +16,19 @@ from engine.types import REGIONS
 
 
 def fractions(scene: Scene, spacing_mm: float, implant: ImplantFields) -> Array:
-    """Share of each of REGIONS in every voxel [x, y, z, r]; what is left to 1 is surrounding tissue. See `_shares`."""
+    """Share of each of REGIONS in every voxel [x, y, z, r]; what is left to 1 is surrounding
+    tissue. See `_shares`."""
     return jnp.stack(shares_of(scene, spacing_mm, implant), axis=-1)
 
 
 def shares_of(scene: Scene, spacing_mm: float, implant: ImplantFields) -> list[Array]:
     """The shares as one field for each of REGIONS: stacked, their gradients cost ten times as much.
 
-    The implant wins over bone, bone over graft, graft over what remains of the disc. Bone is the fill of
-    max(φ_bone, −φ_implant), not a product of fills: at a conforming face the two then fill the voxel exactly. There the two
-    tie all over the face, and the derivative is that of sinking the face into bone: the mean of both sides, which max()
-    has, would mix in that of opening a film.
+    The implant wins over bone, bone over graft, graft over what remains of the disc. Bone is the
+    fill of max(φ_bone, −φ_implant), not a product of fills: at a conforming face the two then fill
+    the voxel exactly. There the two tie all over the face, and the derivative is that of sinking
+    the face into bone: the mean of both sides, which max() has, would mix in that of opening a
+    film.
     """
     part = fill(implant.implant, spacing_mm)
     left, outside = 1.0 - part, -implant.implant
@@ -42,27 +44,36 @@ def shares_of(scene: Scene, spacing_mm: float, implant: ImplantFields) -> list[A
     return [shares[name] for name in REGIONS]
 
 
-def medium(scene: Scene, shares: Array, density: Array, material: Alloy, poisson_bone: float) -> tuple[Medium, Array]:
+def medium(
+    scene: Scene, shares: Array, density: Array, material: Alloy, poisson_bone: float
+) -> tuple[Medium, Array]:
     """The mixture of `_mixture` from shares [x, y, z, r]."""
-    return mixture_of(scene, [shares[..., k] for k in range(len(REGIONS))], density, material, poisson_bone)
+    return mixture_of(
+        scene, [shares[..., k] for k in range(len(REGIONS))], density, material, poisson_bone
+    )
 
 
 def mixture_of(
     scene: Scene, shares: list[Array], density: Array, material: Alloy, poisson_bone: float
 ) -> tuple[Medium, Array]:
-    """λ, μ of each voxel, κ of the foundation under the caudal bone, and bone's strain over the voxel's [x, y, z].
+    """λ, μ of each voxel, κ of the foundation under the caudal bone, and bone's strain over the
+    voxel's [x, y, z].
 
-    What fills the disc space is mixed by the direction of the interfaces in the voxel, since the load runs along z:
+    What fills the disc space is mixed by the direction of the interfaces in the voxel, since the
+    load runs along z:
 
         m = H^w · G^(1−w),   H = (Σ a_i/m_i)⁻¹,   G = Π m_i^a_i,   w = D_z / (D_x + D_y + D_z)
 
-    for m = λ and μ, a_i the shares without surrounding tissue and D_c the squared differences of the shares to the
-    neighbours along c. Layers across the load (endplates, a gap under a flat cage) are in series: the harmonic mean H is exact
-    there. At the side walls of a stiff device the geometric mean G puts its edge where the device fills half a voxel. The
-    arithmetic mean made every device a voxel wider and every gap a voxel thinner: yielded bone fell to a fiftieth
-    (docs/decisions.md). Surrounding tissue takes its share in parallel, as free surfaces run along the load.
+    for m = λ and μ, a_i the shares without surrounding tissue and D_c the squared differences of
+    the shares to the neighbours along c. Layers across the load (endplates, a gap under a flat
+    cage) are in series: the harmonic mean H is exact there. At the side walls of a stiff device the
+    geometric mean G puts its edge where the device fills half a voxel. The arithmetic mean made
+    every device a voxel wider and every gap a voxel thinner: yielded bone fell to a fiftieth
+    (docs/decisions.md). Surrounding tissue takes its share in parallel, as free surfaces run along
+    the load.
 
-    In series the stress is shared: bone in a mixed voxel is strained by m_mix/m_bone times the voxel's strain.
+    In series the stress is shared: bone in a mixed voxel is strained by m_mix/m_bone times the
+    voxel's strain.
     """
     e = {
         "caudal": (scene.e_caudal, poisson_bone),
@@ -85,7 +96,10 @@ def mixture_of(
         log_harmonic = -jnp.log(jnp.where(filled > 1e-9, harmonic, 1.0))
         parts.append(jnp.exp(series * log_harmonic + (1.0 - series) * logarithm))
     around = lame(SOFT["surrounding"].e_mpa, SOFT["surrounding"].poisson)
-    lam, mu = ((1.0 - filled) * scene.tissue * soft + filled * part for soft, part in zip(around, parts, strict=True))
+    lam, mu = (
+        (1.0 - filled) * scene.tissue * soft + filled * part
+        for soft, part in zip(around, parts, strict=True)
+    )
     caudal, cranial = shares[REGIONS.index("caudal")], shares[REGIONS.index("cranial")]
     bone = caudal + cranial
     has_bone = bone > 1e-6
@@ -95,9 +109,14 @@ def mixture_of(
 
 
 def _series_share(shares: list[Array]) -> Array:
-    """w of `_mixture`: how much the interfaces of a voxel lie across z, in [0, 1], from one-sided differences."""
+    """w of `_mixture`: how much the interfaces of a voxel lie across z, in [0, 1], from
+    one-sided differences."""
     by_name = dict(zip(REGIONS, shares, strict=True))
-    bone, part, soft = by_name["caudal"] + by_name["cranial"], by_name["implant"], by_name["graft"] + by_name["remnant"]
+    bone, part, soft = (
+        by_name["caudal"] + by_name["cranial"],
+        by_name["implant"],
+        by_name["graft"] + by_name["remnant"],
+    )
     square = []
     for axis in range(3):
         total = jnp.zeros_like(bone)
@@ -113,7 +132,8 @@ def _series_share(shares: list[Array]) -> Array:
 
 
 class Alloy(NamedTuple):
-    """The implant's solid material as numbers (so that compiled code serves every material), MPa."""
+    """The implant's solid material as numbers (so that compiled code serves every material),
+    MPa."""
 
     e_mpa: Array
     poisson: Array
@@ -123,4 +143,6 @@ class Alloy(NamedTuple):
 def alloy(name: str) -> Alloy:
     """The material of that name. Raises ValueError that lists the known ones."""
     solid = implant_material(name)
-    return Alloy(jnp.asarray(solid.e_mpa), jnp.asarray(solid.poisson), jnp.asarray(solid.fatigue_mpa))
+    return Alloy(
+        jnp.asarray(solid.e_mpa), jnp.asarray(solid.poisson), jnp.asarray(solid.fatigue_mpa)
+    )

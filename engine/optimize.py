@@ -1,15 +1,18 @@
 """Constrained optimisation as an iterator over explicit, serialisable state.
 
-    for step in run(problem, settings, state):  …      # each step is one evaluated design and the state after it
+    for step in run(problem, settings, state):  …      # each step is one evaluated design and the
+                                                       state after it
 
 Adam (optax) on the augmented Lagrangian of the scaled parameters, projected onto [0, 1]:
 
-    p ← clip(p − Adam(∇ L_ρ(p, μ))),   every `multiplier_every` iterations  μ ← max(0, μ + ρ c)  and ρ ← min(γ ρ, ρ_max)
+    p ← clip(p − Adam(∇ L_ρ(p, μ))),   every `multiplier_every` iterations  μ ← max(0, μ + ρ c)  and
+        ρ ← min(γ ρ, ρ_max)
     while the violation has not halved.
 
-Everything that the next iteration depends on is in `State`: parameters, Adam's moments, multipliers, warm starts of
-both solves, and the design for which the preconditioner was built. So a run that was cut off and resumed continues bit
-for bit on the same machine. Logging, files and signals are the caller's business.
+Everything that the next iteration depends on is in `State`: parameters, Adam's moments,
+multipliers, warm starts of both solves, and the design for which the preconditioner was built. So a
+run that was cut off and resumed continues bit for bit on the same machine. Logging, files and
+signals are the caller's business.
 """
 
 from __future__ import annotations
@@ -31,9 +34,10 @@ from engine.multigrid import UNSOLVED, Preconditioner
 class OptimizerSettings(BaseModel):
     """See the module's docstring. learning_rate is in scaled parameters (1 = the whole range).
 
-    least_gradient is Adam's ε, in loss per whole range of a parameter: what matters less than that moves less than the
-    learning rate. With the usual 1e-8 every parameter moves at full rate, the irrelevant ones at random. patience: iterations
-    without a better design after which the search ends; null: never.
+    least_gradient is Adam's ε, in loss per whole range of a parameter: what matters less than that
+    moves less than the learning rate. With the usual 1e-8 every parameter moves at full rate, the
+    irrelevant ones at random. patience: iterations without a better design after which the search
+    ends; null: never.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -88,18 +92,29 @@ class Solvable(Protocol):
     def hierarchy(self, unit: dict[str, Any]) -> Preconditioner: ...
 
     def gradient(
-        self, unit: dict[str, Any], multipliers: Array, penalty: float, preconditioner: Preconditioner, warm: Warm
+        self,
+        unit: dict[str, Any],
+        multipliers: Array,
+        penalty: float,
+        preconditioner: Preconditioner,
+        warm: Warm,
     ) -> tuple[Any, Array, dict[str, Array], Warm]: ...
 
 
 def _adam(settings: OptimizerSettings) -> optax.GradientTransformation:
     schedule = optax.cosine_decay_schedule(
-        settings.learning_rate, settings.iterations, settings.final_learning_rate / settings.learning_rate
+        settings.learning_rate,
+        settings.iterations,
+        settings.final_learning_rate / settings.learning_rate,
     )
-    return optax.chain(optax.clip_by_global_norm(1e3), optax.adam(schedule, eps=settings.least_gradient))
+    return optax.chain(
+        optax.clip_by_global_norm(1e3), optax.adam(schedule, eps=settings.least_gradient)
+    )
 
 
-def start(initial: dict[str, Any], constraints: int, warm: Warm, settings: OptimizerSettings) -> State:
+def start(
+    initial: dict[str, Any], constraints: int, warm: Warm, settings: OptimizerSettings
+) -> State:
     """The state before the first iteration."""
     parameters = {k: jnp.asarray(v, jnp.float64) for k, v in initial.items()}
     inf = jnp.asarray(jnp.inf)
@@ -122,14 +137,17 @@ def start(initial: dict[str, Any], constraints: int, warm: Warm, settings: Optim
 def exhausted(state: State, settings: OptimizerSettings) -> bool:
     """All iterations done, or none of the last `patience` was better."""
     n, best = int(state.iteration), int(state.best_iteration)
-    return n >= settings.iterations or (settings.patience is not None and n - 1 - best >= settings.patience)
+    return n >= settings.iterations or (
+        settings.patience is not None and n - 1 - best >= settings.patience
+    )
 
 
 def run(problem: Solvable, settings: OptimizerSettings, state: State) -> Iterator[Step]:
-    """Iterate from `state` until it is exhausted. Raises FloatingPointError when a gradient is not finite.
+    """Iterate from `state` until it is exhausted. Raises FloatingPointError when a gradient is not
+    finite.
 
-    The best design is the feasible one (violation ≤ settings.feasible) of least loss, or, while there is none, the one of
-    least violation.
+    The best design is the feasible one (violation ≤ settings.feasible) of least loss, or, while
+    there is none, the one of least violation.
     """
     adam = _adam(settings)
     preconditioner: Preconditioner | None = None
@@ -144,27 +162,33 @@ def run(problem: Solvable, settings: OptimizerSettings, state: State) -> Iterato
             state.parameters, state.multipliers, float(state.penalty), preconditioner, state.warm
         )
         probe = np.asarray(warm.probe)  # iterations and residual of the adjoint solve
-        residual = float(np.max([evaluation.info.worst(), probe[1]]))  # max() of Python would pass over a NaN
+        residual = float(
+            np.max([evaluation.info.worst(), probe[1]])
+        )  # max() of Python would pass over a NaN
         if not residual <= UNSOLVED:
             if state.built_at is state.parameters:
                 raise FloatingPointError(
-                    f"iteration {n}: the linear solve or its adjoint ended with a relative residual of {residual:.1e}; the best design so "
-                    "far is kept. Walls under two voxels usually cause this: raise wall_mm or lower solver.spacing_mm"
+                    f"iteration {n}: the linear solve or its adjoint ended with a relative residual"
+                    f" of {residual:.1e}; the best design so far is kept. Walls under two voxels"
+                    " usually cause this: raise wall_mm or lower solver.spacing_mm"
                 )
-            # a preconditioner built for a design that has moved too far since: build it anew and repeat the iteration
+            # a preconditioner built for a design that has moved too far since: build it anew and
+            # repeat the iteration
             state = state._replace(built_at=state.parameters)
             preconditioner = None
             continue
         norm = float(optax.tree.norm(gradient))
         if not np.isfinite(norm):
             raise FloatingPointError(
-                f"iteration {n}: the gradient is not finite; the best design so far is kept. Lower optimizer.learning_rate "
-                "or look at the solver's status in history.jsonl"
+                f"iteration {n}: the gradient is not finite; the best design so far is kept. Lower"
+                " optimizer.learning_rate or look at the solver's status in history.jsonl"
             )
         constraints = np.asarray(evaluation.constraints)
         violation = float(np.max(constraints, initial=0.0))
         loss = float(evaluation.loss)
-        improved = _better(loss, violation, float(state.best_loss), float(state.best_violation), settings.feasible)
+        improved = _better(
+            loss, violation, float(state.best_loss), float(state.best_violation), settings.feasible
+        )
         updates, optimiser = adam.update(gradient, state.optimiser, state.parameters)
         moved = jax.tree.map(lambda p, d: jnp.clip(p + d, 0.0, 1.0), state.parameters, updates)
         multipliers, penalty, last = state.multipliers, state.penalty, state.violation
@@ -187,10 +211,23 @@ def run(problem: Solvable, settings: OptimizerSettings, state: State) -> Iterato
             best_violation=jnp.asarray(violation) if improved else state.best_violation,
             best_iteration=jnp.asarray(n) if improved else state.best_iteration,
         )
-        yield Step(n, loss, violation, constraints, evaluation, norm, int(probe[0]), float(probe[1]), improved, state)
+        yield Step(
+            n,
+            loss,
+            violation,
+            constraints,
+            evaluation,
+            norm,
+            int(probe[0]),
+            float(probe[1]),
+            improved,
+            state,
+        )
 
 
-def _better(loss: float, violation: float, best_loss: float, best_violation: float, feasible: float) -> bool:
+def _better(
+    loss: float, violation: float, best_loss: float, best_violation: float, feasible: float
+) -> bool:
     if violation <= feasible:
         return best_violation > feasible or loss < best_loss
     return violation < best_violation

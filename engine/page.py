@@ -1,4 +1,5 @@
-"""One self-contained HTML page: no network, its pictures inside; reads well with a screen reader and on paper."""
+"""One self-contained HTML page: no network, its pictures inside; reads well with a screen reader
+and on paper."""
 
 from __future__ import annotations
 
@@ -9,7 +10,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-NOTICE = "spinefit is a research and design tool, not a cleared medical device. Nothing on this page is a clinical recommendation."
+NOTICE = (
+    "spinefit is a research and design tool, not a cleared medical device. Nothing on this page is"
+    " a clinical recommendation."
+)
 CSS = """
 :root{--line:#c9ced3;--soft:#f3f5f7;--ink:#1b1f23;--accent:#1f5fa8}
 *{box-sizing:border-box}body{font:16px/1.5 system-ui,'Segoe UI',Roboto,'DejaVu Sans',sans-serif;color:var(--ink);
@@ -68,10 +72,19 @@ def percent(value: float | None) -> str:
 def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table whose cells are ready HTML; the first cell of a row is its header."""
     rows = list(rows)
-    left = {0, *(i for i, cell in enumerate(rows[0]) if cell.startswith('<td class="text"'))} if rows else {0}
-    top = "".join(f'<th scope="col"{" class=text" if i in left else ""}>{cell}</th>' for i, cell in enumerate(head))
+    left = (
+        {0, *(i for i, cell in enumerate(rows[0]) if cell.startswith('<td class="text"'))}
+        if rows
+        else {0}
+    )
+    top = "".join(
+        f'<th scope="col"{" class=text" if i in left else ""}>{cell}</th>'
+        for i, cell in enumerate(head)
+    )
     body = "".join(
-        f'<tr><th scope="row">{row[0]}</th>' + "".join(cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in row[1:]) + "</tr>"
+        f'<tr><th scope="row">{row[0]}</th>'
+        + "".join(cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in row[1:])
+        + "</tr>"
         for row in rows
     )
     inner = f"<caption>{caption}</caption><thead><tr>{top}</tr></thead><tbody>{body}</tbody>"
@@ -103,18 +116,32 @@ def pictures_grid(pictures: Sequence[Picture]) -> str:
     """The pictures beside each other. Raises ValueError when a file is missing."""
     missing = [str(p.path) for p in pictures if not p.path.is_file()]
     if missing:
-        raise ValueError(f"pictures not found: {', '.join(missing)}; leave out what could not be rendered, with a warning")
+        raise ValueError(
+            f"pictures not found: {', '.join(missing)}; leave out what could not be rendered, with"
+            " a warning"
+        )
     images = "".join(image(p.path.read_bytes(), p.title, p.alt) for p in pictures)
     return f'<div class="pictures">{images}</div>' if images else "<p>No pictures.</p>"
 
 
-def document(title: str, created: str, warnings: Sequence[str], sections: Sequence[tuple[str, str]], script: str = "") -> str:
-    """The page of these sections (title, ready HTML), warnings first; script: ready HTML for the end of the body."""
+def document(
+    title: str,
+    created: str,
+    warnings: Sequence[str],
+    sections: Sequence[tuple[str, str]],
+    script: str = "",
+) -> str:
+    """The page of these sections (title, ready HTML), warnings first; script: ready HTML for the
+    end of the body."""
     top = ""
     if warnings:
-        top = f'<section class="warn" aria-label="Warnings"><strong>Read first</strong>{bullets(warnings)}</section>'
+        top = (
+            '<section class="warn" aria-label="Warnings"><strong>Read'
+            f" first</strong>{bullets(warnings)}</section>"
+        )
     body = "".join(
-        f'<section aria-labelledby="s{i}"><h2 id="s{i}">{name}</h2>{content}</section>\n' for i, (name, content) in enumerate(sections)
+        f'<section aria-labelledby="s{i}"><h2 id="s{i}">{name}</h2>{content}</section>\n'
+        for i, (name, content) in enumerate(sections)
     )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -24,7 +24,8 @@ log = logging.getLogger("spinefit")
 
 #: Samples of the moduli inside a voxel, per axis.
 SUBSAMPLES = 3
-#: Grids and windows come in multiples of so many voxels, lists of nodes in multiples of _NODE_BUCKET.
+#: Grids and windows come in multiples of so many voxels, lists of nodes in multiples of
+#: _NODE_BUCKET.
 _BUCKET, _NODE_BUCKET = 16, 4096
 #: How far outside the disc space a device may reach (see _surrounding).
 _OVERHANG_MM = 4.0
@@ -35,17 +36,23 @@ _OVERHANG_MM = 4.0
 class Scene:
     """The patient on the grid: all that the design does not change. Voxel fields [x, y, z].
 
-    caudal, cranial, disc  signed distances, mm          e_caudal, e_cranial  bone modulus in the voxel, MPa
-    near                   weight of the tissue measures  support              foundation weight × stiffness
-    tissue                 1 where surrounding soft tissue is modelled, 0 where the grid is left empty
-    forces [r, 3, …]       basis loads                    combination [l, r]   load case = combination @ basis
+    caudal, cranial, disc  signed distances, mm          e_caudal, e_cranial  bone modulus in the
+        voxel, MPa
+    near                   weight of the tissue measures  support              foundation weight ×
+        stiffness
+    tissue                 1 where surrounding soft tissue is modelled, 0 where the grid is left
+                           empty
+    forces [r, 3, …]       basis loads                    combination [l, r]   load case =
+        combination @ basis
     applied [l, 6]         their resultants about the origin
     motion                 per body: nodes and averaging rows at its endplate
     corner [3]             low corner of the window round the samples, voxels
-    sample [q]             the voxels that objectives look at (numbers within the window), filled up with the last one
+    sample [q]             the voxels that objectives look at (numbers within the window), filled up
+                           with the last one
     sample_mm3 [q]         their volume, 0 for what fills up
     place [w]              sample that holds each voxel of the window, q for none
-    bodies [x+1, y+1, z+1] the vertebra that a node belongs to (1, 2; 0 for none), for the preconditioner
+    bodies [x+1, y+1, z+1] the vertebra that a node belongs to (1, 2; 0 for none), for the
+    preconditioner
     """
 
     anatomy: Anatomy
@@ -73,7 +80,8 @@ class Scene:
 
 @dataclass(frozen=True)
 class Numerics:
-    """What the compiled code depends on besides array shapes: not where the grid stands, so that patients share it.
+    """What the compiled code depends on besides array shapes: not where the grid stands, so that
+    patients share it.
 
     window (voxels) is the size of the box round the samples.
     """
@@ -87,14 +95,17 @@ class Numerics:
 
 
 def region_of_interest(segment: Segment) -> np.ndarray:
-    """The box [2, 3] mm that both solvers cut out of the anatomy: bodies, pedicles and facets of both vertebrae.
+    """The box [2, 3] mm that both solvers cut out of the anatomy: bodies, pedicles and facets of
+    both vertebrae.
 
     Transverse and spinous processes reach out of it; they carry no load in this model.
     """
     margin = 3.0
     plates = [p for v in (segment.caudal, segment.cranial) for p in (v.superior, v.inferior)]
     rims = np.concatenate([p.rim_mm for p in plates])
-    entries = np.concatenate([axis for v in (segment.caudal, segment.cranial) for axis in v.pedicles.values()])
+    entries = np.concatenate(
+        [axis for v in (segment.caudal, segment.cranial) for axis in v.pedicles.values()]
+    )
     low, high = rims.min(0), rims.max(0)
     low[0], high[0] = min(low[0], entries[:, 0].min()), max(high[0], entries[:, 0].max())
     high[1] = max(high[1], entries[:, 1].max() + 4.0)
@@ -111,7 +122,8 @@ def region_of_interest(segment: Segment) -> np.ndarray:
 def make_grid(segment: Segment, spacing_mm: float) -> Grid:
     """The voxel grid over `region_of_interest`, padded evenly to multiples of _BUCKET voxels.
 
-    So most patients share their shapes and with them the compiled code; what is added is empty and costs the solver nothing.
+    So most patients share their shapes and with them the compiled code; what is added is empty and
+    costs the solver nothing.
     """
     low, high = region_of_interest(segment)
     needed = tuple(_bucket(int(np.ceil(e))) for e in (high - low) / spacing_mm)
@@ -129,7 +141,8 @@ def prepare(
 ) -> tuple[Scene, Numerics]:
     """The patient, the loads and the supports on the grid.
 
-    Raises ValueError for an unknown bone law, a patch without bone, or (from the fields) bones that overlap.
+    Raises ValueError for an unknown bone law, a patch without bone, or (from the fields) bones that
+    overlap.
     """
     law = bone_law(bone_law_name)
     points = grid.centres()
@@ -138,18 +151,27 @@ def prepare(
     distance = {b: np.maximum(np.asarray(getattr(anatomy, b)), inside) for b in BODIES}
     distance = {b: largest_piece(b, d, grid.spacing_mm) for b, d in distance.items()}
     check_facets(segment, distance, points, grid.spacing_mm)
-    volume = {b: np.asarray(fill(jnp.asarray(distance[b]), grid.spacing_mm)) * grid.spacing_mm**3 for b in BODIES}
+    volume = {
+        b: np.asarray(fill(jnp.asarray(distance[b]), grid.spacing_mm)) * grid.spacing_mm**3
+        for b in BODIES
+    }
 
     def nodal(patch: Patch, name: str) -> elasticity.NodalPatch:
         return elasticity.nodal_patch(grid, patch.weight(points) * volume[patch.body], name)
 
     load = nodal(boundary.load, "load")
-    wrenches = np.stack([_about(c.wrench.point_mm, load.centre_mm, c.wrench.force_n, c.wrench.moment_nmm)
-                         for c in boundary.loadcases])  # fmt: skip
+    wrenches = np.stack(
+        [
+            _about(c.wrench.point_mm, load.centre_mm, c.wrench.force_n, c.wrench.moment_nmm)
+            for c in boundary.loadcases
+        ]
+    )
     basis, combination = _basis(wrenches)
     forces = elasticity.spread(grid, load, load.centre_mm, basis)
     motion = []
-    for patch, plate in zip(boundary.near, (segment.caudal.superior, segment.cranial.inferior), strict=True):
+    for patch, plate in zip(
+        boundary.near, (segment.caudal.superior, segment.cranial.inferior), strict=True
+    ):
         near = nodal(patch, f"near {patch.body}")
         motion.append(_padded(near.node, near.average(plate.centre_mm)))
     near_weight = sum(p.weight(points) * (volume[p.body] > 0) for p in boundary.near)
@@ -180,7 +202,9 @@ def prepare(
         links=_links(boundary.links, nodal, grid) if boundary.links else None,
         reference_sed=None,
     )
-    numerics = Numerics(solver, grid.spacing_mm, window, stack_loads(boundary.loadcases), law.poisson, grid)
+    numerics = Numerics(
+        solver, grid.spacing_mm, window, stack_loads(boundary.loadcases), law.poisson, grid
+    )
     return scene, numerics
 
 
@@ -198,25 +222,35 @@ def _window(interesting: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
 def _samples(
     interesting: np.ndarray, corner: np.ndarray, window: tuple[int, int, int], spacing_mm: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scene.sample, sample_mm3 and place; the samples are filled up to quarters of the window so that patients share the code."""
-    inside = interesting[tuple(slice(low, low + size) for low, size in zip(corner, window, strict=True))]
+    """Scene.sample, sample_mm3 and place; the samples are filled up to quarters of the window so
+    that patients share the code."""
+    inside = interesting[
+        tuple(slice(low, low + size) for low, size in zip(corner, window, strict=True))
+    ]
     number = np.flatnonzero(inside)
     size = next(n for n in (-(-inside.size * k // 4) for k in (1, 2, 3, 4)) if n >= len(number))
     more = size - len(number)
     place = np.full(inside.size, size, np.int32)
     place[number] = np.arange(len(number))
-    return np.pad(number, (0, more), mode="edge").astype(np.int32), np.pad(np.full(len(number), spacing_mm**3), (0, more)), place
+    return (
+        np.pad(number, (0, more), mode="edge").astype(np.int32),
+        np.pad(np.full(len(number), spacing_mm**3), (0, more)),
+        place,
+    )
 
 
 def _padded(node: np.ndarray, rows: np.ndarray) -> tuple[Array, Array]:
     """Nodes [n] and rows on them [m, n, 3], filled up with rows of zeros to a whole bucket."""
     more = _bucket(len(node), _NODE_BUCKET) - len(node)
-    return jnp.asarray(np.pad(node, (0, more))), jnp.asarray(np.pad(rows, [(0, 0), (0, more), (0, 0)]))
+    return jnp.asarray(np.pad(node, (0, more))), jnp.asarray(
+        np.pad(rows, [(0, 0), (0, more), (0, 0)])
+    )
 
 
-# -- once per patient ----------------------------------------------------------------------------------------
+# -- once per patient ------------------------------------------------------------------------------
 def _modulus(vertebra: Vertebra, grid: Grid, law: Any) -> np.ndarray:
-    """Mean of E(ρ(x)) over the bone in each voxel (E integrated, not E of the mean density); 1 MPa further than two voxels from bone."""
+    """Mean of E(ρ(x)) over the bone in each voxel (E integrated, not E of the mean density); 1
+    MPa further than two voxels from bone."""
     steps = (np.arange(SUBSAMPLES) + 0.5) / SUBSAMPLES - 0.5
     centres = grid.centres()
     near = vertebra.sdf.sample(centres) < 2 * grid.spacing_mm
@@ -237,9 +271,11 @@ def _modulus(vertebra: Vertebra, grid: Grid, law: Any) -> np.ndarray:
 
 
 def largest_piece(body: str, distance: np.ndarray, spacing_mm: float) -> np.ndarray:
-    """The signed distance without what hangs on nothing: tips that the box or the facets' clearance cut off.
+    """The signed distance without what hangs on nothing: tips that the box or the facets' clearance
+    cut off.
 
-    Such a piece floats in tissue of 0.01 MPa, carries nothing, and costs the solver tens of iterations.
+    Such a piece floats in tissue of 0.01 MPa, carries nothing, and costs the solver tens of
+    iterations.
     """
     reach = 0.5 * FILL_WIDTH_VOXELS * spacing_mm
     pieces, count = label(distance < reach)
@@ -248,41 +284,57 @@ def largest_piece(body: str, distance: np.ndarray, spacing_mm: float) -> np.ndar
     sizes = np.bincount(pieces.ravel())[1:]
     loose = (pieces > 0) & (pieces != 1 + int(np.argmax(sizes)))
     lost = float((loose & (distance < 0)).sum()) * spacing_mm**3
-    log.info("%s vertebra: %d loose pieces (%.0f mm³) left out of the voxel model", body, count - 1, lost)
+    log.info(
+        "%s vertebra: %d loose pieces (%.0f mm³) left out of the voxel model", body, count - 1, lost
+    )
     return np.where(loose, np.maximum(distance, reach), distance)
 
 
-def _surrounding(segment: Segment, points: np.ndarray, distance: dict[str, np.ndarray], spacing_mm: float) -> np.ndarray:
-    """Where soft tissue fills the grid, float [x, y, z]: one whole voxel round bone and round the disc space.
+def _surrounding(
+    segment: Segment, points: np.ndarray, distance: dict[str, np.ndarray], spacing_mm: float
+) -> np.ndarray:
+    """Where soft tissue fills the grid, float [x, y, z]: one whole voxel round bone and round the
+    disc space.
 
-    It carries nothing (0.01 MPa) but keeps bridges of single voxels from being mechanisms. Elsewhere the grid is empty, half
-    of it and more, and costs the compiled solver nothing. A device may stand out of the disc space by _OVERHANG_MM.
-    Diagonal neighbours count: without them the solver needed 22 iterations instead of 16 (docs/decisions.md).
+    It carries nothing (0.01 MPa) but keeps bridges of single voxels from being mechanisms.
+    Elsewhere the grid is empty, half of it and more, and costs the compiled solver nothing. A
+    device may stand out of the disc space by _OVERHANG_MM. Diagonal neighbours count: without them
+    the solver needed 22 iterations instead of 16 (docs/decisions.md).
     """
     near = np.minimum(distance["caudal"], distance["cranial"]) < spacing_mm
     near |= segment.disc.sample(points) < _OVERHANG_MM
     return 1.0 * binary_dilation(near, np.ones((3, 3, 3)))
 
 
-def check_facets(segment: Segment, distance: dict[str, np.ndarray], points: np.ndarray, spacing_mm: float) -> None:
-    """Raises ValueError where the vertebrae share nodes behind the disc space: bonded facets, which is not asked for."""
-    wall = max(float(p.rim_mm[:, 1].max()) for p in (segment.caudal.superior, segment.cranial.inferior)) + 3.0
+def check_facets(
+    segment: Segment, distance: dict[str, np.ndarray], points: np.ndarray, spacing_mm: float
+) -> None:
+    """Raises ValueError where the vertebrae share nodes behind the disc space: bonded facets,
+    which is not asked for."""
+    wall = (
+        max(
+            float(p.rim_mm[:, 1].max()) for p in (segment.caudal.superior, segment.cranial.inferior)
+        )
+        + 3.0
+    )
     reach = 0.5 * FILL_WIDTH_VOXELS * spacing_mm
     near = binary_dilation(distance["caudal"] < reach, np.ones((3, 3, 3)))
     touching = near & (distance["cranial"] < reach) & (points[..., 1] > wall)
     if touching.any():
         where = points[touching].mean(0).round(0).tolist()
         raise ValueError(
-            f"the facets fuse on a {spacing_mm:g} mm grid ({int(touching.sum())} voxels round {where} mm); they must be three "
-            "voxels apart: lower solver.spacing_mm, or lower plan.posterior_reach_mm and prepare the patient again"
+            f"the facets fuse on a {spacing_mm:g} mm grid ({int(touching.sum())} voxels round"
+            f" {where} mm); they must be three voxels apart: lower solver.spacing_mm, or lower"
+            " plan.posterior_reach_mm and prepare the patient again"
         )
 
 
 def _stiff_bodies(grid: Grid, distance: dict[str, np.ndarray]) -> np.ndarray:
     """The number of the vertebra that holds each node, uint8 [x+1, y+1, z+1].
 
-    Their rigid motions, as a coarse space, take from the Krylov iteration what multigrid cannot see: stiff bodies that move
-    against each other across a gap of one or two voxels (_balanced in engine.multigrid).
+    Their rigid motions, as a coarse space, take from the Krylov iteration what multigrid cannot
+    see: stiff bodies that move against each other across a gap of one or two voxels (_balanced in
+    engine.multigrid).
     """
     out = np.zeros(tuple(n + 1 for n in grid.shape), np.uint8)
     for number, d in enumerate(distance.values(), 1):
@@ -292,17 +344,21 @@ def _stiff_bodies(grid: Grid, distance: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _inside_region(points: np.ndarray, box: np.ndarray, spacing_mm: float) -> np.ndarray:
-    """Signed distance to the region of interest, so that padding of the grid brings no more anatomy in."""
+    """Signed distance to the region of interest, so that padding of the grid brings no more
+    anatomy in."""
     return np.max(np.maximum(box[0] - points, points - box[1]), axis=-1)
 
 
-def _about(point_mm: np.ndarray, new_mm: np.ndarray, force: np.ndarray, moment: np.ndarray) -> np.ndarray:
+def _about(
+    point_mm: np.ndarray, new_mm: np.ndarray, force: np.ndarray, moment: np.ndarray
+) -> np.ndarray:
     """The same wrench about another point, [6]."""
     return np.concatenate([force, moment + np.cross(point_mm - new_mm, force)])
 
 
 def _basis(wrenches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fewest wrenches [r, 6] that span the load cases [l, 6], and the combination [l, r] that gives them back."""
+    """Fewest wrenches [r, 6] that span the load cases [l, 6], and the combination [l, r] that
+    gives them back."""
     scale = np.array([1.0, 1.0, 1.0, 0.05, 0.05, 0.05])
     u, s, vt = np.linalg.svd(wrenches * scale, full_matrices=False)
     rank = int(np.sum(s > 1e-9 * s[0]))

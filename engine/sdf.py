@@ -1,4 +1,5 @@
-"""Signed distances (mm, negative inside): outlines, smooth composition, and what they become on voxels."""
+"""Signed distances (mm, negative inside): outlines, smooth composition, and what they become on
+voxels."""
 
 from __future__ import annotations
 
@@ -14,21 +15,23 @@ FILL_WIDTH_VOXELS = 1.0
 def fill(distance_mm: Array, spacing_mm: float) -> Array:
     """Volume fraction of a voxel whose centre lies at this signed distance.
 
-    f = 1/2 − (3/4) t + (1/4) t³ with t = φ/w clipped to [−1, 1] and w = half the transition width: C¹, and
-    f(φ) + f(−φ) = 1, so two bodies that share a surface fill the voxel exactly.
+    f = 1/2 − (3/4) t + (1/4) t³ with t = φ/w clipped to [−1, 1] and w = half the transition width:
+    C¹, and f(φ) + f(−φ) = 1, so two bodies that share a surface fill the voxel exactly.
     """
     t = jnp.clip(distance_mm / (0.5 * FILL_WIDTH_VOXELS * spacing_mm), -1.0, 1.0)
     return 0.5 - 0.75 * t + 0.25 * t**3
 
 
 def smooth_max(a: Array, b: Array, blend_mm: float) -> Array:
-    """Intersection with a rounded edge: max(a, b) + (k/4)·clip(1 − |a − b|/k, 0)²; exact beyond |a − b| = k."""
+    """Intersection with a rounded edge: max(a, b) + (k/4)·clip(1 − |a − b|/k, 0)²; exact beyond
+    |a − b| = k."""
     gap = jnp.clip(1.0 - jnp.abs(a - b) / blend_mm, 0.0, None)
     return jnp.maximum(a, b) + 0.25 * blend_mm * gap**2
 
 
 def fourier(coefficients: Float[Array, " n"], cosine: Array, sine: Array) -> Array:
-    """c₀ + Σ_k c_{2k−1} cos kθ + c_{2k} sin kθ from cos θ and sin θ: smooth, closed and free of atan2."""
+    """c₀ + Σ_k c_{2k−1} cos kθ + c_{2k} sin kθ from cos θ and sin θ: smooth, closed and free of
+    atan2."""
     total = coefficients[0] * jnp.ones_like(cosine)
     real, imaginary = cosine, sine
     for k in range(1, (len(coefficients) - 1) // 2 + 1):
@@ -38,11 +41,14 @@ def fourier(coefficients: Float[Array, " n"], cosine: Array, sine: Array) -> Arr
 
 
 def bernstein(control: Float[Array, "m n"], u: Array, v: Array) -> Array:
-    """Tensor-product Bernstein surface over u, v in [−1, 1]; its values stay within those of the control points."""
+    """Tensor-product Bernstein surface over u, v in [−1, 1]; its values stay within those of the
+    control points."""
     s, t = (jnp.clip(0.5 * (x + 1.0), 0.0, 1.0) for x in (u, v))
     rows = _bernstein_basis(s, control.shape[0])
     columns = _bernstein_basis(t, control.shape[1])
-    return sum(control[i, j] * rows[i] * columns[j] for i in range(len(rows)) for j in range(len(columns)))  # type: ignore
+    return sum(
+        control[i, j] * rows[i] * columns[j] for i in range(len(rows)) for j in range(len(columns))
+    )  # type: ignore
 
 
 def _bernstein_basis(t: Array, count: int) -> list[Array]:

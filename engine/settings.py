@@ -13,7 +13,8 @@ def one_line(error: Exception) -> str:
     """The error in one line; pydantic's with each key and what was given."""
     if isinstance(error, ValidationError):
         return "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']} (given {item['input']!r})"
+            f"{'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']} (given"
+            f" {item['input']!r})"
             for item in error.errors()
         )
     return " ".join(str(error).split())

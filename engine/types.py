@@ -1,14 +1,15 @@
 """The plain data that every stage passes on: no behaviour beyond field sampling.
 
-Units: N, mm, MPa, rad. Density in g/cm³ (apparent). Angles in degrees only where a name ends `_deg`.
+Units: N, mm, MPa, rad. Density in g/cm³ (apparent). Angles in degrees only where a name ends
+`_deg`.
 
 Frames
     patient   LPS mm, as the scan: x left, y posterior, z superior.
-    segment   origin at the centre of the caudal vertebra's superior endplate, z its outward (cranial)
-              normal, y posterior (mid-sagittal), x left. Right-handed. All of `Segment` is in it, with the
-              cranial vertebra already at its *planned* pose.
-Signs in the segment frame: a positive moment about x flexes (the cranial vertebra tips anteriorly, -y);
-about y it bends to the left (+x); about z it turns to the left.
+    segment   origin at the centre of the caudal vertebra's superior endplate, z its outward
+              (cranial) normal, y posterior (mid-sagittal), x left. Right-handed. All of `Segment`
+              is in it, with the cranial vertebra already at its *planned* pose.
+Signs in the segment frame: a positive moment about x flexes (the cranial vertebra tips anteriorly,
+-y); about y it bends to the left (+x); about z it turns to the left.
 
 Voigt order everywhere: 11 22 33 12 13 23, shear strain as the engineering γ = 2ε.
 """
@@ -25,8 +26,8 @@ from scipy.ndimage import map_coordinates
 
 #: The two frames in words, as files and pages that leave the project state them.
 SEGMENT_FRAME = (
-    "segment frame: origin at the centre of the caudal vertebra's superior endplate, x to the patient's left, "
-    "y posterior, z cranial, mm"
+    "segment frame: origin at the centre of the caudal vertebra's superior endplate, x to the"
+    " patient's left, y posterior, z cranial, mm"
 )
 LPS_FRAME = "scan's own LPS: x to the patient's left, y posterior, z superior, mm"
 #: Materials' regions, in the order of the columns of `Response.fraction`.
@@ -39,8 +40,8 @@ BODIES = ("caudal", "cranial")
 class VoxelField:
     """A scalar field sampled at origin_mm + spacing_mm·(i, j, k); axes parallel to its frame.
 
-    `values` [x, y, z]; outside the grid the nearest sample is taken (fields must be padded until that is
-    right: a signed distance carries at least 6 mm of margin).
+    `values` [x, y, z]; outside the grid the nearest sample is taken (fields must be padded until
+    that is right: a signed distance carries at least 6 mm of margin).
     """
 
     values: np.ndarray
@@ -51,12 +52,17 @@ class VoxelField:
         """Interpolated values at `points_mm` [..., 3] (trilinear, or cubic with order=3)."""
         points = np.asarray(points_mm, float)
         index = (points.reshape(-1, 3) - self.origin_mm) / self.spacing_mm
-        values = map_coordinates(np.asarray(self.values, float), index.T, order=order, mode="nearest")
+        values = map_coordinates(
+            np.asarray(self.values, float), index.T, order=order, mode="nearest"
+        )
         return values.reshape(points.shape[:-1])
 
     def points(self) -> np.ndarray:
         """Positions of all samples [x, y, z, 3] in mm."""
-        axes = [o + self.spacing_mm * np.arange(n) for o, n in zip(self.origin_mm, self.values.shape, strict=True)]
+        axes = [
+            o + self.spacing_mm * np.arange(n)
+            for o, n in zip(self.origin_mm, self.values.shape, strict=True)
+        ]
         return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
 
 
@@ -73,8 +79,10 @@ class Endplate:
     """A fitted endplate.
 
     centre_mm [3]   centroid of the endplate on the fitted plane
-    normal [3]      unit normal pointing *out of* the vertebral body (superior: cranially; inferior: caudally)
-    rim_mm [n, 3]   closed rim polygon (n ≥ 32), counter-clockwise seen from +z of the frame it is given in
+    normal [3]      unit normal pointing *out of* the vertebral body (superior: cranially; inferior:
+                    caudally)
+    rim_mm [n, 3]   closed rim polygon (n ≥ 32), counter-clockwise seen from +z of the frame it is
+                    given in
     axis_left [3]   unit in-plane axis to the patient's left
     half_width_mm   half the left-right extent of the rim
     half_depth_mm   half the antero-posterior extent of the rim
@@ -90,13 +98,15 @@ class Endplate:
 
 @dataclass(frozen=True)
 class Vertebra:
-    """One vertebra with its own fields, everything in one frame (patient in PatientModel, segment in Segment).
+    """One vertebra with its own fields, everything in one frame (patient in PatientModel, segment
+    in Segment).
 
     sdf            signed distance to the outer bone surface, mm, negative inside
-    density        apparent density g/cm³ as seen at CT resolution: the thin cortical shell and endplates are
-                   smeared over the outer ~1.5 mm with their stiffness kept (see engine/patient/bone/assumed.py)
-    pedicles       {"left": [2, 3], "right": [2, 3]}: axis from the entry point (posterior) to the target
-                   (inside the body), mm
+    density        apparent density g/cm³ as seen at CT resolution: the thin cortical shell and
+                   endplates are smeared over the outer ~1.5 mm with their stiffness kept (see
+                   engine/patient/bone/assumed.py)
+    pedicles       {"left": [2, 3], "right": [2, 3]}: axis from the entry point (posterior) to the
+                   target (inside the body), mm
     landmarks      further named points [3]
     """
 
@@ -112,7 +122,8 @@ class Vertebra:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found about the input. severity "stop" | "left out" | "warning" | "note" | "accepted"; place in LPS mm."""
+    """One thing found about the input. severity "stop" | "left out" | "warning" | "note" |
+    "accepted"; place in LPS mm."""
 
     code: str
     severity: str
@@ -142,13 +153,15 @@ class Sacrum:
 class PatientModel:
     """Vertebrae as scanned, cranial to caudal, in patient LPS mm.
 
-    density_source  "phantom" | "assumed:<profile name>" | "ct:<calibration>"; anything but ct is flagged
+    density_source  "phantom" | "assumed:<profile name>" | "ct:<calibration>"; anything but ct is
+                    flagged
     posture         "unknown" | "supine" | "standing" | "phantom"
     repairs         what was repaired on the way in, one line each
     source          what was read: kind, path, sha256
     sacrum          where the scan shows it
     findings        of the quality gate, those that the user accepted among them
-    structures      what else the labels hold, by name: "disc_L4-L5", "endplates_L4-L5", "canal", "cord" (engine/patient/anatomy/structures.py)
+    structures      what else the labels hold, by name: "disc_L4-L5", "endplates_L4-L5", "canal",
+                    "cord" (engine/patient/anatomy/structures.py)
     """
 
     name: str
@@ -166,10 +179,12 @@ class PatientModel:
 class SegmentAlignment:
     """Alignment of two neighbouring vertebrae (degrees and mm: the report's units).
 
-    lordosis_deg      angle between caudal vertebra's superior and cranial vertebra's inferior endplate in the
-                      sagittal plane, positive when the disc opens anteriorly (the disc angle)
+    lordosis_deg      angle between caudal vertebra's superior and cranial vertebra's inferior
+                      endplate in the sagittal plane, positive when the disc opens anteriorly (the
+                      disc angle)
     segmental_lordosis_deg  same between cranial superior and caudal *inferior*... see alignment.py
-    coronal_deg       angle of the same two planes in the coronal plane, positive when open to the left
+    coronal_deg       angle of the same two planes in the coronal plane, positive when open to the
+                      left
     axial_deg         axial rotation of the cranial on the caudal vertebra, positive to the left
     disc heights      along the mid-sagittal line at the anterior rim, middle and posterior rim, mm
     listhesis_mm      anterior slip of the cranial on the caudal vertebra, positive anteriorly
@@ -189,7 +204,8 @@ class SegmentAlignment:
 
 @dataclass(frozen=True)
 class LevelDemand:
-    """What a rule asks of one treated level, degrees of lordosis from superior to superior endplate.
+    """What a rule asks of one treated level, degrees of lordosis from superior to superior
+    endplate.
 
     measured_deg    disc angle + wedge of the cranial body
     wanted_deg      change asked for, before limits; given_deg: change planned
@@ -208,8 +224,9 @@ class LevelDemand:
     def line(self) -> str:
         """`L4-L5: measured 12.7°, wanted +10.7°, given +8.0° …`"""
         return (
-            f"{self.level}: measured {self.measured_deg:.1f}°, wanted {self.wanted_deg:+.1f}°, given {self.given_deg:+.1f}° "
-            f"(limit {self.limit_deg:.1f}°, {self.limited_by}), shortfall {self.shortfall_deg:+.1f}°"
+            f"{self.level}: measured {self.measured_deg:.1f}°, wanted {self.wanted_deg:+.1f}°,"
+            f" given {self.given_deg:+.1f}° (limit {self.limit_deg:.1f}°, {self.limited_by}),"
+            f" shortfall {self.shortfall_deg:+.1f}°"
         )
 
 
@@ -217,7 +234,8 @@ class LevelDemand:
 class AlignmentPlan:
     """The target of the segment and what it asks for.
 
-    cranial_motion [4, 4]   rigid motion of the cranial vertebra from scanned to planned pose, segment frame
+    cranial_motion [4, 4]   rigid motion of the cranial vertebra from scanned to planned pose,
+                            segment frame
     demands                 of each treated level, where a published rule set the target
     """
 
@@ -232,13 +250,14 @@ class AlignmentPlan:
 
 @dataclass(frozen=True)
 class Segment:
-    """The patient part of a design problem: two vertebrae at the planned pose, in the segment frame.
+    """The patient part of a design problem: two vertebrae at the planned pose, in the segment
+    frame.
 
-    The vertebrae's signed distances hold body, pedicles and the arch near them; facets and processes, which carry nothing in
-    this model, are only on their surfaces.
+    The vertebrae's signed distances hold body, pedicles and the arch near them; facets and
+    processes, which carry nothing in this model, are only on their surfaces.
 
-    disc            signed distance of the whole disc-space body (loft between the two rims; it may overlap
-                    the bones, which win), mm
+    disc            signed distance of the whole disc-space body (loft between the two rims; it may
+                    overlap the bones, which win), mm
     lps_from_segment [4, 4]  takes segment coordinates to the scan's LPS (of the caudal vertebra)
     """
 
@@ -255,12 +274,15 @@ class Segment:
 
 @dataclass(frozen=True)
 class Patch:
-    """A region of one vertebra's bone, as a smooth weight in [0, 1] of position (both solvers integrate it).
+    """A region of one vertebra's bone, as a smooth weight in [0, 1] of position (both solvers
+    integrate it).
 
-    kind "layer"    bone within depth_mm under an endplate plane, inside the ellipse of the endplate:
-                    w = r(depth_mm - d)·r((1 - ρ)·min(half axes)), d = -(x - centre)·normal,
-                    ρ the elliptic radius in the plane, r(t) = clip(1/2 + t/ramp, 0, 1)
-    kind "capsule"  bone within radius_mm of the segment centre_mm → end_mm: w = r(radius_mm - distance)
+    kind "layer"    bone within depth_mm under an endplate plane, inside the ellipse of the
+                    endplate: w = r(depth_mm - d)·r((1 - ρ)·min(half axes)), d = -(x -
+                    centre)·normal, ρ the elliptic radius in the plane, r(t) = clip(1/2 + t/ramp, 0,
+                    1)
+    kind "capsule"  bone within radius_mm of the segment centre_mm → end_mm: w = r(radius_mm -
+                    distance)
     """
 
     body: str
@@ -288,7 +310,9 @@ class Patch:
             u, v = offset @ self.axis_left, offset @ axis_depth
             radius = np.sqrt((u / self.half_width_mm) ** 2 + (v / self.half_depth_mm) ** 2)
             depth = -(offset @ self.normal)
-            return ramp(self.depth_mm - depth) * ramp((1.0 - radius) * min(self.half_width_mm, self.half_depth_mm))
+            return ramp(self.depth_mm - depth) * ramp(
+                (1.0 - radius) * min(self.half_width_mm, self.half_depth_mm)
+            )
         if self.kind == "capsule":
             assert self.end_mm is not None
             axis = self.end_mm - self.centre_mm
@@ -299,8 +323,10 @@ class Patch:
 
 @dataclass(frozen=True)
 class Wrench:
-    """A force and a moment about `point_mm`, applied to a patch as f = w·(a + b×(x - c)) dV, with a and b such
-    that the resultant is exact (statically equivalent; the dual of the patch's least-squares rigid motion)."""
+    """A force and a moment about `point_mm`, applied to a patch as f = w·(a + b×(x - c)) dV, with a
+    and b such that the resultant is exact (statically equivalent; the dual of the patch's
+    least-squares rigid motion).
+    """
 
     force_n: np.ndarray
     moment_nmm: np.ndarray
@@ -321,7 +347,8 @@ class LoadCase:
 class Link:
     """An elastic connection between two patches' least-squares rigid motions (rods with screws).
 
-    stiffness [12, 12] N/mm, N, N·mm on (u_a, θ_a, u_b, θ_b), each about its reference point, segment axes.
+    stiffness [12, 12] N/mm, N, N·mm on (u_a, θ_a, u_b, θ_b), each about its reference point,
+    segment axes.
     """
 
     name: str
@@ -336,7 +363,8 @@ class Link:
 class Boundary:
     """How a segment is held, loaded and coupled: the same object drives both solvers.
 
-    support      bone patch on an elastic foundation of `foundation_mpa_per_mm2` (N/mm per mm³, all directions)
+    support      bone patch on an elastic foundation of `foundation_mpa_per_mm2` (N/mm per mm³, all
+                 directions)
     load         bone patch that takes every load case's wrench
     near         bone patches "near the implant" (one per vertebra) where tissue measures are taken
     """
@@ -354,7 +382,8 @@ class Design:
     """One device, ready to be simulated or printed, in the segment frame.
 
     arm               "stock", "conforming", "optimised", "intact", "full_endplate", …
-    family            implant family; "none" for the intact segment (implant and window are then None)
+    family            implant family; "none" for the intact segment (implant and window are then
+                      None)
     implant           signed distance of the solid outline of the part (lattice counts as part), mm
     window            signed distance of the graft chamber, mm (None: no graft)
     relative_density  lattice relative density in (0, 1], sampled like `implant`; 1 = solid
@@ -375,7 +404,8 @@ class Design:
 
 @dataclass(frozen=True)
 class SolverStatus:
-    """What a solver says of one load case: "ok", "max_iterations", "stagnated", "failed", with its figures."""
+    """What a solver says of one load case: "ok", "max_iterations", "stagnated", "failed", with
+    its figures."""
 
     code: str
     text: str
@@ -386,21 +416,28 @@ class SolverStatus:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Response:
-    """What a solver found: the only thing besides `Design` that an objective reads. Arrays numpy or jax.
+    """What a solver found: the only thing besides `Design` that an objective reads. Arrays numpy or
+    jax.
 
-    position [q, 3] mm          volume [q] mm³; samples may repeat with volume 0 (padding): weigh by volume
-    fraction [q, r]             share of the sample's volume in each of REGIONS (tetrahedra: one-hot)
+    position [q, 3] mm          volume [q] mm³; samples may repeat with volume 0 (padding): weigh by
+                                volume
+    fraction [q, r]             share of the sample's volume in each of REGIONS (tetrahedra:
+                                one-hot)
     near [q]                    weight of "near the implant" bone in the sample, [0, 1]
-    strain [l, q, 6]            Voigt 11 22 33 12 13 23, engineering shear; in a mixed voxel that holds bone, the bone's
-    stress [l, q, 6]            MPa; in a mixed voxel, of the mixture (its phases are in series: they share it)
+    strain [l, q, 6]            Voigt 11 22 33 12 13 23, engineering shear; in a mixed voxel that
+                                holds bone, the bone's
+    stress [l, q, 6]            MPa; in a mixed voxel, of the mixture (its phases are in series:
+                                they share it)
     relative_density [q]        of the implant's lattice (1 where solid or not implant)
     motion [l, 2, 6]            mean rigid motion of each of BODIES' endplate next to the disc:
                                 translation mm of that endplate's centre, rotation rad
     compliance [l]              fᵀu, N·mm
     reaction [l, 6]             support force N and moment N·mm about the segment origin
     applied [l, 6]              same of the applied load
-    reference_sed [l, q]        strain energy density of the intact segment at the same points, MPa (None: unknown)
-    fatigue_mpa [q]             fatigue limit of the implant's material at the sample, lattice included (None: unknown)
+    reference_sed [l, q]        strain energy density of the intact segment at the same points, MPa
+                                (None: unknown)
+    fatigue_mpa [q]             fatigue limit of the implant's material at the sample, lattice
+                                included (None: unknown)
     """
 
     position: Any
@@ -421,7 +458,9 @@ class Response:
     def case(self, name: str) -> int:
         """Index of a load case by name. Raises ValueError when it is not among them."""
         if name not in self.loadcases:
-            raise ValueError(f"load case {name!r} is not in this response; it has {', '.join(self.loadcases)}")
+            raise ValueError(
+                f"load case {name!r} is not in this response; it has {', '.join(self.loadcases)}"
+            )
         return self.loadcases.index(name)
 
 

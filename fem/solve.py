@@ -1,9 +1,11 @@
 """Stress simulation of a design on its body-fitted mesh: the independent check of the voxel engine.
 
-    −div σ = f,  σ = λ tr(ε) 1 + 2μ ε,  traction −κ w u on the support, links on mean rigid motions of patches
+    −div σ = f,  σ = λ tr(ε) 1 + 2μ ε,  traction −κ w u on the support, links on mean rigid motions
+                                        of patches
 
-P2 tetrahedra assembled by SfePy (fem/elastic/operators.py), one factorisation for all load cases (fem/elastic/factor.py).
-Moduli at the quadrature points: bone from its density by the bone law, lattice by its homogenised ratio.
+P2 tetrahedra assembled by SfePy (fem/elastic/operators.py), one factorisation for all load cases
+(fem/elastic/factor.py). Moduli at the quadrature points: bone from its density by the bone law,
+lattice by its homogenised ratio.
 """
 
 from __future__ import annotations
@@ -24,7 +26,17 @@ import scipy.sparse as sp
 from vtkmodules.vtkIOXML import vtkXMLUnstructuredGridWriter
 
 from engine import materials
-from engine.types import BODIES, REGIONS, Boundary, Design, Patch, Response, Segment, SolverStatus, stack_loads
+from engine.types import (
+    BODIES,
+    REGIONS,
+    Boundary,
+    Design,
+    Patch,
+    Response,
+    Segment,
+    SolverStatus,
+    stack_loads,
+)
 from fem.elastic import operators as el
 from fem.elastic.contact import ContactSettings, interface, solve_contact, split
 from fem.elastic.factor import LinkRows, solve_linear
@@ -39,16 +51,18 @@ log = logging.getLogger("spinefit.fem")
 class FemSettings:
     """How to solve.
 
-    quadrature       polynomial order that the quadrature integrates exactly (6: 24 points a tetrahedron)
+    quadrature       polynomial order that the quadrature integrates exactly (6: 24 points a
+                     tetrahedron)
     sample           "qp": a sample per quadrature point; "cell": volume average per tetrahedron
     sample_all       keep samples of all regions (memory), not only near bone, implant and graft
     max_direct_dofs  above it the iterative solver is taken (PARDISO: about 15 MB per 1000 unknowns)
-    contact          null: the implant is bonded to bone, graft and disc; a number: it only presses on them (fem/elastic/contact.py), with that
-                     coefficient of friction (0: none)
+    contact          null: the implant is bonded to bone, graft and disc; a number: it only presses
+                     on them (fem/elastic/contact.py), with that coefficient of friction (0: none)
     contact_mpa_per_mm  the contact's stiffness
-    bone_factor      factor on the modulus that the bone law gives (sensitivity: 0.7 and 1.3); yield, a strain, stays as it is
-    blocks_mpa       null: bone, disc and graft; a number: a bench test, bone is test blocks of that modulus (Poisson's ratio 0.3) and
-                     disc and graft are air
+    bone_factor      factor on the modulus that the bone law gives (sensitivity: 0.7 and 1.3);
+                     yield, a strain, stays as it is
+    blocks_mpa       null: bone, disc and graft; a number: a bench test, bone is test blocks of that
+                     modulus (Poisson's ratio 0.3) and disc and graft are air
     """
 
     bone_law: str = "morgan2003_vertebra"
@@ -69,25 +83,41 @@ class FemSettings:
         if self.sample not in ("qp", "cell"):
             raise ValueError(f"sample={self.sample!r} is unknown; choose 'qp' or 'cell'")
         if self.quadrature not in (1, 2, 6):
-            raise ValueError(f"quadrature={self.quadrature}: SfePy's rules of order 3 and 4 have negative weights; choose 2 or 6")
+            raise ValueError(
+                f"quadrature={self.quadrature}: SfePy's rules of order 3 and 4 have negative"
+                " weights; choose 2 or 6"
+            )
         if self.blocks_mpa is not None and not 1.0 <= self.blocks_mpa <= 1e6:
-            raise ValueError(f"blocks_mpa={self.blocks_mpa}: give a modulus of 1 to 1e6 MPa (steel 200000, grade 15 foam some 123)")
+            raise ValueError(
+                f"blocks_mpa={self.blocks_mpa}: give a modulus of 1 to 1e6 MPa (steel 200000, grade"
+                " 15 foam some 123)"
+            )
         if not 0.1 <= self.bone_factor <= 10.0:
-            raise ValueError(f"bone_factor={self.bone_factor}: give a factor of 0.1 to 10 on the bone law's modulus (1: the law itself)")
+            raise ValueError(
+                f"bone_factor={self.bone_factor}: give a factor of 0.1 to 10 on the bone law's"
+                " modulus (1: the law itself)"
+            )
         if self.blocks_mpa is not None and self.bone_factor != 1.0:
-            raise ValueError(f"bone_factor={self.bone_factor} with blocks_mpa={self.blocks_mpa}: test blocks are no bone; give one of them")
+            raise ValueError(
+                f"bone_factor={self.bone_factor} with blocks_mpa={self.blocks_mpa}: test blocks are"
+                " no bone; give one of them"
+            )
         self.contact_settings()
 
     def contact_settings(self) -> ContactSettings | None:
         """None: bonded. Raises ValueError for settings out of range."""
-        return None if self.contact is None else ContactSettings(self.contact, self.contact_mpa_per_mm)
+        return (
+            None if self.contact is None else ContactSettings(self.contact, self.contact_mpa_per_mm)
+        )
 
 
 @dataclass(frozen=True)
 class FemField:
-    """Fields for viewing: displacement_mm [l, n, 3] at the points of `mesh` (with contact: the implant's are its own); per
-    tetrahedron strain and stress [l, m, 6] (volume averages) and e_mpa [m]. figures: unknowns, seconds, memory.
-    contact: per load case touching share, pressures, opening; interface: triangles and what is on them."""
+    """Fields for viewing: displacement_mm [l, n, 3] at the points of `mesh` (with contact: the
+    implant's are its own); per tetrahedron strain and stress [l, m, 6] (volume averages) and e_mpa
+    [m]. figures: unknowns, seconds, memory. contact: per load case touching share, pressures,
+    opening; interface: triangles and what is on them.
+    """
 
     loadcases: tuple[str, ...]
     mesh: TetMesh
@@ -109,8 +139,9 @@ def solve(
 ) -> tuple[Response, list[SolverStatus], FemField]:
     """All load cases of `boundary` on one mesh.
 
-    A load case that could not be solved has status "failed" and NaN in every number.
-    Raises ValueError for an empty patch, an unknown material or law, or a mesh that does not fit the design.
+    A load case that could not be solved has status "failed" and NaN in every number. Raises
+    ValueError for an empty patch, an unknown material or law, or a mesh that does not fit the
+    design.
     """
     names = stack_loads(boundary.loadcases)
     if not names:
@@ -121,34 +152,50 @@ def solve(
     contact = settings.contact_settings()
     if contact is not None:
         if design.implant is None:
-            raise ValueError(f"design {design.arm!r} has no implant: contact={settings.contact} has nothing to act on")
+            raise ValueError(
+                f"design {design.arm!r} has no implant: contact={settings.contact} has nothing to"
+                " act on"
+            )
         if not joined:
-            raise ValueError("the bodies are joined by links alone: contact needs the implant between them")
+            raise ValueError(
+                "the bodies are joined by links alone: contact needs the implant between them"
+            )
         cut = split(mesh, REGIONS.index("implant"))
         mesh = cut.mesh
     d = el.discretise(mesh, settings.order, settings.quadrature)
-    e_mpa, poisson, relative_density = moduli(segment, design, d, settings.bone_law, settings.blocks_mpa, settings.bone_factor)
+    e_mpa, poisson, relative_density = moduli(
+        segment, design, d, settings.bone_law, settings.blocks_mpa, settings.bone_factor
+    )
     lam, mu = materials.lame(e_mpa, poisson)
     support, reaction_rows = el.foundation(d, boundary.support, boundary.foundation_mpa_per_mm2)
     matrix = (el.stiffness(d, lam, mu) + support).tocsr()
     links = [
         LinkRows(
-            sp.vstack([
-                el.mean_motion(d, link.patch_a, link.point_a_mm), el.mean_motion(d, link.patch_b, link.point_b_mm)
-            ]).tocsr(),
+            sp.vstack(
+                [
+                    el.mean_motion(d, link.patch_a, link.point_a_mm),
+                    el.mean_motion(d, link.patch_b, link.point_b_mm),
+                ]
+            ).tocsr(),
             0.5 * (link.stiffness + link.stiffness.T),
         )
         for link in boundary.links
-    ]  # fmt: skip
+    ]
     loads = _loads(d, boundary)
     assembly_s = time.perf_counter() - clock
     touching = None
     if cut is None or contact is None:
         solution = solve_linear(
-            matrix, loads, links, el.rigid_modes(d.nodes_mm), solver=settings.solver,
-            max_direct_dofs=settings.max_direct_dofs, tolerance=settings.tolerance,
-            max_iterations=settings.max_iterations, joined=joined,
-        )  # fmt: skip
+            matrix,
+            loads,
+            links,
+            el.rigid_modes(d.nodes_mm),
+            solver=settings.solver,
+            max_direct_dofs=settings.max_direct_dofs,
+            tolerance=settings.tolerance,
+            max_iterations=settings.max_iterations,
+            joined=joined,
+        )
     else:
         at = interface(d, cut)
         bone = cut.outer[np.isin(d.labels[cut.outer], [0, 1])]
@@ -157,23 +204,49 @@ def solve(
         solution = touching.solution
     for name, status in zip(names, solution.status, strict=True):
         level = logging.INFO if status.code == "ok" else logging.ERROR
-        log.log(level, "load case %s: %s, residual %.1e, %s", name, status.code, status.relative_residual, status.text)
+        log.log(
+            level,
+            "load case %s: %s, residual %.1e, %s",
+            name,
+            status.code,
+            status.relative_residual,
+            status.text,
+        )
 
     displacement = np.stack([u.reshape(-1, 3) for u in solution.u.T])
-    motion = np.stack([
-        (el.mean_motion(d, _near(boundary, body), _endplate_centre(segment, body)) @ solution.u).T for body in BODIES
-    ], axis=1)  # fmt: skip
+    motion = np.stack(
+        [
+            (
+                el.mean_motion(d, _near(boundary, body), _endplate_centre(segment, body))
+                @ solution.u
+            ).T
+            for body in BODIES
+        ],
+        axis=1,
+    )
     applied = np.stack([el.nodal_resultant(d.nodes_mm, f.reshape(-1, 3)) for f in loads.T])
     failed = np.array([s.code == "failed" for s in solution.status])
     applied[failed] = np.nan
     near = sum(_weight_only(d, patch) for patch in boundary.near)
     response, cell_strain, cell_stress = _sample(
-        d, displacement, lam, mu, np.asarray(near), relative_density, settings,
-        dict(motion=motion, compliance=np.einsum("dl,dl->l", loads, solution.u),
-             reaction=(reaction_rows @ solution.u).T, applied=applied, loadcases=names),
-    )  # fmt: skip
+        d,
+        displacement,
+        lam,
+        mu,
+        np.asarray(near),
+        relative_density,
+        settings,
+        dict(
+            motion=motion,
+            compliance=np.einsum("dl,dl->l", loads, solution.u),
+            reaction=(reaction_rows @ solution.u).T,
+            applied=applied,
+            loadcases=names,
+        ),
+    )
     if design.implant is not None:
-        # As in the voxel engine: at every sample the limit of the implant's material at that relative density.
+        # As in the voxel engine: at every sample the limit of the implant's material at that
+        # relative density.
         alloy = materials.implant_material(design.material)
         limit = alloy.fatigue_mpa * materials.lattice_fatigue_ratio(response.relative_density)
         response = replace(response, fatigue_mpa=limit)
@@ -188,25 +261,39 @@ def solve(
     log.info("%s", ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
     volume = d.weight_mm3.sum(1)
     field = FemField(
-        names, mesh, displacement[:, : len(mesh.points_mm)], cell_strain, cell_stress,
-        (e_mpa * d.weight_mm3).sum(1) / volume, figures,
+        names,
+        mesh,
+        displacement[:, : len(mesh.points_mm)],
+        cell_strain,
+        cell_stress,
+        (e_mpa * d.weight_mm3).sum(1) / volume,
+        figures,
         () if touching is None else tuple(touching.figures(at)),
         None if touching is None else touching.on_faces(d.nodes_mm, at, names),
-    )  # fmt: skip
+    )
     return response, solution.status, field
 
 
 def moduli(
-    segment: Segment, design: Design, d: el.Discretisation, law_name: str, blocks_mpa: float | None = None, bone_factor: float = 1.0
+    segment: Segment,
+    design: Design,
+    d: el.Discretisation,
+    law_name: str,
+    blocks_mpa: float | None = None,
+    bone_factor: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Young's modulus MPa, Poisson's ratio and lattice relative density, all [m, q] at the quadrature points."""
+    """Young's modulus MPa, Poisson's ratio and lattice relative density, all [m, q] at the
+    quadrature points."""
     law = materials.bone_law(law_name)
     e_mpa, poisson = np.empty(d.weight_mm3.shape), np.empty(d.weight_mm3.shape)
     relative_density = np.ones(d.weight_mm3.shape)
     for label, vertebra in enumerate((segment.caudal, segment.cranial)):
         cells = d.labels == label
         if blocks_mpa is None:
-            e_mpa[cells], poisson[cells] = bone_factor * law.modulus_mpa(vertebra.density.sample(d.points_mm[cells])), law.poisson
+            e_mpa[cells], poisson[cells] = (
+                bone_factor * law.modulus_mpa(vertebra.density.sample(d.points_mm[cells])),
+                law.poisson,
+            )
         else:
             e_mpa[cells], poisson[cells] = blocks_mpa, 0.3
     soft = {
@@ -221,15 +308,18 @@ def moduli(
     cells = d.labels == REGIONS.index("implant")
     if cells.any():
         if design.implant is None:
-            raise ValueError(f"the mesh has {cells.sum()} implant tetrahedra, but design {design.arm!r} has no implant")
+            raise ValueError(
+                f"the mesh has {cells.sum()} implant tetrahedra, but design {design.arm!r} has no"
+                " implant"
+            )
         alloy = materials.implant_material(design.material)
         ratio = 1.0
         if design.relative_density is not None:
             rho = design.relative_density.sample(d.points_mm[cells])
             if rho.min() <= 0.0 or rho.max() > 1.0 + 1e-6:
                 raise ValueError(
-                    f"relative density of design {design.arm!r} is {rho.min():.3g} to {rho.max():.3g} inside the "
-                    "implant; it must be in (0, 1]"
+                    f"relative density of design {design.arm!r} is {rho.min():.3g} to"
+                    f" {rho.max():.3g} inside the implant; it must be in (0, 1]"
                 )
             relative_density[cells] = rho
             ratio = materials.lattice_modulus_ratio(rho)
@@ -255,7 +345,11 @@ def _near(boundary: Boundary, body: str) -> Patch:
 
 def _endplate_centre(segment: Segment, body: str) -> np.ndarray:
     """Centre of the endplate next to the disc."""
-    return segment.caudal.superior.centre_mm if body == "caudal" else segment.cranial.inferior.centre_mm
+    return (
+        segment.caudal.superior.centre_mm
+        if body == "caudal"
+        else segment.cranial.inferior.centre_mm
+    )
 
 
 def _weight_only(d: el.Discretisation, patch: Patch) -> np.ndarray:
@@ -276,9 +370,11 @@ def _sample(
     settings: FemSettings,
     rest: dict,
 ) -> tuple[Response, np.ndarray, np.ndarray]:
-    """The Response of displacements [l, k, 3], and the averages per tetrahedron of strain and stress [l, m, 6].
+    """The Response of displacements [l, k, 3], and the averages per tetrahedron of strain and
+    stress [l, m, 6].
 
-    One load case at a time, kept in single precision: the strains of all of them at all points would be gigabytes.
+    One load case at a time, kept in single precision: the strains of all of them at all points
+    would be gigabytes.
     """
     volume = d.weight_mm3.sum(1)
     share = d.weight_mm3 / volume[:, None]
@@ -292,48 +388,65 @@ def _sample(
     for i, u in enumerate(displacement):
         strain = el.strains(d, u)
         stress = el.isotropic_stress(strain, lam, mu)
-        cell_strain[i], cell_stress[i] = (np.einsum("mq,mqv->mv", share, f) for f in (strain, stress))
+        cell_strain[i], cell_stress[i] = (
+            np.einsum("mq,mqv->mv", share, f) for f in (strain, stress)
+        )
         kept_strain.append((strain[keep] if by_point else cell_strain[i, cells]).astype(np.float32))
         kept_stress.append((stress[keep] if by_point else cell_stress[i, cells]).astype(np.float32))
     both: dict[str, Any] = {"strain": np.stack(kept_strain), "stress": np.stack(kept_stress)}
     if by_point:
         samples = dict(
-            position=d.points_mm[keep], volume=d.weight_mm3[keep], fraction=one_hot[np.nonzero(keep)[0]], near=near[keep],
+            position=d.points_mm[keep],
+            volume=d.weight_mm3[keep],
+            fraction=one_hot[np.nonzero(keep)[0]],
+            near=near[keep],
             relative_density=relative_density[keep],
-        )  # fmt: skip
+        )
     else:
 
         def mean(values: np.ndarray) -> np.ndarray:
             return (share * values).sum(1)[cells]
 
         samples = dict(
-            position=np.einsum("mq,mqd->md", share, d.points_mm)[cells], volume=volume[cells],
-            fraction=one_hot[cells], near=mean(near), relative_density=mean(relative_density),
-        )  # fmt: skip
+            position=np.einsum("mq,mqd->md", share, d.points_mm)[cells],
+            volume=volume[cells],
+            fraction=one_hot[cells],
+            near=mean(near),
+            relative_density=mean(relative_density),
+        )
     log.info(
-        "samples: %d of %d kept (%s, %s)", len(samples["volume"]), d.weight_mm3.size, settings.sample,
+        "samples: %d of %d kept (%s, %s)",
+        len(samples["volume"]),
+        d.weight_mm3.size,
+        settings.sample,
         "all regions" if settings.sample_all else "bone near the implant, implant and graft",
-    )  # fmt: skip
+    )
     return Response(**samples, **both, **rest), cell_strain, cell_stress
 
 
 def principal(voigt: np.ndarray, shear_factor: float) -> np.ndarray:
-    """Principal values [..., 3], ascending. shear_factor: 0.5 for strain with engineering shear, 1 for stress."""
+    """Principal values [..., 3], ascending. shear_factor: 0.5 for strain with engineering shear,
+    1 for stress."""
     t = np.empty((*voigt.shape[:-1], 3, 3))
     for k, (i, j) in enumerate([(0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)]):
         t[..., i, j] = t[..., j, i] = voigt[..., k] * (1.0 if i == j else shear_factor)
-    return np.linalg.eigvalsh(np.nan_to_num(t)) + np.where(np.isnan(voigt).any(-1), np.nan, 0.0)[..., None]
+    return (
+        np.linalg.eigvalsh(np.nan_to_num(t))
+        + np.where(np.isnan(voigt).any(-1), np.nan, 0.0)[..., None]
+    )
 
 
 def von_mises(stress: np.ndarray) -> np.ndarray:
     """[...] of principal stresses [..., 3]."""
-    return np.asarray(np.sqrt(0.5 * sum((stress[..., i] - stress[..., i - 1]) ** 2 for i in range(3))))
+    return np.asarray(
+        np.sqrt(0.5 * sum((stress[..., i] - stress[..., i - 1]) ** 2 for i in range(3)))
+    )
 
 
 def write_vtu(path: Path | str, field: FemField) -> None:
-    """Write one .vtu for ParaView: per load case `<name>_displacement_mm` on points (use Warp By Vector), and on
-    cells min and max principal strain, von Mises stress, strain energy density; `region` and `e_mpa` once. Fields are rounded to
-    float32: they are for looking at."""
+    """Write one .vtu for ParaView: per load case `<name>_displacement_mm` on points (use Warp By
+    Vector), and on cells min and max principal strain, von Mises stress, strain energy density;
+    `region` and `e_mpa` once. Fields are rounded to float32: they are for looking at."""
     mesh = field.mesh
     grid = pv.UnstructuredGrid({pv.CellType.TETRA: mesh.tets}, mesh.points_mm)
     cells = {"region": mesh.labels.astype(np.int32), "e_mpa": field.e_mpa}
@@ -350,7 +463,9 @@ def write_vtu(path: Path | str, field: FemField) -> None:
     for data, kept in ((points, grid.point_data), (cells, grid.cell_data)):
         for name, values in data.items():
             kept[name] = values.astype(np.float32) if values.dtype.kind == "f" else values
-    with tempfile.NamedTemporaryFile(prefix=".solution.", suffix=".vtu", dir=Path(path).parent, delete=False) as stream:
+    with tempfile.NamedTemporaryFile(
+        prefix=".solution.", suffix=".vtu", dir=Path(path).parent, delete=False
+    ) as stream:
         pass
     writer = vtkXMLUnstructuredGridWriter()
     writer.SetFileName(stream.name)

@@ -1,6 +1,8 @@
-"""The check of one arm: the exported surface meshed with the patient, solved, balanced, written for ParaView.
+"""The check of one arm: the exported surface meshed with the patient, solved, balanced, written for
+ParaView.
 
-What is simulated is what would be printed: the mesh is cut from the exported triangles, not from the design's fields.
+What is simulated is what would be printed: the mesh is cut from the exported triangles, not from
+the design's fields.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ _MESH_VERSION = 2
 
 @dataclass(frozen=True)
 class Check:
-    """What came of one arm. response is None when there is no trustworthy number (see status). died: its process was killed, which says
-    nothing about the arm and may go well another time."""
+    """What came of one arm. response is None when there is no trustworthy number (see status).
+    died: its process was killed, which says nothing about the arm and may go well another time."""
 
     status: SolverStatus
     response: Response | None
@@ -44,15 +46,20 @@ class Check:
 
 @dataclass(frozen=True)
 class Reference:
-    """Strain energy density [l, q] of the intact segment's bone near the disc space, and where [q, 3] mm."""
+    """Strain energy density [l, q] of the intact segment's bone near the disc space, and where
+    [q, 3] mm."""
 
     position_mm: np.ndarray
     energy: np.ndarray
 
     @staticmethod
     def of(intact: Response) -> Reference:
-        bone = np.flatnonzero((np.asarray(intact.near) > 0) & (np.asarray(intact.fraction)[:, :2].sum(1) > 0.5))
-        energy = 0.5 * np.sum(np.asarray(intact.strain)[:, bone] * np.asarray(intact.stress)[:, bone], axis=-1)
+        bone = np.flatnonzero(
+            (np.asarray(intact.near) > 0) & (np.asarray(intact.fraction)[:, :2].sum(1) > 0.5)
+        )
+        energy = 0.5 * np.sum(
+            np.asarray(intact.strain)[:, bone] * np.asarray(intact.stress)[:, bone], axis=-1
+        )
         return Reference(np.asarray(intact.position)[bone], energy)
 
 
@@ -66,9 +73,10 @@ def check(
     fem_settings: FemSettings,
     folder: Path,
 ) -> Check:
-    """Mesh, solve and balance one arm; writes <folder>/solution.vtu, with contact also contact.vtu, and keeps the mesh in
-    <folder>/mesh.npz (by the content of all that makes it). Never raises for what the geometry does: a mesh that fails its gate or a
-    solve that fails is a status, and then there is no response."""
+    """Mesh, solve and balance one arm; writes <folder>/solution.vtu, with contact also
+    contact.vtu, and keeps the mesh in <folder>/mesh.npz (by the content of all that makes it).
+    Never raises for what the geometry does: a mesh that fails its gate or a solve that fails is
+    a status, and then there is no response."""
     clock = time.perf_counter()
     try:
         mesh = meshed(segment, design, surface, mesh_settings, crop_mm, folder / "mesh.npz")
@@ -89,10 +97,21 @@ def check(
         fields.interface.write(folder / "contact.vtu")
     bad = [s for s in solver if s.code != "ok"]
     if bad:
-        return replace(nothing(f"{bad[0].code}: {bad[0].text}"), solver=tuple(solver), mesh=_figures(mesh))
+        return replace(
+            nothing(f"{bad[0].code}: {bad[0].text}"), solver=tuple(solver), mesh=_figures(mesh)
+        )
     figures = {"mesh_s": mesh_s, **fields.figures}
     touching = dict(zip(fields.loadcases, fields.contact, strict=False))
-    return Check(SolverStatus("ok", ""), response, tuple(solver), _figures(mesh), mesh.log, balance(response), figures, touching)
+    return Check(
+        SolverStatus("ok", ""),
+        response,
+        tuple(solver),
+        _figures(mesh),
+        mesh.log,
+        balance(response),
+        figures,
+        touching,
+    )
 
 
 def contact_name(friction: float) -> str:
@@ -101,24 +120,42 @@ def contact_name(friction: float) -> str:
 
 
 def meshed(
-    segment: Segment, design: Design, surface: Surface | None, settings: MeshSettings, crop_mm: np.ndarray, path: Path
+    segment: Segment,
+    design: Design,
+    surface: Surface | None,
+    settings: MeshSettings,
+    crop_mm: np.ndarray,
+    path: Path,
 ) -> TetMesh:
     """build_mesh, or what it gave before for the same content."""
     fields = (segment.caudal.sdf, segment.cranial.sdf, segment.disc, design.window, design.implant)
-    key = artifacts.digest((_MESH_VERSION, settings, design.arm, np.asarray(crop_mm), fields, surface))
+    key = artifacts.digest(
+        (_MESH_VERSION, settings, design.arm, np.asarray(crop_mm), fields, surface)
+    )
     if path.exists():
         try:
             with np.load(path) as held:
                 if str(held["key"]) == key:
-                    quality, lines = json.loads(str(held["quality"])), tuple(json.loads(str(held["log"])))
+                    quality, lines = (
+                        json.loads(str(held["quality"])),
+                        tuple(json.loads(str(held["log"]))),
+                    )
                     log.info("%s: mesh as before (%d tetrahedra)", design.arm, len(held["tets"]))
                     return TetMesh(held["points_mm"], held["tets"], held["labels"], quality, lines)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             log.warning("%s: %s cannot be read (%s); meshed again", design.arm, path, error)
     mesh = build_mesh(segment, design, surface, settings, crop_mm)
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays: dict[str, Any] = {"points_mm": mesh.points_mm, "tets": mesh.tets.astype(np.int32), "labels": mesh.labels.astype(np.int8)}
-    arrays |= {"key": np.array(key), "quality": np.array(json.dumps(mesh.quality, default=_plain)), "log": np.array(json.dumps(mesh.log))}
+    arrays: dict[str, Any] = {
+        "points_mm": mesh.points_mm,
+        "tets": mesh.tets.astype(np.int32),
+        "labels": mesh.labels.astype(np.int8),
+    }
+    arrays |= {
+        "key": np.array(key),
+        "quality": np.array(json.dumps(mesh.quality, default=_plain)),
+        "log": np.array(json.dumps(mesh.log)),
+    }
     artifacts.write_npz(path, **arrays)
     return mesh
 
@@ -129,18 +166,22 @@ def _plain(value: Any) -> Any:
 
 
 def balance(response: Response) -> tuple[float, float]:
-    """Largest |applied + reaction| over the load cases, relative to the largest force and moment applied (one of which may
-    be nothing: a force then counts as a moment over 50 mm, half a segment's height)."""
+    """Largest |applied + reaction| over the load cases, relative to the largest force and moment
+    applied (one of which may be nothing: a force then counts as a moment over 50 mm, half a
+    segment's height)."""
     rest = np.asarray(response.applied) + np.asarray(response.reaction)
     applied = np.asarray(response.applied)
-    largest_n, largest_nmm = (np.linalg.norm(applied[:, part], axis=1).max() for part in (slice(3), slice(3, 6)))
+    largest_n, largest_nmm = (
+        np.linalg.norm(applied[:, part], axis=1).max() for part in (slice(3), slice(3, 6))
+    )
     force = np.linalg.norm(rest[:, :3], axis=1) / max(largest_n, largest_nmm / 50.0)
     moment = np.linalg.norm(rest[:, 3:], axis=1) / max(largest_nmm, largest_n * 50.0)
     return float(force.max()), float(moment.max())
 
 
 def carried(reference: Reference, points_mm: np.ndarray) -> np.ndarray:
-    """Strain energy density of the intact segment [l, q] at other points, from its own samples (its own mesh).
+    """Strain energy density of the intact segment [l, q] at other points, from its own samples (its
+    own mesh).
 
     Inverse-distance mean of the four nearest samples of bone near the disc space.
     """
@@ -162,5 +203,9 @@ def _figures(mesh: TetMesh) -> dict[str, object]:
         if isinstance(value, bool | int | float | str | np.integer | np.floating):
             plain[key] = value.item() if isinstance(value, np.generic) else value
         elif isinstance(value, dict):
-            plain |= {f"{key} {k}": float(v) for k, v in value.items() if isinstance(v, int | float | np.number)}
+            plain |= {
+                f"{key} {k}": float(v)
+                for k, v in value.items()
+                if isinstance(v, int | float | np.number)
+            }
     return plain

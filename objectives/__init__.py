@@ -14,7 +14,11 @@ __all__ = ["Goal", "Objective", "load", "names"]
 def names() -> tuple[str, ...]:
     """Names of all objectives: the public modules of this package but the problem."""
     return tuple(
-        sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_") and m.name != "problem")
+        sorted(
+            m.name
+            for m in pkgutil.iter_modules(__path__)
+            if not m.name.startswith("_") and m.name != "problem"
+        )
     )
 
 

@@ -1,12 +1,16 @@
-"""What an objective is: one physical measure of a `Response`; and the goal that is wrapped around it.
+"""What an objective is: one physical measure of a `Response`; and the goal that is wrapped around
+it.
 
-An objective returns the physical quantity in its unit, never a weighted or normalised one, and reads nothing but the
-response, so the same object scores the voxel engine and SfePy. Weights, scales and bounds live in `Goal`.
+An objective returns the physical quantity in its unit, never a weighted or normalised one, and
+reads nothing but the response, so the same object scores the voxel engine and SfePy. Weights,
+scales and bounds live in `Goal`.
 
-Every sum, mean or maximum over samples is weighed by their volume: a response may hold copies of volume 0.
+Every sum, mean or maximum over samples is weighed by their volume: a response may hold copies of
+volume 0.
 
-To add an objective: one file here with `build(settings) -> Objective` and an entry in a YAML of conf/objectives.
-tests/contracts/test_objectives.py finds it by itself (finite values, finite gradients, Taylor test).
+To add an objective: one file here with `build(settings) -> Objective` and an entry in a YAML of
+conf/objectives. tests/contracts/test_objectives.py finds it by itself (finite values, finite
+gradients, Taylor test).
 """
 
 from __future__ import annotations
@@ -55,18 +59,23 @@ class Goal:
 
 @jax.custom_vjp
 def components(tensor: Array) -> tuple[Array, ...]:
-    """The six fields of Voigt tensors [..., 6]. Their gradient is stacked once; taken apart by slices it was padded six times."""
+    """The six fields of Voigt tensors [..., 6]. Their gradient is stacked once; taken apart by
+    slices it was padded six times."""
     return tuple(tensor[..., i] for i in range(6))
 
 
-components.defvjp(lambda tensor: (components(tensor), None), lambda _, bars: (jnp.stack(bars, axis=-1),))
+components.defvjp(
+    lambda tensor: (components(tensor), None), lambda _, bars: (jnp.stack(bars, axis=-1),)
+)
 
 
 def principal_strains(strain: Array) -> tuple[Array, Array]:
-    """Smallest and largest principal strain of Voigt strains [..., 6] (engineering shear), smooth in the strain.
+    """Smallest and largest principal strain of Voigt strains [..., 6] (engineering shear), smooth
+    in the strain.
 
-    Trigonometric solution of the characteristic cubic (Smith 1961). The deviator's norm is bounded below by 1e-9 and
-    the cosine kept inside ±(1 − 1e-9), so that gradients stay finite at repeated strains.
+    Trigonometric solution of the characteristic cubic (Smith 1961). The deviator's norm is bounded
+    below by 1e-9 and the cosine kept inside ±(1 − 1e-9), so that gradients stay finite at repeated
+    strains.
     """
     a, b, c, *shear = components(strain)
     d, e, f = (g / 2 for g in shear)
@@ -93,8 +102,12 @@ def smooth_step(t: Array) -> Array:
 
 
 def bone_volume(response: Response) -> Any:
-    """Volume of bone near the implant in every sample, mm³ [q]. Raises ValueError when there is none."""
+    """Volume of bone near the implant in every sample, mm³ [q]. Raises ValueError when there is
+    none."""
     volume = response.volume * response.near * (response.fraction[:, 0] + response.fraction[:, 1])
     if volume.shape[0] == 0:
-        raise ValueError("the response has no sample near the implant; check the patient's endplates and the grid")
+        raise ValueError(
+            "the response has no sample near the implant; check the patient's endplates and the"
+            " grid"
+        )
     return volume

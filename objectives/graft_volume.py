@@ -1,7 +1,9 @@
-"""Volume of the graft chamber between the endplates:  V = Σ_q v_q f_q   [mm³]: room for the fusion to grow through.
+"""Volume of the graft chamber between the endplates:  V = Σ_q v_q f_q   [mm³]: room for the fusion
+    to grow through.
 
 Shapes: fraction [q, r], volume [q] mm³.
-Loophole: a deep narrow chamber has the same volume as a wide one; contact of graft and endplate is not measured.
+Loophole: a deep narrow chamber has the same volume as a wide one; contact of graft and endplate is
+not measured.
 """
 
 from __future__ import annotations

@@ -1,13 +1,16 @@
-"""Stress in the implant over its fatigue limit: 1 means that the limit is reached in the mean of order p.
+"""Stress in the implant over its fatigue limit: 1 means that the limit is reached in the mean of
+order p.
 
-    U(l) = ( Σ_q v_q (σ_vM/σ_f)^p / Σ_q v_q )^(1/p),   p = 8        [1],   the largest over the load cases (p-norm again)
+    U(l) = ( Σ_q v_q (σ_vM/σ_f)^p / Σ_q v_q )^(1/p),   p = 8        [1],   the largest over the load
+        cases (p-norm again)
 
-σ_f is the material's fatigue limit, for a lattice the macroscopic one of its relative density (engine.materials). Samples
-count by the cube of their implant fraction, so that mixed surface voxels, whose stress is the mixture's, hardly count.
+σ_f is the material's fatigue limit, for a lattice the macroscopic one of its relative density
+(engine.materials). Samples count by the cube of their implant fraction, so that mixed surface
+voxels, whose stress is the mixture's, hardly count.
 
 Shapes: stress [l, q, 6] MPa, fatigue_mpa [q], fraction [q, r].
-Loophole: a mean of order 8 lies below the maximum and falls when lightly loaded volume is added; the report gives p99 and
-the maximum beside it, from SfePy.
+Loophole: a mean of order 8 lies below the maximum and falls when lightly loaded volume is added;
+the report gives p99 and the maximum beside it, from SfePy.
 Raises: ValueError when the response has no implant or no limit.
 Ref: DESIGN §5; normalised p-norm: Duysinx & Bendsøe 1998, doi 10.1002/(SICI)1097-0207.
 """
@@ -39,11 +42,15 @@ class ImplantStress:
     order: float
     name: str = "implant_stress"
     unit: str = "1"
-    description: str = "von Mises stress over fatigue limit in the implant, mean of order 8, worst load case"
+    description: str = (
+        "von Mises stress over fatigue limit in the implant, mean of order 8, worst load case"
+    )
 
     def per_load(self, response: Response) -> Array:
         if response.fatigue_mpa is None:
-            raise ValueError("implant stress needs the fatigue limit of the samples; this response has none")
+            raise ValueError(
+                "implant stress needs the fatigue limit of the samples; this response has none"
+            )
         weight = response.volume * jnp.asarray(response.fraction)[:, REGIONS.index("implant")] ** 3
         ratio = von_mises(jnp.asarray(response.stress)) / response.fatigue_mpa
         mean = jnp.sum(weight * ratio**self.order, axis=-1) / (jnp.sum(weight) + 1e-9)

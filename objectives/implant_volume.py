@@ -35,4 +35,6 @@ class ImplantVolume:
         return None
 
     def value(self, response: Response) -> Array:
-        return jnp.sum(response.volume * jnp.asarray(response.fraction)[:, REGIONS.index("implant")])
+        return jnp.sum(
+            response.volume * jnp.asarray(response.fraction)[:, REGIONS.index("implant")]
+        )

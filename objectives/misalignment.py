@@ -1,13 +1,15 @@
-"""How far the loaded construct stands off the plan: the settling of the cranial vertebra under the standing load.
+"""How far the loaded construct stands off the plan: the settling of the cranial vertebra under the
+standing load.
 
-With t, θ the cranial vertebra's mean rigid motion relative to the caudal one at the cranial endplate's centre, the
-root mean square displacement over an elliptic endplate of half axes a, b is
+With t, θ the cranial vertebra's mean rigid motion relative to the caudal one at the cranial
+endplate's centre, the root mean square displacement over an elliptic endplate of half axes a, b is
 
     m = √( |t|² + (θ_x² b² + θ_y² a² + θ_z² (a² + b²)) / 4 )                              [mm]
 
 Shapes: motion [l, 2, 6] (mm, rad).
-Loophole: a construct that is only stiff scores well at any planned pose, since the plan is taken as right; a posture that
-was planned wrong is not seen here. Rods lower it without any change of the implant.
+Loophole: a construct that is only stiff scores well at any planned pose, since the plan is taken as
+right; a posture that was planned wrong is not seen here. Rods lower it without any change of the
+implant.
 Raises: ValueError when the standing load case is missing.
 Ref: DESIGN §5 (alignment is measured on the loaded construct).
 """
@@ -43,7 +45,9 @@ class Misalignment:
     half_depth_mm: float
     name: str = "misalignment"
     unit: str = "mm"
-    description: str = "rms displacement of the cranial endplate off its planned pose under the standing load"
+    description: str = (
+        "rms displacement of the cranial endplate off its planned pose under the standing load"
+    )
 
     def per_load(self, response: Response) -> Array:
         motion = jnp.asarray(response.motion)

@@ -1,13 +1,15 @@
 """Share of the bone near the implant that is unloaded into resorption, against the intact segment.
 
-    S = 100 · Σ_q v_q · s((1/4 − W_q/W⁰_q)/δ) / Σ_q v_q          [%],   W = Σ_l ½ σ:ε over the load cases
+    S = 100 · Σ_q v_q · s((1/4 − W_q/W⁰_q)/δ) / Σ_q v_q          [%],   W = Σ_l ½ σ:ε over the load
+        cases
 
-A site that keeps less than a quarter of its intact strain energy density lies in the "lazy zone" where bone is resorbed.
-W⁰ is the same sum in the intact segment at the planned pose, computed by the same solver at the same points.
+A site that keeps less than a quarter of its intact strain energy density lies in the "lazy zone"
+where bone is resorbed. W⁰ is the same sum in the intact segment at the planned pose, computed by
+the same solver at the same points.
 
 Shapes: strain, stress [l, q, 6], reference_sed [l, q] MPa.
-Loophole: raising strain anywhere lowers it, up to and beyond yield; never use it without yielded bone.
-Raises: ValueError when the response has no intact reference.
+Loophole: raising strain anywhere lowers it, up to and beyond yield; never use it without yielded
+bone. Raises: ValueError when the response has no intact reference.
 Ref: DOMAIN §6 (−75 % flag); Huiskes et al. 1987, J Biomech 20:1135 (lazy zone).
 """
 
@@ -41,16 +43,28 @@ class StressShielding:
     half_width: float
     name: str = "stress_shielding"
     unit: str = "%"
-    description: str = "bone within 10 mm of the disc space keeping under a quarter of its intact strain energy density"
+    description: str = (
+        "bone within 10 mm of the disc space keeping under a quarter of its intact strain energy"
+        " density"
+    )
 
     def per_load(self, response: Response) -> None:
         return None
 
     def value(self, response: Response) -> Array:
         if response.reference_sed is None:
-            raise ValueError("stress shielding needs the intact segment's response; run forward.with_reference first")
-        energy = 0.5 * jnp.sum(jnp.asarray(response.strain) * jnp.asarray(response.stress), axis=(0, -1))
+            raise ValueError(
+                "stress shielding needs the intact segment's response; run forward.with_reference"
+                " first"
+            )
+        energy = 0.5 * jnp.sum(
+            jnp.asarray(response.strain) * jnp.asarray(response.stress), axis=(0, -1)
+        )
         reference = jnp.sum(jnp.asarray(response.reference_sed), axis=0)
         volume = bone_volume(response)
         ratio = energy / (reference + 1e-9)
-        return 100.0 * jnp.sum(volume * smooth_step((self.kept - ratio) / self.half_width)) / jnp.sum(volume)
+        return (
+            100.0
+            * jnp.sum(volume * smooth_step((self.kept - ratio) / self.half_width))
+            / jnp.sum(volume)
+        )

@@ -49,9 +49,7 @@ def _run(given: Given) -> int:
     config = typed(tables.CompareConfig, given.plain)
     found = tables.collect([Path(p) for p in config.runs])
     tables.write_tables(found, Path(config.out), config.seed)
-    artifacts.write_text(
-        Path(config.out) / "summary.md", summary.markdown(found, config.seed)
-    )
+    artifacts.write_text(Path(config.out) / "summary.md", summary.markdown(found, config.seed))
     page = write(found, config)
     print(f"{len(found.runs)} runs compared, {len(found.left_out)} left out\nreport: {page}")
     return 0

@@ -2,8 +2,8 @@
 
     python scripts/doctor.py        exit status 0 when all is well, 1 otherwise
 
-`check()` returns the findings; `require()` stops a script with them. What can take the process down with it
-(OpenGL, EGL, compiled solvers) is tried in a child process.
+`check()` returns the findings; `require()` stops a script with them. What can take the process down
+with it (OpenGL, EGL, compiled solvers) is tried in a child process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ Examples:
 def main(arguments: Sequence[str] = ()) -> int:
     """Print one line per check; 0 when all passed, 2 for an option that is not there."""
     if arguments:
-        print(HELP if {"-h", "--help"} & set(arguments) else f"error: {arguments[0]}: there are no options but --help")
+        print(
+            HELP
+            if {"-h", "--help"} & set(arguments)
+            else f"error: {arguments[0]}: there are no options but --help"
+        )
         return 0 if {"-h", "--help"} & set(arguments) else 2
     print("checking this machine; expected: 10 to 30 s", file=sys.stderr, flush=True)
     failed = False

@@ -42,9 +42,7 @@ def _run(given: Given) -> int:
     from scripts.evidence.scan import inputs, truth
 
     studies = truth.STUDIES | inputs.STUDIES
-    print(
-        cases.run(given.topic, studies[given.topic], typed(cases.StudyConfig, given.plain))
-    )
+    print(cases.run(given.topic, studies[given.topic], typed(cases.StudyConfig, given.plain)))
     return 0
 
 

@@ -1,4 +1,5 @@
-"""Implant families, one file each. `load(name)` finds a family by the name of its file: nothing else to edit."""
+"""Implant families, one file each. `load(name)` finds a family by the name of its file: nothing
+else to edit."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ __all__ = ["Anatomy", "Family", "Group", "ImplantFields", "anatomy_at", "familie
 
 def families() -> tuple[str, ...]:
     """Names of all families: the public modules of this package."""
-    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")))
+    return tuple(
+        sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    )
 
 
 def load(family: str, settings: dict[str, Any]) -> Family:
@@ -22,5 +25,7 @@ def load(family: str, settings: dict[str, Any]) -> Family:
     Raises ValueError when the family or one of its settings is unknown or out of range.
     """
     if family not in families():
-        raise ValueError(f"implant.family={family!r} is unknown; choose one of {', '.join(families())}")
+        raise ValueError(
+            f"implant.family={family!r} is unknown; choose one of {', '.join(families())}"
+        )
     return importlib.import_module(f"engine.implants.{family}").build(settings)

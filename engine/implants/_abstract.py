@@ -1,7 +1,7 @@
 """What an implant family is: named groups of bounded parameters, and signed distances made of them.
 
-To add a family: one file here with `build(settings) -> Family` and one YAML in conf/implant. The contract tests
-(tests/contracts/test_families.py) find it by themselves.
+To add a family: one file here with `build(settings) -> Family` and one YAML in conf/implant. The
+contract tests (tests/contracts/test_families.py) find it by themselves.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from engine.types import Segment
 
 #: Signed distance that stands for "nowhere near".
 FAR_MM = 1e3
-#: How far a device may reach out of the loft between the rims, to follow the rounded edge of an endplate.
+#: How far a device may reach out of the loft between the rims, to follow the rounded edge of an
+#: endplate.
 DISC_MARGIN_MM = 1.5
 
 
 @dataclass(frozen=True)
 class Group:
-    """One group of parameters in physical units: initial, lower and upper values of one shape, and their unit."""
+    """One group of parameters in physical units: initial, lower and upper values of one shape,
+    and their unit."""
 
     initial: np.ndarray
     lower: np.ndarray
@@ -34,7 +36,10 @@ class Group:
 
     def __post_init__(self) -> None:
         if not (np.all(self.lower <= self.initial) and np.all(self.initial <= self.upper)):
-            raise ValueError(f"initial values {self.initial} leave their bounds [{self.lower}, {self.upper}] {self.unit}")
+            raise ValueError(
+                f"initial values {self.initial} leave their bounds [{self.lower}, {self.upper}]"
+                f" {self.unit}"
+            )
 
 
 @jax.tree_util.register_dataclass
@@ -44,11 +49,13 @@ class Anatomy:
 
     points_mm [..., 3]   in the segment frame
     caudal, cranial      signed distance of the two vertebrae, mm
-    rim                  signed distance in the plane to the part of the disc space inside both endplate rims, mm
+    rim                  signed distance in the plane to the part of the disc space inside both
+                         endplate rims, mm
     centre_mm [3]        middle of the disc space
-    disc                 signed distance to the disc-space body between the two rims (it may overlap bone), grown by
-                         DISC_MARGIN_MM: without it a part inside the rims could grow a skirt round the waist of a
-                         vertebral body; without the margin it would lose contact on the rims' rounded edge
+    disc                 signed distance to the disc-space body between the two rims (it may overlap
+                         bone), grown by DISC_MARGIN_MM: without it a part inside the rims could
+                         grow a skirt round the waist of a vertebral body; without the margin it
+                         would lose contact on the rims' rounded edge
     """
 
     points_mm: Array
@@ -62,7 +69,8 @@ class Anatomy:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ImplantFields:
-    """Signed distance of the part and of its graft chamber, and the lattice's relative density, at the points."""
+    """Signed distance of the part and of its graft chamber, and the lattice's relative density,
+    at the points."""
 
     implant: Array
     window: Array
@@ -100,7 +108,8 @@ def anatomy_at(segment: Segment, points_mm: np.ndarray) -> Anatomy:
     caudal, cranial = segment.caudal, segment.cranial
     columns = points_mm[..., :1, :2] if points_mm.ndim == 4 else points_mm[..., :2]
     rim = np.maximum(
-        polygon_distance(caudal.superior.rim_mm[:, :2], columns), polygon_distance(cranial.inferior.rim_mm[:, :2], columns)
+        polygon_distance(caudal.superior.rim_mm[:, :2], columns),
+        polygon_distance(cranial.inferior.rim_mm[:, :2], columns),
     )
     return Anatomy(
         points_mm=jnp.asarray(points_mm),

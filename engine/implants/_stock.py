@@ -14,7 +14,8 @@ from engine.types import Segment
 
 
 def stock_faces(seat: Any, x: Any, y: Any, y0: Any, u: Any, v: Any) -> tuple[Array, Array]:
-    """Heights of the top and bottom face over plane points about the centre of the disc space, mm."""
+    """Heights of the top and bottom face over plane points about the centre of the disc space,
+    mm."""
     height, wedge, dome, z0, tilt_x, tilt_y = seat
     middle = z0 + tilt_x * x + tilt_y * y
     bulge = dome * (1.0 - jnp.clip((u**4 + v**4 + 1e-12) ** 0.5, 0.0, 1.0))
@@ -26,7 +27,9 @@ class Catalogue(BaseModel):
     """Sizes of the stock device and how deep it is seated into each endplate."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    heights_mm: tuple[Annotated[float, Field(ge=4, le=22)], ...] = tuple(float(h) for h in range(6, 19))
+    heights_mm: tuple[Annotated[float, Field(ge=4, le=22)], ...] = tuple(
+        float(h) for h in range(6, 19)
+    )
     lordosis_deg: tuple[Annotated[float, Field(ge=0, le=34)], ...] = (0.0, 4.0, 8.0, 12.0, 15.0)
     domes_mm: tuple[Annotated[float, Field(ge=0, le=3)], ...] = (0.0, 1.0)
     seat_depth_mm: float = Field(0.75, gt=0, le=3)
@@ -50,22 +53,35 @@ class Footprint(NamedTuple):
 
 
 def seat(footprint: Footprint, segment: Segment, catalogue: Catalogue) -> np.ndarray | None:
-    """The catalogue size that fits best under this footprint, as the group "seat"; None where the pose is not possible.
+    """The catalogue size that fits best under this footprint, as the group "seat"; None where the
+    pose is not possible.
 
-    The middle plane follows the two endplates under the footprint, the lordosis is the catalogue's nearest, the height
-    the largest that dips no deeper than seat_depth_mm into either endplate (95th percentile under the footprint), the
-    dome the one that touches more of them. A pose is not possible when more than 1 − least_inside of the footprint
-    reaches over the rims, or when the flattest size is too high.
+    The middle plane follows the two endplates under the footprint, the lordosis is the catalogue's
+    nearest, the height the largest that dips no deeper than seat_depth_mm into either endplate
+    (95th percentile under the footprint), the dome the one that touches more of them. A pose is not
+    possible when more than 1 − least_inside of the footprint reaches over the rims, or when the
+    flattest size is too high.
     """
     x, y, u, v = footprint.x_mm, footprint.y_mm, footprint.u, footprint.v
     low, high = segment.caudal.superior.centre_mm, segment.cranial.inferior.centre_mm
     centre = 0.5 * (low + high)
     plane = np.stack([x, y], -1) + centre[:2]
-    rim = np.maximum(*(polygon_distance(p.rim_mm[:, :2], plane) for p in (segment.caudal.superior, segment.cranial.inferior)))
+    rim = np.maximum(
+        *(
+            polygon_distance(p.rim_mm[:, :2], plane)
+            for p in (segment.caudal.superior, segment.cranial.inferior)
+        )
+    )
     if np.mean(rim + footprint.rim_inset_mm < 0) < catalogue.least_inside:
         return None
     z = np.arange(centre[2] - 12.0, centre[2] + 12.0, 0.25)
-    points = np.concatenate([np.repeat(plane[:, None], len(z), 1), np.broadcast_to(z[None, :, None], (len(plane), len(z), 1))], -1)
+    points = np.concatenate(
+        [
+            np.repeat(plane[:, None], len(z), 1),
+            np.broadcast_to(z[None, :, None], (len(plane), len(z), 1)),
+        ],
+        -1,
+    )
     under = segment.caudal.sdf.sample(points) < 0
     over = segment.cranial.sdf.sample(points) < 0
     floor = np.where(under.any(1), z[len(z) - 1 - under[:, ::-1].argmax(1)], z[0])
@@ -79,11 +95,20 @@ def seat(footprint: Footprint, segment: Segment, catalogue: Catalogue) -> np.nda
     for dome in catalogue.domes_mm:
         for height in sorted(catalogue.heights_mm, reverse=True):
             trial = np.array([height, wedge, dome, middle[0], middle[1], middle[2]])
-            top, bottom = (np.asarray(f) for f in stock_faces(trial, x, y, footprint.centre_y_mm, u, v))
+            top, bottom = (
+                np.asarray(f) for f in stock_faces(trial, x, y, footprint.centre_y_mm, u, v)
+            )
             into_floor, into_ceiling = floor - bottom, top - ceiling
             shift = 0.5 * (np.quantile(into_floor, 0.95) - np.quantile(into_ceiling, 0.95))
-            into_floor, into_ceiling, trial[3] = into_floor - shift, into_ceiling + shift, trial[3] + shift
-            if max(np.quantile(into_floor, 0.95), np.quantile(into_ceiling, 0.95)) <= catalogue.seat_depth_mm:
+            into_floor, into_ceiling, trial[3] = (
+                into_floor - shift,
+                into_ceiling + shift,
+                trial[3] + shift,
+            )
+            if (
+                max(np.quantile(into_floor, 0.95), np.quantile(into_ceiling, 0.95))
+                <= catalogue.seat_depth_mm
+            ):
                 touching = float(np.mean(into_floor > 0) + np.mean(into_ceiling > 0))
                 if best is None or touching > best[0]:
                     best = (touching, trial)

@@ -1,5 +1,6 @@
-"""A solid block that fills the disc space from rim to rim: the stiffest and widest support that an interbody device
-could give. No corridor lets it through; it is the floor for yielded bone, not a design."""
+"""A solid block that fills the disc space from rim to rim: the stiffest and widest support that
+an interbody device could give. No corridor lets it through; it is the floor for yielded bone,
+not a design."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""A follower preload with a pure moment: the standard load of a motion segment, in the laboratory and on paper.
+"""A follower preload with a pure moment: the standard load of a motion segment, in the laboratory
+and on paper.
 
-The preload acts at the centre of the cranial vertebra's superior endplate along the line to the centre of the caudal
-vertebra's inferior endplate, so that by itself it compresses the segment without bending it (Patwardhan's follower
-load, for one segment). Moments in the segment frame: + about x flexion, + about y bending to the left, + about z
-rotation to the left.
+The preload acts at the centre of the cranial vertebra's superior endplate along the line to the
+centre of the caudal vertebra's inferior endplate, so that by itself it compresses the segment
+without bending it (Patwardhan's follower load, for one segment). Moments in the segment frame: +
+about x flexion, + about y bending to the left, + about z rotation to the left.
 """
 
 from __future__ import annotations
@@ -26,9 +27,12 @@ class Settings(BaseModel):
 
 
 def case(name: str, settings: dict[str, Any], segment: Segment) -> LoadCase:
-    """The wrench on the cranial endplate, N and N·mm. Raises ValueError (pydantic) for wrong settings."""
+    """The wrench on the cranial endplate, N and N·mm. Raises ValueError (pydantic) for wrong
+    settings."""
     s = Settings(**settings)
     top, bottom = segment.cranial.superior.centre_mm, segment.caudal.inferior.centre_mm
     line = (bottom - top) / np.linalg.norm(bottom - top)
     moment = 1000.0 * np.array([s.flexion_nm, s.left_bending_nm, s.left_rotation_nm])
-    return LoadCase(name, Wrench(s.preload_n * line, moment, np.asarray(top, float)), s.preload_n, s.source)
+    return LoadCase(
+        name, Wrench(s.preload_n * line, moment, np.asarray(top, float)), s.preload_n, s.source
+    )

@@ -14,24 +14,28 @@ from engine.multigrid.system import EMPTY, System, touched
 def check(system: System, grid: Grid, forces: Array | None = None) -> None:
     """Refuse what no solver can answer. Raises ValueError that names it and its place in mm:
 
-    moduli that are not finite or negative, no material at all, forces on nodes that no material touches, and pieces of
-    material (connected by faces, edges or corners) that no foundation, fixed unknown or link holds.
+    moduli that are not finite or negative, no material at all, forces on nodes that no material
+    touches, and pieces of material (connected by faces, edges or corners) that no foundation, fixed
+    unknown or link holds.
     """
     fields = [np.asarray(f) for f in (system.medium.lam, system.medium.mu, system.medium.kappa)]
     wrong = ~np.all(np.isfinite(fields), axis=0) | (fields[1] < 0) | (fields[2] < 0)
     if wrong.any():
         raise ValueError(
-            f"moduli must be finite and not negative; {int(wrong.sum())} voxels are not, {_place(wrong, grid)}; "
-            "check the density and its law"
+            f"moduli must be finite and not negative; {int(wrong.sum())} voxels are not,"
+            f" {_place(wrong, grid)}; check the density and its law"
         )
     solid = fields[1] > 0
     if not solid.any():
         raise ValueError(EMPTY)
     if forces is not None:
-        loaded = np.any(np.asarray(forces) != 0, axis=(0, 1)) & (np.asarray(touched(system.medium)) == 0)
+        loaded = np.any(np.asarray(forces) != 0, axis=(0, 1)) & (
+            np.asarray(touched(system.medium)) == 0
+        )
         if loaded.any():
             raise ValueError(
-                f"{int(loaded.sum())} loaded nodes touch no material, {_place(loaded, grid, 0.0)}; move the load patch onto bone"
+                f"{int(loaded.sum())} loaded nodes touch no material, {_place(loaded, grid, 0.0)};"
+                " move the load patch onto bone"
             )
     pieces, count = label(solid, np.ones((3, 3, 3)))
     holding = fields[2] > 0
@@ -40,7 +44,9 @@ def check(system: System, grid: Grid, forces: Array | None = None) -> None:
         held_nodes |= np.any(np.asarray(system.free) == 0, axis=0)
     if system.links is not None:
         first = system.links[0]
-        held_nodes.ravel()[np.asarray(first.node)[np.any(np.asarray(first.weight) != 0, axis=(0, 2))]] = True
+        held_nodes.ravel()[
+            np.asarray(first.node)[np.any(np.asarray(first.weight) != 0, axis=(0, 2))]
+        ] = True
     x, y, z = solid.shape
     for i, j, k in CORNERS:
         holding = holding | held_nodes[i : i + x, j : j + y, k : k + z]
@@ -48,13 +54,15 @@ def check(system: System, grid: Grid, forces: Array | None = None) -> None:
     if loose:
         told = [f"{int((pieces == n).sum())} voxels {_place(pieces == n, grid)}" for n in loose[:5]]
         raise ValueError(
-            f"{len(loose)} piece{'s' * (len(loose) > 1)} of material held by nothing: {'; '.join(told)}{'; …' * (len(loose) > 5)}; "
-            "the structure is not held: check the support patch, or drop small pieces with engine.multigrid.checks.without_islands"
+            f"{len(loose)} piece{'s' * (len(loose) > 1)} of material held by nothing:"
+            f" {'; '.join(told)}{'; …' * (len(loose) > 5)}; the structure is not held: check the"
+            " support patch, or drop small pieces with engine.multigrid.checks.without_islands"
         )
 
 
 def without_islands(medium: Medium, grid: Grid, below_mm3: float) -> tuple[Medium, list[str]]:
-    """The medium without its pieces (connected by nodes) smaller than a volume, and a line for each that was dropped."""
+    """The medium without its pieces (connected by nodes) smaller than a volume, and a line for
+    each that was dropped."""
     solid = np.asarray(medium.mu) > 0
     pieces, count = label(solid, np.ones((3, 3, 3)))
     volume = np.bincount(pieces.ravel(), minlength=count + 1) * grid.spacing_mm**3

@@ -14,7 +14,8 @@ from engine.multigrid.system import NOT_HELD, Chain
 
 
 def coarsest_chain(k: np.ndarray, links: Links | None) -> Chain:
-    """Factors of the coarsest operator, element matrices k [24, 24, x, y, z]. Raises ValueError when it is not held."""
+    """Factors of the coarsest operator, element matrices k [24, 24, x, y, z]. Raises ValueError
+    when it is not held."""
     matrix = sparse_matrix(k)
     nodes = tuple(n + 1 for n in k.shape[2:])
     order = _plane_order(nodes)
@@ -46,22 +47,32 @@ def coarsest_chain(k: np.ndarray, links: Links | None) -> Chain:
     z_natural[:, order] = z.reshape(len(rows), -1)
     stiffness = np.asarray(links.stiffness, np.float64)
     core = np.linalg.solve(np.eye(len(rows)) + stiffness @ (rows @ z_natural.T), stiffness)
-    return Chain(*(jnp.asarray(a, jnp.float32) for a in (inverse, step, z_natural.T, 0.5 * (core + core.T))))
+    return Chain(
+        *(jnp.asarray(a, jnp.float32) for a in (inverse, step, z_natural.T, 0.5 * (core + core.T)))
+    )
 
 
 def sparse_matrix(k: np.ndarray) -> scipy.sparse.csr_matrix:
-    """The assembled matrix of stored element matrices [24, 24, x, y, z]; unknowns ordered [3, x+1, y+1, z+1]."""
+    """The assembled matrix of stored element matrices [24, 24, x, y, z]; unknowns ordered [3,
+    x+1, y+1, z+1]."""
     shape = k.shape[2:]
     nodes = tuple(n + 1 for n in shape)
     number = np.arange(np.prod(nodes)).reshape(nodes)
     corner = [number[i : i + shape[0], j : j + shape[1], m : m + shape[2]] for i, j, m in CORNERS]
     dof = np.stack([c + axis * number.size for c in corner for axis in range(3)]).reshape(24, -1)
-    row, column = np.broadcast_to(dof[:, None], (24, 24, dof.shape[1])), np.broadcast_to(dof[None], (24, 24, dof.shape[1]))
+    row, column = (
+        np.broadcast_to(dof[:, None], (24, 24, dof.shape[1])),
+        np.broadcast_to(dof[None], (24, 24, dof.shape[1])),
+    )
     size = 3 * number.size
-    matrix = scipy.sparse.coo_matrix((k.ravel(), (row.ravel(), column.ravel())), shape=(size, size)).tocsr()
+    matrix = scipy.sparse.coo_matrix(
+        (k.ravel(), (row.ravel(), column.ravel())), shape=(size, size)
+    ).tocsr()
     diagonal = matrix.diagonal()
     empty = diagonal <= 1e-12 * diagonal.max()
-    return matrix + scipy.sparse.diags(np.where(empty, diagonal.max(), 0.0)) if empty.any() else matrix
+    return (
+        matrix + scipy.sparse.diags(np.where(empty, diagonal.max(), 0.0)) if empty.any() else matrix
+    )
 
 
 def link_rows(links: Links, nodes: tuple[int, ...]) -> np.ndarray:
@@ -89,7 +100,8 @@ def _back_and_forth(inverse: np.ndarray, step: np.ndarray, r: np.ndarray) -> np.
 
 
 def solve_coarsest(chain: Chain, r: Array) -> Array:
-    """K⁻¹ r of the coarsest level, r [b, 3, x, y, z]: y_k = r_k − E_{k−1}ᵀ y_{k−1}, x_k = D_k⁻¹ y_k − E_k x_{k+1}."""
+    """K⁻¹ r of the coarsest level, r [b, 3, x, y, z]: y_k = r_k − E_{k−1}ᵀ y_{k−1}, x_k = D_k⁻¹
+    y_k − E_k x_{k+1}."""
     axis = 2 + int(np.argmax(r.shape[2:]))
     moved = jnp.moveaxis(r, axis, 0)
     planes = moved.reshape(moved.shape[0], r.shape[0], -1)

@@ -28,9 +28,14 @@ from engine.multigrid.system import (
 from engine.types import SolverStatus
 
 
-# -- Krylov --------------------------------------------------------------------------------------------------
+# -- Krylov ----------------------------------------------------------------------------------------
 def _run(
-    system: System, hierarchy: Preconditioner, b: Array, start: Array, spacing_mm: float, settings: SolverSettings
+    system: System,
+    hierarchy: Preconditioner,
+    b: Array,
+    start: Array,
+    spacing_mm: float,
+    settings: SolverSettings,
 ) -> tuple[Array, SolveInfo]:
     one = native_solve if isinstance(hierarchy, Compiled) else _conjugate_gradients
     return one(system, hierarchy, b, start, spacing_mm, settings)  # type: ignore[arg-type]
@@ -38,7 +43,12 @@ def _run(
 
 @partial(jax.jit, static_argnames=("spacing_mm", "settings"))
 def _conjugate_gradients(
-    system: System, hierarchy: Hierarchy, b: Array, start: Array, spacing_mm: float, settings: SolverSettings
+    system: System,
+    hierarchy: Hierarchy,
+    b: Array,
+    start: Array,
+    spacing_mm: float,
+    settings: SolverSettings,
 ) -> tuple[Array, SolveInfo]:
     """Flexible (Polak-Ribière) CG on all right-hand sides at once; a converged one simply rests."""
 
@@ -64,12 +74,17 @@ def _conjugate_gradients(
         return going & (n < settings.max_iterations) & (jnp.max(since) < STALL_ITERATIONS)
 
     def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        # the preconditioner and the operator stand here once each: they are most of what XLA has to compile
+        # the preconditioner and the operator stand here once each: they are most of what XLA has to
+        # compile
         x, r, r_last, p, rz_last, n, best, since = carry
         active = jnp.sqrt(dot(r, r)) > goal
         z = precondition(r)
         rz = dot(r, z)
-        beta = jnp.where(jnp.abs(rz_last) > tiny, dot(z, r - r_last) / jnp.where(jnp.abs(rz_last) > tiny, rz_last, 1.0), 0.0)
+        beta = jnp.where(
+            jnp.abs(rz_last) > tiny,
+            dot(z, r - r_last) / jnp.where(jnp.abs(rz_last) > tiny, rz_last, 1.0),
+            0.0,
+        )
         p = z + spread_out(jnp.maximum(beta, 0.0)) * p
         kp = operate(system, p, spacing_mm)
         pkp = dot(p, kp)
@@ -78,15 +93,32 @@ def _conjugate_gradients(
         size = jnp.sqrt(dot(r_next, r_next))
         better = size < 0.98 * best
         return (
-            x + spread_out(alpha) * p, r_next, r, p, rz, n + 1,
-            jnp.where(better, size, best), jnp.where(better | ~active, 0, since + 1),
-        )  # fmt: skip
+            x + spread_out(alpha) * p,
+            r_next,
+            r,
+            p,
+            rz,
+            n + 1,
+            jnp.where(better, size, best),
+            jnp.where(better | ~active, 0, since + 1),
+        )
 
-    start = jnp.where(spread_out(goal) > 0, start, 0.0)  # nothing answers a load of nothing, whatever the warm start
+    start = jnp.where(
+        spread_out(goal) > 0, start, 0.0
+    )  # nothing answers a load of nothing, whatever the warm start
     r = b - operate(system, start, spacing_mm)
     size = jnp.sqrt(dot(r, r))
     zero = jnp.zeros_like(size)
-    carry = (start, r, r, jnp.zeros_like(r), zero, jnp.zeros((), jnp.int32), size, jnp.zeros(b.shape[0], jnp.int32))
+    carry = (
+        start,
+        r,
+        r,
+        jnp.zeros_like(r),
+        zero,
+        jnp.zeros((), jnp.int32),
+        size,
+        jnp.zeros(b.shape[0], jnp.int32),
+    )
     x, _, _, _, _, n, _, since = jax.lax.while_loop(unfinished, step, carry)
     x = x * touched(system.medium)
     true = b - operate(system, x, spacing_mm)
@@ -108,43 +140,64 @@ def solve(
 ) -> tuple[Array, SolveInfo]:
     """Displacements u with K u = b, all right-hand sides at once, and how it went.
 
-    `start` warm-starts the solve and `adjoint_start` that of the backward pass. Neither changes the result beyond
-    the tolerance, so their cotangents are free to carry the adjoint out: the cotangent of `adjoint_start` *is* the
-    adjoint solution λ (next time's warm start) and that of `probe` is (iterations, largest true residual, λᵀ(b − K u)).
+    `start` warm-starts the solve and `adjoint_start` that of the backward pass. Neither changes the
+    result beyond the tolerance, so their cotangents are free to carry the adjoint out: the
+    cotangent of `adjoint_start` *is* the adjoint solution λ (next time's warm start) and that of
+    `probe` is (iterations, largest true residual, λᵀ(b − K u)).
 
-    The last one corrects a functional for the residual of the solve: J(u) + λᵀ(b − K u) is wrong by second order in both
-    residuals only (Pierce & Giles 2000, SIAM Rev. 42:247), so that loose solves leave line searches clean.
+    The last one corrects a functional for the residual of the solve: J(u) + λᵀ(b − K u) is wrong by
+    second order in both residuals only (Pierce & Giles 2000, SIAM Rev. 42:247), so that loose
+    solves leave line searches clean.
     """
     return _run(system, hierarchy, b, start, spacing_mm, settings)
 
 
 def _solve_forward(
-    spacing_mm: float, settings: SolverSettings, system: System, b: Array, hierarchy: Preconditioner, start: Array,
-    adjoint_start: Array, probe: Array,
-) -> tuple[Any, Any]:  # fmt: skip
+    spacing_mm: float,
+    settings: SolverSettings,
+    system: System,
+    b: Array,
+    hierarchy: Preconditioner,
+    start: Array,
+    adjoint_start: Array,
+    probe: Array,
+) -> tuple[Any, Any]:
     out = _run(system, hierarchy, b, start, spacing_mm, settings)
     return out, (system, hierarchy, b, out[0], adjoint_start)
 
 
-def _solve_backward(spacing_mm: float, settings: SolverSettings, kept: Any, cotangent: Any) -> tuple[Any, ...]:
+def _solve_backward(
+    spacing_mm: float, settings: SolverSettings, kept: Any, cotangent: Any
+) -> tuple[Any, ...]:
     system, hierarchy, b, u, adjoint_start = kept
     ubar = cotangent[0]
     if system.free is not None:
         ubar = system.free * ubar
     adjoint, info = _run(system, hierarchy, ubar, adjoint_start, spacing_mm, settings)
-    free_u, free_a = (u, adjoint) if system.free is None else (system.free * u, system.free * adjoint)
+    free_u, free_a = (
+        (u, adjoint) if system.free is None else (system.free * u, system.free * adjoint)
+    )
     if isinstance(hierarchy, Compiled):
         pairing = native_pairing(system.medium.mu, free_u, free_a, spacing_mm)
     else:
         pairing = energy_pairing(free_u, free_a, spacing_mm)
-    held = sum(jnp.sum(f * g) for f, g in zip((system.medium.lam, system.medium.mu, system.medium.kappa), pairing, strict=True))
+    held = sum(
+        jnp.sum(f * g)
+        for f, g in zip(
+            (system.medium.lam, system.medium.mu, system.medium.kappa), pairing, strict=True
+        )
+    )
     if system.links is not None:
         held = held + jnp.sum(free_a * apply_links(system.links[0], free_u))
     correction = jnp.sum(free_a * b) - held
     sensitivity = Medium(*(-g for g in pairing))
     nothing = partial(jax.tree.map, _zero_cotangent)
-    system_bar = System(sensitivity, nothing(system.free), nothing(system.links), nothing(system.bodies))
-    probe = jnp.stack([info.iterations.astype(u.dtype), jnp.max(info.relative_residual), correction])
+    system_bar = System(
+        sensitivity, nothing(system.free), nothing(system.links), nothing(system.bodies)
+    )
+    probe = jnp.stack(
+        [info.iterations.astype(u.dtype), jnp.max(info.relative_residual), correction]
+    )
     return system_bar, adjoint, nothing(hierarchy), jnp.zeros_like(u), adjoint, probe
 
 
@@ -157,18 +210,32 @@ def _zero_cotangent(leaf: Array) -> Any:
 solve.defvjp(_solve_forward, _solve_backward)
 
 
-def statuses(info: SolveInfo, settings: SolverSettings, names: tuple[str, ...]) -> list[SolverStatus]:
+def statuses(
+    info: SolveInfo, settings: SolverSettings, names: tuple[str, ...]
+) -> list[SolverStatus]:
     """What the solve says of each right-hand side, in words."""
     out = []
     for i, name in enumerate(names):
         relative, n = float(np.asarray(info.relative_residual)[i]), int(info.iterations)
         if not np.isfinite(relative):
-            code, text = "failed", f"{name}: the residual is not finite; check the moduli for NaN or zero"
+            code, text = (
+                "failed",
+                f"{name}: the residual is not finite; check the moduli for NaN or zero",
+            )
         elif relative <= 2 * settings.tolerance:
             code, text = "ok", f"{name}: converged"
         elif bool(np.asarray(info.stalled)[i]):
-            code, text = "stagnated", f"{name}: no progress in {STALL_ITERATIONS} iterations; usually walls thinner than two voxels"
+            code, text = (
+                "stagnated",
+                (
+                    f"{name}: no progress in {STALL_ITERATIONS} iterations; usually walls thinner"
+                    " than two voxels"
+                ),
+            )
         else:
-            code, text = "max_iterations", f"{name}: not converged in {n} iterations; raise solver.max_iterations"
+            code, text = (
+                "max_iterations",
+                f"{name}: not converged in {n} iterations; raise solver.max_iterations",
+            )
         out.append(SolverStatus(code, text, n, relative))
     return out

@@ -6,7 +6,7 @@ from __future__ import annotations
 MAX_PLANE_UNKNOWNS, MAX_PLANES = 500, 48
 
 
-# -- levels --------------------------------------------------------------------------------------------------
+# -- levels ----------------------------------------------------------------------------------------
 def _small_enough(shape: tuple[int, ...]) -> bool:
     """Whether a grid of so many voxels can be the coarsest level."""
     short, middle, long = sorted(n + 1 for n in shape)
@@ -14,7 +14,8 @@ def _small_enough(shape: tuple[int, ...]) -> bool:
 
 
 def depth(shape: tuple[int, int, int]) -> int:
-    """Number of coarsenings, at least one: as few as make the coarsest level small enough for the direct solver.
+    """Number of coarsenings, at least one: as few as make the coarsest level small enough for the
+    direct solver.
 
     Raises ValueError when the shape cannot be halved that often (see `padded_shape`).
     """
@@ -22,14 +23,16 @@ def depth(shape: tuple[int, int, int]) -> int:
     while level == 0 or not _small_enough((x, y, z)):
         if x % 2 or y % 2 or z % 2:
             raise ValueError(
-                f"a grid of {shape} voxels cannot be coarsened {level + 1} times; pad it with engine.multigrid.levels.padded_shape"
+                f"a grid of {shape} voxels cannot be coarsened {level + 1} times; pad it with"
+                " engine.multigrid.levels.padded_shape"
             )
         level, x, y, z = level + 1, x // 2, y // 2, z // 2
     return level
 
 
 def padded_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The smallest shape that holds `shape` and can be coarsened until the coarsest level is small."""
+    """The smallest shape that holds `shape` and can be coarsened until the coarsest level is
+    small."""
     for level in range(1, 12):
         unit = 2**level
         coarse = [-(-n // unit) for n in shape]

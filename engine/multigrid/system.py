@@ -15,7 +15,8 @@ from engine.elasticity import Links, Medium, apply, scatter
 
 #: A relative residual above this is no solution: neither a measure nor a gradient is taken from it.
 UNSOLVED = 1e-3
-#: The solve gives up when a right-hand side has not bettered its best residual by 2 % in so many iterations.
+#: The solve gives up when a right-hand side has not bettered its best residual by 2 % in so many
+#: iterations.
 STALL_ITERATIONS = 40
 
 
@@ -32,10 +33,11 @@ class SolverSettings:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class System:
-    """The operator: materials, free degrees of freedom [3, x+1, y+1, z+1] (1 free, 0 fixed) or None, links per level.
+    """The operator: materials, free degrees of freedom [3, x+1, y+1, z+1] (1 free, 0 fixed) or
+    None, links per level.
 
-    bodies [x+1, y+1, z+1], or None: number of the stiff body that a node belongs to, from 1, 0 for none; their rigid
-    motions are treated exactly by the preconditioner (see `_balanced`).
+    bodies [x+1, y+1, z+1], or None: number of the stiff body that a node belongs to, from 1, 0 for
+    none; their rigid motions are treated exactly by the preconditioner (see `_balanced`).
     """
 
     medium: Medium
@@ -45,8 +47,10 @@ class System:
 
 
 class Chain(NamedTuple):
-    """K = L D Lᵀ + Wᵀ S W of the coarsest level by planes: inverse [p, m, m] of D, step [p, m, m] = D_k⁻¹ B_k (last one zero),
-    and of the links (Woodbury) Z = T⁻¹Wᵀ [n, q], core = (1 + S W Z)⁻¹ S [q, q]; both None without links."""
+    """K = L D Lᵀ + Wᵀ S W of the coarsest level by planes: inverse [p, m, m] of D, step [p, m, m] =
+    D_k⁻¹ B_k (last one zero), and of the links (Woodbury) Z = T⁻¹Wᵀ [n, q], core = (1 + S W Z)⁻¹ S
+    [q, q]; both None without links.
+    """
 
     inverse: Array
     step: Array
@@ -74,10 +78,11 @@ class Hierarchy(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """The preconditioner of engine/multigrid/native/multigrid.cc: the system it is built from, its medium float32, links of the finest level only.
+    """The preconditioner of engine/multigrid/native/multigrid.cc: the system it is built from, its
+    medium float32, links of the finest level only.
 
-    The levels themselves live on the other side, which keeps the last one by content: the backward pass and a next solve
-    with the same preconditioner find it again.
+    The levels themselves live on the other side, which keeps the last one by content: the backward
+    pass and a next solve with the same preconditioner find it again.
     """
 
     system: System
@@ -87,7 +92,8 @@ Preconditioner = Hierarchy | Compiled
 
 
 class SolveInfo(NamedTuple):
-    """Iterations of the batch, true relative residual and best-residual stall flag per right-hand side."""
+    """Iterations of the batch, true relative residual and best-residual stall flag per
+    right-hand side."""
 
     iterations: Array
     relative_residual: Array
@@ -108,15 +114,21 @@ def operate(system: System, u: Array, spacing_mm: float) -> Array:
 
 
 def touched(medium: Medium) -> Float[Array, "x1 y1 z1"]:
-    """1 on the nodes of voxels that hold material, else 0. The others have no displacement; it is reported as zero."""
-    return (scatter(jnp.repeat((medium.mu > 0)[None, None].astype(jnp.float32), 8, axis=1))[0, 0] > 0).astype(jnp.float64)
+    """1 on the nodes of voxels that hold material, else 0. The others have no displacement; it
+    is reported as zero."""
+    return (
+        scatter(jnp.repeat((medium.mu > 0)[None, None].astype(jnp.float32), 8, axis=1))[0, 0] > 0
+    ).astype(jnp.float64)
 
 
 NOT_HELD = (
     "the structure is not held: its coarsest stiffness matrix is not positive definite; "
     "check the support patch and that the bodies are connected to it"
 )
-EMPTY = "there is no material in the domain (every modulus is zero or not finite); check the masks and the grid's extent"
+EMPTY = (
+    "there is no material in the domain (every modulus is zero or not finite); check the masks and"
+    " the grid's extent"
+)
 
 
 @jax.jit

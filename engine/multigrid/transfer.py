@@ -1,4 +1,5 @@
-"""Between levels: prolongation, restriction, Galerkin coarsening of materials, elements and links."""
+"""Between levels: prolongation, restriction, Galerkin coarsening of materials, elements and
+links."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from engine.elasticity import CORNERS, Links, child_interpolation, element_matri
 from engine.multigrid.system import System
 
 
-# -- transfer ------------------------------------------------------------------------------------------------
+# -- transfer --------------------------------------------------------------------------------------
 def prolong(c: Float[Array, "b c x y z"]) -> Float[Array, "b c x2 y2 z2"]:
     """Trilinear interpolation from n+1 to 2n+1 nodes along every axis."""
     for axis in (2, 3, 4):
@@ -43,7 +44,8 @@ def _children(field: Array) -> Array:
 
 
 def coarsen_medium(system: System, spacing_mm: float) -> Array:
-    """Element matrices of the first coarse level, [24, 24, x/2, y/2, z/2], straight from the fields."""
+    """Element matrices of the first coarse level, [24, 24, x/2, y/2, z/2], straight from the
+    fields."""
     matrices = jnp.asarray(np.stack(element_matrices(spacing_mm)), jnp.float32)
     transfer = jnp.asarray(child_interpolation(), jnp.float32)
     medium = system.medium
@@ -55,7 +57,11 @@ def coarsen_medium(system: System, spacing_mm: float) -> Array:
 
     def add(total: Array, child: tuple[Array, Array, Array]) -> tuple[Array, None]:
         field, mask, p = child
-        k = jnp.einsum("mxyz,mij->ijxyz", field, matrices, precision="highest") * mask[:, None] * mask[None]
+        k = (
+            jnp.einsum("mxyz,mij->ijxyz", field, matrices, precision="highest")
+            * mask[:, None]
+            * mask[None]
+        )
         return total + jnp.einsum("ji,jkxyz,kl->ilxyz", p, k, p, precision="highest"), None
 
     zero = jnp.zeros((24, 24, *fields.shape[2:]), jnp.float32)
@@ -80,9 +86,14 @@ def coarsen_links(links: Links, shape: tuple[int, int, int], levels: int) -> tup
     for _ in range(levels):
         last = out[-1]
         shape = (shape[0] // 2, shape[1] // 2, shape[2] // 2)
-        p = scipy.sparse.kron(scipy.sparse.kron(_interpolation(shape[0]), _interpolation(shape[1])), _interpolation(shape[2])).tocsr()
+        p = scipy.sparse.kron(
+            scipy.sparse.kron(_interpolation(shape[0]), _interpolation(shape[1])),
+            _interpolation(shape[2]),
+        ).tocsr()
         weight = np.moveaxis(np.asarray(last.weight), -1, 1)  # [q, 3, n]
-        coarse = scipy.sparse.csr_matrix(weight.reshape(-1, weight.shape[-1])) @ p[np.asarray(last.node)]
+        coarse = (
+            scipy.sparse.csr_matrix(weight.reshape(-1, weight.shape[-1])) @ p[np.asarray(last.node)]
+        )
         node = np.unique(coarse.indices[coarse.data != 0])
         dense = coarse[:, node].toarray().reshape(*weight.shape[:2], -1)
         out.append(Links(node, np.moveaxis(dense, 1, -1), last.stiffness))

@@ -1,7 +1,9 @@
-"""A part's blueprint on one A3 sheet, as PDF (to read) and DXF (to work with), and its geometry as GLB.
+"""A part's blueprint on one A3 sheet, as PDF (to read) and DXF (to work with), and its geometry as
+GLB.
 
-Both drawings are made of the same primitives (engine/part/drawing.py). The PDF is true to scale on paper; the DXF holds the part at 1:1 in
-mm, the sheet round it scaled accordingly. The same part gives the same bytes.
+Both drawings are made of the same primitives (engine/part/drawing.py). The PDF is true to scale on
+paper; the DXF holds the part at 1:1 in mm, the sheet round it scaled accordingly. The same part
+gives the same bytes.
 """
 
 from __future__ import annotations
@@ -27,9 +29,16 @@ for _name in ("fontTools", "ezdxf"):  # they tell of every glyph
     logging.getLogger(_name).setLevel(logging.WARNING)
 #: layer → line width mm, dashes (in widths), DXF colour
 _LAYERS: dict[str, tuple[float, tuple[float, float] | None, int]] = {
-    "VISIBLE": (0.5, None, 7), "HIDDEN": (0.18, (6.0, 4.0), 8), "DIM": (0.18, None, 5), "HATCH": (0.13, None, 8),
-    "CUT": (0.35, (12.0, 3.0), 1), "CUT_ARROW": (0.35, None, 1), "TEXT": (0.18, None, 7), "FRAME": (0.35, None, 7),
-    "KEY": (0.25, None, 3)}  # fmt: skip
+    "VISIBLE": (0.5, None, 7),
+    "HIDDEN": (0.18, (6.0, 4.0), 8),
+    "DIM": (0.18, None, 5),
+    "HATCH": (0.13, None, 8),
+    "CUT": (0.35, (12.0, 3.0), 1),
+    "CUT_ARROW": (0.35, None, 1),
+    "TEXT": (0.18, None, 7),
+    "FRAME": (0.35, None, 7),
+    "KEY": (0.25, None, 3),
+}
 _TITLE_MM = (200.0, 66.0)
 #: Letters in a line of the notes: they end where the key begins.
 _NOTE_LETTERS = 92
@@ -37,11 +46,13 @@ _NOTE_LETTERS = 92
 _KEY_MM = ((160.0, 24.0), (48.0, 50.0))
 
 
-# -- the sheet -------------------------------------------------------------------------------------------------
+# -- the sheet -------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Key:
-    """Where the part stands in the patient: its outlines and the endplate's rim, [n, 2] each, x and y of the segment frame
-    in mm, and the angle in degrees by which the sheet's part is turned from there (drawing.turned)."""
+    """Where the part stands in the patient: its outlines and the endplate's rim, [n, 2] each, x and
+    y of the segment frame in mm, and the angle in degrees by which the sheet's part is turned from
+    there (drawing.turned).
+    """
 
     rim_mm: np.ndarray
     outlines_mm: Sequence[np.ndarray]
@@ -55,8 +66,8 @@ def sheet(
     notes: Sequence[str],
     key: Key | None = None,
 ) -> Sheet:
-    """The sheet of a turned part. title: rows of the title block; notes: lines beside it; key: drawn beside the notes, and
-    the views then say from where in the patient they look."""
+    """The sheet of a turned part. title: rows of the title block; notes: lines beside it; key:
+    drawn beside the notes, and the views then say from where in the patient they look."""
     views = {name: drawing.view(mesh, name) for name in drawing.SIGHT}
     x, y, z = measured["size_mm"]
     scale = scale_of(measured["size_mm"])
@@ -72,9 +83,18 @@ def sheet(
     _caption(page, "from above (cranial)", front, lower - 0.5 * scale * y - 17)
     _sections(page, mesh, measured, (right, upper), (right, lower), (front, upper), (front, lower))
     oblique = views["oblique"]
-    small = next((s for s in SCALES if s <= 0.75 * scale and s * float(np.ptp(oblique.size[:, 0])) <= max(scale * y, 62.0)), SCALES[-1])
+    small = next(
+        (
+            s
+            for s in SCALES
+            if s <= 0.75 * scale and s * float(np.ptp(oblique.size[:, 0])) <= max(scale * y, 62.0)
+        ),
+        SCALES[-1],
+    )
     _draw(page, oblique, (left, lower - 6), small, hidden=False)
-    _caption(page, f"oblique, {ratio(small)}", left, lower - 6 + small * float(oblique.size[1, 1]) + 4)
+    _caption(
+        page, f"oblique, {ratio(small)}", left, lower - 6 + small * float(oblique.size[1, 1]) + 4
+    )
     _dimensions(page, mesh, measured, centre)
     _frame(page, title, notes)
     if key is not None:
@@ -84,12 +104,16 @@ def sheet(
 
 def _seen_from(key: Key | None, viewer: Sequence[float]) -> str:
     """`, from 60° right of anterior`: viewer [2] is where the eye is, in the device's frame."""
-    return "" if key is None else f", from {drawing.bearing(drawing.in_segment(np.array(viewer), key.turned_deg))}"
+    return (
+        ""
+        if key is None
+        else f", from {drawing.bearing(drawing.in_segment(np.array(viewer), key.turned_deg))}"
+    )
 
 
 def _draw_key(page: Sheet, key: Key, mesh: trimesh.Trimesh) -> None:
-    """The part on the caudal endplate from above, anterior up and the patient's left on the left, with the sight of views
-    1 and 2; not to scale."""
+    """The part on the caudal endplate from above, anterior up and the patient's left on the
+    left, with the sight of views 1 and 2; not to scale."""
     (x0, y0), (wide, tall) = _KEY_MM
     low, high = key.rim_mm.min(0), key.rim_mm.max(0)
     scale = min((wide - 15.0) / (high - low)[0], (tall - 24.0) / (high - low)[1])
@@ -106,14 +130,22 @@ def _draw_key(page: Sheet, key: Key, mesh: trimesh.Trimesh) -> None:
         page.text(float(at[0]), float(at[1]) - 1.2, letter, 3.0, "center")
     flat = np.concatenate(list(key.outlines_mm))
     part = on_page(0.5 * (flat.min(0) + flat.max(0))[None])[0]
-    for name, sight, half in (("1", (0.0, 1.0), 0.5 * np.ptp(mesh.vertices[:, 1])), ("2", (-1.0, 0.0), 0.5 * np.ptp(mesh.vertices[:, 0]))):
-        way = -drawing.in_segment(np.array(sight), key.turned_deg)  # the page has both axes the other way
-        # from within the rim, so that numbers and letters keep apart; of a large part the arrow crosses the outline
+    for name, sight, half in (
+        ("1", (0.0, 1.0), 0.5 * np.ptp(mesh.vertices[:, 1])),
+        ("2", (-1.0, 0.0), 0.5 * np.ptp(mesh.vertices[:, 0])),
+    ):
+        way = -drawing.in_segment(
+            np.array(sight), key.turned_deg
+        )  # the page has both axes the other way
+        # from within the rim, so that numbers and letters keep apart; of a large part the arrow
+        # crosses the outline
         tail = part - way * min(scale * half + 6.5, _reach(on_page(key.rim_mm) - part, -way) - 1.0)
         _arrow(page, "KEY", tail, tail + 5.5 * way)
         behind = tail - 2.2 * way
         page.text(float(behind[0]), float(behind[1]) - 1.0, name, 2.2, "center")
-    page.text(x0 + 0.5 * wide, y0 + tall - 3.0, "key: on the caudal endplate, from above", 1.8, "center")
+    page.text(
+        x0 + 0.5 * wide, y0 + tall - 3.0, "key: on the caudal endplate, from above", 1.8, "center"
+    )
 
 
 def _reach(corners: np.ndarray, way: np.ndarray) -> float:
@@ -136,7 +168,14 @@ def _arrow(page: Sheet, layer: str, tail: np.ndarray, tip: np.ndarray) -> None:
 def scale_of(size_mm: Sequence[float]) -> float:
     """The largest usual scale at which all views fit."""
     x, y, z = size_mm
-    return next((s for s in SCALES if s * (y + 2 * x) + 110 <= SHEET_MM[0] - 30 and s * (y + z) + 75 <= SHEET_MM[1] - 90), SCALES[-1])
+    return next(
+        (
+            s
+            for s in SCALES
+            if s * (y + 2 * x) + 110 <= SHEET_MM[0] - 30 and s * (y + z) + 75 <= SHEET_MM[1] - 90
+        ),
+        SCALES[-1],
+    )
 
 
 def _columns(scale: float, x: float, y: float) -> tuple[float, float, float]:
@@ -147,8 +186,14 @@ def _columns(scale: float, x: float, y: float) -> tuple[float, float, float]:
     return left, front, front + scale * x + gap
 
 
-def _draw(page: Sheet, view: View, centre: tuple[float, float], scale: float, hidden: bool = True) -> None:
-    for layer, lines in (("HIDDEN", view.hidden if hidden else []), ("VISIBLE", view.visible), ("VISIBLE", view.outline)):
+def _draw(
+    page: Sheet, view: View, centre: tuple[float, float], scale: float, hidden: bool = True
+) -> None:
+    for layer, lines in (
+        ("HIDDEN", view.hidden if hidden else []),
+        ("VISIBLE", view.visible),
+        ("VISIBLE", view.outline),
+    ):
         page.lines += [(layer, scale * points + centre) for points in lines]
 
 
@@ -160,8 +205,17 @@ def ratio(scale: float) -> str:
     return f"{scale:g}:1" if scale >= 1 else f"1:{1 / scale:g}"
 
 
-def _sections(page: Sheet, mesh: trimesh.Trimesh, measured: dict[str, Any], a: Any, b: Any, front: Any, above: Any) -> None:
-    """A-A along the middle (seen from the front) and B-B half way up (seen from above), hatched, and where they are cut."""
+def _sections(
+    page: Sheet,
+    mesh: trimesh.Trimesh,
+    measured: dict[str, Any],
+    a: Any,
+    b: Any,
+    front: Any,
+    above: Any,
+) -> None:
+    """A-A along the middle (seen from the front) and B-B half way up (seen from above), hatched,
+    and where they are cut."""
     (x, y, z), s = measured["size_mm"], page.scale
     for name, axis, centre in (("A-A", 1, a), ("B-B", 2, b)):
         outer, inner = drawing.section_outlines(mesh, axis, 0.0)
@@ -169,18 +223,35 @@ def _sections(page: Sheet, mesh: trimesh.Trimesh, measured: dict[str, Any], a: A
         page.lines += [("VISIBLE", np.vstack([c, c[:1]])) for c in curves]
         if curves:
             page.hatches.append(curves)
-        _caption(page, f"section {name}, cut faces", centre[0], centre[1] + 0.5 * s * (z if axis == 1 else y) + 6)
-    # the arrows look the way the section does: A-A from the long side, up on the sheet; B-B from above, down on it
+        _caption(
+            page,
+            f"section {name}, cut faces",
+            centre[0],
+            centre[1] + 0.5 * s * (z if axis == 1 else y) + 6,
+        )
+    # the arrows look the way the section does: A-A from the long side, up on the sheet; B-B from
+    # above, down on it
     for (cx, cy), mark, sight in ((above, "A", 1.0), (front, "B", -1.0)):
         reach = 0.5 * s * x + 4.0
         page.lines.append(("CUT", np.array([[cx - reach, cy], [cx + reach, cy]])))
         for side in (-1, 1):
             at = np.array([cx + side * reach, cy])
             _arrow(page, "CUT_ARROW", at - [0.0, sight * 6.0], at)
-            page.text(float(at[0]) + side * 3.2, float(at[1]) - (5.2 if sight > 0 else -2.0), mark, 3.5, "center")
+            page.text(
+                float(at[0]) + side * 3.2,
+                float(at[1]) - (5.2 if sight > 0 else -2.0),
+                mark,
+                3.5,
+                "center",
+            )
 
 
-def _dimensions(page: Sheet, mesh: trimesh.Trimesh, measured: dict[str, Any], centre: dict[str, tuple[float, float]]) -> None:
+def _dimensions(
+    page: Sheet,
+    mesh: trimesh.Trimesh,
+    measured: dict[str, Any],
+    centre: dict[str, tuple[float, float]],
+) -> None:
     """Overall sizes and the heights of the walls, taken where they are measured."""
     s, (x, y, z) = page.scale, measured["size_mm"]
     outer, inner = drawing.section_outlines(mesh, 2, 0.0)
@@ -205,7 +276,13 @@ def _dimensions(page: Sheet, mesh: trimesh.Trimesh, measured: dict[str, Any], ce
             up(name, drawing.crossing(mesh, point), float(point[axis]), sign * (half + clear))
     if measured["wall_mm"] is not None:
         chamber = "; chamber {:.2f} × {:.2f} mm".format(*measured["chamber_mm"])
-        page.text(SHEET_MM[0] - 14, 84.0, f"least wall in B-B: {measured['wall_mm']:.2f} mm{chamber}", 2.5, "right")
+        page.text(
+            SHEET_MM[0] - 14,
+            84.0,
+            f"least wall in B-B: {measured['wall_mm']:.2f} mm{chamber}",
+            2.5,
+            "right",
+        )
 
 
 def _frame(page: Sheet, title: Sequence[tuple[str, str]], notes: Sequence[str]) -> None:
@@ -233,12 +310,22 @@ def _frame(page: Sheet, title: Sequence[tuple[str, str]], notes: Sequence[str]) 
         y -= 1.2
     # ISO 5456-2: a truncated cone from the side, and to its right what is seen from its left end
     cx, cy = 190.0, 16.0
-    page.lines.append(("FRAME", np.array([[cx - 9, cy - 2], [cx - 9, cy + 2], [cx, cy + 4], [cx, cy - 4], [cx - 9, cy - 2]])))
+    page.lines.append(
+        (
+            "FRAME",
+            np.array(
+                [[cx - 9, cy - 2], [cx - 9, cy + 2], [cx, cy + 4], [cx, cy - 4], [cx - 9, cy - 2]]
+            ),
+        )
+    )
     turn = np.linspace(0, 2 * np.pi, 49)
-    page.lines += [("FRAME", np.stack([cx + 8 + r * np.cos(turn), cy + r * np.sin(turn)], 1)) for r in (2.0, 4.0)]
+    page.lines += [
+        ("FRAME", np.stack([cx + 8 + r * np.cos(turn), cy + r * np.sin(turn)], 1))
+        for r in (2.0, 4.0)
+    ]
 
 
-# -- PDF -------------------------------------------------------------------------------------------------------
+# -- PDF -------------------------------------------------------------------------------------------
 def write_pdf(page: Sheet, path: Path | str, title: str) -> Path:
     """The sheet on paper, true to scale, with text that can be searched."""
     from matplotlib import rc_context
@@ -256,40 +343,88 @@ def write_pdf(page: Sheet, path: Path | str, title: str) -> Path:
 
     def line(layer: str, xy: np.ndarray) -> None:
         width, dashes, _ = _LAYERS[layer]
-        axes.plot(*xy.T, color="black", lw=width * points, ls="-" if dashes is None else (0, dashes), solid_joinstyle="round")
+        axes.plot(
+            *xy.T,
+            color="black",
+            lw=width * points,
+            ls="-" if dashes is None else (0, dashes),
+            solid_joinstyle="round",
+        )
 
     for layer, xy in page.lines:
         line(layer, xy)
     for curves in page.hatches:
-        codes = [code for c in curves for code in (Curve.MOVETO, *[Curve.LINETO] * (len(c) - 1), Curve.CLOSEPOLY)]
+        codes = [
+            code
+            for c in curves
+            for code in (Curve.MOVETO, *[Curve.LINETO] * (len(c) - 1), Curve.CLOSEPOLY)
+        ]
         corners = np.concatenate([np.vstack([c, c[:1]]) for c in curves])
-        axes.add_patch(PathPatch(Curve(corners, codes), facecolor="none", edgecolor="0.35", hatch="////", lw=0.0))
+        axes.add_patch(
+            PathPatch(
+                Curve(corners, codes), facecolor="none", edgecolor="0.35", hatch="////", lw=0.0
+            )
+        )
     for first, second, at, direction, length in page.dimensions:
         for piece in _dimension_lines(first, second, at, direction):
             line("DIM", piece)
         a, b = _dimension_ends(first, second, at, direction)
         for tip, other in ((a, b), (b, a)):
-            head = {"arrowstyle": "-|>,head_length=0.5,head_width=0.15", "lw": 0.0, "color": "black", "shrinkA": 0, "shrinkB": 0}
+            head = {
+                "arrowstyle": "-|>,head_length=0.5,head_width=0.15",
+                "lw": 0.0,
+                "color": "black",
+                "shrinkA": 0,
+                "shrinkB": 0,
+            }
             axes.annotate("", tuple(tip), tuple(other), arrowprops=head)
         middle = dimension_text(first, second, at, direction)
-        axes.text(float(middle[0]), float(middle[1]), f"{length:.2f}", fontsize=2.8 * points, ha="center" if direction == "x" else "right",
-                  va="bottom" if direction == "x" else "center", rotation=0 if direction == "x" else 90)  # fmt: skip
+        axes.text(
+            float(middle[0]),
+            float(middle[1]),
+            f"{length:.2f}",
+            fontsize=2.8 * points,
+            ha="center" if direction == "x" else "right",
+            va="bottom" if direction == "x" else "center",
+            rotation=0 if direction == "x" else 90,
+        )
     for _, x, y, height, words, align, degrees in page.texts:
-        axes.text(x, y, words, fontsize=1.25 * height * points, ha=align, va="baseline", rotation=degrees, parse_math=False)
+        axes.text(
+            x,
+            y,
+            words,
+            fontsize=1.25 * height * points,
+            ha=align,
+            va="baseline",
+            rotation=degrees,
+            parse_math=False,
+        )
     stream = io.BytesIO()
     with rc_context({"pdf.fonttype": 42, "font.family": "DejaVu Sans", "hatch.linewidth": 0.35}):
-        figure.savefig(stream, format="pdf", metadata={"Title": title, "Creator": "spinefit", "CreationDate": None, "Producer": None})
+        figure.savefig(
+            stream,
+            format="pdf",
+            metadata={
+                "Title": title,
+                "Creator": "spinefit",
+                "CreationDate": None,
+                "Producer": None,
+            },
+        )
     return artifacts.write_bytes(path, stream.getvalue())
 
 
 def dimension_text(first: np.ndarray, second: np.ndarray, at: float, direction: str) -> np.ndarray:
-    """Where a dimension's number stands on the sheet [2]: above the middle of a level line; left of an upright one, off its
-    middle, where sections run, centred on that place and read from the right."""
+    """Where a dimension's number stands on the sheet [2]: above the middle of a level line; left
+    of an upright one, off its middle, where sections run, centred on that place and read from
+    the right."""
     a, b = _dimension_ends(first, second, at, direction)
     return 0.5 * (a + b) + [0, 1.0] if direction == "x" else a + 0.35 * (b - a) - [1.0, 0]
 
 
-def _dimension_ends(first: np.ndarray, second: np.ndarray, at: float, direction: str) -> tuple[np.ndarray, np.ndarray]:
+def _dimension_ends(
+    first: np.ndarray, second: np.ndarray, at: float, direction: str
+) -> tuple[np.ndarray, np.ndarray]:
     k = 1 if direction == "x" else 0
     ends = [p.copy() for p in (first, second)]
     for e in ends:
@@ -297,7 +432,9 @@ def _dimension_ends(first: np.ndarray, second: np.ndarray, at: float, direction:
     return ends[0], ends[1]
 
 
-def _dimension_lines(first: np.ndarray, second: np.ndarray, at: float, direction: str) -> list[np.ndarray]:
+def _dimension_lines(
+    first: np.ndarray, second: np.ndarray, at: float, direction: str
+) -> list[np.ndarray]:
     """The dimension line and its two extension lines (1 mm off the part, 1.5 mm past the line)."""
     a, b = _dimension_ends(first, second, at, direction)
     k = 1 if direction == "x" else 0
@@ -311,19 +448,36 @@ def _dimension_lines(first: np.ndarray, second: np.ndarray, at: float, direction
     return out
 
 
-# -- DXF -------------------------------------------------------------------------------------------------------
+# -- DXF -------------------------------------------------------------------------------------------
 def write_dxf(page: Sheet, path: Path | str) -> Path:
-    """The sheet as DXF R2010 in mm, the part at 1:1. Raises ValueError when the file does not pass ezdxf's audit."""
+    """The sheet as DXF R2010 in mm, the part at 1:1. Raises ValueError when the file does not
+    pass ezdxf's audit."""
     import ezdxf
     from ezdxf.enums import TextEntityAlignment
 
     ezdxf.options.write_fixed_meta_data_for_testing = True  # no time stamps, no random identifiers
     document = ezdxf.new("R2010", setup=True, units=ezdxf.units.MM)
     for name, (width, dashes, colour) in _LAYERS.items():
-        document.layers.add(name, color=colour, linetype="CONTINUOUS" if dashes is None else "DASHED", lineweight=int(100 * width))
+        document.layers.add(
+            name,
+            color=colour,
+            linetype="CONTINUOUS" if dashes is None else "DASHED",
+            lineweight=int(100 * width),
+        )
     style = document.dimstyles.duplicate_entry("EZDXF", "SPINEFIT")
-    style.dxf.update({"dimtxt": 2.8 / page.scale, "dimasz": 2.0 / page.scale, "dimexe": 1.5 / page.scale, "dimexo": 1.0 / page.scale,
-                      "dimgap": 0.8 / page.scale, "dimdec": 2, "dimlfac": 1.0, "dimtad": 1, "dimscale": 1.0})  # fmt: skip
+    style.dxf.update(
+        {
+            "dimtxt": 2.8 / page.scale,
+            "dimasz": 2.0 / page.scale,
+            "dimexe": 1.5 / page.scale,
+            "dimexo": 1.0 / page.scale,
+            "dimgap": 0.8 / page.scale,
+            "dimdec": 2,
+            "dimlfac": 1.0,
+            "dimtad": 1,
+            "dimscale": 1.0,
+        }
+    )
     space, k = document.modelspace(), 1.0 / page.scale
     for layer, xy in page.lines:
         space.add_lwpolyline((k * xy).tolist(), dxfattribs={"layer": layer})
@@ -334,11 +488,26 @@ def write_dxf(page: Sheet, path: Path | str) -> Path:
             hatch.paths.add_polyline_path((k * c).tolist(), is_closed=True)
     for first, second, at, direction, _ in page.dimensions:
         base = (0, k * at) if direction == "x" else (k * at, 0)
-        space.add_linear_dim(base=base, p1=(k * first).tolist(), p2=(k * second).tolist(), angle=0 if direction == "x" else 90,
-                             dimstyle="SPINEFIT", dxfattribs={"layer": "DIM"}).render()  # fmt: skip
-    side = {"left": TextEntityAlignment.LEFT, "center": TextEntityAlignment.CENTER, "right": TextEntityAlignment.RIGHT}
+        space.add_linear_dim(
+            base=base,
+            p1=(k * first).tolist(),
+            p2=(k * second).tolist(),
+            angle=0 if direction == "x" else 90,
+            dimstyle="SPINEFIT",
+            dxfattribs={"layer": "DIM"},
+        ).render()
+    side = {
+        "left": TextEntityAlignment.LEFT,
+        "center": TextEntityAlignment.CENTER,
+        "right": TextEntityAlignment.RIGHT,
+    }
     for layer, x, y, height, words, align, degrees in page.texts:
-        text = space.add_text(words, height=k * height, rotation=degrees, dxfattribs={"layer": layer, "style": "OpenSans"})
+        text = space.add_text(
+            words,
+            height=k * height,
+            rotation=degrees,
+            dxfattribs={"layer": layer, "style": "OpenSans"},
+        )
         text.set_placement((k * x, k * y), align=side[align])
     if (audit := document.audit()).has_errors:
         raise ValueError(f"the DXF does not pass its audit: {audit.errors[0].message}")
@@ -347,14 +516,17 @@ def write_dxf(page: Sheet, path: Path | str) -> Path:
     return artifacts.write_text(path, stream.getvalue())
 
 
-# -- geometry --------------------------------------------------------------------------------------------------
+# -- geometry --------------------------------------------------------------------------------------
 def write_glb(surface: Surface, path: Path | str, name: str) -> Path:
-    """glTF binary: metres, y up (glTF's own frame), one node of that name. The scene's extras say unit, frame and how to get back:
+    """glTF binary: metres, y up (glTF's own frame), one node of that name. The scene's extras say
+    unit, frame and how to get back:
 
-        (x, y, z) mm of the segment frame = 1000·(X, −Z, Y)
+    (x, y, z) mm of the segment frame = 1000·(X, −Z, Y)
     """
     points = np.asarray(surface.points_mm, float) / 1000.0
-    mesh = trimesh.Trimesh(np.stack([points[:, 0], points[:, 2], -points[:, 1]], 1), surface.faces, process=False)
+    mesh = trimesh.Trimesh(
+        np.stack([points[:, 0], points[:, 2], -points[:, 1]], 1), surface.faces, process=False
+    )
     scene = trimesh.Scene()
     scene.metadata = {
         "unit": "metre",

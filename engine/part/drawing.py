@@ -1,9 +1,11 @@
-"""A part's technical drawing, measured from the surface that is printed: views, section, dimensions, as primitives for PDF and DXF.
+"""A part's technical drawing, measured from the surface that is printed: views, section,
+dimensions, as primitives for PDF and DXF.
 
-The part is drawn in the device's frame: the segment frame turned about z so that the smallest rectangle round its footprint lies along
-the sheet, x along its long side. That frame is not the patient's: `bearing` says where its axes point. Views in first-angle projection:
-the long side (seen from -y), below it from above (cranial), to its left the end (seen from +x), each with feature edges (faces meeting
-at more than `FEATURE_DEG`) visible or hidden by a depth buffer, and the outline.
+The part is drawn in the device's frame: the segment frame turned about z so that the smallest
+rectangle round its footprint lies along the sheet, x along its long side. That frame is not the
+patient's: `bearing` says where its axes point. Views in first-angle projection: the long side (seen
+from -y), below it from above (cranial), to its left the end (seen from +x), each with feature edges
+(faces meeting at more than `FEATURE_DEG`) visible or hidden by a depth buffer, and the outline.
 
 Lengths in mm; sheet coordinates in mm of paper, A3 landscape.
 """
@@ -24,19 +26,29 @@ SHEET_MM = (420.0, 297.0)
 FEATURE_DEG = 40.0
 SCALES = (10.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.5)
 #: Build directions by name.
-DIRECTIONS = {f"{'+' if sign > 0 else '-'}{'xyz'[k]}": sign * np.eye(3)[k] for k in (2, 1, 0) for sign in (1.0, -1.0)}
+DIRECTIONS = {
+    f"{'+' if sign > 0 else '-'}{'xyz'[k]}": sign * np.eye(3)[k]
+    for k in (2, 1, 0)
+    for sign in (1.0, -1.0)
+}
 _PIXEL_MM = 0.05
 #: How far behind the depth buffer an edge may lie and still be seen: a pixel on a steep wall.
 _SEEN_MM = 0.15
 #: view → (direction of sight, what points up on the sheet), device's frame
-SIGHT = {"side": ((0, 1, 0), (0, 0, 1)), "above": ((0, 0, -1), (0, 1, 0)), "end": ((-1, 0, 0), (0, 0, 1)),
-         "oblique": ((-0.55, 0.65, -0.52), (0, 0, 1))}  # fmt: skip
+SIGHT = {
+    "side": ((0, 1, 0), (0, 0, 1)),
+    "above": ((0, 0, -1), (0, 1, 0)),
+    "end": ((-1, 0, 0), (0, 0, 1)),
+    "oblique": ((-0.55, 0.65, -0.52), (0, 0, 1)),
+}
 
 
 @dataclass
 class Sheet:
-    """Primitives in mm of paper. lines: (layer, points [n, 2]); texts: (layer, x, y, height_mm, text, alignment, degrees); hatches: curves
-    of one region (outer ones turn left, holes right); dimensions: (first, second, where the line runs, "x" | "y", true length mm)."""
+    """Primitives in mm of paper. lines: (layer, points [n, 2]); texts: (layer, x, y, height_mm,
+    text, alignment, degrees); hatches: curves of one region (outer ones turn left, holes right);
+    dimensions: (first, second, where the line runs, "x" | "y", true length mm).
+    """
 
     scale: float
     lines: list[tuple[str, np.ndarray]] = field(default_factory=list)
@@ -44,13 +56,22 @@ class Sheet:
     hatches: list[list[np.ndarray]] = field(default_factory=list)
     dimensions: list[tuple[np.ndarray, np.ndarray, float, str, float]] = field(default_factory=list)
 
-    def text(self, x: float, y: float, words: str, height_mm: float = 2.5, align: str = "left", degrees: float = 0.0) -> None:
+    def text(
+        self,
+        x: float,
+        y: float,
+        words: str,
+        height_mm: float = 2.5,
+        align: str = "left",
+        degrees: float = 0.0,
+    ) -> None:
         self.texts.append(("TEXT", x, y, height_mm, words, align, degrees))
 
 
 @dataclass(frozen=True)
 class View:
-    """Lines of one view in mm of the part, x right and y up on the sheet, about the part's middle: outline, visible and hidden edges."""
+    """Lines of one view in mm of the part, x right and y up on the sheet, about the part's
+    middle: outline, visible and hidden edges."""
 
     outline: list[np.ndarray]
     visible: list[np.ndarray]
@@ -62,20 +83,26 @@ class View:
         return np.stack([points.min(0), points.max(0)])
 
 
-# -- the part --------------------------------------------------------------------------------------------------
+# -- the part --------------------------------------------------------------------------------------
 def mesh_of(surface: Surface) -> trimesh.Trimesh:
     """The closed surface as a mesh. Raises ValueError when it is not closed or holds no volume."""
-    mesh = trimesh.Trimesh(np.asarray(surface.points_mm, float), np.asarray(surface.faces), process=False)
+    mesh = trimesh.Trimesh(
+        np.asarray(surface.points_mm, float), np.asarray(surface.faces), process=False
+    )
     if not (mesh.is_watertight and mesh.is_winding_consistent):
-        raise ValueError("the surface is not closed, so that it has no volume, mass or section; export it again")
+        raise ValueError(
+            "the surface is not closed, so that it has no volume, mass or section; export it again"
+        )
     if mesh.volume <= 0.0:
-        raise ValueError(f"the surface encloses {mesh.volume:.1f} mm³; its normals must point outward")
+        raise ValueError(
+            f"the surface encloses {mesh.volume:.1f} mm³; its normals must point outward"
+        )
     return mesh
 
 
 def turned(mesh: trimesh.Trimesh) -> tuple[trimesh.Trimesh, float]:
-    """The mesh about its middle with the smallest rectangle round its footprint along x and y, long side along x; and the angle, degrees,
-    by which it was turned about z."""
+    """The mesh about its middle with the smallest rectangle round its footprint along x and y,
+    long side along x; and the angle, degrees, by which it was turned about z."""
     flat = mesh.vertices[:, :2]
     hull = flat[ConvexHull(flat).vertices]
     edges = np.roll(hull, -1, axis=0) - hull
@@ -98,9 +125,10 @@ def turned(mesh: trimesh.Trimesh) -> tuple[trimesh.Trimesh, float]:
 def measure(mesh: trimesh.Trimesh) -> dict[str, Any]:
     """Dimensions of the turned part, from its triangles. Lengths mm, angles degrees.
 
-    size; height at the walls at either end of x and y and, where there is material, in the middle (along z through the wall); angle of
-    the cranial to the caudal face in the y-z (sagittal of the device) and x-z plane, of planes fitted by area to what faces up and down;
-    wall: the least distance between outer and inner outline half way up (null without a chamber).
+    size; height at the walls at either end of x and y and, where there is material, in the middle
+    (along z through the wall); angle of the cranial to the caudal face in the y-z (sagittal of the
+    device) and x-z plane, of planes fitted by area to what faces up and down; wall: the least
+    distance between outer and inner outline half way up (null without a chamber).
     """
     low, high = mesh.bounds
     outer, inner = section_outlines(mesh, 2, 0.0)
@@ -120,8 +148,13 @@ def measure(mesh: trimesh.Trimesh) -> dict[str, Any]:
     for side in (1.0, -1.0):
         facing = side * normals[:, 2] > np.cos(np.radians(45.0))
         mean = (normals[facing] * area[facing, None]).sum(0)
-        planes.append(mean / np.linalg.norm(mean) * side if facing.any() else np.array([0.0, 0.0, 1.0]))
-    tilt = [np.degrees(np.arctan2(planes[0][k], planes[0][2]) - np.arctan2(planes[1][k], planes[1][2])) for k in (1, 0)]
+        planes.append(
+            mean / np.linalg.norm(mean) * side if facing.any() else np.array([0.0, 0.0, 1.0])
+        )
+    tilt = [
+        np.degrees(np.arctan2(planes[0][k], planes[0][2]) - np.arctan2(planes[1][k], planes[1][2]))
+        for k in (1, 0)
+    ]
     found |= {"angle_yz_deg": float(tilt[0]), "angle_xz_deg": float(tilt[1])}
     return found | {"volume_mm3": float(mesh.volume), "area_mm2": float(mesh.area)}
 
@@ -135,7 +168,8 @@ def in_segment(direction: np.ndarray, turned_deg: float) -> np.ndarray:
 def bearing(direction: np.ndarray) -> str:
     """Where a horizontal direction [2] of the segment frame (x left, y posterior) points, in words.
 
-    "anterior", or "60° right of anterior": from anterior or posterior, whichever is nearer, to the patient's side.
+    "anterior", or "60° right of anterior": from anterior or posterior, whichever is nearer, to the
+    patient's side.
     """
     x, y = np.asarray(direction, float)
     end = "anterior" if y <= 0 else "posterior"
@@ -144,9 +178,11 @@ def bearing(direction: np.ndarray) -> str:
     return end if angle == 0 else side if angle == 90 else f"{angle}° {side} of {end}"
 
 
-def section_outlines(mesh: trimesh.Trimesh, axis: int, at_mm: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Closed curves [n, 2] where the plane cuts the part, in the two other coordinates (in their order): outer ones (turning left) and
-    holes (turning right)."""
+def section_outlines(
+    mesh: trimesh.Trimesh, axis: int, at_mm: float
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Closed curves [n, 2] where the plane cuts the part, in the two other coordinates (in their
+    order): outer ones (turning left) and holes (turning right)."""
     normal = np.eye(3)[axis]
     lines = trimesh.intersections.mesh_plane(mesh, normal, at_mm * normal)
     if not len(lines):
@@ -156,7 +192,9 @@ def section_outlines(mesh: trimesh.Trimesh, axis: int, at_mm: float) -> tuple[li
     areas = [abs(polygon_area_mm2(c)) for c in curves]
     outer, inner = list[np.ndarray](), list[np.ndarray]()
     for i, c in enumerate(curves):
-        depth = sum(_inside(c[0], other) for j, other in enumerate(curves) if j != i and areas[j] > areas[i])
+        depth = sum(
+            _inside(c[0], other) for j, other in enumerate(curves) if j != i and areas[j] > areas[i]
+        )
         left_turning = c if polygon_area_mm2(c) > 0 else c[::-1]
         (inner if depth % 2 else outer).append(left_turning[::-1] if depth % 2 else left_turning)
     return outer, inner
@@ -175,7 +213,8 @@ def _inside(point: np.ndarray, c: np.ndarray) -> bool:
 
 
 def _chained(segments: np.ndarray) -> list[np.ndarray]:
-    """Closed curves from segments [n, 2, 2] that share their ends; slivers under 0.05 mm² are left out."""
+    """Closed curves from segments [n, 2, 2] that share their ends; slivers under 0.05 mm² are
+    left out."""
     ends, index = np.unique(np.round(segments.reshape(-1, 2), 6), axis=0, return_inverse=True)
     pairs = index.reshape(-1, 2)
     near: dict[int, list[int]] = {}
@@ -189,7 +228,9 @@ def _chained(segments: np.ndarray) -> list[np.ndarray]:
         path, before = [start], -1
         while True:
             left.discard(at)
-            onward = [n for n in near[at] if n != before and (n in left or (n == start and len(path) > 2))]
+            onward = [
+                n for n in near[at] if n != before and (n in left or (n == start and len(path) > 2))
+            ]
             if not onward or onward[0] == start:
                 break
             before, at = at, onward[0]
@@ -200,8 +241,11 @@ def _chained(segments: np.ndarray) -> list[np.ndarray]:
     return curves
 
 
-def wall_middle(outer: list[np.ndarray], inner: list[np.ndarray], axis: int, sign: float) -> np.ndarray:
-    """The middle of the wall where the half way section ends along an axis, on the line through the part's middle."""
+def wall_middle(
+    outer: list[np.ndarray], inner: list[np.ndarray], axis: int, sign: float
+) -> np.ndarray:
+    """The middle of the wall where the half way section ends along an axis, on the line through
+    the part's middle."""
     other = 1 - axis
     crossings = []
     for c in (*outer, *inner):
@@ -216,7 +260,8 @@ def wall_middle(outer: list[np.ndarray], inner: list[np.ndarray], axis: int, sig
 
 
 def crossing(mesh: trimesh.Trimesh, at: np.ndarray) -> tuple[float, float] | None:
-    """Lowest and highest z at which the vertical line through at [2] crosses the surface; None where it does not."""
+    """Lowest and highest z at which the vertical line through at [2] crosses the surface; None
+    where it does not."""
     a, b, c = (mesh.triangles[:, i] for i in range(3))
     d1, d2 = b[:, :2] - a[:, :2], c[:, :2] - a[:, :2]
     det = d1[:, 0] * d2[:, 1] - d1[:, 1] * d2[:, 0]
@@ -231,23 +276,32 @@ def crossing(mesh: trimesh.Trimesh, at: np.ndarray) -> tuple[float, float] | Non
 
 
 def overhanging(mesh: trimesh.Trimesh, up: np.ndarray, critical_deg: float = 45.0) -> np.ndarray:
-    """Which faces [f] face down by less than critical_deg off straight down and do not lie on the plate (0.2 mm)."""
+    """Which faces [f] face down by less than critical_deg off straight down and do not lie on
+    the plate (0.2 mm)."""
     floor = float((mesh.vertices @ up).min())
-    mask: np.ndarray = (mesh.face_normals @ -up > np.cos(np.radians(critical_deg))) & (mesh.triangles_center @ up > floor + 0.2)
+    mask: np.ndarray = (mesh.face_normals @ -up > np.cos(np.radians(critical_deg))) & (
+        mesh.triangles_center @ up > floor + 0.2
+    )
     return mask
 
 
 def orientations(mesh: trimesh.Trimesh, critical_deg: float = 45.0) -> list[dict[str, Any]]:
-    """Overhang (`overhanging`) of each of six build directions, least first. Keys: direction, overhang_mm2, height_mm."""
+    """Overhang (`overhanging`) of each of six build directions, least first. Keys: direction,
+    overhang_mm2, height_mm."""
     out = []
     for name, up in DIRECTIONS.items():
         down = overhanging(mesh, up, critical_deg)
-        out.append({"direction": name, "overhang_mm2": float(mesh.area_faces[down].sum()),
-                    "height_mm": float(np.ptp(mesh.vertices @ up))})  # fmt: skip
+        out.append(
+            {
+                "direction": name,
+                "overhang_mm2": float(mesh.area_faces[down].sum()),
+                "height_mm": float(np.ptp(mesh.vertices @ up)),
+            }
+        )
     return sorted(out, key=lambda o: round(o["overhang_mm2"], 3))
 
 
-# -- views -----------------------------------------------------------------------------------------------------
+# -- views -----------------------------------------------------------------------------------------
 def view(mesh: trimesh.Trimesh, name: str) -> View:
     """One view of the part."""
     sight, up = (np.asarray(v, float) for v in SIGHT[name])
@@ -258,7 +312,10 @@ def view(mesh: trimesh.Trimesh, name: str) -> View:
     points = mesh.vertices @ frame
     low = points[:, :2].min(0) - 4 * _PIXEL_MM
     depth = _depth(points[mesh.faces], low, np.ptp(points[:, :2], axis=0) + 8 * _PIXEL_MM)
-    outline = [approximate_polygon(c, 0.6) * _PIXEL_MM + low for c in find_contours(np.isfinite(depth).astype(float), 0.5)]
+    outline = [
+        approximate_polygon(c, 0.6) * _PIXEL_MM + low
+        for c in find_contours(np.isfinite(depth).astype(float), 0.5)
+    ]
     sharp = mesh.face_adjacency_angles > np.radians(FEATURE_DEG)
     visible, hidden = list[np.ndarray](), list[np.ndarray]()
     for a, b in points[mesh.face_adjacency_edges[sharp]]:
@@ -279,7 +336,9 @@ def _depth(triangles: np.ndarray, low: np.ndarray, size: np.ndarray) -> np.ndarr
         det = d1[0] * d2[1] - d1[1] * d2[0]
         if abs(det) < 1e-12:
             continue
-        x, y = np.meshgrid(np.arange(first[0], last[0] + 1), np.arange(first[1], last[1] + 1), indexing="ij")
+        x, y = np.meshgrid(
+            np.arange(first[0], last[0] + 1), np.arange(first[1], last[1] + 1), indexing="ij"
+        )
         rx, ry = x - corner[0, 0], y - corner[0, 1]
         u, v = (rx * d2[1] - ry * d2[0]) / det, (d1[0] * ry - d1[1] * rx) / det
         inside = (u >= -1e-9) & (v >= -1e-9) & (u + v <= 1 + 1e-9)
@@ -289,7 +348,9 @@ def _depth(triangles: np.ndarray, low: np.ndarray, size: np.ndarray) -> np.ndarr
     return depth
 
 
-def _runs(a: np.ndarray, b: np.ndarray, depth: np.ndarray, low: np.ndarray) -> list[tuple[bool, np.ndarray]]:
+def _runs(
+    a: np.ndarray, b: np.ndarray, depth: np.ndarray, low: np.ndarray
+) -> list[tuple[bool, np.ndarray]]:
     """The edge in pieces that are seen or hidden throughout; edges along the sight give nothing."""
     length = float(np.linalg.norm((b - a)[:2]))
     if length < 1e-3:
@@ -301,7 +362,11 @@ def _runs(a: np.ndarray, b: np.ndarray, depth: np.ndarray, low: np.ndarray) -> l
     for dx in (-1, 0, 1):  # an edge on the rim of a face may fall on the pixel beside it
         for dy in (-1, 0, 1):
             at = np.clip(pixel + [dx, dy], 0, np.array(depth.shape) - 1)
-            nearest = np.where(nearest == np.inf, depth[at[:, 0], at[:, 1]], np.maximum(nearest, _finite(depth[at[:, 0], at[:, 1]])))
+            nearest = np.where(
+                nearest == np.inf,
+                depth[at[:, 0], at[:, 1]],
+                np.maximum(nearest, _finite(depth[at[:, 0], at[:, 1]])),
+            )
     seen = middle[:, 2] <= nearest + _SEEN_MM
     cuts = np.flatnonzero(np.diff(seen)) + 1
     out = []

@@ -119,15 +119,19 @@ def _model(surface: Surface, name: str, label: PartLabel) -> str:
     revision = geometry_revision(surface)
     object_name = quoteattr(" ".join(t for t in ("spinefit", label.arm, name) if t))
     parts = [
-        '<?xml version="1.0" encoding="UTF-8"?>\n'
-        f'<model unit="millimeter" xml:lang="en" xmlns="{_CORE}" '
-        f'xmlns:spinefit="{SPINEFIT_NAMESPACE}">\n',
+        (
+            '<?xml version="1.0" encoding="UTF-8"?>\n'
+            f'<model unit="millimeter" xml:lang="en" xmlns="{_CORE}" '
+            f'xmlns:spinefit="{SPINEFIT_NAMESPACE}">\n'
+        ),
         *(
             f"<metadata name={quoteattr(key)}>{escape(text)}</metadata>\n"
             for key, text in _metadata(name, label, revision)
         ),
-        f'<resources>\n<object id="1" type="model" name={object_name} partnumber="{revision}">\n'
-        "<mesh>\n<vertices>\n",
+        (
+            f'<resources>\n<object id="1" type="model" name={object_name}'
+            f' partnumber="{revision}">\n<mesh>\n<vertices>\n'
+        ),
         *(f'<vertex x="{x:.9g}" y="{y:.9g}" z="{z:.9g}"/>\n' for x, y, z in points),
         "</vertices>\n<triangles>\n",
         *(f'<triangle v1="{a}" v2="{b}" v3="{c}"/>\n' for a, b, c in faces),

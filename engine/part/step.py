@@ -1,7 +1,8 @@
 """The part as STEP, for CAD: a closed solid of flat faces (AP214, mm), few enough to be opened.
 
-The exported surface is decimated (quadric edge collapse, topology kept) to the fewest faces whose vertices stay within `deviation_mm`
-of it; the deviation that was reached is returned. Needs the extra `step` (OpenCASCADE through cadquery-ocp).
+The exported surface is decimated (quadric edge collapse, topology kept) to the fewest faces whose
+vertices stay within `deviation_mm` of it; the deviation that was reached is returned. Needs the
+extra `step` (OpenCASCADE through cadquery-ocp).
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ _MOST_FACES = (600, 1000, 1600, 2600, 4200, 6800)
 
 
 def decimated(surface: Surface, deviation_mm: float = 0.05) -> tuple[trimesh.Trimesh, float]:
-    """A closed mesh of fewer faces, and the largest distance of its face centres and vertices from the surface, mm.
+    """A closed mesh of fewer faces, and the largest distance of its face centres and vertices from
+    the surface, mm.
 
     Raises ValueError when not even the finest trial stays closed and within deviation_mm.
     """
@@ -31,8 +33,13 @@ def decimated(surface: Surface, deviation_mm: float = 0.05) -> tuple[trimesh.Tri
         meshes = pymeshlab.MeshSet()
         meshes.add_mesh(pymeshlab.Mesh(fine.vertices, fine.faces.astype(np.int32)))
         if faces < len(fine.faces):
-            meshes.meshing_decimation_quadric_edge_collapse(targetfacenum=faces, preservetopology=True, preservenormal=True,
-                                                            optimalplacement=True, planarquadric=True)  # fmt: skip
+            meshes.meshing_decimation_quadric_edge_collapse(
+                targetfacenum=faces,
+                preservetopology=True,
+                preservenormal=True,
+                optimalplacement=True,
+                planarquadric=True,
+            )
         found = meshes.current_mesh()
         mesh = trimesh.Trimesh(found.vertex_matrix(), found.face_matrix(), process=False)
         if not (mesh.is_watertight and mesh.is_winding_consistent):
@@ -40,28 +47,45 @@ def decimated(surface: Surface, deviation_mm: float = 0.05) -> tuple[trimesh.Tri
         reached = _deviation(mesh, fine)
         if reached <= deviation_mm and abs(mesh.volume / fine.volume - 1.0) < 0.01:
             return mesh, reached
-    raise ValueError(f"no closed mesh within {deviation_mm:g} mm of the surface was found (best {reached:.3f} mm); allow more deviation_mm")
+    raise ValueError(
+        f"no closed mesh within {deviation_mm:g} mm of the surface was found (best {reached:.3f}"
+        " mm); allow more deviation_mm"
+    )
 
 
 def _deviation(coarse: trimesh.Trimesh, fine: trimesh.Trimesh) -> float:
-    """Largest distance of the coarse mesh's vertices and face centres from the fine one, and of the fine one's vertices from the coarse."""
+    """Largest distance of the coarse mesh's vertices and face centres from the fine one, and of
+    the fine one's vertices from the coarse."""
     import pyvista as pv
 
     def poly(m: trimesh.Trimesh) -> pv.PolyData:
-        return pv.PolyData(np.asarray(m.vertices, float), np.column_stack([np.full(len(m.faces), 3), m.faces]).ravel())
+        return pv.PolyData(
+            np.asarray(m.vertices, float),
+            np.column_stack([np.full(len(m.faces), 3), m.faces]).ravel(),
+        )
 
-    there = pv.PolyData(np.concatenate([coarse.vertices, coarse.triangles_center])).compute_implicit_distance(poly(fine))
+    there = pv.PolyData(
+        np.concatenate([coarse.vertices, coarse.triangles_center])
+    ).compute_implicit_distance(poly(fine))
     back = pv.PolyData(np.asarray(fine.vertices, float)).compute_implicit_distance(poly(coarse))
     return float(max(np.abs(d["implicit_distance"]).max() for d in (there, back)))
 
 
-def write_step(surface: Surface, path: Path | str, name: str, deviation_mm: float = 0.05) -> tuple[Path, float, int]:
+def write_step(
+    surface: Surface, path: Path | str, name: str, deviation_mm: float = 0.05
+) -> tuple[Path, float, int]:
     """Write the solid; returns the path, the deviation reached (mm) and the number of faces.
 
-    Raises ValueError when the extra is missing, the surface cannot be decimated, or OpenCASCADE finds no valid solid of its volume.
+    Raises ValueError when the extra is missing, the surface cannot be decimated, or OpenCASCADE
+    finds no valid solid of its volume.
     """
     try:
-        from OCP.BRepBuilderAPI import BRepBuilderAPI_MakeFace, BRepBuilderAPI_MakePolygon, BRepBuilderAPI_MakeSolid, BRepBuilderAPI_Sewing
+        from OCP.BRepBuilderAPI import (
+            BRepBuilderAPI_MakeFace,
+            BRepBuilderAPI_MakePolygon,
+            BRepBuilderAPI_MakeSolid,
+            BRepBuilderAPI_Sewing,
+        )
         from OCP.BRepCheck import BRepCheck_Analyzer
         from OCP.BRepGProp import BRepGProp
         from OCP.gp import gp_Pnt
@@ -83,12 +107,17 @@ def write_step(surface: Surface, path: Path | str, name: str, deviation_mm: floa
     sewing.Perform()
     shells = TopExp_Explorer(sewing.SewedShape(), TopAbs_SHELL)
     if not shells.More():
-        raise ValueError("OpenCASCADE could not sew the faces to a shell; allow another deviation_mm")
+        raise ValueError(
+            "OpenCASCADE could not sew the faces to a shell; allow another deviation_mm"
+        )
     solid = BRepBuilderAPI_MakeSolid(TopoDS.Shell(shells.Current())).Solid()
     held = GProp_GProps()
     BRepGProp.VolumeProperties_s(solid, held)
     if not BRepCheck_Analyzer(solid).IsValid() or abs(abs(held.Mass()) / mesh.volume - 1.0) > 1e-3:
-        raise ValueError(f"OpenCASCADE's solid is not valid or has {held.Mass():.1f} mm³ instead of {mesh.volume:.1f}")
+        raise ValueError(
+            f"OpenCASCADE's solid is not valid or has {held.Mass():.1f} mm³ instead of"
+            f" {mesh.volume:.1f}"
+        )
     writer = STEPControl_Writer()
     Interface_Static.SetCVal_s("write.step.unit", "MM")
     Interface_Static.SetCVal_s("write.step.product.name", name)
@@ -98,8 +127,12 @@ def write_step(surface: Surface, path: Path | str, name: str, deviation_mm: floa
         file = Path(place) / "part.step"
         if writer.Write(str(file)) != IFSelect_RetDone:
             raise ValueError("OpenCASCADE could not write the STEP file")
-        text = re.sub(r"(FILE_NAME\('[^']*',)'[^']*'", r"\1''", file.read_text(), count=1)  # no time stamp: the same part, the same bytes
-    text = re.sub(rf"'{re.escape(name)} \d+'", f"'{name}'", text)  # nor a count of the parts that this process wrote
+        text = re.sub(
+            r"(FILE_NAME\('[^']*',)'[^']*'", r"\1''", file.read_text(), count=1
+        )  # no time stamp: the same part, the same bytes
+    text = re.sub(
+        rf"'{re.escape(name)} \d+'", f"'{name}'", text
+    )  # nor a count of the parts that this process wrote
     return artifacts.write_text(path, text), reached, len(mesh.faces)
 
 

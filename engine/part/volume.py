@@ -13,7 +13,8 @@ from engine.types import Surface
 
 
 def off_level(values: np.ndarray, h: float) -> np.ndarray:
-    """Samples (almost) on the level give slivers and pinched vertices: keep them a twentieth of a voxel away.
+    """Samples (almost) on the level give slivers and pinched vertices: keep them a twentieth of a
+    voxel away.
 
     That moves a wall that lies on the grid by as much; `_project` moves it back."""
     tiny = 5e-2 * h
@@ -21,7 +22,9 @@ def off_level(values: np.ndarray, h: float) -> np.ndarray:
 
 
 def isosurface_of(values: np.ndarray, origin: np.ndarray, h: float) -> Surface:
-    points, faces, _, _ = marching_cubes(values, 0.0, spacing=(h, h, h), gradient_direction="descent")
+    points, faces, _, _ = marching_cubes(
+        values, 0.0, spacing=(h, h, h), gradient_direction="descent"
+    )
     return Surface(single_precision(points + origin), faces.astype(np.int64))
 
 
@@ -36,7 +39,11 @@ def volume_mm3(surface: Surface) -> float:
 def meshset(surface: Surface, marked: np.ndarray | None = None) -> pymeshlab.MeshSet:
     meshes = pymeshlab.MeshSet(verbose=False)
     more = {} if marked is None else {"f_scalar_array": np.asarray(marked, float)}
-    meshes.add_mesh(pymeshlab.Mesh(np.asarray(surface.points_mm, float), np.asarray(surface.faces, np.int32), **more))
+    meshes.add_mesh(
+        pymeshlab.Mesh(
+            np.asarray(surface.points_mm, float), np.asarray(surface.faces, np.int32), **more
+        )
+    )
     return meshes
 
 

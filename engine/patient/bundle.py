@@ -1,15 +1,17 @@
 """Patients and segments on disk.
 
 Bundle folder (one patient)
-    bundle.json      schema, units, frame, name, density source, posture, repairs, source (with sha256), endplates,
-                     pedicles and landmarks of each vertebra
+    bundle.json      schema, units, frame, name, density source, posture, repairs, source (with
+                     sha256), endplates, pedicles and landmarks of each vertebra
     <level>.ply      surface, LPS mm
     S1.ply, S1.npz   the sacrum's surface, where there is one
     structures/      discs, canal, … as VTP, LPS mm, where the labels have them
     <level>.npz      sdf and density [x, y, z] float32, their origin_mm and spacing_mm (no pickles)
-Segment folder: segment.json (plan, alignment, frames, warnings) and segment.npz (all arrays), segment frame.
+Segment folder: segment.json (plan, alignment, frames, warnings) and segment.npz (all arrays),
+segment frame.
 
-Writing goes to a temporary folder next to the target, which is then renamed: a reader never sees half a bundle.
+Writing goes to a temporary folder next to the target, which is then renamed: a reader never sees
+half a bundle.
 """
 
 from __future__ import annotations
@@ -72,7 +74,9 @@ def save_bundle(patient: PatientModel, folder: str | Path) -> Path:
         if patient.sacrum is not None:
             surface = patient.sacrum.surface
             polydata(surface).save(where / "S1.ply")
-            _write_arrays(where / "S1.npz", {"points_mm": surface.points_mm, "faces": surface.faces})
+            _write_arrays(
+                where / "S1.npz", {"points_mm": surface.points_mm, "faces": surface.faces}
+            )
         for name, surface in patient.structures.items():
             (where / "structures").mkdir(exist_ok=True)
             polydata(surface).save(where / "structures" / f"{name}.vtp")
@@ -120,12 +124,16 @@ def load_bundle(folder: str | Path) -> PatientModel:
         source=meta["source"],
         sacrum=sacrum,
         findings=tuple(Finding(**entry) for entry in meta.get("findings", ())),
-        structures={name: _read_structure(path / "structures" / f"{name}.vtp") for name in meta.get("structures", ())},
+        structures={
+            name: _read_structure(path / "structures" / f"{name}.vtp")
+            for name in meta.get("structures", ())
+        },
     )
 
 
 def save_segment(segment: Segment, folder: str | Path) -> Path:
-    """Write the segment (segment.json, segment.npz); an earlier segment of the same patient there is replaced."""
+    """Write the segment (segment.json, segment.npz); an earlier segment of the same patient
+    there is replaced."""
     target = Path(folder)
     _may_replace(target, "segment.json", hashlib.sha256(segment.patient.encode()).hexdigest())
 
@@ -204,7 +212,10 @@ def _described(vertebra: Vertebra) -> dict[str, Any]:
 
 
 def _plate(plate: Endplate) -> dict[str, Any]:
-    return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in asdict(plate).items()}
+    return {
+        key: value.tolist() if isinstance(value, np.ndarray) else value
+        for key, value in asdict(plate).items()
+    }
 
 
 def _vertebra(entry: dict[str, Any], arrays: dict[str, np.ndarray], prefix: str) -> Vertebra:
@@ -233,7 +244,9 @@ def _read_plate(entry: dict[str, Any]) -> Endplate:
 def _read_structure(path: Path) -> Surface:
     mesh = pv.read(path)
     assert isinstance(mesh, pv.PolyData)
-    return Surface(np.asarray(mesh.points, float), mesh.faces.reshape(-1, 4)[:, 1:].astype(np.int64))
+    return Surface(
+        np.asarray(mesh.points, float), mesh.faces.reshape(-1, 4)[:, 1:].astype(np.int64)
+    )
 
 
 def _field(name: str, field: VoxelField) -> dict[str, np.ndarray]:
@@ -245,7 +258,9 @@ def _field(name: str, field: VoxelField) -> dict[str, np.ndarray]:
 
 
 def _read_field(arrays: dict[str, np.ndarray], name: str) -> VoxelField:
-    return VoxelField(arrays[name], arrays[name + "_origin_mm"], float(arrays[name + "_spacing_mm"]))
+    return VoxelField(
+        arrays[name], arrays[name + "_origin_mm"], float(arrays[name + "_spacing_mm"])
+    )
 
 
 def _write_arrays(path: Path, arrays: dict[str, Any]) -> None:
@@ -253,15 +268,22 @@ def _write_arrays(path: Path, arrays: dict[str, Any]) -> None:
 
 
 def _dump(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
 
 
 def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ValueError(f"{path.parent}: no {path.name} there; write one with scripts/prepare_patient.py")
+        raise ValueError(
+            f"{path.parent}: no {path.name} there; write one with scripts/prepare_patient.py"
+        )
     meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if meta.get("schema") != SCHEMA:
-        raise ValueError(f"{path}: schema {meta.get('schema')!r}, this version reads {SCHEMA}; prepare the patient again")
+        raise ValueError(
+            f"{path}: schema {meta.get('schema')!r}, this version reads {SCHEMA}; prepare the"
+            " patient again"
+        )
     return meta
 
 
@@ -269,12 +291,14 @@ def _may_replace(target: Path, marker: str, sha256: str) -> None:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not (target / marker).is_file():
-        raise ValueError(f"{target} exists and holds no {marker}; it is not overwritten: choose another folder")
+        raise ValueError(
+            f"{target} exists and holds no {marker}; it is not overwritten: choose another folder"
+        )
     there = _load(target / marker).get("source_hash")
     if there != sha256:
         raise ValueError(
-            f"{target} holds {marker} of another source ({str(there)[:12]}… against {sha256[:12]}…); it is not "
-            "overwritten: choose another folder, or delete it"
+            f"{target} holds {marker} of another source ({str(there)[:12]}… against"
+            f" {sha256[:12]}…); it is not overwritten: choose another folder, or delete it"
         )
 
 

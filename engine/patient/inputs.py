@@ -28,7 +28,8 @@ from engine.types import Finding
 
 @dataclass(frozen=True)
 class Inputs:
-    """What was read: the scan cropped to the spine, labels that passed the gate, the calibration, and metal on the scan's grid.
+    """What was read: the scan cropped to the spine, labels that passed the gate, the calibration,
+    and metal on the scan's grid.
 
     grid   the label image as its file has it, before source.shift_mm
     """
@@ -47,30 +48,42 @@ def shifted(labels: Image, source: MaskSource) -> Image:
         return labels
     matrix = labels.lps_from_index.copy()
     matrix[:3, 3] += shift
-    line = f"labels moved by {shift.tolist()} mm (LPS) against their file, as given by source.shift_mm"
+    line = (
+        f"labels moved by {shift.tolist()} mm (LPS) against their file, as given by source.shift_mm"
+    )
     return replace(labels, lps_from_index=matrix, notes=(*labels.notes, line))
 
 
-def read_inputs(config: PrepareConfig, source: MaskSource, out: Path, log: Callable[[str], None]) -> Inputs:
-    """Scan, labels, calibration and metal. Raises ValueError where the gate stops, after writing findings.json and gate.png."""
+def read_inputs(
+    config: PrepareConfig, source: MaskSource, out: Path, log: Callable[[str], None]
+) -> Inputs:
+    """Scan, labels, calibration and metal. Raises ValueError where the gate stops, after writing
+    findings.json and gate.png."""
     pair = parse_segment(config.segment)
     scan: Image | None = None
     asked = not isinstance(config.calibration, NoCalibration)
     mask_path, scheme, tool = source.path, source.labels, None
     if isinstance(source, CtSource | MriSource):
-        mask_path, tool = source.mask, segmenters.named(source.mask, source.labels, source.label_map)
+        mask_path, tool = (
+            source.mask,
+            segmenters.named(source.mask, source.labels, source.label_map),
+        )
         log(f"reading the scan {source.path}")
         scan = read_image(source.path, source.series)
         wanted, other = ("CT", "mri") if isinstance(source, CtSource) else ("MR", "ct")
         if scan.modality not in (wanted, "unknown"):
-            raise ValueError(f"source={source.kind} was given, but {source.path} is {scan.modality}; give source={other}")
+            raise ValueError(
+                f"source={source.kind} was given, but {source.path} is {scan.modality}; give"
+                f" source={other}"
+            )
         for note in scan.notes:
             log(f"scan: {note}")
         scan = Image(scan.values, scan.lps_from_index, wanted, scan.notes, scan.source)
     if asked and (scan is None or scan.modality != "CT"):
         raise ValueError(
-            f"calibration={config.calibration.kind} asks for bone density, but source={source.kind} gives geometry only "
-            "(HU come from a CT): leave the calibration out (density is then assumed), or give source=ct"
+            f"calibration={config.calibration.kind} asks for bone density, but source={source.kind}"
+            " gives geometry only (HU come from a CT): leave the calibration out (density is then"
+            " assumed), or give source=ct"
         )
     made = None
     if scan is not None and tool is not None and isinstance(source, CtSource | MriSource):
@@ -81,7 +94,12 @@ def read_inputs(config: PrepareConfig, source: MaskSource, out: Path, log: Calla
     if made is not None:
         image = replace(image, source={**image.source, "segmenter": made.record()})
     labels = understand(
-        shifted(image, source), pair, scheme=scheme, label_map=source.label_map, levels=source.levels, accept=source.accept
+        shifted(image, source),
+        pair,
+        scheme=scheme,
+        label_map=source.label_map,
+        levels=source.levels,
+        accept=source.accept,
     )
     metal = None
     cut = scan
@@ -101,7 +119,9 @@ def read_inputs(config: PrepareConfig, source: MaskSource, out: Path, log: Calla
         log(finding.line())
     if stopping := stops(labels.findings):
         raise ValueError(f"{mask_path}: {stopping} (picture: {out / 'gate.png'})")
-    calibration = calibrate(config.calibration, scan, labels) if asked and scan is not None else None
+    calibration = (
+        calibrate(config.calibration, scan, labels) if asked and scan is not None else None
+    )
     return Inputs(cut, image, labels, calibration, metal)
 
 
@@ -114,10 +134,14 @@ def beside_segment(finding: Finding, segment: tuple[str, str]) -> Finding:
 def on_the_scan(
     scan: Image, cut: Image, labels: Labels, density: bool, segment: tuple[str, str]
 ) -> tuple[list[Finding], Metal | None]:
-    """What a CT says against its labels and its own numbers, and the metal in it (on the grid of `cut`)."""
+    """What a CT says against its labels and its own numbers, and the metal in it (on the grid of
+    `cut`)."""
     scale = scale_findings(scan, labels, density)
     if any(finding.code == "hu" and finding.severity != "note" for finding in scale):
-        return scale, None  # its numbers are no HU: neither metal nor the labels' place can be told by them
+        return (
+            scale,
+            None,
+        )  # its numbers are no HU: neither metal nor the labels' place can be told by them
     found = [*displaced(scan, labels), *_other_frame(scan, labels), *scale]
     objects, lines = metal_of(cut, labels)
     return [*found, *lines, *in_the_disc(cut, labels, segment)], objects
@@ -128,5 +152,8 @@ def _other_frame(scan: Image, labels: Labels) -> list[Finding]:
     frames = [image.source.get("FrameOfReferenceUID_sha256") for image in (scan, labels.image)]
     if None in frames or frames[0] == frames[1]:
         return []
-    text = "labels and scan name two DICOM frames of reference: they are of two acquisitions unless an export has changed it"
+    text = (
+        "labels and scan name two DICOM frames of reference: they are of two acquisitions unless an"
+        " export has changed it"
+    )
     return [Finding("displaced", "warning", "", text)]

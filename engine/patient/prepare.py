@@ -1,9 +1,11 @@
-"""From settings to a prepared patient on disk: everything of `scripts/prepare_patient.py` that is not printing.
+"""From settings to a prepared patient on disk: everything of `scripts/prepare_patient.py` that is
+not printing.
 
     read → gate → model → alignment → plan → bundle, segment, view, landmarks, report
 
-Unknown keys and values out of range are refused when the settings are read, before any file is. Slow stages are kept in
-<out>/.stages by content (stages.py): a run that was interrupted, or is repeated with another plan, goes on from there.
+Unknown keys and values out of range are refused when the settings are read, before any file is.
+Slow stages are kept in <out>/.stages by content (stages.py): a run that was interrupted, or is
+repeated with another plan, goes on from there.
 """
 
 from __future__ import annotations
@@ -36,7 +38,14 @@ from engine.patient.geometry.distance import surface_sdf
 from engine.patient.geometry.levels import parse_segment
 from engine.patient.inputs import Inputs, read_inputs, shifted
 from engine.patient.labels.understand import Labels
-from engine.patient.model.scan import ScanOptions, from_labels, source_of, stem, with_hardware, with_structures
+from engine.patient.model.scan import (
+    ScanOptions,
+    from_labels,
+    source_of,
+    stem,
+    with_hardware,
+    with_structures,
+)
 from engine.patient.model.surfaces import from_surfaces
 from engine.patient.phantoms.lumbar import lumbar_phantom
 from engine.patient.phantoms.phantom import phantom
@@ -46,14 +55,22 @@ from engine.patient.read.images import read_labels
 from engine.patient.report.landmarks import write_landmarks
 from engine.patient.report.overview import write_overview
 from engine.patient.report.page import write_patient_report
-from engine.patient.sources import AlignmentConfig, CtSource, LumbarSource, MaskSource, PrepareConfig, SurfacesSource
+from engine.patient.sources import (
+    AlignmentConfig,
+    CtSource,
+    LumbarSource,
+    MaskSource,
+    PrepareConfig,
+    SurfacesSource,
+)
 from engine.patient.stages import Stages
 from engine.types import Finding, PatientModel, Segment, SegmentAlignment, Vertebra
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared patient and where it lies. Relative to `out`: patient/, segment/, view/, alignment.json, report.html, …"""
+    """A prepared patient and where it lies. Relative to `out`: patient/, segment/, view/,
+    alignment.json, report.html, …"""
 
     out: Path
     patient: PatientModel
@@ -63,7 +80,8 @@ class Prepared:
 
 
 def prepare(config: PrepareConfig, log: Callable[[str], None] | None = None) -> Prepared:
-    """Do it. Raises ValueError as the readers, the quality gate (after writing findings.json and gate.png), the model and the plan do."""
+    """Do it. Raises ValueError as the readers, the quality gate (after writing findings.json and
+    gate.png), the model and the plan do."""
     log = log or (lambda line: None)
     out = Path(config.out)
     check_plan(config.plan, "-".join(parse_segment(config.segment)))
@@ -80,19 +98,26 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] | None = None) -> 
         if source.subregions is not None:
             subregions = shifted(read_labels(source.subregions, read.grid), source)
             check_subregions(subregions, labels)  # before anything slow
-        patient = with_structures(model_of(config, source, read, stages), labels, subregions, stages)
+        patient = with_structures(
+            model_of(config, source, read, stages), labels, subregions, stages
+        )
         if scan is not None:
-            patient = replace(patient, repairs=(*(f"scan: {note}" for note in scan.notes), *patient.repairs))
+            patient = replace(
+                patient, repairs=(*(f"scan: {note}" for note in scan.notes), *patient.repairs)
+            )
         if scan is not None and metal is not None:
             patient = with_hardware(patient, scan, metal)
             artifacts.write_json(out / "hardware.json", list(metal.about))
     elif not isinstance(config.calibration, NoCalibration):
         raise ValueError(
-            f"calibration={config.calibration.kind} needs a CT; source={source.kind} has no HU: leave it out, or give source=ct"
+            f"calibration={config.calibration.kind} needs a CT; source={source.kind} has no HU:"
+            " leave it out, or give source=ct"
         )
     elif isinstance(source, SurfacesSource):
         options = source.model_dump(exclude={"kind", "path"})
-        patient = from_surfaces(source.path, config.segment, profile=config.patient, stages=stages, **options)
+        patient = from_surfaces(
+            source.path, config.segment, profile=config.patient, stages=stages, **options
+        )
         for finding in patient.findings:
             log(finding.line())
     elif isinstance(source, LumbarSource):
@@ -108,7 +133,11 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] | None = None) -> 
         for finding in unusual:
             log(finding.line())
         patient = replace(patient, findings=(*patient.findings, *unusual))
-        patient = replace(patient, source=patient.source | {"femoral_heads": {"how": how, "centres_mm": np.asarray(heads).tolist()}})
+        patient = replace(
+            patient,
+            source=patient.source
+            | {"femoral_heads": {"how": how, "centres_mm": np.asarray(heads).tolist()}},
+        )
     alignment = spine_alignment(
         patient.vertebrae,
         patient.sacrum,
@@ -125,27 +154,44 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] | None = None) -> 
     patient = replace(patient, findings=(*patient.findings, *unusual))
     artifacts.write_json(out / "findings.json", [finding.as_dict() for finding in patient.findings])
     alignment, errors = _with_errors(config.alignment, patient, alignment, heads, voxel_mm, stages)
-    artifacts.write_json(out / "alignment.json", {"posture": alignment.posture, "measures": alignment.table()})
+    artifacts.write_json(
+        out / "alignment.json", {"posture": alignment.posture, "measures": alignment.table()}
+    )
     segment = plan(patient, config.segment, config.plan, alignment, config.alignment.age)
     for demand in segment.plan.demands:
         log(f"demand on {demand.line()}")
     log("writing")
-    found = {body.name: features(body, _at(patient, k + 1), _at(patient, k - 1)) for k, body in enumerate(patient.vertebrae)}
+    found = {
+        body.name: features(body, _at(patient, k + 1), _at(patient, k - 1))
+        for k, body in enumerate(patient.vertebrae)
+    }
     more = measures(patient, found, labels, subregions)
-    artifacts.write_json(out / "anatomy.json", {place: (found[place].as_dict() if place in found else {}) | more[place] for place in more})
+    artifacts.write_json(
+        out / "anatomy.json",
+        {place: (found[place].as_dict() if place in found else {}) | more[place] for place in more},
+    )
     write_landmarks(patient, found, errors, out / "landmarks")
     save_bundle(patient, out / "patient")
     save_segment(segment, out / "segment")
     files = write_overview(segment, out / "view")
     write_patient_report(
-        out, patient, segment, alignment, scan=scan, calibration=calibration, labels=labels, age=config.alignment.age, structures=more,
+        out,
+        patient,
+        segment,
+        alignment,
+        scan=scan,
+        calibration=calibration,
+        labels=labels,
+        age=config.alignment.age,
+        structures=more,
         excluded=None if metal is None else metal.excluded,
     )
     return Prepared(out, patient, segment, alignment, any(file.suffix == ".png" for file in files))
 
 
 def femoral_heads_of(config: AlignmentConfig, patient: PatientModel) -> tuple[Any, str]:
-    """Centres [2, 3] or None, and where they come from: given, of the phantom, or fitted to the labels, where no PI was given."""
+    """Centres [2, 3] or None, and where they come from: given, of the phantom, or fitted to the
+    labels, where no PI was given."""
     if config.femoral_heads_mm is not None:
         return config.femoral_heads_mm, "femoral heads: given by alignment.femoral_heads_mm"
     if "femoral_heads_mm" in patient.source:
@@ -156,17 +202,29 @@ def femoral_heads_of(config: AlignmentConfig, patient: PatientModel) -> tuple[An
     return fitted.get("centres_mm"), str(fitted.get("how", ""))
 
 
-def _check_pi(config: AlignmentConfig, patient: PatientModel, alignment: SpineAlignment) -> list[Finding]:
-    """What the measured sacral slope says of a given pelvic incidence. Raises ValueError where it, or the femoral heads, contradict."""
+def _check_pi(
+    config: AlignmentConfig, patient: PatientModel, alignment: SpineAlignment
+) -> list[Finding]:
+    """What the measured sacral slope says of a given pelvic incidence. Raises ValueError where
+    it, or the femoral heads, contradict."""
     if config.pi_deg is None:
         return []
     slope = alignment.measure("sacral_slope_deg").value
     centres = config.femoral_heads_mm or patient.source.get("femoral_heads", {}).get("centres_mm")
     of_heads = None
     if centres is not None:
-        other = spine_alignment(patient.vertebrae, patient.sacrum, femoral_heads_mm=np.asarray(centres, float), posture=patient.posture)
+        other = spine_alignment(
+            patient.vertebrae,
+            patient.sacrum,
+            femoral_heads_mm=np.asarray(centres, float),
+            posture=patient.posture,
+        )
         of_heads = other.measure("pelvic_incidence_deg").value
-    return check_incidence(config.pi_deg, slope if isinstance(slope, float) else None, of_heads if isinstance(of_heads, float) else None)
+    return check_incidence(
+        config.pi_deg,
+        slope if isinstance(slope, float) else None,
+        of_heads if isinstance(of_heads, float) else None,
+    )
 
 
 def _at(patient: PatientModel, k: int) -> Vertebra | None:
@@ -175,9 +233,15 @@ def _at(patient: PatientModel, k: int) -> Vertebra | None:
 
 
 def _with_errors(
-    config: AlignmentConfig, patient: PatientModel, alignment: SpineAlignment, heads: Any, voxel_mm: float, stages: Stages
+    config: AlignmentConfig,
+    patient: PatientModel,
+    alignment: SpineAlignment,
+    heads: Any,
+    voxel_mm: float,
+    stages: Stages,
 ) -> tuple[SpineAlignment, dict[str, dict[str, Any]] | None]:
-    """Standard errors by bootstrap over surface noise (uncertainty.py): of the alignment, and of each level's landmarks."""
+    """Standard errors by bootstrap over surface noise (uncertainty.py): of the alignment, and of
+    each level's landmarks."""
     if not config.draws:
         return alignment, None
     noise, correlation = surface_noise(voxel_mm)
@@ -192,19 +256,30 @@ def _with_errors(
     if patient.sacrum is not None:
         plate = patient.sacrum.superior
         drawn_base = redraw_plate(
-            patient.sacrum.surface, surface_sdf(patient.sacrum.surface, 1.0), lambda surface, field: (local_endplate(field, plate), {}),
-            noise_mm=noise, correlation_mm=correlation, draws=config.draws, seed=0,
-        )  # fmt: skip
+            patient.sacrum.surface,
+            surface_sdf(patient.sacrum.surface, 1.0),
+            lambda surface, field: (local_endplate(field, plate), {}),
+            noise_mm=noise,
+            correlation_mm=correlation,
+            draws=config.draws,
+            seed=0,
+        )
         errors["S1"] = standard_errors(drawn_base)
         base = [drawn[0] for drawn in drawn_base]
     found = alignment_errors(
-        plates, base, femoral_heads_mm=None if heads is None else np.asarray(heads, float), pi_deg=config.pi_deg if heads is None else None,
-        posture=patient.posture, age=config.age,
-    )  # fmt: skip
+        plates,
+        base,
+        femoral_heads_mm=None if heads is None else np.asarray(heads, float),
+        pi_deg=config.pi_deg if heads is None else None,
+        posture=patient.posture,
+        age=config.age,
+    )
     return alignment.with_errors(found), errors
 
 
-def model_of(config: PrepareConfig, source: MaskSource, read: Inputs, stages: Stages) -> PatientModel:
+def model_of(
+    config: PrepareConfig, source: MaskSource, read: Inputs, stages: Stages
+) -> PatientModel:
     scan, labels, calibration = read.scan, read.labels, read.calibration
     where = source_of(source.kind, source.path, labels, source.accept, scan)
     if "segmenter" in labels.image.source:
@@ -215,7 +290,9 @@ def model_of(config: PrepareConfig, source: MaskSource, read: Inputs, stages: St
             "slope_g_cm3_per_hu": calibration.slope_g_cm3_per_hu,
             "intercept_g_cm3": calibration.intercept_g_cm3,
             "equivalent": calibration.equivalent,
-            "r2": calibration.r2 if math.isfinite(calibration.r2) else None,  # a given line has none
+            "r2": (
+                calibration.r2 if math.isfinite(calibration.r2) else None
+            ),  # a given line has none
         }
     return from_labels(
         source.name or stem(source.path),

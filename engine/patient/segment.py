@@ -7,10 +7,17 @@ from dataclasses import replace
 import numpy as np
 
 from engine.patient.geometry.distance import MARGIN_MM, grid_around, surface_sdf, volume_mm3
-from engine.patient.geometry.frames import inverse, move_endplate, move_surface, superior_frame, vertebra_frame
+from engine.patient.geometry.frames import (
+    inverse,
+    move_endplate,
+    move_surface,
+    superior_frame,
+    vertebra_frame,
+)
 from engine.types import AlignmentPlan, Endplate, Segment, Surface, Vertebra, VoxelField, rigid
 
-#: How far the disc body reaches past the rim planes, and its outline there, to fill the endplates' cavities.
+#: How far the disc body reaches past the rim planes, and its outline there, to fill the endplates'
+#: cavities.
 _CAPS = ((4.0, 0.55), (2.5, 0.80), (1.2, 0.95))
 
 
@@ -26,7 +33,8 @@ def build_segment(
     warnings: tuple[str, ...],
     posterior_reach_mm: float = 10.0,
 ) -> Segment:
-    """Segment with the cranial vertebra moved by `motion` (patient frame) and all in the segment frame.
+    """Segment with the cranial vertebra moved by `motion` (patient frame) and all in the segment
+    frame.
 
     Facets and processes are taken off both vertebrae (`without_processes`); the surfaces keep them.
     """
@@ -49,16 +57,21 @@ def build_segment(
 
 
 def without_processes(vertebra: Vertebra, reach_mm: float) -> Vertebra:
-    """The vertebra with its body and pedicles, and of the arch what lies within `reach_mm` of the pedicles' level.
+    """The vertebra with its body and pedicles, and of the arch what lies within `reach_mm` of the
+    pedicles' level.
 
         φ ← max(φ, min(y − y_wall − 3 mm, |z − z_pedicle| − reach))      in the vertebra's own frame
 
-    Facets, laminae beyond and processes carry nothing where neither facet contact nor ligaments are modelled. Left in, the
-    facets' gap of a fraction of a millimetre fuses on any grid (the intact phantom was ten times too stiff in extension), and
-    such loose appendages cost the solvers half of their iterations.
+    Facets, laminae beyond and processes carry nothing where neither facet contact nor ligaments are
+    modelled. Left in, the facets' gap of a fraction of a millimetre fuses on any grid (the intact
+    phantom was ten times too stiff in extension), and such loose appendages cost the solvers half
+    of their iterations.
     """
     own = inverse(vertebra_frame(vertebra.superior, vertebra.inferior))
-    wall = max(float(rigid(own, plate.rim_mm)[:, 1].max()) for plate in (vertebra.superior, vertebra.inferior))
+    wall = max(
+        float(rigid(own, plate.rim_mm)[:, 1].max())
+        for plate in (vertebra.superior, vertebra.inferior)
+    )
     level = float(np.mean([rigid(own, axis)[:, 2].mean() for axis in vertebra.pedicles.values()]))
     point = rigid(own, vertebra.sdf.points())
     beyond = np.minimum(point[..., 1] - wall - 3.0, np.abs(point[..., 2] - level) - reach_mm)
@@ -67,7 +80,8 @@ def without_processes(vertebra: Vertebra, reach_mm: float) -> Vertebra:
 
 
 def carry(vertebra: Vertebra, matrix: np.ndarray, spacing_mm: float) -> Vertebra:
-    """The vertebra under a rigid motion, its fields on a new axis-parallel grid with MARGIN_MM around the bone.
+    """The vertebra under a rigid motion, its fields on a new axis-parallel grid with MARGIN_MM
+    around the bone.
 
     The distance is interpolated by cubic splines, the density trilinearly.
     """
@@ -88,9 +102,11 @@ def carry(vertebra: Vertebra, matrix: np.ndarray, spacing_mm: float) -> Vertebra
 
 
 def disc_field(lower: Endplate, upper: Endplate, spacing_mm: float) -> VoxelField:
-    """Signed distance of the disc-space body: the loft between the caudal superior and the cranial inferior rim.
+    """Signed distance of the disc-space body: the loft between the caudal superior and the cranial
+    inferior rim.
 
-    It goes on past both rim planes, ever narrower, by 4 mm: concave endplates are filled, bone wins where they meet.
+    It goes on past both rim planes, ever narrower, by 4 mm: concave endplates are filled, bone wins
+    where they meet.
     """
     return surface_sdf(disc_surface(lower, upper), spacing_mm)
 
@@ -103,8 +119,8 @@ def disc_surface(lower: Endplate, upper: Endplate) -> Surface:
     gap = (upper.rim_mm - lower.rim_mm) @ lower.normal
     if gap.min() <= 0.2:
         raise ValueError(
-            f"the rims of the two endplates come within {gap.min():.1f} mm of each other at the planned pose; raise "
-            "plan.height_middle_mm or lower the planned angles"
+            f"the rims of the two endplates come within {gap.min():.1f} mm of each other at the"
+            " planned pose; raise plan.height_middle_mm or lower the planned angles"
         )
     rings = [_ring(lower, -depth, scale) for depth, scale in _CAPS]
     rings += [lower.rim_mm + share * (upper.rim_mm - lower.rim_mm) for share in (0.0, 0.5, 1.0)]
@@ -122,4 +138,6 @@ def disc_surface(lower: Endplate, upper: Endplate) -> Surface:
 
 
 def _ring(plate: Endplate, along_normal_mm: float, scale: float) -> np.ndarray:
-    return plate.centre_mm + scale * (plate.rim_mm - plate.centre_mm) + along_normal_mm * plate.normal
+    return (
+        plate.centre_mm + scale * (plate.rim_mm - plate.centre_mm) + along_normal_mm * plate.normal
+    )

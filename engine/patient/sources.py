@@ -34,9 +34,11 @@ class SurfacesSource(Settings):
 
 
 class MaskSource(Settings):
-    """A label image. `labels`: its scheme (schemes.py), or `label_map` level → number; `accept`: findings to go on with.
+    """A label image. `labels`: its scheme (schemes.py), or `label_map` level → number; `accept`:
+    findings to go on with.
 
-    subregions: a TPTBox/SPINEPS sub-region mask on the same grid, for canal, cord, discs and a check of the bodies (structures.py).
+    subregions: a TPTBox/SPINEPS sub-region mask on the same grid, for canal, cord, discs and a
+    check of the bodies (structures.py).
     """
 
     kind: Literal["mask"]
@@ -53,10 +55,12 @@ class MaskSource(Settings):
 
 
 class CtSource(MaskSource):
-    """A CT (`path`) and its label image (`mask`), or the segmenter that makes one (segmenters.py), on `device`.
+    """A CT (`path`) and its label image (`mask`), or the segmenter that makes one (segmenters.py),
+    on `device`.
 
-    shell: how the thin cortex is treated (ct_density.py). refine: edges are placed by HU (refine.py). shift_mm: the labels are moved by
-    this, LPS, where they lie beside the scan (placement.py proposes it).
+    shell: how the thin cortex is treated (ct_density.py). refine: edges are placed by HU
+    (refine.py). shift_mm: the labels are moved by this, LPS, where they lie beside the scan
+    (placement.py proposes it).
     """
 
     kind: Literal["ct"]  # type: ignore[assignment]
@@ -69,7 +73,8 @@ class CtSource(MaskSource):
 
 
 class MriSource(MaskSource):
-    """An MRI (`path`) and its label image (`mask`), or the segmenter that makes one: geometry only."""
+    """An MRI (`path`) and its label image (`mask`), or the segmenter that makes one: geometry
+    only."""
 
     kind: Literal["mri"]  # type: ignore[assignment]
     mask: str
@@ -93,15 +98,24 @@ class LumbarSource(Settings):
 
 
 class AlignmentConfig(Settings):
-    """What the images don't say, or what is to win over them. femoral_heads_mm: the two centres, LPS."""
+    """What the images don't say, or what is to win over them. femoral_heads_mm: the two centres,
+    LPS."""
 
     femoral_heads_mm: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
     pi_deg: float | None = Field(default=None, ge=10.0, le=110.0)
     age: float | None = Field(default=None, ge=0.0, le=120.0)
-    draws: int = Field(default=12, ge=0, le=500, description="of the bootstrap over surface noise; 0: no standard errors")
+    draws: int = Field(
+        default=12,
+        ge=0,
+        le=500,
+        description="of the bootstrap over surface noise; 0: no standard errors",
+    )
 
 
-Source = Annotated[SurfacesSource | MaskSource | CtSource | MriSource | PhantomSource | LumbarSource, Field(discriminator="kind")]
+Source = Annotated[
+    SurfacesSource | MaskSource | CtSource | MriSource | PhantomSource | LumbarSource,
+    Field(discriminator="kind"),
+]
 
 
 class PrepareConfig(Settings):

@@ -1,4 +1,5 @@
-"""Results of the slow stages on disk, by content: an interrupted preparation goes on where it stopped."""
+"""Results of the slow stages on disk, by content: an interrupted preparation goes on where it
+stopped."""
 
 from __future__ import annotations
 
@@ -18,21 +19,32 @@ VERSION = 2
 
 
 class Stages:
-    """A folder of arrays, each under its stage's name and the hash of everything that it depends on.
+    """A folder of arrays, each under its stage's name and the hash of everything that it depends
+    on.
 
     folder None keeps nothing (tests, callers without a place). `log` is told what each stage took.
     """
 
-    def __init__(self, folder: Path | None = None, log: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, folder: Path | None = None, log: Callable[[str], None] | None = None
+    ) -> None:
         self.folder = folder
         self.log = log or (lambda line: None)
 
     def run(
-        self, name: str, depends_on: Any, make: Callable[[], tuple[dict[str, np.ndarray], list[str]]]
+        self,
+        name: str,
+        depends_on: Any,
+        make: Callable[[], tuple[dict[str, np.ndarray], list[str]]],
     ) -> tuple[dict[str, np.ndarray], list[str]]:
-        """The stage's arrays and notes: read back where the same stage was run on the same input, else made and kept."""
+        """The stage's arrays and notes: read back where the same stage was run on the same
+        input, else made and kept."""
         started = time.perf_counter()
-        path = None if self.folder is None else self.folder / f"{name}-{digest((VERSION, name, depends_on))[:20]}.npz"
+        path = (
+            None
+            if self.folder is None
+            else self.folder / f"{name}-{digest((VERSION, name, depends_on))[:20]}.npz"
+        )
         if path is not None and path.is_file():
             with np.load(path, allow_pickle=False) as file:
                 arrays = {key: file[key] for key in file.files}

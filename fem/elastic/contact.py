@@ -1,20 +1,26 @@
-"""Unilateral contact of one region with the rest of a conforming mesh: no tension, with or without Coulomb friction.
+"""Unilateral contact of one region with the rest of a conforming mesh: no tension, with or without
+Coulomb friction.
 
-The region's nodes are doubled (`split`), so that its surface and what it touched are two surfaces of the same triangles. At every
-quadrature point of the interface, with n out of the region, δ = u_outside − u_region and an initial gap g₀ ≥ 0:
+The region's nodes are doubled (`split`), so that its surface and what it touched are two surfaces
+of the same triangles. At every quadrature point of the interface, with n out of the region, δ =
+u_outside − u_region and an initial gap g₀ ≥ 0:
 
     p = k ⟨−(g₀ + δ·n)⟩                  pressure (penalty: it closes when k grows; ⟨x⟩ = max(x, 0))
-    t = k_t δ_t,   |t| ≤ μ p             shear; δ_t = δ − (δ·n) n, from the unloaded state (one proportional step)
+    t = k_t δ_t,   |t| ≤ μ p             shear; δ_t = δ − (δ·n) n, from the unloaded state (one
+                                         proportional step)
     k_t = k where it sticks, μ p / |δ_t| where it slips;  μ = 0: k_t = 0
 
 Small displacements: points stay opposite each other, so it is for sliding of less than an element.
 
-Solved by the alternating direction method (Douglas-Rachford splitting; Boyd et al. 2011): with z = δ̂ + t̂/ρ at the points,
+Solved by the alternating direction method (Douglas-Rachford splitting; Boyd et al. 2011): with z =
+δ̂ + t̂/ρ at the points,
 
-    δ̂, t̂ = the law's answer to z (closed form),   (K + Bᵀρ B) u = f + Bᵀ(ρ δ̂ − t̂),   z ← z + B u − δ̂,   B u = δ
+    δ̂, t̂ = the law's answer to z (closed form),   (K + Bᵀρ B) u = f + Bᵀ(ρ δ̂ − t̂),   z ← z + B u − δ̂,   B
+        u = δ
 
-one factorisation for every load case and coefficient of friction, a solve with all load cases at once each iteration, forces in balance
-at each; accelerated per load case (Anderson 1965). ρ is between the stiffnesses of smooth and of rough deformations of the bodies.
+one factorisation for every load case and coefficient of friction, a solve with all load cases at
+once each iteration, forces in balance at each; accelerated per load case (Anderson 1965). ρ is
+between the stiffnesses of smooth and of rough deformations of the bodies.
 """
 
 from __future__ import annotations
@@ -38,7 +44,8 @@ from fem.mesh.build import TetMesh
 from fem.mesh.tets import face_pairs
 
 log = logging.getLogger("spinefit.fem")
-#: Share of the stiffness that is left tangentially where there is no friction, so that no body floats sideways.
+#: Share of the stiffness that is left tangentially where there is no friction, so that no body
+#: floats sideways.
 _STABILISING = 1e-7
 #: Iterations that the acceleration looks back on.
 _WINDOW = 15
@@ -47,9 +54,11 @@ _WINDOW = 15
 @dataclass(frozen=True)
 class ContactSettings:
     """friction   Coulomb's coefficient; 0: frictionless
-    stiffness_mpa_per_mm   k: penetration is pressure / k (5 MPa: 1 µm). Above some 10 E/h of the softer side (E modulus, h element)
-                           pressures of quadratic faces ring; below E/h the layer is felt
-    tolerance              largest |law's traction − traction in balance| over the interface, relative (root mean square)
+    stiffness_mpa_per_mm   k: penetration is pressure / k (5 MPa: 1 µm). Above some 10 E/h of the
+                           softer side (E modulus, h element) pressures of quadratic faces ring;
+                           below E/h the layer is felt
+    tolerance              largest |law's traction − traction in balance| over the interface,
+                           relative (root mean square)
     """
 
     friction: float = 0.0
@@ -59,14 +68,18 @@ class ContactSettings:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.friction <= 2.0:
-            raise ValueError(f"friction={self.friction}: give Coulomb's coefficient, 0 to 2 (metal on bone: 0.3-0.8)")
+            raise ValueError(
+                f"friction={self.friction}: give Coulomb's coefficient, 0 to 2 (metal on bone:"
+                " 0.3-0.8)"
+            )
         if self.stiffness_mpa_per_mm <= 0.0:
             raise ValueError(f"stiffness_mpa_per_mm={self.stiffness_mpa_per_mm}: must be above 0")
 
 
 @dataclass(frozen=True)
 class Split:
-    """mesh: with the region's nodes doubled; its tetrahedra, outside's [f] and both sides' vertices [f, 3] of the interface."""
+    """mesh: with the region's nodes doubled; its tetrahedra, outside's [f] and both sides'
+    vertices [f, 3] of the interface."""
 
     mesh: TetMesh
     inner: np.ndarray
@@ -89,20 +102,30 @@ def split(mesh: TetMesh, region: int) -> Split:
     swap = mine[second]
     inner, outer = np.where(swap, second, first), np.where(swap, first, second)
     shared = np.unique(mesh.tets[~mine])
-    shared = shared[np.isin(shared, np.unique(mesh.tets[mine]))]  # also where only an edge or a vertex is common
+    shared = shared[
+        np.isin(shared, np.unique(mesh.tets[mine]))
+    ]  # also where only an edge or a vertex is common
     own = np.arange(len(mesh.points_mm))
     own[shared] = len(mesh.points_mm) + np.arange(len(shared))
     tets = mesh.tets.copy()
     tets[mine] = own[tets[mine]]
     points = np.vstack([mesh.points_mm, mesh.points_mm[shared]])
-    return Split(TetMesh(points, tets, mesh.labels, mesh.quality, mesh.log), inner, outer, own[outer_vertices], outer_vertices)
+    return Split(
+        TetMesh(points, tets, mesh.labels, mesh.quality, mesh.log),
+        inner,
+        outer,
+        own[outer_vertices],
+        outer_vertices,
+    )
 
 
 @dataclass(frozen=True)
 class Interface:
-    """Both sides' interpolation at the points of the interface, in the discretisation of the split mesh.
+    """Both sides' interpolation at the points of the interface, in the discretisation of the split
+    mesh.
 
-    jump [s, nodes]: outside minus region, scalar; normal [s, 3] out of the region; weight_mm2, gap_mm [s]; faces: the region's.
+    jump [s, nodes]: outside minus region, scalar; normal [s, 3] out of the region; weight_mm2,
+    gap_mm [s]; faces: the region's.
     """
 
     jump: sp.csr_matrix
@@ -126,14 +149,20 @@ class Interface:
         return sp.csr_matrix(sp.kron(scalar, sp.eye(3)))
 
     def forces(self, traction: np.ndarray) -> np.ndarray:
-        """Nodal forces [dofs, l] of tractions [s, 3, l] on the outside (and their opposite on the region)."""
+        """Nodal forces [dofs, l] of tractions [s, 3, l] on the outside (and their opposite on
+        the region)."""
         weighted = (self.weight_mm2[:, None, None] * traction).reshape(len(self.normal), -1)
         return np.asarray(self.jump.T @ weighted).reshape(-1, traction.shape[2])
 
 
-def interface(d: el.Discretisation, cut: Split, gap: Callable[[np.ndarray], np.ndarray] | None = None) -> Interface:
+def interface(
+    d: el.Discretisation, cut: Split, gap: Callable[[np.ndarray], np.ndarray] | None = None
+) -> Interface:
     """gap(points_mm [s, 3]) → g₀ [s], mm; none: closed everywhere."""
-    inner, outer = faces_of(d, cut.inner, cut.inner_vertices), faces_of(d, cut.outer, cut.outer_vertices)
+    inner, outer = (
+        faces_of(d, cut.inner, cut.inner_vertices),
+        faces_of(d, cut.outer, cut.outer_vertices),
+    )
     n = len(d.nodes_mm)
     jump = sp.csr_matrix(outer.interpolation(n) - inner.interpolation(n))
     points = inner.points_mm.reshape(-1, 3)
@@ -146,7 +175,8 @@ def interface(d: el.Discretisation, cut: Split, gap: Callable[[np.ndarray], np.n
 
 @dataclass(frozen=True)
 class Contact:
-    """What came of it: u [dofs, l], a status per load; pressure, shear [s, l] MPa; opening_mm [s, l] where it is open."""
+    """What came of it: u [dofs, l], a status per load; pressure, shear [s, l] MPa; opening_mm
+    [s, l] where it is open."""
 
     solution: Solution
     pressure: np.ndarray
@@ -154,37 +184,56 @@ class Contact:
     opening_mm: np.ndarray
 
     def on_faces(self, nodes_mm: np.ndarray, at: Interface, names: Sequence[str]) -> meshio.Mesh:
-        """The interface's triangles with means per load case: `<name>_pressure_mpa`, `_shear_mpa`, `_opening_mm`."""
+        """The interface's triangles with means per load case: `<name>_pressure_mpa`,
+        `_shear_mpa`, `_opening_mm`."""
         used, triangles = np.unique(at.faces.nodes[:, :3], return_inverse=True)
         data = {}
         for k, name in enumerate(names):
-            for what, values in (("pressure_mpa", self.pressure), ("shear_mpa", self.shear), ("opening_mm", self.opening_mm)):
+            for what, values in (
+                ("pressure_mpa", self.pressure),
+                ("shear_mpa", self.shear),
+                ("opening_mm", self.opening_mm),
+            ):
                 each = values[:, k].reshape(at.faces.weight_mm2.shape)
-                data[array_name(name, what)] = [(each * at.faces.weight_mm2).sum(1) / at.faces.weight_mm2.sum(1)]
+                data[array_name(name, what)] = [
+                    (each * at.faces.weight_mm2).sum(1) / at.faces.weight_mm2.sum(1)
+                ]
         return meshio.Mesh(nodes_mm[used], [("triangle", triangles.reshape(-1, 3))], cell_data=data)
 
     def figures(self, at: Interface) -> list[dict[str, float]]:
-        """Per load: touching share of the area, force across, largest pressure, shear and opening."""
+        """Per load: touching share of the area, force across, largest pressure, shear and
+        opening."""
         w = at.weight_mm2
         found = []
         for p, t, o in zip(self.pressure.T, self.shear.T, self.opening_mm.T, strict=True):
             force = (p[:, None] * at.normal * w[:, None]).sum(0)
-            found.append({
-                "touching_percent": float(100.0 * w[p > 0].sum() / w.sum()), "largest_pressure_mpa": float(p.max(initial=0.0)),
-                "largest_opening_mm": float(o.max(initial=0.0)), "largest_shear_mpa": float(t.max(initial=0.0)),
-                "resultant_n": float(np.linalg.norm(force)), "pressed_n": float((p * w).sum()),
-            })  # fmt: skip
+            found.append(
+                {
+                    "touching_percent": float(100.0 * w[p > 0].sum() / w.sum()),
+                    "largest_pressure_mpa": float(p.max(initial=0.0)),
+                    "largest_opening_mm": float(o.max(initial=0.0)),
+                    "largest_shear_mpa": float(t.max(initial=0.0)),
+                    "resultant_n": float(np.linalg.norm(force)),
+                    "pressed_n": float((p * w).sum()),
+                }
+            )
         return found
 
 
 def solve_contact(
-    matrix: sp.csr_matrix, loads: np.ndarray, links: list[LinkRows], at: Interface, modulus_mpa: float,
+    matrix: sp.csr_matrix,
+    loads: np.ndarray,
+    links: list[LinkRows],
+    at: Interface,
+    modulus_mpa: float,
     settings: ContactSettings = ContactSettings(),
-) -> Contact:  # fmt: skip
-    """Equilibrium of K u + (links) + (contact) = f for every column of loads [dofs, l]; K [dofs, dofs] is of the split mesh.
+) -> Contact:
+    """Equilibrium of K u + (links) + (contact) = f for every column of loads [dofs, l]; K [dofs,
+    dofs] is of the split mesh.
 
     modulus_mpa   of the softer side, about; only the speed depends on it
-    A column that does not come to rest has status "stagnated"; one that is held by nothing (all contact open) "failed" and NaN.
+    A column that does not come to rest has status "stagnated"; one that is held by nothing (all
+    contact open) "failed" and NaN.
     """
     clock = time.perf_counter()
     law = _Law(at.gap_mm, at.normal, settings.stiffness_mpa_per_mm, settings.friction)
@@ -216,29 +265,67 @@ def solve_contact(
     delta, traction = law.answer(z, rho)
     status = []
     for load in range(count):
-        status.append(_judged(law, at, delta[load], traction[load], int(done[load]), float(off[load]), iteration, rho))
+        status.append(
+            _judged(
+                law,
+                at,
+                delta[load],
+                traction[load],
+                int(done[load]),
+                float(off[load]),
+                iteration,
+                rho,
+            )
+        )
         if status[-1].code == "failed":
             u[:, load] = np.nan
         log.info("contact, load %d of %d: %s", load + 1, count, status[-1].text)
     along = np.einsum("lsi,si->sl", traction, at.normal)
     shear = np.linalg.norm(traction - np.einsum("sl,si->lsi", along, at.normal), axis=2).T
     opening = np.maximum(at.gap_mm[:, None] + np.einsum("lsi,si->sl", delta, at.normal), 0.0)
-    solution = Solution(u, status, "contact by alternating directions on one factorisation", time.perf_counter() - clock)
+    solution = Solution(
+        u,
+        status,
+        "contact by alternating directions on one factorisation",
+        time.perf_counter() - clock,
+    )
     return Contact(solution, np.maximum(-along, 0.0), shear, opening)
 
 
 def _judged(
-    law: _Law, at: Interface, delta: np.ndarray, traction: np.ndarray, done: int, off: float, iterations: int, rho: float
+    law: _Law,
+    at: Interface,
+    delta: np.ndarray,
+    traction: np.ndarray,
+    done: int,
+    off: float,
+    iterations: int,
+    rho: float,
 ) -> SolverStatus:
     w = at.weight_mm2
     pressure = -(traction * at.normal).sum(1)
     touching = 100.0 * w[pressure > 0.0].sum() / w.sum()
     slide = np.linalg.norm(delta - (delta * at.normal).sum(1)[:, None] * at.normal, axis=1)
-    held = float(w @ slide) * law.k * _STABILISING / max(float(w @ np.maximum(pressure, 0.0)), 1e-300)
-    if touching == 0.0 or (held > 0.5 and law.friction == 0.0) or slide.max() > 1e3 or not np.isfinite(off):
-        return SolverStatus("failed", "nothing holds the part: the contact is open, or slides without end", iterations, off)
+    held = (
+        float(w @ slide) * law.k * _STABILISING / max(float(w @ np.maximum(pressure, 0.0)), 1e-300)
+    )
+    if (
+        touching == 0.0
+        or (held > 0.5 and law.friction == 0.0)
+        or slide.max() > 1e3
+        or not np.isfinite(off)
+    ):
+        return SolverStatus(
+            "failed",
+            "nothing holds the part: the contact is open, or slides without end",
+            iterations,
+            off,
+        )
     if not done:
-        text = f"contact does not come to rest in {iterations} iterations: tractions off by {off:.1e} (ρ {rho:.0f} MPa/mm)"
+        text = (
+            f"contact does not come to rest in {iterations} iterations: tractions off by {off:.1e}"
+            f" (ρ {rho:.0f} MPa/mm)"
+        )
         return SolverStatus("stagnated", text, iterations, off)
     text = f"contact: {done} iterations, {touching:.0f} % touching"
     if held > 1e-3:
@@ -268,12 +355,16 @@ class _Law:
         else:
             weak = _STABILISING * self.k
             shear = rho * weak / (weak + rho) * size
-        traction = press[..., None] * self.normal + (shear / np.maximum(size, 1e-300))[..., None] * tangential
+        traction = (
+            press[..., None] * self.normal
+            + (shear / np.maximum(size, 1e-300))[..., None] * tangential
+        )
         return z - traction / rho, traction
 
 
 class _Anderson:
-    """z ← z + r improved by the last iterates: the combination of them whose residuals r are least (weighted)."""
+    """z ← z + r improved by the last iterates: the combination of them whose residuals r are
+    least (weighted)."""
 
     def __init__(self, window: int) -> None:
         self.window = window
@@ -281,11 +372,16 @@ class _Anderson:
         self.residuals: list[np.ndarray] = []
 
     def step(self, z: np.ndarray, r: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        if self.residuals and np.linalg.norm(weight * r) > 3.0 * np.linalg.norm(weight * self.residuals[-1]):
+        if self.residuals and np.linalg.norm(weight * r) > 3.0 * np.linalg.norm(
+            weight * self.residuals[-1]
+        ):
             self.points, self.residuals = [], []  # it led astray: start again from here
         self.points.append(z.copy())
         self.residuals.append(r.copy())
-        self.points, self.residuals = self.points[-self.window - 1 :], self.residuals[-self.window - 1 :]
+        self.points, self.residuals = (
+            self.points[-self.window - 1 :],
+            self.residuals[-self.window - 1 :],
+        )
         if len(self.points) < 3:
             return z + r
         dz = np.stack([(b - a).ravel() for a, b in pairwise(self.points)], 1)

@@ -1,8 +1,10 @@
-"""Triangles of a tetrahedral field with their own quadrature: tractions on them, and what one body's face sees of another's.
+"""Triangles of a tetrahedral field with their own quadrature: tractions on them, and what one
+body's face sees of another's.
 
     ∫ v·t dA   →   f_node = Σ_q N_node(q) t(q) w(q)
 
-Six points of Dunavant's rule of degree 4 with positive weights integrate N·N of quadratic faces exactly.
+Six points of Dunavant's rule of degree 4 with positive weights integrate N·N of quadratic faces
+exactly.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from fem.mesh.tets import face_pairs
 
 #: Barycentric points and weights (sum 1), Dunavant 1985, degree 4.
 _A, _B = 0.445948490915965, 0.091576213509771
-_POINTS = np.array([[1 - 2 * c if i == j else c for j in range(3)] for c in (_A, _B) for i in range(3)])
+_POINTS = np.array(
+    [[1 - 2 * c if i == j else c for j in range(3)] for c in (_A, _B) for i in range(3)]
+)
 _WEIGHTS = np.repeat([0.223381589678011, 0.109951743655322], 3)
 #: SfePy's order of the nodes in the middle of a quadratic tetrahedron's edges.
 _MIDDLE = {(0, 1): 4, (1, 2): 5, (0, 2): 6, (0, 3): 7, (1, 3): 8, (2, 3): 9}
@@ -26,7 +30,8 @@ _MIDDLE = {(0, 1): 4, (1, 2): 5, (0, 2): 6, (0, 3): 7, (1, 3): 8, (2, 3): 9}
 
 @dataclass(frozen=True)
 class Faces:
-    """nodes [f, p] (3 or 6), shape [q, p], points_mm and weight_mm2 [f, q(, 3)], normal [f, 3] out of the owner, owner [f]."""
+    """nodes [f, p] (3 or 6), shape [q, p], points_mm and weight_mm2 [f, q(, 3)], normal [f, 3]
+    out of the owner, owner [f]."""
 
     nodes: np.ndarray
     shape: np.ndarray
@@ -40,11 +45,15 @@ class Faces:
         f, (q, p) = len(self.nodes), self.shape.shape
         rows = np.repeat(np.arange(f * q), p)
         columns = np.broadcast_to(self.nodes[:, None, :], (f, q, p)).ravel()
-        return sp.csr_matrix((np.broadcast_to(self.shape, (f, q, p)).ravel(), (rows, columns)), shape=(f * q, n_nodes))
+        return sp.csr_matrix(
+            (np.broadcast_to(self.shape, (f, q, p)).ravel(), (rows, columns)),
+            shape=(f * q, n_nodes),
+        )
 
 
 def faces_of(d: Discretisation, owner: np.ndarray, vertices: np.ndarray) -> Faces:
-    """The faces of tetrahedra `owner` [f] with the corner nodes `vertices` [f, 3], in the vertices' order.
+    """The faces of tetrahedra `owner` [f] with the corner nodes `vertices` [f, 3], in the vertices'
+    order.
 
     Raises: ValueError where a face is not of its tetrahedron.
     """
@@ -83,10 +92,11 @@ def boundary(d: Discretisation) -> tuple[np.ndarray, np.ndarray]:
     return first[outer], faces[outer]
 
 
-def traction(d: Discretisation, faces: Faces, of: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-    """Nodal forces [dofs] of a traction of(points_mm [f, q, 3], normal [f, 1, 3]) → [f, q, 3], MPa."""
+def traction(
+    d: Discretisation, faces: Faces, of: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Nodal forces [dofs] of a traction of(points_mm [f, q, 3], normal [f, 1, 3]) → [f, q, 3],
+    MPa."""
     values = of(faces.points_mm, faces.normal[:, None, :]) * faces.weight_mm2[..., None]
     nodal = faces.interpolation(len(d.nodes_mm)).T @ values.reshape(-1, 3)
     return np.asarray(nodal).ravel()
-
-

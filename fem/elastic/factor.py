@@ -1,9 +1,10 @@
 """The linear solve: K u = f with K = A + Σ Wᵀ C W, A sparse symmetric positive, W a few dense rows.
 
-PARDISO's Cholesky on the upper triangle of A (one factorisation, all right-hand sides) with the links by the
-Woodbury identity u = A⁻¹f − A⁻¹Wᵀ (1 + C W A⁻¹ Wᵀ)⁻¹ C W A⁻¹ f, which keeps the dense blocks of the links out of the
-factor; without the links' rows in A it must be regular, so bodies that only links join take the blocks assembled.
-Smoothed aggregation with 3×3 blocks and rigid-body modes, and conjugate gradients on K, is the fallback.
+PARDISO's Cholesky on the upper triangle of A (one factorisation, all right-hand sides) with the
+links by the Woodbury identity u = A⁻¹f − A⁻¹Wᵀ (1 + C W A⁻¹ Wᵀ)⁻¹ C W A⁻¹ f, which keeps the dense
+blocks of the links out of the factor; without the links' rows in A it must be regular, so bodies
+that only links join take the blocks assembled. Smoothed aggregation with 3×3 blocks and rigid-body
+modes, and conjugate gradients on K, is the fallback.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ log = logging.getLogger("spinefit.fem")
 
 @dataclass(frozen=True)
 class LinkRows:
-    """rows [r, dofs] sparse, stiffness [r, r] symmetric: adds rowsᵀ stiffness rows to the matrix."""
+    """rows [r, dofs] sparse, stiffness [r, r] symmetric: adds rowsᵀ stiffness rows to the
+    matrix."""
 
     rows: sp.csr_matrix
     stiffness: np.ndarray
@@ -72,8 +74,8 @@ def solve_linear(
 ) -> Solution:
     """Solve for all columns of f [dofs, l].
 
-    solver: "auto" (direct up to max_direct_dofs, else amg; amg when direct fails), "direct" or "amg".
-    joined: the bodies are connected without the links (Woodbury is then safe).
+    solver: "auto" (direct up to max_direct_dofs, else amg; amg when direct fails), "direct" or
+    "amg". joined: the bodies are connected without the links (Woodbury is then safe).
     """
     if solver not in ("auto", "direct", "amg"):
         raise ValueError(f"solver {solver!r} is unknown; choose auto, direct or amg")
@@ -99,7 +101,9 @@ def solve_linear(
     if reason:
         log.warning("smoothed aggregation takes over%s", reason)
     u, iterations = _amg(a, f, links, modes, tolerance, max_iterations)
-    return _judge(a, links, u, f, iterations, "pyamg, smoothed aggregation" + reason, tolerance, clock)
+    return _judge(
+        a, links, u, f, iterations, "pyamg, smoothed aggregation" + reason, tolerance, clock
+    )
 
 
 def _failed(f: np.ndarray, text: str, clock: float) -> Solution:
@@ -109,15 +113,16 @@ def _failed(f: np.ndarray, text: str, clock: float) -> Solution:
 
 @cache
 def _say_where_mkl_is() -> None:
-    """PyPardiso searches the whole tree of libraries for MKL at every solver it makes (0.6 s), unless it is told."""
+    """PyPardiso searches the whole tree of libraries for MKL at every solver it makes (0.6 s),
+    unless it is told."""
     found = sorted((Path(sys.prefix) / "lib").glob("libmkl_rt*"), key=lambda path: len(path.name))
     if found:
         os.environ.setdefault("PYPARDISO_MKL_RT", str(found[0]))
 
 
 class Factor:
-    """PARDISO's factor of symmetric A: Cholesky (mtype 2), or LDLᵀ with pivots where A is not `definite` (mtype −2); links by
-    Woodbury; a context that gives the memory back.
+    """PARDISO's factor of symmetric A: Cholesky (mtype 2), or LDLᵀ with pivots where A is not
+    `definite` (mtype −2); links by Woodbury; a context that gives the memory back.
 
     Raises: RuntimeError when PARDISO fails.
     """
@@ -126,7 +131,9 @@ class Factor:
         from pypardiso import PyPardisoSolver
         from pypardiso.pardiso_wrapper import PyPardisoError
 
-        class Pardiso(PyPardisoSolver):  # its own test of sameness hashes the whole matrix at every solve
+        class Pardiso(
+            PyPardisoSolver
+        ):  # its own test of sameness hashes the whole matrix at every solve
             def _is_already_factorized(self, matrix: sp.csr_matrix) -> bool:
                 return matrix is upper
 
@@ -158,7 +165,11 @@ class Factor:
     def once(self, f: np.ndarray) -> np.ndarray:
         """(A + Σ WᵀCW)⁻¹ f [dofs, l] to the factor's accuracy."""
         y = self._inverse(f)
-        return y if not self._links else y - self._z @ np.linalg.solve(self._core, self._c @ (self._w @ y))
+        return (
+            y
+            if not self._links
+            else y - self._z @ np.linalg.solve(self._core, self._c @ (self._w @ y))
+        )
 
     def solve(self, f: np.ndarray) -> np.ndarray:
         """The same, refined once where there are links."""
@@ -178,9 +189,15 @@ def _direct(a: sp.csr_matrix, f: np.ndarray, links: list[LinkRows]) -> np.ndarra
 
 
 def _amg(
-    a: sp.csr_matrix, f: np.ndarray, links: list[LinkRows], modes: np.ndarray, tolerance: float, max_iterations: int
+    a: sp.csr_matrix,
+    f: np.ndarray,
+    links: list[LinkRows],
+    modes: np.ndarray,
+    tolerance: float,
+    max_iterations: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Conjugate gradients on K, preconditioned by a smoothed-aggregation V-cycle of A (3×3 blocks, six modes)."""
+    """Conjugate gradients on K, preconditioned by a smoothed-aggregation V-cycle of A (3×3
+    blocks, six modes)."""
     import pyamg
 
     block = sp.bsr_matrix(a, blocksize=(3, 3))
@@ -195,7 +212,13 @@ def _amg(
             steps[0] += 1
 
         u[:, k], _ = sp.linalg.cg(
-            operator, f[:, k], rtol=0.5 * tolerance, atol=0.0, maxiter=max_iterations, M=cycle, callback=count
+            operator,
+            f[:, k],
+            rtol=0.5 * tolerance,
+            atol=0.0,
+            maxiter=max_iterations,
+            M=cycle,
+            callback=count,
         )
         counts[k] = steps[0]
     return u, counts
@@ -211,17 +234,25 @@ def _judge(
     tolerance: float,
     clock: float,
 ) -> Solution:
-    """True relative residual per column; columns that are not finite are marked failed and emptied."""
+    """True relative residual per column; columns that are not finite are marked failed and
+    emptied."""
     size = np.maximum(np.linalg.norm(f, axis=0), 1e-300)
     residual = np.linalg.norm(f - apply(a, links, u), axis=0) / size
     status = []
     for k, r in enumerate(residual):
         if not np.isfinite(u[:, k]).all() or not r < 0.1:
-            status.append(SolverStatus("failed", f"{solver}: no solution; is a body held by nothing?", 0, float(r)))
+            status.append(
+                SolverStatus(
+                    "failed", f"{solver}: no solution; is a body held by nothing?", 0, float(r)
+                )
+            )
             u[:, k] = np.nan
         elif r > tolerance:
             code = "max_iterations" if iterations[k] else "stagnated"
-            text = f"{solver}: residual {r:.1e} above {tolerance:.1e}; raise max_iterations or use the direct solver"
+            text = (
+                f"{solver}: residual {r:.1e} above {tolerance:.1e}; raise max_iterations or use the"
+                " direct solver"
+            )
             status.append(SolverStatus(code, text, int(iterations[k]), float(r)))
         else:
             status.append(SolverStatus("ok", solver, int(iterations[k]), float(r)))

@@ -1,15 +1,21 @@
-"""Hexahedra of a patient's intact disc, nucleus and rings of annulus, between the two bones' endplates: for fem/intact/segment.py.
+"""Hexahedra of a patient's intact disc, nucleus and rings of annulus, between the two bones'
+endplates: for fem/intact/segment.py.
 
-A point of the disc has coordinates (x, y) in the unit circle and t ∈ [0, 1] from the caudal to the cranial bone:
+A point of the disc has coordinates (x, y) in the unit circle and t ∈ [0, 1] from the caudal to the
+cranial bone:
 
-    P = (1 − t) B_caudal(x, y) + t B_cranial(x, y),   B = c + ρ (rim(θ) − c) + h(ρ, θ) n,   ρ (cos θ, sin θ) = (x, y)
+    P = (1 − t) B_caudal(x, y) + t B_cranial(x, y),   B = c + ρ (rim(θ) − c) + h(ρ, θ) n,   ρ (cos
+        θ, sin θ) = (x, y)
 
-c, n and rim are the fitted endplate's; θ runs from the patient's left to the back in both. h is where the ray along n meets the bone's own
-surface (signed distance 0), smoothed over the grid; beside the rounded rim it is taken over from the last place inside that has one. The
-circle is a square core in layers that turn round towards it (an O-grid); the nucleus is the inner part, moved back by nucleus_back of the
-disc's half depth, and each ring of annulus is one element thick. Boundary between both: ρ = √nucleus_share.
+c, n and rim are the fitted endplate's; θ runs from the patient's left to the back in both. h is
+where the ray along n meets the bone's own surface (signed distance 0), smoothed over the grid;
+beside the rounded rim it is taken over from the last place inside that has one. The circle is a
+square core in layers that turn round towards it (an O-grid); the nucleus is the inner part, moved
+back by nucleus_back of the disc's half depth, and each ring of annulus is one element thick.
+Boundary between both: ρ = √nucleus_share.
 
-The cartilage endplates belong to the disc here; bulging of the wall in the given pose is left out (straight from rim to rim).
+The cartilage endplates belong to the disc here; bulging of the wall in the given pose is left out
+(straight from rim to rim).
 """
 
 from __future__ import annotations
@@ -28,8 +34,9 @@ _REACH_MM = 6.0
 
 @dataclass(frozen=True)
 class DiscSettings:
-    """around: elements round the circumference, a multiple of 4; rings of annulus; layers from bone to bone; nucleus_share of the area and
-    nucleus_back of the half depth: 0.43 and 0 are lumbar_meshes' own L4-L5 (Remus 2021 [S16])."""
+    """around: elements round the circumference, a multiple of 4; rings of annulus; layers from
+    bone to bone; nucleus_share of the area and nucleus_back of the half depth: 0.43 and 0 are
+    lumbar_meshes' own L4-L5 (Remus 2021 [S16])."""
 
     around: int = 40
     rings: int = 4
@@ -50,7 +57,8 @@ class DiscSettings:
 
 @dataclass(frozen=True)
 class DiscMesh:
-    """points_mm [n, 3], hexes [m, 8] (VTK's order), group [m]: 0 nucleus, 1… rings of annulus from inside; nodes on either bone."""
+    """points_mm [n, 3], hexes [m, 8] (VTK's order), group [m]: 0 nucleus, 1… rings of annulus
+    from inside; nodes on either bone."""
 
     points_mm: np.ndarray
     hexes: np.ndarray
@@ -60,9 +68,16 @@ class DiscMesh:
 
 
 def disc_mesh(segment: Segment, settings: DiscSettings = DiscSettings()) -> DiscMesh:
-    """The disc at the segment's planned pose. Raises ValueError where the bones leave no room between them (the text says where)."""
+    """The disc at the segment's planned pose. Raises ValueError where the bones leave no room
+    between them (the text says where)."""
     plane, quads, group = circle_mesh(settings)
-    ends = [_on_bone(v, e, plane) for v, e in ((segment.caudal, segment.caudal.superior), (segment.cranial, segment.cranial.inferior))]
+    ends = [
+        _on_bone(v, e, plane)
+        for v, e in (
+            (segment.caudal, segment.caudal.superior),
+            (segment.cranial, segment.cranial.inferior),
+        )
+    ]
     t = np.linspace(0.0, 1.0, settings.layers + 1)[:, None, None]
     points = ((1 - t) * ends[0] + t * ends[1]).reshape(-1, 3)
     n = len(plane)
@@ -72,8 +87,9 @@ def disc_mesh(segment: Segment, settings: DiscSettings = DiscSettings()) -> Disc
     if bad.any():
         where = points[hexes[bad]].mean((0, 1))
         raise ValueError(
-            f"{int(bad.sum())} of {len(hexes)} elements of the disc are inverted, about {np.round(where, 1).tolist()} mm: the endplates "
-            "touch or cross there at the planned pose; plan more height, or look at the endplates"
+            f"{int(bad.sum())} of {len(hexes)} elements of the disc are inverted, about"
+            f" {np.round(where, 1).tolist()} mm: the endplates touch or cross there at the planned"
+            " pose; plan more height, or look at the endplates"
         )
     return DiscMesh(points, hexes, groups, np.arange(n), np.arange(n) + settings.layers * n)
 
@@ -83,7 +99,8 @@ def circle_mesh(s: DiscSettings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     side = s.around // 4
     edge = np.sqrt(s.nucleus_share)
     core = 0.62 * edge
-    # core: between a square and a circle, so that neither its corners nor its sides make bad elements
+    # core: between a square and a circle, so that neither its corners nor its sides make bad
+    # elements
     u = np.linspace(-1.0, 1.0, side + 1)
     x, y = np.meshgrid(u, u, indexing="ij")
     square = np.stack([x, y], -1) / np.sqrt(2.0)
@@ -92,7 +109,8 @@ def circle_mesh(s: DiscSettings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     at = np.arange((side + 1) ** 2).reshape(side + 1, side + 1)
     quads = [np.stack([at[:-1, :-1], at[1:, :-1], at[1:, 1:], at[:-1, 1:]], -1).reshape(-1, 4)]
     group = [np.zeros(side * side, int)]
-    # the core's boundary, turning left from the corner (-1, -1), and the same angles on every circle
+    # the core's boundary, turning left from the corner (-1, -1), and the same angles on every
+    # circle
     loop = np.concatenate([at[:-1, 0], at[-1, :-1], at[:0:-1, -1], at[0, :0:-1]])
     corner = points[0][loop]
     angle = -0.75 * np.pi + 2 * np.pi * np.arange(s.around) / s.around
@@ -109,7 +127,11 @@ def circle_mesh(s: DiscSettings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         before = now
     flat = np.concatenate(points)
     back = s.nucleus_back * np.clip((1 - np.hypot(*flat.T)) / (1 - edge), 0.0, 1.0)
-    return flat + np.stack([np.zeros(len(flat)), back], -1), np.concatenate(quads), np.concatenate(group)
+    return (
+        flat + np.stack([np.zeros(len(flat)), back], -1),
+        np.concatenate(quads),
+        np.concatenate(group),
+    )
 
 
 def _on_bone(vertebra: Vertebra, plate: Endplate, plane: np.ndarray) -> np.ndarray:
@@ -118,7 +140,10 @@ def _on_bone(vertebra: Vertebra, plate: Endplate, plane: np.ndarray) -> np.ndarr
     back -= (back @ plate.normal) * plate.normal
     back /= np.linalg.norm(back)
     off = plate.rim_mm - plate.centre_mm
-    angle, reach = np.arctan2(off @ back, off @ plate.axis_left), np.hypot(off @ back, off @ plate.axis_left)
+    angle, reach = (
+        np.arctan2(off @ back, off @ plate.axis_left),
+        np.hypot(off @ back, off @ plate.axis_left),
+    )
     order = np.argsort(angle)
     angle, reach = angle[order], reach[order]
 
@@ -131,12 +156,18 @@ def _on_bone(vertebra: Vertebra, plate: Endplate, plane: np.ndarray) -> np.ndarr
     left, behind = (rho[:, None] * radius * f(theta) for f in (np.cos, np.sin))
     foot = plate.centre_mm + left[..., None] * plate.axis_left + behind[..., None] * back
     steps = np.arange(-_REACH_MM, _REACH_MM + 1e-9, 0.1)
-    inside = np.asarray(vertebra.sdf.sample(foot[..., None, :] + steps[:, None] * plate.normal)) < 0.0
+    inside = (
+        np.asarray(vertebra.sdf.sample(foot[..., None, :] + steps[:, None] * plate.normal)) < 0.0
+    )
     some: np.ndarray = np.any(inside, axis=-1)
-    # the outermost sample in bone; outside of it there must be none (a ray beside the body has none at all)
+    # the outermost sample in bone; outside of it there must be none (a ray beside the body has none
+    # at all)
     height = np.where(some, steps[len(steps) - 1 - inside[..., ::-1].argmax(-1)] + 0.05, np.nan)
     if not bool(np.all(some[:20])):
-        raise ValueError(f"{vertebra.name}: no bone within {_REACH_MM:g} mm of the fitted endplate's middle; look at the endplate")
+        raise ValueError(
+            f"{vertebra.name}: no bone within {_REACH_MM:g} mm of the fitted endplate's middle;"
+            " look at the endplate"
+        )
     for k in range(1, len(rho)):
         height[k] = np.where(np.isnan(height[k]), height[k - 1], height[k])
     height = gaussian_filter(height, (1.0, 2.0), mode=("nearest", "wrap"))
@@ -151,5 +182,9 @@ def _on_bone(vertebra: Vertebra, plate: Endplate, plane: np.ndarray) -> np.ndarr
     which = np.arange(len(plane))
     h = (1 - (row - low)) * profile[low, which] + (row - low) * profile[low + 1, which]
     reach_there = rim(at_theta)
-    return (plate.centre_mm + (at_rho * reach_there * np.cos(at_theta))[:, None] * plate.axis_left
-            + (at_rho * reach_there * np.sin(at_theta))[:, None] * back + h[:, None] * plate.normal)  # fmt: skip
+    return (
+        plate.centre_mm
+        + (at_rho * reach_there * np.cos(at_theta))[:, None] * plate.axis_left
+        + (at_rho * reach_there * np.sin(at_theta))[:, None] * back
+        + h[:, None] * plate.normal
+    )

@@ -1,11 +1,15 @@
-"""Nearly incompressible, fibre-reinforced hyperelasticity on hexahedra at finite strain, assembled by SfePy (total Lagrangian).
+"""Nearly incompressible, fibre-reinforced hyperelasticity on hexahedra at finite strain, assembled
+by SfePy (total Lagrangian).
 
-    W = C10 (Ī1 − 3) + C20 (Ī1 − 3)² + C30 (Ī1 − 3)³ + C01 (Ī2 − 3) + K/2 (J − 1)² + Σ_families share·w(λ),   w'(λ) = σ(λ − 1)
+    W = C10 (Ī1 − 3) + C20 (Ī1 − 3)² + C30 (Ī1 − 3)³ + C01 (Ī2 − 3) + K/2 (J − 1)² + Σ_families share·w(λ),   w'(λ)
+        = σ(λ − 1)
 
-σ is the nominal stress of a fibre, zero in compression; λ its stretch. Where a solid is `mixed`, p = −K(J − 1) is a field of its own
-(one value an element beside trilinear displacements: Q1/P0; trilinear beside triquadratic: Q2/Q1), so that K ≫ μ does not lock.
+σ is the nominal stress of a fibre, zero in compression; λ its stretch. Where a solid is `mixed`, p
+= −K(J − 1) is a field of its own (one value an element beside trilinear displacements: Q1/P0;
+trilinear beside triquadratic: Q2/Q1), so that K ≫ μ does not lock.
 
-Source: Holzapfel, Nonlinear Solid Mechanics, 2000, chapters 6 and 8; SfePy's terms dw_tl_*. The fibres' term is ours.
+Source: Holzapfel, Nonlinear Solid Mechanics, 2000, chapters 6 and 8; SfePy's terms dw_tl_*. The
+fibres' term is ours.
 """
 
 from __future__ import annotations
@@ -38,23 +42,38 @@ class Solid:
 
     def __post_init__(self) -> None:
         if self.c10 + self.c01 <= 0.0 or self.bulk_mpa <= 0.0:
-            raise ValueError(f"c10 + c01 = {self.c10 + self.c01:g} and bulk_mpa = {self.bulk_mpa:g} MPa must be positive")
+            raise ValueError(
+                f"c10 + c01 = {self.c10 + self.c01:g} and bulk_mpa = {self.bulk_mpa:g} MPa must be"
+                " positive"
+            )
 
 
 @dataclass(frozen=True)
 class Fibres:
-    """A fibre's nominal stress_mpa over its strain (monotone interpolation, straight beyond the last point, zero below the first), and
-    the share of the volume that each family fills."""
+    """A fibre's nominal stress_mpa over its strain (monotone interpolation, straight beyond the
+    last point, zero below the first), and the share of the volume that each family fills."""
 
     strain: tuple[float, ...]
     stress_mpa: tuple[float, ...]
     share: float
 
     def __post_init__(self) -> None:
-        if len(self.strain) < 2 or len(self.strain) != len(self.stress_mpa) or np.any(np.diff(self.strain) <= 0.0):
-            raise ValueError(f"strain {self.strain} must ascend, with as many stresses ({self.stress_mpa})")
-        if self.strain[0] < 0.0 or self.stress_mpa[0] != 0.0 or np.any(np.diff(self.stress_mpa) < 0.0):
-            raise ValueError(f"stress {self.stress_mpa} must start at 0, at a strain of 0 or more, and not fall")
+        if (
+            len(self.strain) < 2
+            or len(self.strain) != len(self.stress_mpa)
+            or np.any(np.diff(self.strain) <= 0.0)
+        ):
+            raise ValueError(
+                f"strain {self.strain} must ascend, with as many stresses ({self.stress_mpa})"
+            )
+        if (
+            self.strain[0] < 0.0
+            or self.stress_mpa[0] != 0.0
+            or np.any(np.diff(self.stress_mpa) < 0.0)
+        ):
+            raise ValueError(
+                f"stress {self.stress_mpa} must start at 0, at a strain of 0 or more, and not fall"
+            )
 
     def nominal(self, strain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """σ and dσ/dε, MPa."""
@@ -63,14 +82,17 @@ class Fibres:
         slope = curve.derivative()
         inside = np.clip(strain, self.strain[0], end)
         stress = curve(inside) + slope(end) * np.maximum(strain - end, 0.0)
-        return np.where(strain > self.strain[0], stress, 0.0), np.where(strain > self.strain[0], slope(inside), 0.0)
+        return np.where(strain > self.strain[0], stress, 0.0), np.where(
+            strain > self.strain[0], slope(inside), 0.0
+        )
 
 
 _SHEAR_TWICE = np.array([1.0, 1.0, 1.0, 2.0, 2.0, 2.0])
 
 
 class FibreTerm(HyperElasticTLBase):
-    """∫ share S_f(λ) (a⊗a) : δE,  S_f = σ(λ − 1)/λ,  dS_f/dE = (σ' − σ/λ)/λ²;  material: the direction a, a unit vector."""
+    """∫ share S_f(λ) (a⊗a) : δE,  S_f = σ(λ − 1)/λ,  dS_f/dE = (σ' − σ/λ)/λ²;  material: the
+    direction a, a unit vector."""
 
     name = "dw_tl_fib_nominal"
     arg_types = ("material", "virtual", "state")
@@ -79,9 +101,12 @@ class FibreTerm(HyperElasticTLBase):
     fibres: Fibres
 
     def _stretch(self, a: np.ndarray, green: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """a⊗a [m, q, 6] in Voigt order and λ = √(1 + 2 a·E a) [m, q]. SfePy's E holds E_ij, not 2 E_ij: shear counts twice."""
+        """a⊗a [m, q, 6] in Voigt order and λ = √(1 + 2 a·E a) [m, q]. SfePy's E holds E_ij, not
+        2 E_ij: shear counts twice."""
         a = a[..., 0]
-        twice = np.stack([a[..., i] * a[..., j] for i, j in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))], -1)
+        twice = np.stack(
+            [a[..., i] * a[..., j] for i, j in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))], -1
+        )
         return twice, np.sqrt(1.0 + 2.0 * (twice * green[..., 0]) @ _SHEAR_TWICE)
 
     def stress_function(self, out: np.ndarray, a: np.ndarray, green: np.ndarray, **_: Any) -> None:
@@ -100,26 +125,53 @@ register_term(FibreTerm)
 
 
 def jacobians(x: np.ndarray) -> np.ndarray:
-    """det ∂x/∂ξ [m, 8] of trilinear hexahedra [m, 8, 3] in VTK's order at the 2×2×2 Gauss points: they sum to the volumes."""
-    corner = np.array([[-1, -1, -1], [1, -1, -1], [1, 1, -1], [-1, 1, -1], [-1, -1, 1], [1, -1, 1], [1, 1, 1], [-1, 1, 1]])
+    """det ∂x/∂ξ [m, 8] of trilinear hexahedra [m, 8, 3] in VTK's order at the 2×2×2 Gauss
+    points: they sum to the volumes."""
+    corner = np.array(
+        [
+            [-1, -1, -1],
+            [1, -1, -1],
+            [1, 1, -1],
+            [-1, 1, -1],
+            [-1, -1, 1],
+            [1, -1, 1],
+            [1, 1, 1],
+            [-1, 1, 1],
+        ]
+    )
     each = 1.0 + corner[None] * (corner / np.sqrt(3.0))[:, None]  # [point, corner, axis]
-    slope = corner * np.stack([each[..., 1] * each[..., 2], each[..., 0] * each[..., 2], each[..., 0] * each[..., 1]], -1) / 8.0
+    slope = (
+        corner
+        * np.stack(
+            [each[..., 1] * each[..., 2], each[..., 0] * each[..., 2], each[..., 0] * each[..., 1]],
+            -1,
+        )
+        / 8.0
+    )
     return np.asarray(np.linalg.det(np.einsum("qpi,mpj->mqij", slope, x)))
 
 
 class Body:
     """Hexahedra of one or more groups with their internal forces and tangent.
 
-    nodes_mm [n, 3] of the field (those of the mesh first); unknowns x: 3·node + component, then the pressures.
+    nodes_mm [n, 3] of the field (those of the mesh first); unknowns x: 3·node + component, then the
+    pressures.
     """
 
     def __init__(
-        self, points_mm: np.ndarray, hexes: np.ndarray, group: np.ndarray, solids: Mapping[int, Solid],
-        fibres: Mapping[int, tuple[Fibres, np.ndarray]] | None = None, order: int = 1,
-    ) -> None:  # fmt: skip
-        """points_mm [n, 3], hexes [m, 8] (VTK's order), group [m]; fibres: per group the curve and unit directions [m of group, k, 3].
+        self,
+        points_mm: np.ndarray,
+        hexes: np.ndarray,
+        group: np.ndarray,
+        solids: Mapping[int, Solid],
+        fibres: Mapping[int, tuple[Fibres, np.ndarray]] | None = None,
+        order: int = 1,
+    ) -> None:
+        """points_mm [n, 3], hexes [m, 8] (VTK's order), group [m]; fibres: per group the curve and
+        unit directions [m of group, k, 3].
 
-        Raises ValueError for another order than 1 or 2, a group without a solid, inverted hexahedra.
+        Raises ValueError for another order than 1 or 2, a group without a solid, inverted
+        hexahedra.
         """
         if order not in (1, 2):
             raise ValueError(f"order={order} is not supported; choose 1 (Q1/P0) or 2 (Q2/Q1)")
@@ -129,12 +181,22 @@ class Body:
         if inverted:
             raise ValueError(f"{inverted} hexahedra are inverted; number their corners as VTK does")
         output.set_output(quiet=True)
-        data = Mesh.from_data("body", np.ascontiguousarray(points_mm, float), None, [np.ascontiguousarray(hexes, np.int32)],
-                              [np.asarray(group, np.int32)], ["3_8"])  # fmt: skip
+        data = Mesh.from_data(
+            "body",
+            np.ascontiguousarray(points_mm, float),
+            None,
+            [np.ascontiguousarray(hexes, np.int32)],
+            [np.asarray(group, np.int32)],
+            ["3_8"],
+        )
         domain = FEDomain("domain", data)
         omega = domain.create_region("Omega", "all")
-        self.regions = {g: domain.create_region(f"G{g}", f"cells of group {g}") for g in sorted(solids)}
-        self.field = Field.from_args("displacement", np.float64, "vector", omega, approx_order=order)
+        self.regions = {
+            g: domain.create_region(f"G{g}", f"cells of group {g}") for g in sorted(solids)
+        }
+        self.field = Field.from_args(
+            "displacement", np.float64, "vector", omega, approx_order=order
+        )
         self.integral = Integral("i", order=2 * order + 1)
         self.nodes_mm = np.asarray(self.field.get_coor())
         self.cell_nodes = np.asarray(self.field.econn)
@@ -142,7 +204,10 @@ class Body:
         #: What makes it this body and no other, besides its nodes.
         self.content = (self.group, sorted(solids.items()), sorted((fibres or {}).items()), order)
         self.solids, self.mixed = dict(solids), [g for g in sorted(solids) if solids[g].mixed]
-        u, v = FieldVariable("u", "unknown", self.field), FieldVariable("v", "test", self.field, primary_var_name="u")
+        u, v = (
+            FieldVariable("u", "unknown", self.field),
+            FieldVariable("v", "test", self.field, primary_var_name="u"),
+        )
         self._means: dict[int, np.ndarray] = {}
         balance: list[Any] = []
         equations: list[Any] = []
@@ -150,19 +215,46 @@ class Body:
             balance += self._isotropic(g, region, u, v)
             if fibres and g in fibres:
                 curve, directions = fibres[g]
-                balance += [self._family(f"a{g}_{k}", curve, directions[:, k], region, u, v) for k in range(directions.shape[1])]
+                balance += [
+                    self._family(f"a{g}_{k}", curve, directions[:, k], region, u, v)
+                    for k in range(directions.shape[1])
+                ]
             if solids[g].mixed:
-                pressure = Field.from_args(f"pressure{g}", np.float64, "scalar", region, approx_order=order - 1)
+                pressure = Field.from_args(
+                    f"pressure{g}", np.float64, "scalar", region, approx_order=order - 1
+                )
                 self._means[g] = _mean_of(pressure, region, self.integral)
                 p = FieldVariable(f"p{g}", "unknown", pressure)
                 q = FieldVariable(f"q{g}", "test", pressure, primary_var_name=p.name)
                 k = Material(f"compliance{g}", values={"k": 1.0 / solids[g].bulk_mpa})
-                balance.append(Term.new(f"dw_tl_bulk_pressure(v, u, {p.name})", self.integral, region, v=v, u=u, **{p.name: p}))
-                change = Term.new(f"dw_tl_volume({q.name}, u)", self.integral, region, u=u, **{q.name: q})
+                balance.append(
+                    Term.new(
+                        f"dw_tl_bulk_pressure(v, u, {p.name})",
+                        self.integral,
+                        region,
+                        v=v,
+                        u=u,
+                        **{p.name: p},
+                    )
+                )
+                change = Term.new(
+                    f"dw_tl_volume({q.name}, u)", self.integral, region, u=u, **{q.name: q}
+                )
                 volume = Term.new(f"dw_integrate({q.name})", self.integral, region, **{q.name: q})
-                give = Term.new(f"dw_dot({k.name}.k, {q.name}, {p.name})", self.integral, region, **{k.name: k, q.name: q, p.name: p})
-                equations.append(Equation(f"volume{g}", Terms([volume, -1.0 * change, -1.0 * give])))
-        problem = Problem("body", equations=Equations([Equation("balance", Terms(balance)), *equations]), active_only=False)
+                give = Term.new(
+                    f"dw_dot({k.name}.k, {q.name}, {p.name})",
+                    self.integral,
+                    region,
+                    **{k.name: k, q.name: q, p.name: p},
+                )
+                equations.append(
+                    Equation(f"volume{g}", Terms([volume, -1.0 * change, -1.0 * give]))
+                )
+        problem = Problem(
+            "body",
+            equations=Equations([Equation("balance", Terms(balance)), *equations]),
+            active_only=False,
+        )
         problem.set_bcs(ebcs=Conditions([]))
         problem.time_update()
         problem.update_materials()
@@ -174,32 +266,51 @@ class Body:
         blocks = [places["u"], *(places[f"p{g}"] for g in self.mixed)]
         self._theirs = np.concatenate([np.arange(b.start, b.stop) for b in blocks])
         ends = np.cumsum([b.stop - b.start for b in blocks])
-        self.pressures = {g: slice(int(ends[k]), int(ends[k + 1])) for k, g in enumerate(self.mixed)}
+        self.pressures = {
+            g: slice(int(ends[k]), int(ends[k + 1])) for k, g in enumerate(self.mixed)
+        }
 
     def _isotropic(self, g: int, region: Any, u: Any, v: Any) -> list[Any]:
         s = self.solids[g]
-        values = {"mu": 2.0 * s.c10, "kappa": 2.0 * s.c01, "yeoh": np.array([[s.c10, s.c20, s.c30, 1.0, 2.0, 3.0]]), "bulk": s.bulk_mpa}
+        values = {
+            "mu": 2.0 * s.c10,
+            "kappa": 2.0 * s.c01,
+            "yeoh": np.array([[s.c10, s.c20, s.c30, 1.0, 2.0, 3.0]]),
+            "bulk": s.bulk_mpa,
+        }
         m = Material(f"m{g}", values=values)
-        names = ["dw_tl_he_genyeoh(m.yeoh, v, u)" if s.c20 or s.c30 else "dw_tl_he_neohook(m.mu, v, u)"]
+        names = [
+            "dw_tl_he_genyeoh(m.yeoh, v, u)" if s.c20 or s.c30 else "dw_tl_he_neohook(m.mu, v, u)"
+        ]
         names += ["dw_tl_he_mooney_rivlin(m.kappa, v, u)"] if s.c01 else []
         names += [] if s.mixed else ["dw_tl_bulk_penalty(m.bulk, v, u)"]
-        return [Term.new(n.replace("m.", f"m{g}."), self.integral, region, v=v, u=u, **{m.name: m}) for n in names]
+        return [
+            Term.new(n.replace("m.", f"m{g}."), self.integral, region, v=v, u=u, **{m.name: m})
+            for n in names
+        ]
 
-    def _family(self, name: str, curve: Fibres, direction: np.ndarray, region: Any, u: Any, v: Any) -> Any:
+    def _family(
+        self, name: str, curve: Fibres, direction: np.ndarray, region: Any, u: Any, v: Any
+    ) -> Any:
         per_cell = direction / np.linalg.norm(direction, axis=1)[:, None]
 
-        def values(ts: Any, coors: np.ndarray, mode: str | None = None, **kwargs: Any) -> dict[str, np.ndarray] | None:
+        def values(
+            ts: Any, coors: np.ndarray, mode: str | None = None, **kwargs: Any
+        ) -> dict[str, np.ndarray] | None:
             if mode != "qp":
                 return None
             return {"a": np.repeat(per_cell, len(coors) // len(per_cell), axis=0)[:, :, None]}
 
         m = Material(name, function=Function("fibres", values))
-        term = Term.new(f"dw_tl_fib_nominal({m.name}.a, v, u)", self.integral, region, v=v, u=u, **{m.name: m})
+        term = Term.new(
+            f"dw_tl_fib_nominal({m.name}.a, v, u)", self.integral, region, v=v, u=u, **{m.name: m}
+        )
         term.fibres = curve
         return term
 
     def forces(self, x: np.ndarray) -> np.ndarray:
-        """Residual [size] of x [size]: internal nodal forces in N, then ∫ q (1 − J − p/K), mm³. NaN where an element is inverted."""
+        """Residual [size] of x [size]: internal nodal forces in N, then ∫ q (1 − J − p/K), mm³.
+        NaN where an element is inverted."""
         equations = self._problem.equations
         try:
             theirs = np.empty(self.size)
@@ -219,7 +330,8 @@ class Body:
         return full[self._theirs][:, self._theirs]
 
     def pressure(self, x: np.ndarray, g: int) -> float:
-        """Mean hydrostatic pressure of a mixed group, MPa: ∫ p dV / ∫ dV over the reference volume."""
+        """Mean hydrostatic pressure of a mixed group, MPa: ∫ p dV / ∫ dV over the reference
+        volume."""
         return float(self._means[g] @ x[self.pressures[g]])
 
 

@@ -1,16 +1,22 @@
-"""The intact motion segment at finite strain: hyperelastic disc, tension-only ligaments, facets, follower preload.
+"""The intact motion segment at finite strain: hyperelastic disc, tension-only ligaments, facets,
+follower preload.
 
-The caudal vertebra is held, the cranial one is a rigid body with position t and rotation R; what the disc's end nodes, the ligaments'
-and the facets' points do follows from it (rigid bone: its own give, some tenth of the disc's, is left out). Equilibrium of
+The caudal vertebra is held, the cranial one is a rigid body with position t and rotation R; what
+the disc's end nodes, the ligaments' and the facets' points do follows from it (rigid bone: its own
+give, some tenth of the disc's, is left out). Equilibrium of
 
     disc      internal forces of fem/intact/hyperelastic.py; its end nodes move with the vertebrae
-    ligament  a strand of length l between its insertions pulls with T(ε), ε = l/l₀ − 1, T = 0 for ε ≤ 0
-    facets    p = k (⟨δ⟩ − toe/2), k δ²/(2 toe) for 0 < δ < toe, δ = φ₀ − c − φ(x), on the cranial facet's points x: φ distance to the
-              caudal vertebra, φ₀ in the given pose (so facets are taken as congruent, with clearance c); normal ∇φ, no friction
-    follower  a cable of constant tension between the centres of both vertebral bodies (Patwardhan 1999)
+    ligament  a strand of length l between its insertions pulls with T(ε), ε = l/l₀ − 1, T = 0 for ε
+              ≤ 0
+    facets    p = k (⟨δ⟩ − toe/2), k δ²/(2 toe) for 0 < δ < toe, δ = φ₀ − c − φ(x), on the cranial
+              facet's points x: φ distance to the caudal vertebra, φ₀ in the given pose (so facets
+              are taken as congruent, with clearance c); normal ∇φ, no friction
+    follower  a cable of constant tension between the centres of both vertebral bodies (Patwardhan
+              1999)
     load      a force at the centre of the cranial body and a moment, both of constant direction
 
-by Newton's method with line search in increments that are halved where it fails; every increment can be kept and gone on from.
+by Newton's method with line search in increments that are halved where it fails; every increment
+can be kept and gone on from.
 """
 
 from __future__ import annotations
@@ -43,34 +49,46 @@ _MOST_HALVINGS = 6
 
 
 class TensionLaw(Protocol):
-    def tension(self, length_mm: np.ndarray, at_rest_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """T [s] in N and dT/dl [s] in N/mm of strands that are length_mm long, and at_rest_mm in the given pose."""
+    def tension(
+        self, length_mm: np.ndarray, at_rest_mm: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """T [s] in N and dT/dl [s] in N/mm of strands that are length_mm long, and at_rest_mm in
+        the given pose."""
 
 
 @dataclass(frozen=True)
 class ToeLinear:
-    """l₀ = (1 + slack)·at rest; T = k ε²/(2 toe) for 0 < ε < toe, k (ε − toe/2) beyond; k in N per strain, of one strand. C1."""
+    """l₀ = (1 + slack)·at rest; T = k ε²/(2 toe) for 0 < ε < toe, k (ε − toe/2) beyond; k in N
+    per strain, of one strand. C1."""
 
     slack: float
     toe: float
     k_n: float
 
-    def tension(self, length_mm: np.ndarray, at_rest_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def tension(
+        self, length_mm: np.ndarray, at_rest_mm: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         unloaded = (1.0 + self.slack) * at_rest_mm
         strain = np.maximum(length_mm / unloaded - 1.0, 0.0)
         in_toe = np.minimum(strain, self.toe)
-        return self.k_n * (0.5 * in_toe**2 / self.toe + strain - in_toe), self.k_n * in_toe / self.toe / unloaded
+        return (
+            self.k_n * (0.5 * in_toe**2 / self.toe + strain - in_toe),
+            self.k_n * in_toe / self.toe / unloaded,
+        )
 
 
 @dataclass(frozen=True)
 class Piecewise:
-    """Stiffness k_n_mm[i] between the strains upto[i − 1] and upto[i] (the last goes on), of the whole ligament of `strands`."""
+    """Stiffness k_n_mm[i] between the strains upto[i − 1] and upto[i] (the last goes on), of the
+    whole ligament of `strands`."""
 
     upto: tuple[float, ...]
     k_n_mm: tuple[float, ...]
     strands: int
 
-    def tension(self, length_mm: np.ndarray, at_rest_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def tension(
+        self, length_mm: np.ndarray, at_rest_mm: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         strain = np.maximum(length_mm / at_rest_mm - 1.0, 0.0)
         edges = np.array([0.0, *self.upto, np.inf])
         total, slope = np.zeros(strain.shape), np.zeros(strain.shape)
@@ -92,8 +110,8 @@ class Ligament:
 
 @dataclass(frozen=True)
 class Facets:
-    """points_mm [s, 3] and area_mm2 [s] on the cranial vertebra, left [s] (bool); distance to the caudal one; the cartilage's
-    stiffness and clearance."""
+    """points_mm [s, 3] and area_mm2 [s] on the cranial vertebra, left [s] (bool); distance to
+    the caudal one; the cartilage's stiffness and clearance."""
 
     points_mm: np.ndarray
     area_mm2: np.ndarray
@@ -113,7 +131,8 @@ class Facets:
 
 @dataclass(frozen=True)
 class Load:
-    """follower_n ≥ 0; force_n and moment_nmm [3] in the segment's axes (anterior, left, cranial)."""
+    """follower_n ≥ 0; force_n and moment_nmm [3] in the segment's axes (anterior, left,
+    cranial)."""
 
     follower_n: float = 0.0
     force_n: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -121,8 +140,10 @@ class Load:
 
     def towards(self, other: Load, share: float) -> Load:
         """(1 − share)·self + share·other."""
-        mix = [tuple((1.0 - share) * np.asarray(a) + share * np.asarray(b)) for a, b in
-               ((self.force_n, other.force_n), (self.moment_nmm, other.moment_nmm))]  # fmt: skip
+        mix = [
+            tuple((1.0 - share) * np.asarray(a) + share * np.asarray(b))
+            for a, b in ((self.force_n, other.force_n), (self.moment_nmm, other.moment_nmm))
+        ]
         return Load((1.0 - share) * self.follower_n + share * other.follower_n, *mix)
 
 
@@ -137,8 +158,10 @@ class State:
 
 @dataclass(frozen=True)
 class Step:
-    """What came of one load: rotation_deg and translation_mm (of the disc's middle) [3] in the segment's axes; mean pressure of the
-    nucleus; facet forces left and right; tension per ligament (sum of its strands); largest |applied + reaction|, relative."""
+    """What came of one load: rotation_deg and translation_mm (of the disc's middle) [3] in the
+    segment's axes; mean pressure of the nucleus; facet forces left and right; tension per ligament
+    (sum of its strands); largest |applied + reaction|, relative.
+    """
 
     load: Load
     rotation_deg: tuple[float, float, float]
@@ -156,10 +179,12 @@ class NotFound(RuntimeError):
 
 @dataclass
 class IntactSegment:
-    """disc, its end nodes on either vertebra (of disc.nodes_mm), what joins the vertebrae, where loads act.
+    """disc, its end nodes on either vertebra (of disc.nodes_mm), what joins the vertebrae, where
+    loads act.
 
-    axes [3, 3]: rows anterior, left, cranial; cranial_mm and caudal_mm [3]: centres of the vertebral bodies, where
-    the follower's cable ends (the force acts at the cranial one); nucleus: the disc's group.
+    axes [3, 3]: rows anterior, left, cranial; cranial_mm and caudal_mm [3]: centres of the
+    vertebral bodies, where the follower's cable ends (the force acts at the cranial one); nucleus:
+    the disc's group.
     """
 
     disc: Body
@@ -178,12 +203,21 @@ class IntactSegment:
         self._centre = self.disc.nodes_mm[self.cranial_nodes].mean(0)
         if self.facets is not None:
             d = self.facets.distance
-            self._gradient = [VoxelField(g, d.origin_mm, d.spacing_mm) for g in np.gradient(np.asarray(d.values, float), d.spacing_mm)]
+            self._gradient = [
+                VoxelField(g, d.origin_mm, d.spacing_mm)
+                for g in np.gradient(np.asarray(d.values, float), d.spacing_mm)
+            ]
             self._closed = d.sample(self.facets.points_mm)
-        inner = np.setdiff1d(np.arange(len(self.disc.nodes_mm)), np.r_[self.cranial_nodes, self.caudal_nodes])
-        own = np.r_[(3 * inner[:, None] + np.arange(3)).ravel(), np.arange(self.disc.dofs, self.disc.size)]
+        inner = np.setdiff1d(
+            np.arange(len(self.disc.nodes_mm)), np.r_[self.cranial_nodes, self.caudal_nodes]
+        )
+        own = np.r_[
+            (3 * inner[:, None] + np.arange(3)).ravel(), np.arange(self.disc.dofs, self.disc.size)
+        ]
         self._own = own
-        self._select = sp.csr_matrix((np.ones(len(own)), (own, np.arange(len(own)))), shape=(self.disc.size, len(own)))
+        self._select = sp.csr_matrix(
+            (np.ones(len(own)), (own, np.arange(len(own)))), shape=(self.disc.size, len(own))
+        )
         self._rows = (3 * self.cranial_nodes[:, None] + np.arange(3)).ravel()
 
     def start(self) -> State:
@@ -198,8 +232,11 @@ class IntactSegment:
         """Points [s, 3] of the cranial vertebra where it is now."""
         return self._centre + s.translation_mm + (points_mm - self._centre) @ s.rotation.T
 
-    def _pulls(self, s: State, load: Load) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Where [k, 3], forces on the cranial vertebra [k, 3], −∂force/∂x [k, 3, 3], and what they are."""
+    def _pulls(
+        self, s: State, load: Load
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Where [k, 3], forces on the cranial vertebra [k, 3], −∂force/∂x [k, 3, 3], and what
+        they are."""
         parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         said: dict[str, Any] = {"ligaments_n": {}, "facets_n": (0.0, 0.0)}
 
@@ -208,10 +245,17 @@ class IntactSegment:
 
         for lig in self.ligaments:
             here = self._placed(lig.cranial_mm, s)
-            tension, slope = lig.law.tension(*(np.linalg.norm(v, axis=1) for v in (lig.caudal_mm - here, lig.caudal_mm - lig.cranial_mm)))
+            tension, slope = lig.law.tension(
+                *(
+                    np.linalg.norm(v, axis=1)
+                    for v in (lig.caudal_mm - here, lig.caudal_mm - lig.cranial_mm)
+                )
+            )
             f, k = _cable(here, lig.caudal_mm, tension, slope)
             add(here, f, k)
-            said["ligaments_n"][lig.name] = said["ligaments_n"].get(lig.name, 0.0) + float(tension.sum())
+            said["ligaments_n"][lig.name] = said["ligaments_n"].get(lig.name, 0.0) + float(
+                tension.sum()
+            )
         here = self._placed(self.cranial_mm[None], s)
         f, k = _cable(here, self.caudal_mm[None], np.array([load.follower_n]), np.zeros(1))
         add(here, f, k)
@@ -221,14 +265,23 @@ class IntactSegment:
             pressure, slope = self.facets.pressure(self._closed - self.facets.distance.sample(here))
             normal = np.stack([g.sample(here) for g in self._gradient], 1)
             normal /= np.maximum(np.linalg.norm(normal, axis=1), 1e-9)[:, None]
-            add(here, (self.facets.area_mm2 * pressure)[:, None] * normal,
-                (self.facets.area_mm2 * slope)[:, None, None] * normal[:, :, None] * normal[:, None, :])  # fmt: skip
-            said["facets_n"] = tuple(float(np.linalg.norm(parts[-1][1][side].sum(0))) for side in (self.facets.left, ~self.facets.left))
+            add(
+                here,
+                (self.facets.area_mm2 * pressure)[:, None] * normal,
+                (self.facets.area_mm2 * slope)[:, None, None]
+                * normal[:, :, None]
+                * normal[:, None, :],
+            )
+            said["facets_n"] = tuple(
+                float(np.linalg.norm(parts[-1][1][side].sum(0)))
+                for side in (self.facets.left, ~self.facets.left)
+            )
         where, forces, stiffness = (np.concatenate(part) for part in zip(*parts, strict=True))
         return where, forces, stiffness, said
 
     def _arms(self, s: State) -> np.ndarray:
-        """From the centre of the disc's cranial end, about which the vertebra turns, to its nodes, now."""
+        """From the centre of the disc's cranial end, about which the vertebra turns, to its
+        nodes, now."""
         return (self.disc.nodes_mm[self.cranial_nodes] - self._centre) @ s.rotation.T
 
     def _residual(self, s: State, load: Load) -> tuple[np.ndarray, np.ndarray]:
@@ -238,26 +291,39 @@ class IntactSegment:
         pull = inner[self._rows].reshape(-1, 3)
         r = where - self._centre - s.translation_mm
         force = pull.sum(0) - forces.sum(0)
-        moment = np.cross(self._arms(s), pull).sum(0) - np.cross(r, forces).sum(0) - np.asarray(load.moment_nmm) @ self.axes
+        moment = (
+            np.cross(self._arms(s), pull).sum(0)
+            - np.cross(r, forces).sum(0)
+            - np.asarray(load.moment_nmm) @ self.axes
+        )
         return np.r_[inner[self._own], force, moment], inner
 
     def _tangent(self, s: State, load: Load, inner: np.ndarray) -> sp.csr_matrix:
         where, forces, stiffness, _said = self._pulls(s, load)
         arms = self._arms(s)
-        jacobian = np.concatenate([np.broadcast_to(np.eye(3), (len(arms), 3, 3)), -skew(arms)], 2).reshape(-1, 6)
-        rigid = sp.csr_matrix((jacobian.ravel(), (np.repeat(self._rows, 6), np.tile(np.arange(6), len(self._rows)))),
-                              shape=(self.disc.size, 6))  # fmt: skip
+        jacobian = np.concatenate(
+            [np.broadcast_to(np.eye(3), (len(arms), 3, 3)), -skew(arms)], 2
+        ).reshape(-1, 6)
+        rigid = sp.csr_matrix(
+            (jacobian.ravel(), (np.repeat(self._rows, 6), np.tile(np.arange(6), len(self._rows)))),
+            shape=(self.disc.size, 6),
+        )
         whole = sp.hstack([self._select, rigid]).tocsr()
         matrix = (whole.T @ self.disc.tangent() @ whole).tocsr()
         r = where - self._centre - s.translation_mm
         j = np.concatenate([np.broadcast_to(np.eye(3), (len(r), 3, 3)), -skew(r)], 2)
         block = np.einsum("kia,kij,kjb->ab", j, stiffness, j)
         ends = skew(inner[self._rows].reshape(-1, 3))
-        turning = np.einsum("kij,kjl->il", ends, skew(arms)) - np.einsum("kij,kjl->il", skew(forces), skew(r))
+        turning = np.einsum("kij,kjl->il", ends, skew(arms)) - np.einsum(
+            "kij,kjl->il", skew(forces), skew(r)
+        )
         block[3:, 3:] += 0.5 * (turning + turning.T)
         corner = sp.coo_matrix(block)
         n = len(self._own)
-        return sp.csr_matrix(matrix + sp.csr_matrix((corner.data, (n + corner.row, n + corner.col)), shape=matrix.shape))
+        return sp.csr_matrix(
+            matrix
+            + sp.csr_matrix((corner.data, (n + corner.row, n + corner.col)), shape=matrix.shape)
+        )
 
     def _moved(self, s: State, change: np.ndarray) -> State:
         n = len(self._own)
@@ -287,14 +353,18 @@ class IntactSegment:
                     break
                 step *= 0.5
                 if step < 0.02:
-                    raise NotFound(f"{_words(load)}: Newton's method stands still at a residual of {size:.1e} N")
+                    raise NotFound(
+                        f"{_words(load)}: Newton's method stands still at a residual of"
+                        f" {size:.1e} N"
+                    )
             s, residual, inner, size = tried, r, f, now
             if size < 1e-7 * scale:
                 return s, iteration
         raise NotFound(f"{_words(load)}: residual {size:.1e} N after {_MOST_ITERATIONS} iterations")
 
     def walk(self, s: State, start: Load, end: Load) -> tuple[State, int]:
-        """From rest under `start` to rest under `end`, in increments that are halved where needed. Raises NotFound."""
+        """From rest under `start` to rest under `end`, in increments that are halved where
+        needed. Raises NotFound."""
         done, step, total = 0.0, 1.0, 0
         while done < 1.0:
             to = min(done + step, 1.0)
@@ -303,7 +373,9 @@ class IntactSegment:
             except RuntimeError as error:  # NotFound, or no factor
                 step *= 0.5
                 if step < 0.5**_MOST_HALVINGS:
-                    raise NotFound(f"{error}; increments down to 1/{2**_MOST_HALVINGS} were tried") from error
+                    raise NotFound(
+                        f"{error}; increments down to 1/{2**_MOST_HALVINGS} were tried"
+                    ) from error
                 log.info("%s; halved to %g", error, step)
                 continue
             total += iterations
@@ -313,22 +385,43 @@ class IntactSegment:
     def measure(self, s: State, rest: State, load: Load, iterations: int) -> Step:
         """What `s` is under `load`, its motion from `rest`."""
         turned = Rotation.from_matrix(s.rotation @ rest.rotation.T).as_rotvec()
-        middle = 0.5 * (self.disc.nodes_mm[self.cranial_nodes].mean(0) + self.disc.nodes_mm[self.caudal_nodes].mean(0))
+        middle = 0.5 * (
+            self.disc.nodes_mm[self.cranial_nodes].mean(0)
+            + self.disc.nodes_mm[self.caudal_nodes].mean(0)
+        )
         moved = (self._placed(middle[None], s) - self._placed(middle[None], rest))[0]
         where, forces, _k, said = self._pulls(s, load)
-        # on vertebra and disc act the pulls, the moment, and the caudal vertebra at the disc's end: together nothing
+        # on vertebra and disc act the pulls, the moment, and the caudal vertebra at the disc's end:
+        # together nothing
         held = self.disc.forces(s.x)[: self.disc.dofs].reshape(-1, 3)[self.caudal_nodes]
         at = (self.disc.nodes_mm + s.x[: self.disc.dofs].reshape(-1, 3))[self.caudal_nodes]
-        moment = np.asarray(load.moment_nmm) @ self.axes + np.cross(where, forces).sum(0) + np.cross(at, held).sum(0)
-        rest_n = max(float(np.linalg.norm(forces.sum(0) + held.sum(0))), float(np.linalg.norm(moment)) / _ARM_MM)
+        moment = (
+            np.asarray(load.moment_nmm) @ self.axes
+            + np.cross(where, forces).sum(0)
+            + np.cross(at, held).sum(0)
+        )
+        rest_n = max(
+            float(np.linalg.norm(forces.sum(0) + held.sum(0))),
+            float(np.linalg.norm(moment)) / _ARM_MM,
+        )
         pressure = self.disc.pressure(s.x, self.nucleus)
-        return Step(load, _three(np.degrees(self.axes @ turned)), _three(self.axes @ moved), pressure, said["facets_n"],
-                    said["ligaments_n"], iterations, rest_n / _scale(load))  # fmt: skip
+        return Step(
+            load,
+            _three(np.degrees(self.axes @ turned)),
+            _three(self.axes @ moved),
+            pressure,
+            said["facets_n"],
+            said["ligaments_n"],
+            iterations,
+            rest_n / _scale(load),
+        )
 
     def run(self, loads: Sequence[Load], keep: Path | None = None, datum: int = 0) -> list[Step]:
-        """One step a load, each from the one before, after rest under nothing; motion is measured from rest, or from the datum-th load
-        (from 1: a preload). Kept in `keep` (npz) step by step, and gone on from there when the same segment and loads are run again;
-        the disc under the last load is written beside it (.vtu). Raises NotFound; the steps before stay in `keep`."""
+        """One step a load, each from the one before, after rest under nothing; motion is measured
+        from rest, or from the datum-th load (from 1: a preload). Kept in `keep` (npz) step by step,
+        and gone on from there when the same segment and loads are run again; the disc under the
+        last load is written beside it (.vtu). Raises NotFound; the steps before stay in `keep`.
+        """
         key = artifacts.digest((_VERSION, self._content(), [asdict(load) for load in loads]))
         states = _read_states(keep, key)
         if states:
@@ -343,13 +436,26 @@ class IntactSegment:
             _keep_states(keep, key, states)
         if keep is not None:
             self.write(keep.with_suffix(".vtu"), states[-1][0])
-        return [self.measure(s, states[datum][0], load, n) for (s, n), load in zip(states[1:], loads, strict=True)]
+        return [
+            self.measure(s, states[datum][0], load, n)
+            for (s, n), load in zip(states[1:], loads, strict=True)
+        ]
 
     def _content(self) -> tuple[Any, ...]:
         """All that the equilibrium depends on."""
         d = self.disc
-        return (d.nodes_mm, d.cell_nodes, d.content, self.cranial_nodes, self.caudal_nodes, self.axes, self.cranial_mm, self.caudal_mm,
-                list(self.ligaments), self.facets)  # fmt: skip
+        return (
+            d.nodes_mm,
+            d.cell_nodes,
+            d.content,
+            self.cranial_nodes,
+            self.caudal_nodes,
+            self.axes,
+            self.cranial_mm,
+            self.caudal_mm,
+            list(self.ligaments),
+            self.facets,
+        )
 
     def write(self, path: Path | str, s: State) -> None:
         """The disc as .vtu: displacement_mm (Warp By Vector), group, J − 1."""
@@ -359,7 +465,12 @@ class IntactSegment:
         x = (self.disc.nodes_mm[used] + u)[cells.reshape(-1, 8)]
         before = jacobians(self.disc.nodes_mm[used][cells.reshape(-1, 8)]).sum(1)
         data = {"group": [self.disc.group], "volume_change": [jacobians(x).sum(1) / before - 1.0]}
-        meshio.Mesh(self.disc.nodes_mm[used], [("hexahedron", cells.reshape(-1, 8))], {"displacement_mm": u}, data).write(path)
+        meshio.Mesh(
+            self.disc.nodes_mm[used],
+            [("hexahedron", cells.reshape(-1, 8))],
+            {"displacement_mm": u},
+            data,
+        ).write(path)
 
 
 def _three(v: np.ndarray) -> tuple[float, float, float]:
@@ -368,7 +479,12 @@ def _three(v: np.ndarray) -> tuple[float, float, float]:
 
 def _scale(load: Load) -> float:
     """The size of a load in N (a moment at its arm), at least 50."""
-    return max(float(np.linalg.norm(load.force_n)), load.follower_n, float(np.linalg.norm(load.moment_nmm)) / _ARM_MM, 50.0)
+    return max(
+        float(np.linalg.norm(load.force_n)),
+        load.follower_n,
+        float(np.linalg.norm(load.moment_nmm)) / _ARM_MM,
+        50.0,
+    )
 
 
 def _words(load: Load) -> str:
@@ -376,13 +492,19 @@ def _words(load: Load) -> str:
     return f"follower {load.follower_n:.0f} N, force {force} N, moment {moment} N mm"
 
 
-def _cable(here: np.ndarray, there: np.ndarray, tension: np.ndarray, slope: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Force on `here` [s, 3] of strands to `there`, and −∂force/∂here [s, 3, 3] = T/l (1 − e eᵀ) + T' e eᵀ."""
+def _cable(
+    here: np.ndarray, there: np.ndarray, tension: np.ndarray, slope: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Force on `here` [s, 3] of strands to `there`, and −∂force/∂here [s, 3, 3] = T/l (1 − e eᵀ)
+    + T' e eᵀ."""
     apart = there - here
     length = np.linalg.norm(apart, axis=1)
     e = apart / length[:, None]
     along = e[:, :, None] * e[:, None, :]
-    return tension[:, None] * e, (tension / length)[:, None, None] * (np.eye(3) - along) + slope[:, None, None] * along
+    return (
+        tension[:, None] * e,
+        (tension / length)[:, None, None] * (np.eye(3) - along) + slope[:, None, None] * along,
+    )
 
 
 def _read_states(path: Path | None, key: str) -> list[tuple[State, int]]:
@@ -404,5 +526,10 @@ def _keep_states(path: Path | None, key: str, states: list[tuple[State, int]]) -
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {name: np.stack([getattr(s, name) for s, _ in states]) for name in ("x", "rotation", "translation_mm")}
-    artifacts.write_npz(path, key=np.array(key), iterations=np.array([n for _, n in states]), **arrays)
+    arrays = {
+        name: np.stack([getattr(s, name) for s, _ in states])
+        for name in ("x", "rotation", "translation_mm")
+    }
+    artifacts.write_npz(
+        path, key=np.array(key), iterations=np.array([n for _, n in states]), **arrays
+    )

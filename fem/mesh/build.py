@@ -1,8 +1,9 @@
 """A conforming tetrahedral mesh of vertebrae, implant, graft and the soft remnant of the disc.
 
-Route: body-centred lattice → label per tetrahedron → interface nodes onto the true surfaces (fem/mesh/snap.py) →
-MMG remesh with the labels as references, sized by the distance to the implant → snap again → sliver repair
-(fem/mesh/repair.py) → gate. The implant is the *exported* triangle surface, the bones the patient's signed distances.
+Route: body-centred lattice → label per tetrahedron → interface nodes onto the true surfaces
+(fem/mesh/snap.py) → MMG remesh with the labels as references, sized by the distance to the implant
+→ snap again → sliver repair (fem/mesh/repair.py) → gate. The implant is the *exported* triangle
+surface, the bones the patient's signed distances.
 
 MMG: Dapogny, Dobrzynski, Frey 2014, doi 10.1016/j.jcp.2014.01.005.
 """
@@ -44,13 +45,17 @@ class MeshSettings:
     background / _axial       starting lattice: cells across, and along z near the disc space
     hausdorff                 MMG's allowed distance between its surface and the one it was given
     timeout_s                 MMG is stopped after it, which counts as a failed attempt
-    film_mm                   a film of soft remnant thinner than this between implant and bone is closed (fem/mesh/regions.py);
-                              doubled at each retry
-    curtain_mm                soft remnant thinner than this beside the implant's wall is left out; half as much again at each retry
-    bone_gap_mm               cranial bone closer than this to the caudal is left out (0: touching facets are bonded)
-    volume_tolerance          relative, of each region; small regions: volume_tolerance_small or volume_slack_mm3
-    remnant_slack_mm3         of the soft disc remnant: round a device that fills the space it is a film thinner than any
-                              element here, and at 4 MPa beside bone it carries nothing worth one
+    film_mm                   a film of soft remnant thinner than this between implant and bone is
+                              closed (fem/mesh/regions.py); doubled at each retry
+    curtain_mm                soft remnant thinner than this beside the implant's wall is left out;
+                              half as much again at each retry
+    bone_gap_mm               cranial bone closer than this to the caudal is left out (0: touching
+                              facets are bonded)
+    volume_tolerance          relative, of each region; small regions: volume_tolerance_small or
+                              volume_slack_mm3
+    remnant_slack_mm3         of the soft disc remnant: round a device that fills the space it is a
+                              film thinner than any element here, and at 4 MPa beside bone it
+                              carries nothing worth one
     """
 
     size_fine_mm: float = 1.5
@@ -78,7 +83,8 @@ class MeshSettings:
     def __post_init__(self) -> None:
         if not 0.0 < self.size_fine_mm <= self.size_coarse_mm:
             raise ValueError(
-                f"size_fine_mm={self.size_fine_mm} must be positive and not above size_coarse_mm={self.size_coarse_mm}"
+                f"size_fine_mm={self.size_fine_mm} must be positive and not above"
+                f" size_coarse_mm={self.size_coarse_mm}"
             )
         if self.attempts < 1:
             raise ValueError(f"attempts={self.attempts} must be at least 1")
@@ -86,14 +92,20 @@ class MeshSettings:
 
 #: About half the tetrahedra: for demonstrations and tests.
 COARSE = MeshSettings(
-    size_fine_mm=2.3, size_coarse_mm=7.0, growth=0.45, background_mm=2.4, background_axial_mm=1.8,
-    background_far_mm=3.2, hausdorff_mm=0.25,
-)  # fmt: skip
+    size_fine_mm=2.3,
+    size_coarse_mm=7.0,
+    growth=0.45,
+    background_mm=2.4,
+    background_axial_mm=1.8,
+    background_far_mm=3.2,
+    hausdorff_mm=0.25,
+)
 
 
 @dataclass(frozen=True)
 class TetMesh:
-    """points_mm [n, 3], tets [m, 4] (positive), labels [m] (index into REGIONS), figures, what was done."""
+    """points_mm [n, 3], tets [m, 4] (positive), labels [m] (index into REGIONS), figures, what
+    was done."""
 
     points_mm: np.ndarray
     tets: np.ndarray
@@ -102,7 +114,8 @@ class TetMesh:
     log: tuple[str, ...] = ()
 
     def write(self, path: Path | str) -> None:
-        """Write .vtu (or any format that meshio writes) with the cell arrays `region` and `min_dihedral_deg`."""
+        """Write .vtu (or any format that meshio writes) with the cell arrays `region` and
+        `min_dihedral_deg`."""
         angle = tt.dihedral_deg(self.points_mm, self.tets).min(1)
         data = {"region": [self.labels.astype(np.int32)], "min_dihedral_deg": [angle]}
         meshio.Mesh(self.points_mm, [("tetra", self.tets)], cell_data=data).write(path)
@@ -115,7 +128,8 @@ def build_mesh(
     settings: MeshSettings = MeshSettings(),
     crop_mm: np.ndarray | None = None,
 ) -> TetMesh:
-    """Mesh the segment with the design's exported surface inside the box crop_mm [2, 3] (None: default_crop).
+    """Mesh the segment with the design's exported surface inside the box crop_mm [2, 3] (None:
+    default_crop).
 
     Tries settings.attempts times with stated changes. Raises MeshError when none passes the gate.
     """
@@ -124,15 +138,17 @@ def build_mesh(
     problems: list[str] = []
     for attempt in range(settings.attempts):
         used = _changed(settings, attempt)
-        regions = region_map(segment, design, implant_surface, crop, used.bone_gap_mm, used.film_mm, used.curtain_mm)
+        regions = region_map(
+            segment, design, implant_surface, crop, used.bone_gap_mm, used.film_mm, used.curtain_mm
+        )
         reference = regions.volumes_mm3()
         if attempt:
             _note(
                 lines,
-                f"attempt {attempt + 1}: background {used.background_mm:.2f} mm, hausdorff {used.hausdorff_mm:.3f} mm, "
-                f"gradation {used.gradation:.2f}, "
-                f"fine {used.size_fine_mm:.2f} mm, films closed {used.film_mm:.2f} mm, curtains left out "
-                f"{used.curtain_mm:.2f} mm, because {problems[0]}",
+                f"attempt {attempt + 1}: background {used.background_mm:.2f} mm, hausdorff"
+                f" {used.hausdorff_mm:.3f} mm, gradation {used.gradation:.2f}, fine"
+                f" {used.size_fine_mm:.2f} mm, films closed {used.film_mm:.2f} mm, curtains left"
+                f" out {used.curtain_mm:.2f} mm, because {problems[0]}",
             )
         try:
             mesh = _attempt(regions, reference, used, lines)
@@ -143,13 +159,15 @@ def build_mesh(
         if not problems:
             return mesh
     raise MeshError(
-        f"no acceptable mesh of design {design.arm!r} after {settings.attempts} attempts: {'; '.join(problems)}. "
-        "Check the exported surface for walls thinner than fem.mesh.background_mm, or lower that size"
+        f"no acceptable mesh of design {design.arm!r} after {settings.attempts} attempts:"
+        f" {'; '.join(problems)}. Check the exported surface for walls thinner than"
+        " fem.mesh.background_mm, or lower that size"
     )
 
 
 def _changed(settings: MeshSettings, attempt: int) -> MeshSettings:
-    """The settings of a retry: a finer and shifted lattice, a tighter surface, thicker films closed."""
+    """The settings of a retry: a finer and shifted lattice, a tighter surface, thicker films
+    closed."""
     shrink = 0.87**attempt
     return replace(
         settings,
@@ -169,12 +187,26 @@ def _note(lines: list[str], text: str) -> None:
     lines.append(text)
 
 
-def _attempt(regions: RegionMap, reference: np.ndarray, settings: MeshSettings, lines: list[str]) -> TetMesh:
+def _attempt(
+    regions: RegionMap, reference: np.ndarray, settings: MeshSettings, lines: list[str]
+) -> TetMesh:
     clock = time.perf_counter()
     points, tets, labels = _fitted_lattice(regions, settings, lines)
-    points, tets, labels = remesh(points, tets, labels, target_size(regions, points, settings), settings)
+    points, tets, labels = remesh(
+        points, tets, labels, target_size(regions, points, settings), settings
+    )
     size = target_size(regions, points, settings)
-    points = snap(regions, points, tets, labels, size, 3, settings.aim_dihedral_deg + 1.0, smooth=0.15, by_angle=True)
+    points = snap(
+        regions,
+        points,
+        tets,
+        labels,
+        size,
+        3,
+        settings.aim_dihedral_deg + 1.0,
+        smooth=0.15,
+        by_angle=True,
+    )
     points, tets, labels, text = repair(regions, points, tets, labels, settings.aim_dihedral_deg)
     _note(lines, text)
     points, tets, labels = drop_islands(points, tets, labels, settings.island_mm3, lines)
@@ -182,13 +214,16 @@ def _attempt(regions: RegionMap, reference: np.ndarray, settings: MeshSettings, 
     quality["seconds"] = time.perf_counter() - clock
     _note(
         lines,
-        f"{len(tets)} tetrahedra, min dihedral {quality['min_dihedral_deg']:.1f} deg, {quality['seconds']:.1f} s, "
-        "volume errors " + ", ".join(f"{name} {quality['volume_error'][name]:+.2%}" for name in quality["volume_mm3"]),
+        f"{len(tets)} tetrahedra, min dihedral {quality['min_dihedral_deg']:.1f} deg,"
+        f" {quality['seconds']:.1f} s, volume errors "
+        + ", ".join(
+            f"{name} {quality['volume_error'][name]:+.2%}" for name in quality["volume_mm3"]
+        ),
     )
     if quality["bone_to_bone_mm2"] > 1.0:
         text = (
-            f"the vertebrae touch over {quality['bone_to_bone_mm2']:.0f} mm2 (facets closer than the mesh resolves): "
-            "they are bonded there; bone_gap_mm opens a gap"
+            f"the vertebrae touch over {quality['bone_to_bone_mm2']:.0f} mm2 (facets closer than"
+            " the mesh resolves): they are bonded there; bone_gap_mm opens a gap"
         )
         log.warning(text)
         lines.append(text)
@@ -196,17 +231,24 @@ def _attempt(regions: RegionMap, reference: np.ndarray, settings: MeshSettings, 
 
 
 def target_size(regions: RegionMap, points_mm: np.ndarray, settings: MeshSettings) -> np.ndarray:
-    """Edge length [n] in mm: fine + growth·(distance to the implant surface − band), at most coarse."""
+    """Edge length [n] in mm: fine + growth·(distance to the implant surface − band), at most
+    coarse."""
     f = regions.fields(points_mm)
     if regions.implant is not None:
         distance = np.abs(f["implant"])
     else:
-        distance = np.maximum(np.minimum(np.abs(f["caudal"]), np.abs(f["cranial"])), np.abs(f["disc"]))
-    grown = settings.size_fine_mm + settings.growth * np.maximum(distance - settings.fine_band_mm, 0.0)
+        distance = np.maximum(
+            np.minimum(np.abs(f["caudal"]), np.abs(f["cranial"])), np.abs(f["disc"])
+        )
+    grown = settings.size_fine_mm + settings.growth * np.maximum(
+        distance - settings.fine_band_mm, 0.0
+    )
     return np.minimum(grown, settings.size_coarse_mm)
 
 
-def _axis_z(low: float, high: float, fine: tuple[float, float], settings: MeshSettings) -> np.ndarray:
+def _axis_z(
+    low: float, high: float, fine: tuple[float, float], settings: MeshSettings
+) -> np.ndarray:
     """Cell faces along z: fine inside `fine`, growing to the far size outside."""
 
     def outward(start: float, end: float) -> list[float]:
@@ -214,7 +256,9 @@ def _axis_z(low: float, high: float, fine: tuple[float, float], settings: MeshSe
         while (end - start) * np.sign(end - start) > 0 and abs(end - start) > 1e-9:
             step = min(step * 1.15, settings.background_far_mm)
             start += (
-                np.sign(end - start) * min(step, abs(end - start)) if abs(end - start) > 1.5 * step else end - start
+                np.sign(end - start) * min(step, abs(end - start))
+                if abs(end - start) > 1.5 * step
+                else end - start
             )
             out.append(start)
         return out
@@ -227,11 +271,15 @@ def _axis_z(low: float, high: float, fine: tuple[float, float], settings: MeshSe
 def _fitted_lattice(
     regions: RegionMap, settings: MeshSettings, lines: list[str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The starting lattice, labelled by majority of five points per tetrahedron, fitted to the surfaces."""
+    """The starting lattice, labelled by majority of five points per tetrahedron, fitted to the
+    surfaces."""
     margin = 2.0 * settings.background_far_mm
     low, high = regions.crop_mm[0] - margin, regions.crop_mm[1] + margin
     fine = _fine_range(regions)
-    axes = [np.arange(low[k], high[k] + settings.background_mm, settings.background_mm) for k in range(2)]
+    axes = [
+        np.arange(low[k], high[k] + settings.background_mm, settings.background_mm)
+        for k in range(2)
+    ]
     points, tets = tt.lattice([*axes, _axis_z(low[2], high[2], fine, settings)])
     x = points[tets]
     value = regions.distances(x.mean(1))
@@ -244,7 +292,8 @@ def _fitted_lattice(
         votes[np.arange(len(unsure)), regions.distances(sample).argmin(1)] += 1.0
     labels[unsure] = votes.argmax(1)
     labels = _smooth_labels(tets, labels)
-    # A layer of void stays while the nodes are fitted, so that a tetrahedron can change from void to solid.
+    # A layer of void stays while the nodes are fitted, so that a tetrahedron can change from void
+    # to solid.
     solid_node = np.zeros(len(points), bool)
     solid_node[tets[labels != VOID]] = True
     near = solid_node[tets].any(1)
@@ -260,9 +309,14 @@ def _fitted_lattice(
 
 
 def _without_hinges(
-    points: np.ndarray, tets: np.ndarray, labels: np.ndarray, settings: MeshSettings, lines: list[str]
+    points: np.ndarray,
+    tets: np.ndarray,
+    labels: np.ndarray,
+    settings: MeshSettings,
+    lines: list[str],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Drop what hangs on a vertex or edge only (bones that nearly touch): MMG inverts tetrahedra or loops there."""
+    """Drop what hangs on a vertex or edge only (bones that nearly touch): MMG inverts tetrahedra
+    or loops there."""
     lost = 0.0
     for _ in range(12):
         points, tets, labels = drop_islands(points, tets, labels, settings.island_mm3, lines)
@@ -283,12 +337,15 @@ def _fine_range(regions: RegionMap) -> tuple[float, float]:
         return float(z.min() - 2.0), float(z.max() + 2.0)
     inside = regions.segment.disc.points()[regions.segment.disc.values < 0][:, 2]
     if len(inside) == 0:
-        raise MeshError("region remnant: the disc body of the segment is empty; check its signed distance")
+        raise MeshError(
+            "region remnant: the disc body of the segment is empty; check its signed distance"
+        )
     return float(inside.min() - 2.0), float(inside.max() + 2.0)
 
 
 def _smooth_labels(tets: np.ndarray, labels: np.ndarray, passes: int = 4) -> np.ndarray:
-    """Give a tetrahedron the label that three or four of its neighbours share: no spikes in the interfaces."""
+    """Give a tetrahedron the label that three or four of its neighbours share: no spikes in the
+    interfaces."""
     _, first, second = tt.face_pairs(tets)
     inner = second >= 0
     a, b = first[inner], second[inner]
@@ -312,10 +369,11 @@ def _smooth_labels(tets: np.ndarray, labels: np.ndarray, passes: int = 4) -> np.
 def drop_islands(
     points: np.ndarray, tets: np.ndarray, labels: np.ndarray, island_mm3: float, lines: list[str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Remove what is not tied by faces to the largest component, and relabel specks inside another region.
+    """Remove what is not tied by faces to the largest component, and relabel specks inside another
+    region.
 
-    Raises MeshError when more than island_mm3 of a region other than bone would be lost, or more than 15 % of a
-    bone (bone is cut loose by the crop box).
+    Raises MeshError when more than island_mm3 of a region other than bone would be lost, or more
+    than 15 % of a bone (bone is cut loose by the crop box).
     """
     _, first, second = tt.face_pairs(tets)
     inner = second >= 0
@@ -335,8 +393,9 @@ def drop_islands(
             labels[members] = np.bincount(around, minlength=VOID).argmax()
             _note(
                 lines,
-                f"speck of {REGIONS[old]}, {part_volume[speck]:.1f} mm3 at "
-                f"{points[tets[members]].mean((0, 1)).round(1).tolist()}, given to {REGIONS[labels[members][0]]}",
+                f"speck of {REGIONS[old]}, {part_volume[speck]:.1f} mm3 at"
+                f" {points[tets[members]].mean((0, 1)).round(1).tolist()}, given to"
+                f" {REGIONS[labels[members][0]]}",
             )
     group = tt.components(tets)
     total = np.bincount(group, volume)
@@ -350,7 +409,8 @@ def drop_islands(
             bone = region < 2
             if lost > (max(island_mm3, 0.15 * region_total[region]) if bone else island_mm3):
                 raise MeshError(
-                    f"region {REGIONS[region]}: {lost:.0f} mm3 at {where} hang on nothing; it must touch the rest"
+                    f"region {REGIONS[region]}: {lost:.0f} mm3 at {where} hang on nothing; it must"
+                    " touch the rest"
                 )
             _note(lines, f"island of {REGIONS[region]}, {lost:.1f} mm3 at {where}, removed")
     points, tets = tt.compact(points, tets[keep])
@@ -358,13 +418,19 @@ def drop_islands(
 
 
 def remesh(
-    points: np.ndarray, tets: np.ndarray, labels: np.ndarray, size_mm: np.ndarray, settings: MeshSettings
+    points: np.ndarray,
+    tets: np.ndarray,
+    labels: np.ndarray,
+    size_mm: np.ndarray,
+    settings: MeshSettings,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """MMG with the labels as references. Raises MeshError when it fails or does not end."""
     # ar: an angle above it between two faces of an interface is an edge to keep
     options = {"hausd": settings.hausdorff_mm, "hgrad": settings.gradation, "ar": 55.0}
     try:
-        new_points, new_tets, refs = remesh_apart(points, tets, labels + 1, size_mm, options, settings.timeout_s)
+        new_points, new_tets, refs = remesh_apart(
+            points, tets, labels + 1, size_mm, options, settings.timeout_s
+        )
     except RuntimeError as error:
         raise MeshError(f"MMG could not remesh the labelled lattice: {error}") from error
     new_points, new_tets = tt.compact(new_points, new_tets)
@@ -379,8 +445,8 @@ def gate(mesh: TetMesh, settings: MeshSettings) -> list[str]:
         problems.append(f"{q['inverted']} inverted tetrahedra")
     if q["min_dihedral_deg"] < settings.min_dihedral_deg:
         problems.append(
-            f"dihedral angle {q['min_dihedral_deg']:.1f} deg below {settings.min_dihedral_deg:g} in "
-            f"{q['worst_region']} at {q['worst_at_mm']} mm"
+            f"dihedral angle {q['min_dihedral_deg']:.1f} deg below {settings.min_dihedral_deg:g} in"
+            f" {q['worst_region']} at {q['worst_at_mm']} mm"
         )
     for name in REGIONS:
         wanted, got = q["reference_mm3"][name], q["volume_mm3"][name]
@@ -395,5 +461,7 @@ def gate(mesh: TetMesh, settings: MeshSettings) -> list[str]:
         if name == "remnant":
             allowed = max(allowed, settings.remnant_slack_mm3)
         if abs(got - wanted) > allowed:
-            problems.append(f"region {name} has {got:.0f} mm3 instead of {wanted:.0f} (allowed +-{allowed:.0f})")
+            problems.append(
+                f"region {name} has {got:.0f} mm3 instead of {wanted:.0f} (allowed +-{allowed:.0f})"
+            )
     return problems

@@ -1,4 +1,5 @@
-"""MMG in a process of its own: it can loop without end or crash on odd input, and must not take the run with it.
+"""MMG in a process of its own: it can loop without end or crash on odd input, and must not take the
+run with it.
 
 python -m fem.mesh.mmg in.npz out.npz
 """
@@ -24,13 +25,16 @@ def remesh_apart(
     options: dict[str, float],
     timeout_s: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """MMG3D with references per tetrahedron and the size field [n] in mm. Returns points, tets, references.
+    """MMG3D with references per tetrahedron and the size field [n] in mm. Returns points, tets,
+    references.
 
     Raises RuntimeError when MMG fails, crashes or takes longer than timeout_s.
     """
     with tempfile.TemporaryDirectory(prefix="spinefit-mmg-") as folder:
         given, made = Path(folder) / "in.npz", Path(folder) / "out.npz"
-        np.savez(given, points=points, tets=tets, refs=refs, size=size_mm, options=json.dumps(options))
+        np.savez(
+            given, points=points, tets=tets, refs=refs, size=size_mm, options=json.dumps(options)
+        )
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "fem.mesh.mmg", str(given), str(made)],
@@ -67,7 +71,12 @@ def _main(given: str, made: str) -> None:
         options = json.loads(str(data["options"]))
     mesh.remesh(verbose=-1, **options)
     tets, refs = mesh.get_tetrahedra_with_refs()
-    np.savez(made, points=mesh.get_vertices(), tets=np.asarray(tets, np.int64), refs=np.asarray(refs, np.int64))
+    np.savez(
+        made,
+        points=mesh.get_vertices(),
+        tets=np.asarray(tets, np.int64),
+        refs=np.asarray(refs, np.int64),
+    )
 
 
 if __name__ == "__main__":

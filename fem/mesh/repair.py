@@ -1,9 +1,11 @@
-"""Repair of the last slivers, in turns until none is left: by moving nodes (each bad tetrahedron's nodes try positions that raise the
-worst angle around them, interior nodes freely, others along their interfaces), and by collapsing edges.
+"""Repair of the last slivers, in turns until none is left: by moving nodes (each bad tetrahedron's
+nodes try positions that raise the worst angle around them, interior nodes freely, others along
+their interfaces), and by collapsing edges.
 
-An edge a→b may collapse when b lies on every interface that a lies on, both have no neighbours in common but round the edge (the link
-condition: the mesh stays a mesh), every tetrahedron around keeps an angle that is better than the worst was, and no region changes by
-more than 2 % of what is around. After Klingner and Shewchuk 2007, Aggressive tetrahedral mesh improvement.
+An edge a→b may collapse when b lies on every interface that a lies on, both have no neighbours in
+common but round the edge (the link condition: the mesh stays a mesh), every tetrahedron around
+keeps an angle that is better than the worst was, and no region changes by more than 2 % of what is
+around. After Klingner and Shewchuk 2007, Aggressive tetrahedral mesh improvement.
 """
 
 from __future__ import annotations
@@ -31,9 +33,16 @@ def _stars(tets: np.ndarray, nodes: np.ndarray) -> dict[int, np.ndarray]:
 
 
 def repair(
-    regions: RegionMap, points_mm: np.ndarray, tets: np.ndarray, labels: np.ndarray, aim_deg: float, rounds: int = 4, seed: int = 0
+    regions: RegionMap,
+    points_mm: np.ndarray,
+    tets: np.ndarray,
+    labels: np.ndarray,
+    aim_deg: float,
+    rounds: int = 4,
+    seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
-    """Raise the angles below aim_deg. Returns points, tets, labels and a line of what was reached."""
+    """Raise the angles below aim_deg. Returns points, tets, labels and a line of what was
+    reached."""
     random = np.random.default_rng(seed)
     x, start, collapsed = points_mm, tt.angle_or_inversion(points_mm, tets), 0
     for turn in range(rounds):
@@ -46,16 +55,22 @@ def repair(
             break
     end = tt.angle_or_inversion(x, tets)
     text = (
-        f"sliver repair: {(start < aim_deg).sum()} tetrahedra below {aim_deg:g} deg, worst {start.min():.1f}; "
-        f"then {(end < aim_deg).sum()}, worst {end.min():.1f} ({collapsed} edges collapsed)"
+        f"sliver repair: {(start < aim_deg).sum()} tetrahedra below {aim_deg:g} deg, worst"
+        f" {start.min():.1f}; then {(end < aim_deg).sum()}, worst {end.min():.1f} ({collapsed}"
+        " edges collapsed)"
     )
     return x, tets, labels, text
 
 
 def _moved(
-    regions: RegionMap, points_mm: np.ndarray, tets: np.ndarray, labels: np.ndarray, aim_deg: float, random: np.random.Generator,
+    regions: RegionMap,
+    points_mm: np.ndarray,
+    tets: np.ndarray,
+    labels: np.ndarray,
+    aim_deg: float,
+    random: np.random.Generator,
     sweeps: int = 12,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """The points, moved."""
     x = points_mm.copy()
     around = interfaces(len(x), tets, labels)
@@ -75,7 +90,9 @@ def _moved(
                 continue
             edge = np.cbrt(np.abs(tt.volumes(x, tets[ring])).mean() * 6.0 * np.sqrt(2.0))
             tries = 24
-            trial = x[node] + random.normal(size=(tries, 3)) * edge * reach * random.uniform(0.1, 1.0, (tries, 1))
+            trial = x[node] + random.normal(size=(tries, 3)) * edge * reach * random.uniform(
+                0.1, 1.0, (tries, 1)
+            )
             others = np.unique(tets[ring])
             trial[0] = 0.5 * (x[node] + x[others[others != node]].mean(0))
             if kinds[node] > 1:
@@ -93,7 +110,9 @@ def _moved(
     return x
 
 
-def edges_collapsed(x: np.ndarray, tets: np.ndarray, labels: np.ndarray, aim_deg: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+def edges_collapsed(
+    x: np.ndarray, tets: np.ndarray, labels: np.ndarray, aim_deg: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Points, tets, labels with edges of bad tetrahedra collapsed, and how many."""
     touches = interfaces(len(x), tets, labels).touches
     tets, alive = tets.copy(), np.ones(len(tets), bool)
@@ -124,7 +143,8 @@ def edges_collapsed(x: np.ndarray, tets: np.ndarray, labels: np.ndarray, aim_deg
 
 
 def _score(x: np.ndarray, tets: np.ndarray, labels: np.ndarray, a: int, b: int) -> float | None:
-    """The worst angle around after a went into b; None where that may not be. tets: all that have a node of the bad one."""
+    """The worst angle around after a went into b; None where that may not be. tets: all that
+    have a node of the bad one."""
     has_a, has_b = (tets == a).any(1), (tets == b).any(1)
     gone, stays = has_a & has_b, has_a & ~has_b
     common = np.intersect1d(tets[has_a], tets[has_b])

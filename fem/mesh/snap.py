@@ -1,9 +1,10 @@
 """Moving the nodes of region interfaces onto the true surfaces, without inverting a tetrahedron.
 
-A node between regions a and b belongs on D_a = D_b: Newton on f = (D_a − D_b)/2 along its gradient. A node of
-three or more regions solves all its differences at once (truncated pseudo-inverse: near-tangent surfaces give no
-runaway step). A node on a sharp edge or corner of one interface goes to the point that is nearest to the tangent
-planes of its faces (quadratic error function, as in dual contouring; Ju et al. 2002, doi 10.1145/566654.566586).
+A node between regions a and b belongs on D_a = D_b: Newton on f = (D_a − D_b)/2 along its gradient.
+A node of three or more regions solves all its differences at once (truncated pseudo-inverse:
+near-tangent surfaces give no runaway step). A node on a sharp edge or corner of one interface goes
+to the point that is nearest to the tangent planes of its faces (quadratic error function, as in
+dual contouring; Ju et al. 2002, doi 10.1145/566654.566586).
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ _SINGULAR = 0.12
 
 @dataclass(frozen=True)
 class Interfaces:
-    """Faces [f, 3] between different regions (or region and void), their labels [f, 2], and per node the labels
-    around it (touches [n, 6] bool)."""
+    """Faces [f, 3] between different regions (or region and void), their labels [f, 2], and per
+    node the labels around it (touches [n, 6] bool)."""
 
     faces: np.ndarray
     pair: np.ndarray
@@ -53,10 +54,14 @@ def _limited(step: np.ndarray, limit: np.ndarray | float) -> np.ndarray:
 
 
 def project(
-    regions: RegionMap, points_mm: np.ndarray, touches: np.ndarray, limit_mm: np.ndarray | float, steps: int = 2
+    regions: RegionMap,
+    points_mm: np.ndarray,
+    touches: np.ndarray,
+    limit_mm: np.ndarray | float,
+    steps: int = 2,
 ) -> np.ndarray:
-    """Nearest positions of points [n, 3] on the interfaces of their labels (touches [n, 6]), no farther than
-    limit_mm, by Newton's method."""
+    """Nearest positions of points [n, 3] on the interfaces of their labels (touches [n, 6]), no
+    farther than limit_mm, by Newton's method."""
     start, x = points_mm, points_mm.copy()
     count = touches.sum(1)
     for _ in range(steps):
@@ -81,8 +86,8 @@ def sharp_targets(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Nodes of exactly two labels on a sharp edge of their interface, and where they belong.
 
-    Minimises Σ_f (n_f·(x − p_f))² over the node's faces, p_f the projected face centres and n_f the surface
-    normals there.
+    Minimises Σ_f (n_f·(x − p_f))² over the node's faces, p_f the projected face centres and n_f the
+    surface normals there.
     """
     centre = points_mm[around.faces].mean(1)
     touches = np.zeros((len(centre), around.touches.shape[1]), bool)
@@ -95,7 +100,12 @@ def sharp_targets(
     size = len(points_mm)
     node = around.faces.ravel()
     face = np.repeat(rows, 3)
-    matrix, rhs, mean, weight = np.zeros((size, 3, 3)), np.zeros((size, 3)), np.zeros((size, 3)), np.zeros(size)
+    matrix, rhs, mean, weight = (
+        np.zeros((size, 3, 3)),
+        np.zeros((size, 3)),
+        np.zeros((size, 3)),
+        np.zeros(size),
+    )
     np.add.at(weight, node, 1.0)
     np.add.at(mean, node, p[face])
     mean /= np.maximum(weight, 1.0)[:, None]
@@ -106,7 +116,9 @@ def sharp_targets(
     average /= np.maximum(np.linalg.norm(average, axis=1, keepdims=True), 1e-9)
     lowest = np.ones(size)
     np.minimum.at(lowest, node, np.einsum("ij,ij->i", n[face], average[node]))
-    sharp = np.flatnonzero((around.touches.sum(1) == 2) & (lowest < _SHARP_COSINE**0.5) & (weight > 2))
+    sharp = np.flatnonzero(
+        (around.touches.sum(1) == 2) & (lowest < _SHARP_COSINE**0.5) & (weight > 2)
+    )
     value, vector = np.linalg.eigh(matrix[sharp])
     keep = value > _SINGULAR * value[:, -1:]
     inverse = np.where(keep, 1.0 / np.where(keep, value, 1.0), 0.0)
@@ -119,13 +131,19 @@ def sharp_targets(
 
 
 def move(
-    points_mm: np.ndarray, tets: np.ndarray, target_mm: np.ndarray, floor: float, by_angle: bool = False, tries: int = 7
+    points_mm: np.ndarray,
+    tets: np.ndarray,
+    target_mm: np.ndarray,
+    floor: float,
+    by_angle: bool = False,
+    tries: int = 7,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Move points towards their targets as far as every tetrahedron keeps its quality ≥ min(floor, 0.9·before):
-    shape_quality, or with by_angle the smallest dihedral angle in degrees (tets.angle_or_inversion).
+    """Move points towards their targets as far as every tetrahedron keeps its quality ≥ min(floor,
+    0.9·before): shape_quality, or with by_angle the smallest dihedral angle in degrees
+    (tets.angle_or_inversion).
 
-    Halves the step of the nodes of a tetrahedron that would fall below, at last leaves them. Returns the new
-    points and the share of the step that each made.
+    Halves the step of the nodes of a tetrahedron that would fall below, at last leaves them.
+    Returns the new points and the share of the step that each made.
     """
     step = target_mm - points_mm
     share = np.ones(len(points_mm))
@@ -159,7 +177,8 @@ def snap(
     smooth: float = 0.5,
     by_angle: bool = False,
 ) -> np.ndarray:
-    """Interface nodes onto the surfaces, the others and the interface nodes' tangential position smoothed.
+    """Interface nodes onto the surfaces, the others and the interface nodes' tangential position
+    smoothed.
 
     size_mm [n] is the local edge length; no node moves farther than 0.8 of it in a round.
     """
@@ -167,7 +186,8 @@ def snap(
     on = around.nodes
     inner = around.touches.sum(1) == 1
     graph = tt.node_graph(tets, len(points_mm))
-    # On an interface average only over neighbours with the same labels or more, so that curves stay curves.
+    # On an interface average only over neighbours with the same labels or more, so that curves stay
+    # curves.
     i, j = graph.nonzero()
     superset = (around.touches[i] <= around.touches[j]).all(1)
     keep = inner[i] | superset
@@ -191,14 +211,20 @@ def snap(
 
 
 def relabel(
-    regions: RegionMap, points_mm: np.ndarray, tets: np.ndarray, labels: np.ndarray, size_mm: float, passes: int = 3
+    regions: RegionMap,
+    points_mm: np.ndarray,
+    tets: np.ndarray,
+    labels: np.ndarray,
+    size_mm: float,
+    passes: int = 3,
 ) -> tuple[np.ndarray, int]:
     """Change labels at the interfaces where that lowers the energy
 
         E = Σ_faces area·[labels differ] + (8/size) Σ_tets V·D_label(centroid)
 
-    so that tetrahedra on the wrong side of a surface, and flat ones that hold back a node of a jagged interface
-    or triple curve, change region (flat ones at no cost in volume). Returns the labels and the number changed.
+    so that tetrahedra on the wrong side of a surface, and flat ones that hold back a node of a
+    jagged interface or triple curve, change region (flat ones at no cost in volume). Returns the
+    labels and the number changed.
     """
     around = interfaces(len(points_mm), tets, labels)
     near = np.flatnonzero((around.touches.sum(1) > 1)[tets].any(1))
@@ -206,7 +232,9 @@ def relabel(
     volume = tt.volumes(points_mm, tets[near])
     faces, first, second = tt.face_pairs(tets)
     triangle = points_mm[faces]
-    area = 0.5 * np.linalg.norm(np.cross(triangle[:, 1] - triangle[:, 0], triangle[:, 2] - triangle[:, 0]), axis=1)
+    area = 0.5 * np.linalg.norm(
+        np.cross(triangle[:, 1] - triangle[:, 0], triangle[:, 2] - triangle[:, 0]), axis=1
+    )
     inner = second >= 0
     a, b, area = first[inner], second[inner], area[inner]
     row = np.full(len(tets), -1)
@@ -220,7 +248,10 @@ def relabel(
         energy = -shared + 8.0 / size_mm * volume[:, None] * value
         energy[shared <= 0.0] = np.inf
         current = labels[near]
-        now = -shared[np.arange(len(near)), current] + 8.0 / size_mm * volume * value[np.arange(len(near)), current]
+        now = (
+            -shared[np.arange(len(near)), current]
+            + 8.0 / size_mm * volume * value[np.arange(len(near)), current]
+        )
         best = energy.argmin(1)
         gain = now - energy[np.arange(len(near)), best]
         change = np.zeros(len(tets))

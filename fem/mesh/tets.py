@@ -1,7 +1,8 @@
-"""Geometry and topology of tetrahedra: volumes, dihedral angles, faces, components, the starting lattice.
+"""Geometry and topology of tetrahedra: volumes, dihedral angles, faces, components, the starting
+lattice.
 
-Everything works on points [n, 3] (mm) and tets [m, 4] (positive orientation: the fourth point lies on the side
-of the first three that their right-handed normal points to).
+Everything works on points [n, 3] (mm) and tets [m, 4] (positive orientation: the fourth point lies
+on the side of the first three that their right-handed normal points to).
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def positive(points_mm: np.ndarray, tets: np.ndarray) -> np.ndarray:
 
 
 def dihedral_deg(points_mm: np.ndarray, tets: np.ndarray) -> np.ndarray:
-    """The six dihedral angles [m, 6] in degrees, in the order of EDGES: 180° − angle between outward normals."""
+    """The six dihedral angles [m, 6] in degrees, in the order of EDGES: 180° − angle between
+    outward normals."""
     x = points_mm[tets]
     normals = np.cross(x[:, FACES[:, 1]] - x[:, FACES[:, 0]], x[:, FACES[:, 2]] - x[:, FACES[:, 0]])
     normals /= np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-300)
@@ -40,21 +42,23 @@ def dihedral_deg(points_mm: np.ndarray, tets: np.ndarray) -> np.ndarray:
 
 
 def shape_quality(points_mm: np.ndarray, tets: np.ndarray) -> np.ndarray:
-    """Signed mean-ratio-like quality [m]: 6√2 V / l_rms³, 1 for the regular tetrahedron, ≤ 0 when inverted."""
+    """Signed mean-ratio-like quality [m]: 6√2 V / l_rms³, 1 for the regular tetrahedron, ≤ 0
+    when inverted."""
     x = points_mm[tets]
     square = ((x[:, EDGES[:, 0]] - x[:, EDGES[:, 1]]) ** 2).sum(-1).mean(-1)
     return 6.0 * np.sqrt(2.0) * volumes(points_mm, tets) / np.maximum(square, 1e-300) ** 1.5
 
 
 def angle_or_inversion(points_mm: np.ndarray, tets: np.ndarray) -> np.ndarray:
-    """Smallest dihedral angle [m] in degrees; of an inverted tetrahedron 100·shape_quality, which is ≤ 0 and grows
-    towards 0 as it untangles."""
+    """Smallest dihedral angle [m] in degrees; of an inverted tetrahedron 100·shape_quality,
+    which is ≤ 0 and grows towards 0 as it untangles."""
     quality = shape_quality(points_mm, tets)
     return np.where(quality > 0.0, dihedral_deg(points_mm, tets).min(1), 100.0 * quality)
 
 
 def face_pairs(tets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All distinct faces: their vertices [f, 3] (as seen outward from the first tet), and the tets on both sides.
+    """All distinct faces: their vertices [f, 3] (as seen outward from the first tet), and the tets
+    on both sides.
 
     Returns (faces, first [f], second [f]); second is −1 on the outer boundary.
     Raises ValueError when a face belongs to more than two tetrahedra.
@@ -69,7 +73,10 @@ def face_pairs(tets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     group = np.cumsum(new) - 1
     count = np.bincount(group)
     if count.max(initial=0) > 2:
-        raise ValueError(f"{(count > 2).sum()} faces belong to more than two tetrahedra; the mesh is not conforming")
+        raise ValueError(
+            f"{(count > 2).sum()} faces belong to more than two tetrahedra; the mesh is not"
+            " conforming"
+        )
     start = np.flatnonzero(new)
     first = owner[order[start]]
     second = np.full(len(start), -1)
@@ -82,14 +89,18 @@ def components(tets: np.ndarray) -> np.ndarray:
     """Number of the face-connected component of each tetrahedron [m]."""
     _, first, second = face_pairs(tets)
     inner = second >= 0
-    graph = coo_matrix((np.ones(inner.sum()), (first[inner], second[inner])), shape=(len(tets),) * 2)
+    graph = coo_matrix(
+        (np.ones(inner.sum()), (first[inner], second[inner])), shape=(len(tets),) * 2
+    )
     return connected_components(graph, directed=False)[1]
 
 
 def hinges(tets: np.ndarray) -> np.ndarray:
-    """Tetrahedra [m] (bool) that hang on the rest by a vertex or an edge only, at one of their vertices.
+    """Tetrahedra [m] (bool) that hang on the rest by a vertex or an edge only, at one of their
+    vertices.
 
-    Around each vertex the tetrahedra are grouped by shared faces that contain it; all but the largest group hang.
+    Around each vertex the tetrahedra are grouped by shared faces that contain it; all but the
+    largest group hang.
     """
     faces, first, second = face_pairs(tets)
     inner = second >= 0
@@ -118,29 +129,42 @@ def compact(points_mm: np.ndarray, tets: np.ndarray) -> tuple[np.ndarray, np.nda
 def node_graph(tets: np.ndarray, n_points: int) -> csr_matrix:
     """Symmetric boolean adjacency of points that share an edge, as sparse float ones."""
     i, j = tets[:, EDGES[:, 0]].ravel(), tets[:, EDGES[:, 1]].ravel()
-    graph = coo_matrix((np.ones(2 * len(i)), (np.r_[i, j], np.r_[j, i])), shape=(n_points, n_points)).tocsr()
+    graph = coo_matrix(
+        (np.ones(2 * len(i)), (np.r_[i, j], np.r_[j, i])), shape=(n_points, n_points)
+    ).tocsr()
     graph.data[:] = 1.0
     return graph
 
 
-_KUHN = np.array([[0, 1, 3, 7], [0, 3, 2, 7], [0, 2, 6, 7], [0, 6, 4, 7], [0, 4, 5, 7], [0, 5, 1, 7]])
+_KUHN = np.array(
+    [[0, 1, 3, 7], [0, 3, 2, 7], [0, 2, 6, 7], [0, 6, 4, 7], [0, 4, 5, 7], [0, 5, 1, 7]]
+)
 
 
 def bricks(axes: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Points [n, 3] (x slowest) and six positive tetrahedra a cell of a rectilinear grid, one diagonal for all (Kuhn)."""
+    """Points [n, 3] (x slowest) and six positive tetrahedra a cell of a rectilinear grid, one
+    diagonal for all (Kuhn)."""
     shape = tuple(len(a) for a in axes)
     points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3).astype(float)
     index = np.arange(len(points)).reshape(shape)
-    corner = [index[i : shape[0] - 1 + i, j : shape[1] - 1 + j, k : shape[2] - 1 + k].ravel()
-              for k in (0, 1) for j in (0, 1) for i in (0, 1)]  # fmt: skip
-    return points, positive(points, np.stack([np.stack([corner[c] for c in kuhn], 1) for kuhn in _KUHN], 1).reshape(-1, 4))
+    corner = [
+        index[i : shape[0] - 1 + i, j : shape[1] - 1 + j, k : shape[2] - 1 + k].ravel()
+        for k in (0, 1)
+        for j in (0, 1)
+        for i in (0, 1)
+    ]
+    return points, positive(
+        points,
+        np.stack([np.stack([corner[c] for c in kuhn], 1) for kuhn in _KUHN], 1).reshape(-1, 4),
+    )
 
 
 def lattice(axes: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Body-centred tetrahedra over a rectilinear grid.
 
-    Each pair of neighbouring cells' centres makes four tetrahedra with the edges of the face between them: 12 per
-    cell, all dihedral angles 60° or 90° where the cells are cubes. The outermost half cells stay empty.
+    Each pair of neighbouring cells' centres makes four tetrahedra with the edges of the face
+    between them: 12 per cell, all dihedral angles 60° or 90° where the cells are cubes. The
+    outermost half cells stay empty.
     """
     shape = tuple(len(a) for a in axes)
     corner = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)

@@ -12,10 +12,11 @@ STYLES = ("-", "--", "-.", ":")
 
 
 def convergence(history: list[dict[str, Any]]) -> bytes | None:
-    """Objective, terms and constraint violation over the iterations; None when there is nothing to draw.
+    """Objective, terms and constraint violation over the iterations; None when there is nothing to
+    draw.
 
-    Reads from each record: iteration, objective, terms {name: number}, violation; what is missing is left out,
-    and null (a step that failed) leaves a gap.
+    Reads from each record: iteration, objective, terms {name: number}, violation; what is missing
+    is left out, and null (a step that failed) leaves a gap.
     """
     import matplotlib
 
@@ -30,18 +31,39 @@ def convergence(history: list[dict[str, Any]]) -> bytes | None:
     panels = [("objective", {"objective": [record.get("objective") for record in records]})]
     if names:
         panels.append(
-            ("terms", {name: [(record.get("terms") or {}).get(name) for record in records] for name in names})
+            (
+                "terms",
+                {
+                    name: [(record.get("terms") or {}).get(name) for record in records]
+                    for name in names
+                },
+            )
         )
     if any(record.get("violation") is not None for record in records):
-        panels.append(("constraint violation", {"violation": [record.get("violation") for record in records]}))
+        panels.append(
+            ("constraint violation", {"violation": [record.get("violation") for record in records]})
+        )
 
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.2), dpi=120, squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4.2 * len(panels), 3.2), dpi=120, squeeze=False
+    )
     for ax, (title, lines) in zip(axes[0], panels, strict=True):
         for i, (name, values) in enumerate(lines.items()):
             shown = np.array([np.nan if value is None else float(value) for value in values])
-            ax.plot(steps, shown, STYLES[i % len(STYLES)], marker="." if len(steps) < 30 else "", label=name)
+            ax.plot(
+                steps,
+                shown,
+                STYLES[i % len(STYLES)],
+                marker="." if len(steps) < 30 else "",
+                label=name,
+            )
         finite = np.array([v for values in lines.values() for v in values if v is not None], float)
-        if title != "objective" and len(finite) and (finite > 0).all() and finite.max() > 50 * finite.min():
+        if (
+            title != "objective"
+            and len(finite)
+            and (finite > 0).all()
+            and finite.max() > 50 * finite.min()
+        ):
             ax.set_yscale("log")
         if len(lines) > 1:
             ax.legend(fontsize=7, frameon=False)

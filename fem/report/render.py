@@ -1,17 +1,19 @@
-"""Pictures for the report, drawn off-screen in a child process: a crash of VTK cannot take the run with it.
+"""Pictures for the report, drawn off-screen in a child process: a crash of VTK cannot take the run
+with it.
 
     python -m fem.report.render job.json
 
 A job is a dict {"kind": …, "out": "picture.png", …}; files are read from disk (PLY, STL, VTU).
     anatomy     surfaces: [{path, color?, opacity?}], view? (degrees azimuth, elevation)
     part        path, view?
-    cut         path (VTU of fem.solve), load, plane "sagittal"|"coronal"|"axial", at_mm?, outline? (surface file):
-                compressive strain of the bone on the scale of fem/report/colours.py
+    cut         path (VTU of fem.solve), load, plane "sagittal"|"coronal"|"axial", at_mm?, outline?
+                (surface file): compressive strain of the bone on the scale of fem/report/colours.py
     footprints  curves: [{label, points_mm [n, 2|3]}], rim_mm? [n, 2|3]     (matplotlib)
 
-All in the segment frame (x left, y posterior, z cranial; mm), with letters for its directions. Pictures with axes have them
-in frame coordinates, and keep in the PNG's Description (JSON) where on the picture they are: `pixels` [left, top, right,
-bottom] from the upper left corner, `horizontal` and `vertical` {axis, from_mm, to_mm} from left to right and top to bottom.
+All in the segment frame (x left, y posterior, z cranial; mm), with letters for its directions.
+Pictures with axes have them in frame coordinates, and keep in the PNG's Description (JSON) where on
+the picture they are: `pixels` [left, top, right, bottom] from the upper left corner, `horizontal`
+and `vertical` {axis, from_mm, to_mm} from left to right and top to bottom.
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
 _DPI = 150
 BONE, PART, GREY = "#e8dcc0", "#8fb3c9", "#4a4a4a"
-#: Colour, line style and width per arm: distinguishable without colour, too. Arms that may share an outline (a stock and a
-#: conforming cage at one position) differ in width, the wide one below.
+#: Colour, line style and width per arm: distinguishable without colour, too. Arms that may share an
+#: outline (a stock and a conforming cage at one position) differ in width, the wide one below.
 ARM_STYLES = {
     "stock": ("#9a9a9a", "-", 5.0),
     "stock_central": ("#c9c9c9", "-", 5.0),
@@ -51,10 +53,13 @@ class RenderError(RuntimeError):
     """A picture could not be drawn; the text says why."""
 
 
-# -- in the run's process ----------------------------------------------------------------------------------
+# -- in the run's process --------------------------------------------------------------------------
 def render(job: dict[str, Any], timeout_s: float = 180.0) -> Path:
-    """Draw one picture in a child process. Raises RenderError (bad job, VTK crash, time-out, blank picture)."""
-    from engine import artifacts  # not at the top: it brings JAX, which the child process has no use for
+    """Draw one picture in a child process. Raises RenderError (bad job, VTK crash, time-out,
+    blank picture)."""
+    from engine import (
+        artifacts,
+    )  # not at the top: it brings JAX, which the child process has no use for
 
     out = Path(job["out"])
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -73,15 +78,21 @@ def render(job: dict[str, Any], timeout_s: float = 180.0) -> Path:
         except subprocess.TimeoutExpired as error:
             raise RenderError(f"{out.name}: no picture within {timeout_s:.0f} s") from error
     if done.returncode < 0:
-        raise RenderError(f"{out.name}: VTK died with signal {-done.returncode}; `python scripts/doctor.py` says why")
+        raise RenderError(
+            f"{out.name}: VTK died with signal {-done.returncode}; `python scripts/doctor.py`"
+            " says why"
+        )
     if done.returncode or not out.is_file():
-        words = [line for line in done.stderr.splitlines() if line.strip()][-1:] or [f"exit {done.returncode}"]
+        words = [line for line in done.stderr.splitlines() if line.strip()][-1:] or [
+            f"exit {done.returncode}"
+        ]
         raise RenderError(f"{out.name}: {words[0]}")
     return out
 
 
 def render_all(jobs: Sequence[dict[str, Any]]) -> tuple[dict[str, Path], list[str]]:
-    """Draw all jobs; returns {name: picture} by job["name"] and one line per picture that failed (also logged)."""
+    """Draw all jobs; returns {name: picture} by job["name"] and one line per picture that failed
+    (also logged)."""
     pictures: dict[str, Path] = {}
     problems: list[str] = []
     for job in jobs:
@@ -93,7 +104,7 @@ def render_all(jobs: Sequence[dict[str, Any]]) -> tuple[dict[str, Path], list[st
     return pictures, problems
 
 
-# -- in the child process ----------------------------------------------------------------------------------
+# -- in the child process --------------------------------------------------------------------------
 def _plotter(size: Sequence[int] = (1100, 850)) -> Any:
     import pyvista as pv
 
@@ -104,7 +115,8 @@ def _plotter(size: Sequence[int] = (1100, 850)) -> Any:
 
 
 def _look(plotter: Any, azimuth_deg: float, elevation_deg: float) -> None:
-    """Camera from `azimuth` (0: from the left, 90: from anterior) and elevation above the endplate plane."""
+    """Camera from `azimuth` (0: from the left, 90: from anterior) and elevation above the
+    endplate plane."""
     towards, _, up = view_axes(azimuth_deg, elevation_deg)
     plotter.view_vector(tuple(towards), viewup=tuple(up))
     plotter.reset_camera()
@@ -120,12 +132,15 @@ def _surface(path: str, smooth: bool = True) -> Any:
     if not mesh.n_cells:
         raise RenderError(f"{path} has no faces")
     # Normals are split at sharp edges, so that curved faces look smooth and edges stay edges.
-    return mesh.compute_normals(split_vertices=smooth, feature_angle=35.0, auto_orient_normals=False)
+    return mesh.compute_normals(
+        split_vertices=smooth, feature_angle=35.0, auto_orient_normals=False
+    )
 
 
 def _picture(plotter: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The drawn pixels [rows, columns, 3], white margins cut off, and where they lie: left, right, bottom, top in mm along
-    the page's right and up, from the frame's origin. Raises RenderError when there is nothing."""
+    """The drawn pixels [rows, columns, 3], white margins cut off, and where they lie: left,
+    right, bottom, top in mm along the page's right and up, from the frame's origin. Raises
+    RenderError when there is nothing."""
     image: Any = np.asarray(plotter.screenshot(None, return_img=True))[..., :3]
     camera = plotter.camera
     towards = np.asarray(camera.position) - camera.focal_point
@@ -155,7 +170,10 @@ def _save(plotter: Any, job: dict[str, Any], view: Sequence[float]) -> None:
         imsave(job["out"], image)
         return
     compass_px, (rows, columns) = 130, image.shape[:2]
-    wide, tall = columns + compass_px, max(rows, compass_px)  # the picture at its own pixels, the compass to its left
+    wide, tall = (
+        columns + compass_px,
+        max(rows, compass_px),
+    )  # the picture at its own pixels, the compass to its left
     figure = _figure(wide / _DPI, tall / _DPI)
     axes = figure.add_axes((compass_px / wide, 1.0 - rows / tall, columns / wide, rows / tall))
     axes.imshow(image)
@@ -181,7 +199,11 @@ def anatomy(job: dict[str, Any]) -> None:
     for item in job["surfaces"]:
         opacity = float(item.get("opacity", 1.0))
         plotter.add_mesh(
-            _surface(item["path"]), color=item.get("color", BONE), opacity=opacity, smooth_shading=True, specular=0.2
+            _surface(item["path"]),
+            color=item.get("color", BONE),
+            opacity=opacity,
+            smooth_shading=True,
+            specular=0.2,
         )
     view = job.get("view", (50.0, 18.0))
     _look(plotter, *view)
@@ -193,7 +215,9 @@ def part(job: dict[str, Any]) -> None:
     plotter = _plotter((1000, 750))
     mesh = _surface(job["path"])
     plotter.add_mesh(mesh, color=job.get("color", PART), smooth_shading=True, specular=0.3)
-    edges = mesh.clean().extract_feature_edges(feature_angle=40.0, boundary_edges=False, manifold_edges=False)
+    edges = mesh.clean().extract_feature_edges(
+        feature_angle=40.0, boundary_edges=False, manifold_edges=False
+    )
     if edges.n_cells:
         plotter.add_mesh(edges, color="#26363f", line_width=1.5)
     view = job.get("view", (60.0, 35.0))
@@ -206,7 +230,8 @@ PLANES = {"sagittal": (0, (0.0, 0.0)), "coronal": (1, (90.0, 0.0)), "axial": (2,
 
 
 def cut(job: dict[str, Any]) -> None:
-    """A plane cut through a solution: compressive strain in the bone, disc, graft and implant plain."""
+    """A plane cut through a solution: compressive strain in the bone, disc, graft and implant
+    plain."""
     import pyvista as pv
     from matplotlib.colors import ListedColormap
 
@@ -220,10 +245,17 @@ def cut(job: dict[str, Any]) -> None:
     section = grid.slice(normal=np.eye(3)[axis], origin=origin)
     if not section.n_cells:
         low, high = grid.bounds[2 * axis : 2 * axis + 2]
-        raise RenderError(f"the {job['plane']} plane at {origin[axis]} mm misses the mesh ({low:.1f} … {high:.1f} mm)")
+        raise RenderError(
+            f"the {job['plane']} plane at {origin[axis]} mm misses the mesh ({low:.1f} …"
+            f" {high:.1f} mm)"
+        )
     section.cell_data["_shown"] = -100.0 * np.asarray(section.cell_data[name], float)
     plotter = _plotter((1100, 950))
-    regions = np.asarray(section.cell_data["region"]) if "region" in section.cell_data else np.zeros(section.n_cells, int)
+    regions = (
+        np.asarray(section.cell_data["region"])
+        if "region" in section.cell_data
+        else np.zeros(section.n_cells, int)
+    )
     shown = []
     for k, (region, colour) in enumerate(PLAIN.items()):
         here: Any = regions == k
@@ -231,7 +263,11 @@ def cut(job: dict[str, Any]) -> None:
             continue
         body = section.extract_cells(here)
         if region in ("caudal", "cranial"):
-            look = {"scalars": "_shown", "clim": (0.0, MOST_PERCENT), "cmap": ListedColormap(strain_table())}
+            look = {
+                "scalars": "_shown",
+                "clim": (0.0, MOST_PERCENT),
+                "cmap": ListedColormap(strain_table()),
+            }
         else:
             look = {"color": colour}
             shown.append((region, colour))
@@ -243,14 +279,23 @@ def cut(job: dict[str, Any]) -> None:
             plotter.add_mesh(line, color="#d00000", line_width=3)
     _look(plotter, *view)
     image, extent = _picture(plotter)
-    title = f"{job['load'].replace('_', ' ')}: {job['plane']} cut at {'xyz'[axis]} = {origin[axis]:.1f} mm"
+    title = (
+        f"{job['load'].replace('_', ' ')}: {job['plane']} cut at {'xyz'[axis]} ="
+        f" {origin[axis]:.1f} mm"
+    )
     _cut_figure(image, extent, view, title, shown, job["out"])
 
 
 def _cut_figure(
-    image: np.ndarray, extent: np.ndarray, view: Sequence[float], title: str, plain: list[tuple[str, str]], out: str
+    image: np.ndarray,
+    extent: np.ndarray,
+    view: Sequence[float],
+    title: str,
+    plain: list[tuple[str, str]],
+    out: str,
 ) -> None:
-    """The cut on axes in frame coordinates, with letters, the colour bar with its yield mark, and what is plain."""
+    """The cut on axes in frame coordinates, with letters, the colour bar with its yield mark,
+    and what is plain."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
     from matplotlib.patches import Patch
@@ -267,27 +312,52 @@ def _cut_figure(
     axes.tick_params(labelsize=8)
     mark_sides(axes, right, up)
     scale = ScalarMappable(Normalize(0.0, MOST_PERCENT), ListedColormap(strain_table()))
-    bar = figure.colorbar(scale, ax=axes, orientation="horizontal", extend="max", fraction=0.05, pad=0.02)
+    bar = figure.colorbar(
+        scale, ax=axes, orientation="horizontal", extend="max", fraction=0.05, pad=0.02
+    )
     bar.set_label("compressive strain in bone (−ε_min), %", fontsize=9)
     bar.ax.axvline(YIELD_PERCENT, color="#00a0ff", lw=2.5)
     bar.set_ticks([0.0, 0.5 * YIELD_PERCENT, YIELD_PERCENT, 1.5 * YIELD_PERCENT, MOST_PERCENT])
-    bar.set_ticklabels([f"{v:.2f}" + (" yield" if v == YIELD_PERCENT else "") for v in bar.get_ticks()], fontsize=8)
+    bar.set_ticklabels(
+        [f"{v:.2f}" + (" yield" if v == YIELD_PERCENT else "") for v in bar.get_ticks()], fontsize=8
+    )
     if plain:
         names = {"remnant": "disc"}
-        handles = [Patch(facecolor=c, edgecolor="black", lw=0.5, label=names.get(r, r)) for r, c in plain]
+        handles = [
+            Patch(facecolor=c, edgecolor="black", lw=0.5, label=names.get(r, r)) for r, c in plain
+        ]
         handles.insert(0, Patch(facecolor="none", label="no bone strain:"))
-        figure.legend(handles=handles, loc="outside lower center", fontsize=8, ncols=len(handles), frameon=False)
+        figure.legend(
+            handles=handles,
+            loc="outside lower center",
+            fontsize=8,
+            ncols=len(handles),
+            frameon=False,
+        )
     _save_with_frame(figure, axes, along, upward, out)
 
 
 def _save_with_frame(figure: Any, axes: Any, along: int, upward: int, out: str) -> None:
-    """Save, with the place of the axes and their ends in mm in the PNG's Description (see the module docstring)."""
+    """Save, with the place of the axes and their ends in mm in the PNG's Description (see the
+    module docstring)."""
     figure.canvas.draw()
     box, tall = axes.get_window_extent(), figure.canvas.get_width_height()[1]
     place = {
         "pixels": [box.x0, tall - box.y1, box.x1, tall - box.y0],
-        "horizontal": dict(zip(("axis", "from_mm", "to_mm"), ("xyz"[along], *map(float, axes.get_xlim())), strict=True)),
-        "vertical": dict(zip(("axis", "from_mm", "to_mm"), ("xyz"[upward], *map(float, axes.get_ylim()[::-1])), strict=True)),
+        "horizontal": dict(
+            zip(
+                ("axis", "from_mm", "to_mm"),
+                ("xyz"[along], *map(float, axes.get_xlim())),
+                strict=True,
+            )
+        ),
+        "vertical": dict(
+            zip(
+                ("axis", "from_mm", "to_mm"),
+                ("xyz"[upward], *map(float, axes.get_ylim()[::-1])),
+                strict=True,
+            )
+        ),
     }
     figure.savefig(out, metadata={"Description": json.dumps(place)})
 
@@ -306,7 +376,8 @@ def _region_lines(plotter: Any, section: Any) -> None:
 
 
 def footprints(job: dict[str, Any]) -> None:
-    """Outlines of the arms on the caudal endplate, seen from above (anterior up, the patient's left on the left)."""
+    """Outlines of the arms on the caudal endplate, seen from above (anterior up, the patient's
+    left on the left)."""
     figure = _figure(6.4, 5.8)
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
@@ -320,14 +391,28 @@ def footprints(job: dict[str, Any]) -> None:
         label = "_" if curve["label"] in named else curve["label"].replace("_", " ")
         named.add(curve["label"])
         # the wide ones below, so that what has the same outline shows on it
-        axes.plot(*_closed(np.asarray(curve["points_mm"], float)), style, color=color, lw=width, label=label, zorder=10 - width)
+        axes.plot(
+            *_closed(np.asarray(curve["points_mm"], float)),
+            style,
+            color=color,
+            lw=width,
+            label=label,
+            zorder=10 - width,
+        )
     axes.set_aspect("equal", adjustable="datalim")
     axes.invert_xaxis()
     axes.invert_yaxis()
     axes.set(xlabel=frame_label(0), ylabel=frame_label(1))
     _, right, up = view_axes(90.0, 90.0)
     mark_sides(axes, right, up)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncol=3, fontsize=8, frameon=False, handlelength=3.5)
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.12),
+        ncol=3,
+        fontsize=8,
+        frameon=False,
+        handlelength=3.5,
+    )
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     _save_with_frame(figure, axes, 0, 1, job["out"])
@@ -339,12 +424,15 @@ def _closed(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main(path: str) -> int:
-    """Draw the job of that JSON file; 0 when the picture was written, else 1 with the reason on stderr."""
+    """Draw the job of that JSON file; 0 when the picture was written, else 1 with the reason on
+    stderr."""
     kinds = {"anatomy": anatomy, "part": part, "cut": cut, "footprints": footprints}
     job = json.loads(Path(path).read_text())
     try:
         if job.get("kind") not in kinds:
-            raise RenderError(f"picture kind {job.get('kind')!r} is unknown; one of {', '.join(kinds)}")
+            raise RenderError(
+                f"picture kind {job.get('kind')!r} is unknown; one of {', '.join(kinds)}"
+            )
         kinds[job["kind"]](job)
     except (RenderError, OSError, KeyError, ValueError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -1,7 +1,8 @@
-"""The schema of result.json, the machine-readable half of a report (docs/result_schema.md explains each field).
+"""The schema of result.json, the machine-readable half of a report (docs/result_schema.md explains
+each field).
 
-Unknown keys, NaN and infinity are refused. What was not computed is null, with a status that says why; an arm
-whose solver failed holds no number at all.
+Unknown keys, NaN and infinity are refused. What was not computed is null, with a status that says
+why; an arm whose solver failed holds no number at all.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class AlignmentPart(_Model):
 
 
 class Balance(_Model):
-    """Largest |applied + reaction| over the load cases, relative to the applied force and moment."""
+    """Largest |applied + reaction| over the load cases, relative to the applied force and
+    moment."""
 
     force_rel: float | None
     moment_rel: float | None
@@ -83,7 +85,8 @@ class Agreement(_Model):
 
 
 class Contact(_Model):
-    """The arm again, its implant pressing on bone, graft and disc instead of bonded to them (fem/elastic/contact.py)."""
+    """The arm again, its implant pressing on bone, graft and disc instead of bonded to them
+    (fem/elastic/contact.py)."""
 
     friction: float
     status: Status
@@ -116,7 +119,9 @@ class Arm(_Model):
             values += [v for m in self.measures.values() for v in m.per_load.values()]
             values += list(self.alignment.model_dump().values()) if self.alignment else []
             if any(v is not None for v in values):
-                raise ValueError(f"status is {self.status.code!r}: measures and alignment must be null")
+                raise ValueError(
+                    f"status is {self.status.code!r}: measures and alignment must be null"
+                )
         return self
 
 
@@ -129,7 +134,8 @@ class Optimisation(_Model):
 
 
 class Material(_Model):
-    """Elastic constants of one group of elements. `modulus`: MPa, or the law; `found_mpa`: 5th, 50th, 95th centile in the mesh."""
+    """Elastic constants of one group of elements. `modulus`: MPa, or the law; `found_mpa`: 5th,
+    50th, 95th centile in the mesh."""
 
     group: str
     modulus: str
@@ -139,7 +145,8 @@ class Material(_Model):
 
 
 class Evidence(_Model):
-    """A study of scripts/validation.py that needs no run: its figures (Markdown), what missed its limit, what computed it and when."""
+    """A study of scripts/validation.py that needs no run: its figures (Markdown), what missed
+    its limit, what computed it and when."""
 
     command: str
     created: str
@@ -195,21 +202,23 @@ class Reached(_Model):
 
 
 def validate(result: dict[str, Any]) -> Result:
-    """The checked result. Raises ValueError that lists every wrong place with its path and what to do."""
+    """The checked result. Raises ValueError that lists every wrong place with its path and what
+    to do."""
     try:
         return Result.model_validate(result)
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise ValueError(
-            "result.json does not follow docs/result_schema.md (NaN and infinity: write null and a status):\n  "
-            + "\n  ".join(lines)
+            "result.json does not follow docs/result_schema.md (NaN and infinity: write null and a"
+            " status):\n  " + "\n  ".join(lines)
         ) from error
 
 
 def reached(result: Result) -> list[Reached]:
-    """Reduction against stock, (stock - optimised)/stock, and its share of what could be reached at all,
-    (stock - optimised)/(stock - floor); the floor is the lower of the intact segment and the rigid full-endplate
-    cage. Only measures that both arms have, where lower is better; null where the denominator is not positive.
+    """Reduction against stock, (stock - optimised)/stock, and its share of what could be reached at
+    all, (stock - optimised)/(stock - floor); the floor is the lower of the intact segment and the
+    rigid full-endplate cage. Only measures that both arms have, where lower is better; null where
+    the denominator is not positive.
     """
     stock, best = result.arms.get("stock"), result.arms.get("optimised")
     rows: list[Reached] = []
@@ -217,7 +226,12 @@ def reached(result: Result) -> list[Reached]:
         return rows
     for name, measure in stock.measures.items():
         other = best.measures.get(name)
-        if measure.better != "lower" or measure.value is None or other is None or other.value is None:
+        if (
+            measure.better != "lower"
+            or measure.value is None
+            or other is None
+            or other.value is None
+        ):
             continue
         floors = {
             arm: result.arms[arm].measures[name].value

@@ -1,9 +1,12 @@
-"""The 3-D section of the report: each arm's tetrahedra with what SfePy found in them, packed small, for fem/report/viewer/viewer.js.
+"""The 3-D section of the report: each arm's tetrahedra with what SfePy found in them, packed small,
+for fem/report/viewer/viewer.js.
 
-Per arm, little-endian and deflated: nodes uint16 [n, 3] (low + step·i), a gap to a multiple of 4 bytes, tetrahedra uint32 [m, 4], region
-uint8 [m], and per load case uint8 [m]: in bone, graft and disc the compressive principal strain −ε_min in 1/255 of `strain_percent`,
-in the implant the von Mises stress in 1/255 of `stress_mpa`. Values beyond either end are shown as the end. A node moves by at most half
-a step (segment of 100 mm: 0.8 µm). Bone is coloured on the scale of fem/report/colours.py, the rest is grey; a click reads both.
+Per arm, little-endian and deflated: nodes uint16 [n, 3] (low + step·i), a gap to a multiple of 4
+bytes, tetrahedra uint32 [m, 4], region uint8 [m], and per load case uint8 [m]: in bone, graft and
+disc the compressive principal strain −ε_min in 1/255 of `strain_percent`, in the implant the von
+Mises stress in 1/255 of `stress_mpa`. Values beyond either end are shown as the end. A node moves
+by at most half a step (segment of 100 mm: 0.8 µm). Bone is coloured on the scale of
+fem/report/colours.py, the rest is grey; a click reads both.
 """
 
 from __future__ import annotations
@@ -26,36 +29,68 @@ from fem.report.letters import ENDS
 from fem.report.result import Result
 
 #: Arms in the order in which they are offered.
-_ORDER = ("optimised", "conforming", "stock", "intact", "full_endplate", "conforming_central", "stock_central")
+_ORDER = (
+    "optimised",
+    "conforming",
+    "stock",
+    "intact",
+    "full_endplate",
+    "conforming_central",
+    "stock_central",
+)
 #: Regions in the reader's words.
 _WORDS = {"remnant": "disc"}
 
 
 def available(folder: Path, result: Result) -> list[str]:
     """Arms whose solution is there to be shown."""
-    ok = [a for a, arm in result.arms.items() if arm.status.code == "ok" and (folder / "fem" / a / "solution.vtu").exists()]
+    ok = [
+        a
+        for a, arm in result.arms.items()
+        if arm.status.code == "ok" and (folder / "fem" / a / "solution.vtu").exists()
+    ]
     return sorted(ok, key=lambda a: _ORDER.index(a) if a in _ORDER else len(_ORDER))
 
 
 def scene(folder: Path, arms: Sequence[str]) -> dict[str, Any]:
-    """What viewer.js reads. Raises ValueError when a solution is not one of ours, or the arms' load cases differ."""
+    """What viewer.js reads. Raises ValueError when a solution is not one of ours, or the arms'
+    load cases differ."""
     import pyvista as pv
 
     grids = {arm: pv.read(folder / "fem" / arm / "solution.vtu") for arm in arms}
     loads = {arm: loads_of(grid.cell_data.keys(), "strain_min") for arm, grid in grids.items()}
     if len({tuple(names) for names in loads.values()}) != 1 or not loads[arms[0]]:
-        raise ValueError(f"the solutions of {', '.join(arms)} hold different load cases, or none: check the run again")
+        raise ValueError(
+            f"the solutions of {', '.join(arms)} hold different load cases, or none: check the run"
+            " again"
+        )
     names = loads[arms[0]]
-    stress = [np.percentile(_implant(grid, names), 99.5) for grid in grids.values() if len(_implant(grid, names))]
+    stress = [
+        np.percentile(_implant(grid, names), 99.5)
+        for grid in grids.values()
+        if len(_implant(grid, names))
+    ]
     stress_mpa = float(np.ceil(max(stress, default=1.0) / 5.0) * 5.0)
     low = np.min([np.asarray(g.points).min(0) for g in grids.values()], axis=0)
     high = np.max([np.asarray(g.points).max(0) for g in grids.values()], axis=0)
     return {
-        "regions": list(REGIONS), "loads": names, "strain_percent": MOST_PERCENT, "yield_percent": YIELD_PERCENT,
-        "stress_mpa": stress_mpa, "low_mm": low.tolist(), "high_mm": high.tolist(), "colours": hexadecimal(strain_table()),
-        "plain": PLAIN, "words": {r: _WORDS.get(r, r) for r in REGIONS}, "letters": ENDS, "implant_mm": _implant_middle(grids),
-        "arms": [{"name": arm, "label": arm.replace("_", " ")} | packed(grid, names, stress_mpa) for arm, grid in grids.items()],
-    }  # fmt: skip
+        "regions": list(REGIONS),
+        "loads": names,
+        "strain_percent": MOST_PERCENT,
+        "yield_percent": YIELD_PERCENT,
+        "stress_mpa": stress_mpa,
+        "low_mm": low.tolist(),
+        "high_mm": high.tolist(),
+        "colours": hexadecimal(strain_table()),
+        "plain": PLAIN,
+        "words": {r: _WORDS.get(r, r) for r in REGIONS},
+        "letters": ENDS,
+        "implant_mm": _implant_middle(grids),
+        "arms": [
+            {"name": arm, "label": arm.replace("_", " ")} | packed(grid, names, stress_mpa)
+            for arm, grid in grids.items()
+        ],
+    }
 
 
 def _implant(grid: Any, loads: Sequence[str]) -> np.ndarray:
@@ -68,11 +103,14 @@ def _array(grid: Any, load: str, quantity: str) -> np.ndarray:
 
 
 def _implant_middle(grids: dict[str, Any]) -> list[float]:
-    """Where a cut begins: the middle of the first arm's implant, or of the segment where none has one, mm."""
+    """Where a cut begins: the middle of the first arm's implant, or of the segment where none
+    has one, mm."""
     for grid in grids.values():
         inside = np.flatnonzero(np.asarray(grid.cell_data["region"]) == REGIONS.index("implant"))
         if len(inside):
-            points = np.asarray(grid.points)[np.asarray(grid.cells).reshape(-1, 5)[inside, 1:]].reshape(-1, 3)
+            points = np.asarray(grid.points)[
+                np.asarray(grid.cells).reshape(-1, 5)[inside, 1:]
+            ].reshape(-1, 3)
             return list(map(float, 0.5 * (points.min(0) + points.max(0))))
     points = np.asarray(next(iter(grids.values())).points)
     return list(map(float, 0.5 * (points.min(0) + points.max(0))))
@@ -88,47 +126,95 @@ def packed(grid: Any, loads: Sequence[str], stress_mpa: float) -> dict[str, Any]
     parts += [tets.astype("<u4").tobytes(), region.tobytes()]
     metal = region == REGIONS.index("implant")
     for name in loads:
-        share = np.where(metal, _array(grid, name, "von_mises_mpa") / stress_mpa, -100.0 * _array(grid, name, "strain_min") / MOST_PERCENT)
+        share = np.where(
+            metal,
+            _array(grid, name, "von_mises_mpa") / stress_mpa,
+            -100.0 * _array(grid, name, "strain_min") / MOST_PERCENT,
+        )
         parts.append(np.round(255.0 * np.clip(share, 0.0, 1.0)).astype(np.uint8).tobytes())
     data = base64.b64encode(zlib.compress(b"".join(parts), 9)).decode()
-    return {"nodes": len(points), "tets": len(tets), "low_mm": low.tolist(), "step_mm": step.tolist(), "data": data}
+    return {
+        "nodes": len(points),
+        "tets": len(tets),
+        "low_mm": low.tolist(),
+        "step_mm": step.tolist(),
+        "data": data,
+    }
 
 
-# -- the section ---------------------------------------------------------------------------------------------
+# -- the section -----------------------------------------------------------------------------------
 def viewer_section(folder: Path, result: Result) -> tuple[str, str]:
-    """HTML of the section, and the script that the page's end needs (empty where there is nothing to show)."""
+    """HTML of the section, and the script that the page's end needs (empty where there is
+    nothing to show)."""
     arms = available(folder, result)
     if not arms:
-        return "<p>No solution is in the run folder (keep.solutions), so that there is nothing to show in three dimensions.</p>", ""
+        return (
+            (
+                "<p>No solution is in the run folder (keep.solutions), so that there is nothing to"
+                " show in three dimensions.</p>"
+            ),
+            "",
+        )
     try:
         data = scene(folder, arms)
     except (ValueError, KeyError, OSError) as error:
-        return f"<p>Not shown in three dimensions: {escape(str(error))}. The pictures below show the arms.</p>", ""
+        return (
+            (
+                f"<p>Not shown in three dimensions: {escape(str(error))}. The pictures below show"
+                " the arms.</p>"
+            ),
+            "",
+        )
     data["words"] |= _levels(result)
     script = resources.files("fem.report").joinpath("viewer/viewer.min.js").read_text()
     text = json.dumps(data, allow_nan=False).replace("</", "<\\/")
-    return _controls(data), f'<script type="application/json" id="viewer-data">{text}</script>\n<script>{script}</script>'
+    return (
+        _controls(data),
+        (
+            '<script type="application/json"'
+            f' id="viewer-data">{text}</script>\n<script>{script}</script>'
+        ),
+    )
 
 
 def _levels(result: Result) -> dict[str, str]:
     """The vertebrae by their names, where the segment has any, e.g. "L4-L5"."""
     names = str(result.asked.get("segment", "")).split("-")
-    return dict(zip(("cranial", "caudal"), names, strict=True)) if len(names) == 2 and all(names) else {}
+    return (
+        dict(zip(("cranial", "caudal"), names, strict=True))
+        if len(names) == 2 and all(names)
+        else {}
+    )
 
 
 def _controls(data: dict[str, Any]) -> str:
     def options(pairs: Sequence[tuple[str, str]], chosen: str = "") -> str:
-        return "".join(f'<option value="{escape(v)}"{" selected" if v == chosen else ""}>{escape(t)}</option>' for v, t in pairs)
+        return "".join(
+            f'<option value="{escape(v)}"{" selected" if v == chosen else ""}>{escape(t)}</option>'
+            for v, t in pairs
+        )
 
     arms = [(a["name"], a["label"]) for a in data["arms"]]
-    fields = [(str(i), f"strain in bone, {name.replace('_', ' ')}") for i, name in enumerate(data["loads"])]
+    fields = [
+        (str(i), f"strain in bone, {name.replace('_', ' ')}")
+        for i, name in enumerate(data["loads"])
+    ]
     box = '<label><input type="checkbox" name="body" value="{}"{}> {}</label> '
     # the disc hides the implant: it is there when it is asked for
-    bodies = "".join(box.format(r, "" if r == "remnant" else " checked", data["words"][r]) for r in data["regions"])
-    views = "".join(f'<button type="button" data-view="{v}">{v}</button> ' for v in ("oblique", "anterior", "left", "cranial"))
+    bodies = "".join(
+        box.format(r, "" if r == "remnant" else " checked", data["words"][r])
+        for r in data["regions"]
+    )
+    views = "".join(
+        f'<button type="button" data-view="{v}">{v}</button> '
+        for v in ("oblique", "anterior", "left", "cranial")
+    )
     stops = ",".join(data["colours"][::17])
     most, limit = f"{data['strain_percent']:.2f}", f"{data['yield_percent']:.2f}"
-    words = f"Colours: compressive strain in bone from 0 to {most} per cent, yield marked at {limit}; disc, graft and implant are grey"
+    words = (
+        f"Colours: compressive strain in bone from 0 to {most} per cent, yield marked at {limit};"
+        " disc, graft and implant are grey"
+    )
     share = 100.0 * data["yield_percent"] / data["strain_percent"]
     mark = f'style="left:{share:.1f}%"'
     legend = (
@@ -137,8 +223,13 @@ def _controls(data: dict[str, Any]) -> str:
         f'<div class="yield"><span>0</span><span {mark}>yield {limit} %</span>'
         f"<span>≥ {most} % compressive strain in bone</span></div></div>"
     )
-    cuts = options([("none", "nothing"), ("x", "x (sagittal)"), ("y", "y (coronal)"), ("z", "z (axial)")])
-    fallback = "<noscript><p>Without scripts there is no view in three dimensions; the pictures below show the same.</p></noscript>"
+    cuts = options(
+        [("none", "nothing"), ("x", "x (sagittal)"), ("y", "y (coronal)"), ("z", "z (axial)")]
+    )
+    fallback = (
+        "<noscript><p>Without scripts there is no view in three dimensions; the pictures below show"
+        " the same.</p></noscript>"
+    )
     return f"""<style>{_CSS}</style>{fallback}<div id="viewer"><div class="stage">
 <fieldset><legend>What is shown</legend>
 <label>arm <select name="arm">{options(arms)}</select></label>

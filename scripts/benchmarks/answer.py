@@ -20,7 +20,7 @@ ASSEMBLED_BELOW = 2_000_000
 NOT_INSTALLED = "not installed: run python -m scripts.peers install"
 
 
-# -- solvers -------------------------------------------------------------------------------------------------
+# -- solvers ---------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Answer:
     """u [n, 3] mm and what it took; None where it cannot be told."""
@@ -41,10 +41,15 @@ def cores() -> int:
 
 
 class Watched:
-    """Peak memory of all processes that work in a folder: ru_maxrss of a child starts with its parent's, and MPI has several."""
+    """Peak memory of all processes that work in a folder: ru_maxrss of a child starts with its
+    parent's, and MPI has several."""
 
     def __init__(self, folder: str) -> None:
-        self.folder, self.done, self.peak_kb = os.path.realpath(folder), threading.Event(), dict[str, int]()
+        self.folder, self.done, self.peak_kb = (
+            os.path.realpath(folder),
+            threading.Event(),
+            dict[str, int](),
+        )
 
     def __enter__(self) -> Watched:
         self.thread = threading.Thread(target=self._watch)
@@ -70,15 +75,19 @@ class Watched:
 
 
 def judge(m: Model, u: np.ndarray, element: str) -> tuple[float, float]:
-    """‖b − K u‖/‖b‖ over the free degrees of freedom, and the compliance in N·mm: f·u, or reaction · u where u is prescribed."""
+    """‖b − K u‖/‖b‖ over the free degrees of freedom, and the compliance in N·mm: f·u, or
+    reaction · u where u is prescribed."""
     k = stiffness(m, element)
     inner = (k @ u.ravel()).reshape(-1, 3)
-    residual = np.linalg.norm((m.force - inner)[m.free]) / np.linalg.norm(right_hand_side(m, k)[m.free])
+    residual = np.linalg.norm((m.force - inner)[m.free]) / np.linalg.norm(
+        right_hand_side(m, k)[m.free]
+    )
     return float(residual), float(np.sum((m.force if m.mode == "force" else inner * ~m.free) * u))
 
 
 def judge_matrix_free(m: Model, u: np.ndarray, element: str) -> tuple[float, float]:
-    """`judge` for sizes whose matrix does not fit: K u by engine.elasticity.apply, JAX code that the compiled solver does not use."""
+    """`judge` for sizes whose matrix does not fit: K u by engine.elasticity.apply, JAX code that
+    the compiled solver does not use."""
     import jax.numpy as jnp
 
     from engine.elasticity import Medium, apply
@@ -86,9 +95,13 @@ def judge_matrix_free(m: Model, u: np.ndarray, element: str) -> tuple[float, flo
     nu = m.poisson
     lam, mu = m.voxels * (nu / ((1 + nu) * (1 - 2 * nu))), m.voxels / (2 * (1 + nu))
     medium = Medium(jnp.asarray(lam), jnp.asarray(mu), jnp.zeros(lam.shape))
-    inner = np.asarray(apply(medium, jnp.asarray(m.dense(u))[None], m.spacing_mm))[0][:, *m.index.T].T
+    inner = np.asarray(apply(medium, jnp.asarray(m.dense(u))[None], m.spacing_mm))[0][
+        :, *m.index.T
+    ].T
     if m.mode != "force":
-        raise ValueError("displacement mode is judged by the assembled matrix only; ask for fewer unknowns")
+        raise ValueError(
+            "displacement mode is judged by the assembled matrix only; ask for fewer unknowns"
+        )
     residual = np.linalg.norm((m.force - inner)[m.free]) / np.linalg.norm(m.force[m.free])
     return float(residual), float(np.sum(m.force * u))
 

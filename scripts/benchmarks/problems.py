@@ -11,16 +11,23 @@ from scipy import ndimage
 TITANIUM_MPA, PAD_MPA, SHELL_MPA, DISC_MPA, BONE_MPA = 110_000.0, 2500.0, 3000.0, 4.0, 500.0
 
 
-# -- problems ------------------------------------------------------------------------------------------------
-def make_problem(name: str, unknowns: int, *, contrast: float = 1e4, seed: int = 0, mode: str = "force") -> dict[str, Any]:
+# -- problems --------------------------------------------------------------------------------------
+def make_problem(
+    name: str, unknowns: int, *, contrast: float = 1e4, seed: int = 0, mode: str = "force"
+) -> dict[str, Any]:
     """A problem of about so many unknowns: what np.savez takes.
 
-    anatomy    two vertebral bodies (100-1000 MPa, shell), a disc, a titanium ring in it; half of the box is void
+    anatomy    two vertebral bodies (100-1000 MPa, shell), a disc, a titanium ring in it; half of
+               the box is void
     box        dense, every voxel's modulus log-uniform in [10 GPa / contrast, 10 GPa]
-    gyroid     a titanium gyroid, walls of 4 voxels in periods of 32, partly filled voxels at its faces, between two bone blocks
+    gyroid     a titanium gyroid, walls of 4 voxels in periods of 32, partly filled voxels at its
+               faces, between two bone blocks
     """
     if name not in _BUILDERS or mode not in ("force", "displacement"):
-        raise ValueError(f"problem {name!r}, mode {mode!r}: choose one of {', '.join(_BUILDERS)}, and force or displacement")
+        raise ValueError(
+            f"problem {name!r}, mode {mode!r}: choose one of {', '.join(_BUILDERS)}, and force or"
+            " displacement"
+        )
     across, tried = max(4, round((unknowns / 3) ** (1 / 3))), set[int]()
     while across not in tried:
         tried.add(across)
@@ -28,16 +35,29 @@ def make_problem(name: str, unknowns: int, *, contrast: float = 1e4, seed: int =
         solid = modulus > 0.0
         touched = np.pad(solid, 1)
         for axis in range(3):
-            low, high = (np.take(touched, range(i, touched.shape[axis] - 1 + i), axis) for i in (0, 1))
+            low, high = (
+                np.take(touched, range(i, touched.shape[axis] - 1 + i), axis) for i in (0, 1)
+            )
             touched = low | high
         across = max(4, round(across * (unknowns / (3 * touched[..., 1:].sum())) ** (1 / 3)))
     part, _ = ndimage.label(solid)
-    kept = part == np.bincount(part.ravel())[1:].argmax() + 1  # by faces: two bodies that share but an edge hinge on it
+    kept = (
+        part == np.bincount(part.ravel())[1:].argmax() + 1
+    )  # by faces: two bodies that share but an edge hinge on it
     if not (kept[..., 0].any() and kept[..., -1].any()):
-        raise ValueError(f"{name} of {unknowns} unknowns does not reach from bottom to top; ask for more unknowns")
+        raise ValueError(
+            f"{name} of {unknowns} unknowns does not reach from bottom to top; ask for more"
+            " unknowns"
+        )
     # ParOSol keeps GPa in single precision: everybody gets numbers that it can hold
     modulus = 1e3 * (np.where(kept, modulus, 0.0) / 1e3).astype(np.float32).astype(np.float64)
-    return {"modulus": modulus, "poisson": 0.3, "spacing_mm": spacing_mm, "mode": mode, "name": name}
+    return {
+        "modulus": modulus,
+        "poisson": 0.3,
+        "spacing_mm": spacing_mm,
+        "mode": mode,
+        "name": name,
+    }
 
 
 def _anatomy(across: int, contrast: float, rng: np.random.Generator) -> tuple[np.ndarray, float]:
@@ -49,7 +69,9 @@ def _anatomy(across: int, contrast: float, rng: np.random.Generator) -> tuple[np
     bone = (rho < 1.0) & ~disc
     texture = ndimage.gaussian_filter(rng.standard_normal(shape), 3.0 / h)
     e = np.where(bone, 10 ** (2.5 + np.clip(texture / texture.std(), -2.5, 2.5) / 5), 0.0)
-    e[bone & ~ndimage.binary_erosion(bone, iterations=max(1, round(1.0 / h)), border_value=1)] = SHELL_MPA
+    e[bone & ~ndimage.binary_erosion(bone, iterations=max(1, round(1.0 / h)), border_value=1)] = (
+        SHELL_MPA
+    )
     e[disc & (rho < 0.95)] = DISC_MPA
     e[disc & (rho > 0.45) & (rho < 0.70)] = TITANIUM_MPA
     return _with_pads(e, max(2, round(2.0 / h))), h
@@ -62,7 +84,9 @@ def _box(across: int, contrast: float, rng: np.random.Generator) -> tuple[np.nda
 def _gyroid(across: int, contrast: float, rng: np.random.Generator) -> tuple[np.ndarray, float]:
     period, wall = 32.0, 4.0
     shape = (across, across, round(1.5 * across))
-    a, b, c = np.meshgrid(*(2 * np.pi * (np.arange(n) + 0.5) / period for n in shape), indexing="ij")
+    a, b, c = np.meshgrid(
+        *(2 * np.pi * (np.arange(n) + 0.5) / period for n in shape), indexing="ij"
+    )
     g = np.sin(a) * np.cos(b) + np.sin(b) * np.cos(c) + np.sin(c) * np.cos(a)
     slope = np.sqrt(
         (np.cos(a) * np.cos(b) - np.sin(c) * np.sin(a)) ** 2
@@ -84,5 +108,7 @@ def _with_pads(e: np.ndarray, layers: int) -> np.ndarray:
 
 
 _BUILDERS: dict[str, Callable[[int, float, np.random.Generator], tuple[np.ndarray, float]]] = {
-    "anatomy": _anatomy, "box": _box, "gyroid": _gyroid,
-}  # fmt: skip
+    "anatomy": _anatomy,
+    "box": _box,
+    "gyroid": _gyroid,
+}

@@ -14,13 +14,13 @@ CORNERS = np.array([(i, j, k) for i in (0, 1) for j in (0, 1) for k in (0, 1)])
 HEXAHEDRON = [0, 4, 6, 2, 1, 5, 7, 3]
 
 
-# -- the discrete problem ------------------------------------------------------------------------------------
+# -- the discrete problem --------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Model:
     """Solid voxels and their nodes, numbered with z fastest, and what is prescribed there.
 
-    voxels [x, y, z] MPa; modulus [m]; cells [m, 8] in the order of CORNERS; index [n, 3] place in the grid of nodes;
-    free [n, 3]; value [n, 3] mm, 0 where free; force [n, 3] N.
+    voxels [x, y, z] MPa; modulus [m]; cells [m, 8] in the order of CORNERS; index [n, 3] place in
+    the grid of nodes; free [n, 3]; value [n, 3] mm, 0 where free; force [n, 3] N.
     """
 
     voxels: np.ndarray
@@ -48,17 +48,25 @@ class Model:
         return self.modulus * nu / ((1 + nu) * (1 - 2 * nu)), self.modulus / (2 * (1 + nu))
 
     def dense(self, field: np.ndarray) -> np.ndarray:
-        """A nodal field [n, 3] as [3, x+1, y+1, z+1], zero at nodes of no solid voxel: the engine's layout."""
+        """A nodal field [n, 3] as [3, x+1, y+1, z+1], zero at nodes of no solid voxel: the
+        engine's layout."""
         out = np.zeros((3, *(n + 1 for n in self.voxels.shape)), field.dtype)
         out[:, *self.index.T] = field.T
         return out
 
 
 def model(problem: dict[str, Any]) -> Model:
-    """The problem's nodes, elements, supports and loads. Raises ValueError when nothing is held or loaded."""
+    """The problem's nodes, elements, supports and loads. Raises ValueError when nothing is held
+    or loaded."""
     voxels, mode = np.asarray(problem["modulus"], np.float64), str(problem["mode"])
-    if not (voxels[..., 0].any() and voxels[..., -1].any()) or mode not in ("force", "displacement"):
-        raise ValueError(f"mode {mode!r}, and solid voxels in the lowest and the highest layer? one of the two is missing")
+    if not (voxels[..., 0].any() and voxels[..., -1].any()) or mode not in (
+        "force",
+        "displacement",
+    ):
+        raise ValueError(
+            f"mode {mode!r}, and solid voxels in the lowest and the highest layer? one of the two"
+            " is missing"
+        )
     nodes = tuple(n + 1 for n in voxels.shape)
     corner = np.argwhere(voxels > 0.0)
     number = np.stack([np.ravel_multi_index(tuple((corner + c).T), nodes) for c in CORNERS], axis=1)
@@ -75,11 +83,14 @@ def model(problem: dict[str, Any]) -> Model:
         above = cells[corner[:, 2] == voxels.shape[2] - 1][:, CORNERS[:, 2] == 1]
         force[:, 2] = -FORCE_N / above.size * np.bincount(above.ravel(), minlength=len(index))
     spacing_mm, poisson = float(problem["spacing_mm"]), float(problem["poisson"])
-    return Model(voxels, poisson, spacing_mm, mode, voxels[voxels > 0.0], cells, index, free, value, force)
+    return Model(
+        voxels, poisson, spacing_mm, mode, voxels[voxels > 0.0], cells, index, free, value, force
+    )
 
 
 def element_matrices(element: str, spacing_mm: float) -> tuple[np.ndarray, np.ndarray]:
-    """K_λ, K_μ [24, 24] for unit λ, μ: "engine" (mean dilatation) or "full" (2×2×2 points for both)."""
+    """K_λ, K_μ [24, 24] for unit λ, μ: "engine" (mean dilatation) or "full" (2×2×2 points for
+    both)."""
     if element == "engine":
         from engine.elasticity import element_matrices as of_engine
 
@@ -89,7 +100,9 @@ def element_matrices(element: str, spacing_mm: float) -> tuple[np.ndarray, np.nd
     signs, k_lam, k_mu = 2.0 * CORNERS - 1.0, np.zeros((24, 24)), np.zeros((24, 24))
     for point in signs / np.sqrt(3.0):
         factor = 1.0 + signs * point
-        gradient = signs / (4.0 * spacing_mm) * factor[:, [1, 0, 0]] * factor[:, [2, 2, 1]]  # ∂N_a/∂x_c
+        gradient = (
+            signs / (4.0 * spacing_mm) * factor[:, [1, 0, 0]] * factor[:, [2, 2, 1]]
+        )  # ∂N_a/∂x_c
         symmetric = np.einsum("ai,cj->acij", gradient, np.eye(3))
         strain = (symmetric + symmetric.swapaxes(2, 3)).reshape(24, 9) / 2
         weight = spacing_mm**3 / 8
@@ -99,7 +112,8 @@ def element_matrices(element: str, spacing_mm: float) -> tuple[np.ndarray, np.nd
 
 
 def stiffness(m: Model, element: str) -> sp.bsr_matrix:
-    """K of all nodes in 3×3 blocks, no supports: summed into the 27 neighbours of each node, so nothing is sorted."""
+    """K of all nodes in 3×3 blocks, no supports: summed into the 27 neighbours of each node, so
+    nothing is sorted."""
     k_lam, k_mu = element_matrices(element, m.spacing_mm)
     lam, mu = (field[:, None, None] for field in m.lame())
     block, column = np.zeros((len(m.index), 27, 3, 3)), np.full((len(m.index), 27), -1, np.int32)
@@ -128,7 +142,9 @@ def reduced(m: Model, k: sp.bsr_matrix) -> tuple[sp.bsr_matrix, np.ndarray, np.n
     number = np.cumsum(moving) - 1
     pointer = np.concatenate([[0], np.cumsum(np.bincount(number[row]))])
     size = 3 * int(moving.sum())
-    matrix = sp.bsr_matrix((k.data[kept] * mask, number[column].astype(np.int32), pointer), shape=(size, size))
+    matrix = sp.bsr_matrix(
+        (k.data[kept] * mask, number[column].astype(np.int32), pointer), shape=(size, size)
+    )
     return matrix, (right_hand_side(m, k) * m.free)[moving].ravel(), moving
 
 

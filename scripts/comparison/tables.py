@@ -1,10 +1,13 @@
-"""Many runs as tidy tables: one row per run, arm and measure; and what can be said of objective sets against each other.
+"""Many runs as tidy tables: one row per run, arm and measure; and what can be said of objective
+sets against each other.
 
-    measures   run, patient, segment, approach, objectives, seed, arm, measure, unit, better, value (SfePy), engine, minimised, identity
+    measures   run, patient, segment, approach, objectives, seed, arm, measure, unit, better, value
+               (SfePy), engine, minimised, identity
     loads      the same by load case
 
-Every value is SfePy's on the exported surface, of every arm, also measures that no optimiser saw; `minimised` says whether the run's own
-objectives held the measure. Runs without a result are kept aside with the reason.
+Every value is SfePy's on the exported surface, of every arm, also measures that no optimiser saw;
+`minimised` says whether the run's own objectives held the measure. Runs without a result are kept
+aside with the reason.
 """
 
 from __future__ import annotations
@@ -30,8 +33,22 @@ from scripts.run.config import ARMS, FLOORS
 from scripts.run.design import OUTCOME
 
 log = logging.getLogger("spinefit")
-COLUMNS = ("run", "patient", "segment", "approach", "objectives", "seed", "arm", "measure", "unit", "better", "value", "engine",
-           "minimised", "identity")  # fmt: skip
+COLUMNS = (
+    "run",
+    "patient",
+    "segment",
+    "approach",
+    "objectives",
+    "seed",
+    "arm",
+    "measure",
+    "unit",
+    "better",
+    "value",
+    "engine",
+    "minimised",
+    "identity",
+)
 
 
 class CompareConfig(BaseModel):
@@ -48,7 +65,8 @@ class CompareConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Run:
-    """One run with a result. patient tells planned segments apart (two phantoms are two patients); minimised: measures of its goals."""
+    """One run with a result. patient tells planned segments apart (two phantoms are two
+    patients); minimised: measures of its goals."""
 
     folder: Path
     name: str
@@ -70,21 +88,29 @@ class Run:
 
 @dataclass(frozen=True)
 class Found:
-    """runs in a fixed order; left_out: (run folder, why); differing: configuration key → value of each run, where not all are equal."""
+    """runs in a fixed order; left_out: (run folder, why); differing: configuration key → value
+    of each run, where not all are equal."""
 
     runs: tuple[Run, ...]
     left_out: tuple[tuple[str, str], ...]
     differing: dict[str, list[Any]]
 
     def measures(self) -> dict[str, tuple[str, str]]:
-        """name → (unit, better), in the order of their first appearance. Raises ValueError when a unit is not the same in all runs."""
+        """name → (unit, better), in the order of their first appearance. Raises ValueError when
+        a unit is not the same in all runs."""
         known: dict[str, tuple[str, str]] = {}
         for run in self.runs:
             for arm in run.result.arms.values():
                 for name, m in arm.measures.items():
                     if known.setdefault(name, (m.unit, m.better)) != (m.unit, m.better):
-                        given, elsewhere = f"{m.unit} ({m.better} is better)", "{} ({})".format(*known[name])
-                        raise ValueError(f"{run.folder}: {name} is in {given}, elsewhere in {elsewhere}: check the runs with one version")
+                        given, elsewhere = (
+                            f"{m.unit} ({m.better} is better)",
+                            "{} ({})".format(*known[name]),
+                        )
+                        raise ValueError(
+                            f"{run.folder}: {name} is in {given}, elsewhere in {elsewhere}: check"
+                            " the runs with one version"
+                        )
         return known
 
     def sets(self) -> list[str]:
@@ -93,15 +119,25 @@ class Found:
 
 
 def run_folders(paths: Sequence[Path]) -> list[Path]:
-    """Every run folder that is, or lies below, one of the paths. Raises ValueError naming paths that hold none."""
+    """Every run folder that is, or lies below, one of the paths. Raises ValueError naming paths
+    that hold none."""
     found: dict[Path, None] = {}
     for path in paths:
         if not path.is_dir():
-            raise ValueError(f"runs: {path} is no folder; give run folders, or folders that hold some")
-        mine = [path] if (path / "meta.json").exists() else sorted(p.parent for p in path.glob("**/meta.json"))
+            raise ValueError(
+                f"runs: {path} is no folder; give run folders, or folders that hold some"
+            )
+        mine = (
+            [path]
+            if (path / "meta.json").exists()
+            else sorted(p.parent for p in path.glob("**/meta.json"))
+        )
         mine = [p for p in mine if (p / "config.yaml").exists()]
         if not mine:
-            raise ValueError(f"runs: {path} holds no run folder (config.yaml, meta.json); give the out= of scripts/optimize.py")
+            raise ValueError(
+                f"runs: {path} holds no run folder (config.yaml, meta.json); give the out= of"
+                " scripts/optimize.py"
+            )
         found |= dict.fromkeys(mine)
     return list(found)
 
@@ -110,54 +146,101 @@ def collect(paths: Sequence[Path]) -> Found:
     """Read every run. Raises ValueError when none of them has a result."""
     raw, left_out = [], []
     for folder in run_folders(paths):
-        config, meta = yaml.safe_load((folder / "config.yaml").read_text()), artifacts.read_json(folder / "meta.json")
+        config, meta = (
+            yaml.safe_load((folder / "config.yaml").read_text()),
+            artifacts.read_json(folder / "meta.json"),
+        )
         if not (folder / "result.json").exists():
             state = standing.read(folder)
-            why = artifacts.read_json(folder / OUTCOME)["reason"] if state.status == "failed" else "the check has not been run"
+            why = (
+                artifacts.read_json(folder / OUTCOME)["reason"]
+                if state.status == "failed"
+                else "the check has not been run"
+            )
             left_out.append((str(folder), f"{state.status}: {why or state.text}"))
             continue
         try:
             result = Result(**artifacts.read_json(folder / "result.json"))
         except ValidationError as error:
             count = len(error.errors())
-            left_out.append((str(folder), f"result.json does not follow this version's schema ({count} differences): check it again"))
+            left_out.append(
+                (
+                    str(folder),
+                    (
+                        f"result.json does not follow this version's schema ({count} differences):"
+                        " check it again"
+                    ),
+                )
+            )
             continue
         raw.append((folder, config, meta, result))
     if not raw:
         first = ": ".join(left_out[0])
-        raise ValueError(f"none of the {len(left_out)} runs has a result: {first}; add check=true, or run scripts/verify.py")
+        raise ValueError(
+            f"none of the {len(left_out)} runs has a result: {first}; add check=true, or run"
+            " scripts/verify.py"
+        )
     patients = _patients([(m.get("segment", ""), c, r) for _, c, m, r in raw])
-    sets = _sets([(c["study"]["goals"], m.get("choices", {}).get("objectives")) for _, c, m, _ in raw])
+    sets = _sets(
+        [(c["study"]["goals"], m.get("choices", {}).get("objectives")) for _, c, m, _ in raw]
+    )
     runs = [
-        Run(folder, folder.name, patient, objectives, int(config["study"].get("seed", 0)), config,
-            frozenset(g["objective"] for g in config["study"]["goals"] if g.get("kind", "minimise") == "minimise"), result,
-            artifacts.read_jsonl(folder / "history.jsonl"), meta["identity"])
-        for (folder, config, meta, result), patient, objectives in zip(raw, patients, sets, strict=True)
-    ]  # fmt: skip
+        Run(
+            folder,
+            folder.name,
+            patient,
+            objectives,
+            int(config["study"].get("seed", 0)),
+            config,
+            frozenset(
+                g["objective"]
+                for g in config["study"]["goals"]
+                if g.get("kind", "minimise") == "minimise"
+            ),
+            result,
+            artifacts.read_jsonl(folder / "history.jsonl"),
+            meta["identity"],
+        )
+        for (folder, config, meta, result), patient, objectives in zip(
+            raw, patients, sets, strict=True
+        )
+    ]
     runs.sort(key=lambda r: (r.patient, r.objectives, r.seed, r.name))
     return Found(tuple(runs), tuple(left_out), _differing(runs))
 
 
 def _patients(given: Sequence[tuple[str, dict[str, Any], Result]]) -> list[str]:
-    """A name for each planned segment: patient and level, with what sets two phantoms (or two plans of one patient) apart: their settings,
-    or the folder that prepare_patient.py wrote."""
+    """A name for each planned segment: patient and level, with what sets two phantoms (or two
+    plans of one patient) apart: their settings, or the folder that prepare_patient.py wrote."""
     names, bundles = {}, {}
     for digest, config, result in given:
         settings = config["patient"].get("phantom") or {}
-        more = "".join(f" {k}={v}" for k, v in settings.items()) if config["patient"].get("bundle") is None else ""
-        names[digest] = f"{result.asked.get('patient', 'patient')} {result.asked.get('segment', '')}{more}".strip()
+        more = (
+            "".join(f" {k}={v}" for k, v in settings.items())
+            if config["patient"].get("bundle") is None
+            else ""
+        )
+        names[digest] = (
+            f"{result.asked.get('patient', 'patient')} {result.asked.get('segment', '')}{more}".strip()
+        )
         bundles[digest] = Path(config["patient"].get("bundle") or "").name
     shared = {name for name in names.values() if list(names.values()).count(name) > 1}
-    names = {d: f"{name} ({bundles[d]})" if name in shared and bundles[d] else name for d, name in names.items()}
+    names = {
+        d: f"{name} ({bundles[d]})" if name in shared and bundles[d] else name
+        for d, name in names.items()
+    }
     return [_unique(digest, names) for digest, _, _ in given]
 
 
 def _sets(given: Sequence[tuple[list[dict[str, Any]], str | None]]) -> list[str]:
-    """A name for each set of goals: Hydra's choice, or what is minimised; numbered where one name stands for several sets."""
+    """A name for each set of goals: Hydra's choice, or what is minimised; numbered where one
+    name stands for several sets."""
     keys = [json.dumps(goals, sort_keys=True) for goals, _ in given]
     names = {}
     for key, (goals, choice) in zip(keys, given, strict=True):
-        names[key] = choice or " + ".join(g["objective"] for g in goals if g.get("kind", "minimise") == "minimise")
+        names[key] = choice or " + ".join(
+            g["objective"] for g in goals if g.get("kind", "minimise") == "minimise"
+        )
     return [_unique(key, names) for key in keys]
 
 
@@ -168,17 +251,26 @@ def _unique(key: str, names: dict[str, str]) -> str:
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
     if isinstance(value, dict) and value:
-        return {k: v for key, part in value.items() for k, v in _flat(part, f"{path}.{key}" if path else key).items()}
+        return {
+            k: v
+            for key, part in value.items()
+            for k, v in _flat(part, f"{path}.{key}" if path else key).items()
+        }
     return {path: value}
 
 
 def _differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    flat = [_flat({k: v for k, v in r.config.items() if k not in ("out", "resume", "title")}) for r in runs]
+    flat = [
+        _flat({k: v for k, v in r.config.items() if k not in ("out", "resume", "title")})
+        for r in runs
+    ]
     keys = dict.fromkeys(k for f in flat for k in f)
-    return {k: [f.get(k) for f in flat] for k in keys if len({json.dumps(f.get(k)) for f in flat}) > 1}
+    return {
+        k: [f.get(k) for f in flat] for k in keys if len({json.dumps(f.get(k)) for f in flat}) > 1
+    }
 
 
-# -- tables ----------------------------------------------------------------------------------------------------
+# -- tables ----------------------------------------------------------------------------------------
 def rows(found: Found) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The measures and the loads table."""
     measures, loads = [], []
@@ -186,9 +278,18 @@ def rows(found: Found) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         for arm, entry in run.result.arms.items():
             engine = {a.quantity: a.engine for a in entry.agreement if a.load_case is None}
             for name, m in entry.measures.items():
-                head = {"run": str(run.folder), "patient": run.patient, "segment": run.result.asked.get("segment"),
-                        "approach": run.config["study"]["settings"].get("approach"), "objectives": run.objectives, "seed": run.seed,
-                        "arm": arm, "measure": name, "unit": m.unit, "better": m.better}  # fmt: skip
+                head = {
+                    "run": str(run.folder),
+                    "patient": run.patient,
+                    "segment": run.result.asked.get("segment"),
+                    "approach": run.config["study"]["settings"].get("approach"),
+                    "objectives": run.objectives,
+                    "seed": run.seed,
+                    "arm": arm,
+                    "measure": name,
+                    "unit": m.unit,
+                    "better": m.better,
+                }
                 value = m.value if entry.status.code == "ok" else None
                 goal = {"minimised": name in run.minimised, "identity": run.identity}
                 measures.append(head | {"value": value, "engine": engine.get(name)} | goal)
@@ -200,19 +301,26 @@ def write_tables(found: Found, out: Path, seed: int) -> None:
     """measures, loads and statistics as CSV and Parquet (statistics: CSV)."""
     out.mkdir(parents=True, exist_ok=True)
     measures, loads = rows(found)
-    for name, table in (("measures", measures), ("loads", loads), ("statistics", statistics(found, seed))):
+    for name, table in (
+        ("measures", measures),
+        ("loads", loads),
+        ("statistics", statistics(found, seed)),
+    ):
         if table:
             write_table(table, out, name)
 
 
 def write_table(table: list[dict[str, Any]], out: Path, name: str) -> None:
     """<out>/<name>.csv and .parquet."""
-    # not in `out`: DuckDB reads * ? [ ] in the path of a file as a pattern, and its grammar has no other way to name one
+    # not in `out`: DuckDB reads * ? [ ] in the path of a file as a pattern, and its grammar has no
+    # other way to name one
     with tempfile.TemporaryDirectory(prefix="spinefit_tables_") as place:
         source = Path(place) / "rows.json"
         source.write_text(json.dumps(table, allow_nan=False))
         with duckdb.connect() as db:
-            db.execute("CREATE TABLE t AS SELECT * FROM read_json_auto(?, sample_size=-1)", [str(source)])
+            db.execute(
+                "CREATE TABLE t AS SELECT * FROM read_json_auto(?, sample_size=-1)", [str(source)]
+            )
             for kind, how in (("csv", "HEADER"), ("parquet", "FORMAT parquet")):
                 made = Path(place) / f"{name}.{kind}"
                 db.execute(f"COPY t TO {_sql(made)} ({how})")
@@ -224,27 +332,37 @@ def _sql(path: Path) -> str:
     return "'" + str(path).replace("'", "''") + "'"
 
 
-# -- what can be said ------------------------------------------------------------------------------------------
+# -- what can be said ------------------------------------------------------------------------------
 def change_percent(run: Run, measure: str, against: str) -> float | None:
     """100 (optimised/against − 1) of one run; None where there is nothing to divide."""
     ours, theirs = run.value("optimised", measure), run.value(against, measure)
-    return None if ours is None or theirs is None or abs(theirs) < 1e-9 else 100.0 * (ours / theirs - 1.0)
+    return (
+        None
+        if ours is None or theirs is None or abs(theirs) < 1e-9
+        else 100.0 * (ours / theirs - 1.0)
+    )
 
 
 def matrix(found: Found, against: str) -> dict[str, dict[str, tuple[float, int]]]:
-    """objective set → measure → (median change of the optimised device against an arm of the same run in per cent, number of runs)."""
+    """objective set → measure → (median change of the optimised device against an arm of the
+    same run in per cent, number of runs)."""
     table: dict[str, dict[str, tuple[float, int]]] = {}
     for name in found.sets():
         table[name] = {}
         for measure in found.measures():
-            changes = [c for r in found.runs if r.objectives == name and (c := change_percent(r, measure, against)) is not None]
+            changes = [
+                c
+                for r in found.runs
+                if r.objectives == name and (c := change_percent(r, measure, against)) is not None
+            ]
             if changes:
                 table[name][measure] = (float(np.median(changes)), len(changes))
     return table
 
 
 def statistics(found: Found, seed: int) -> list[dict[str, Any]]:
-    """Every pair of objective sets, every measure: how the optimised devices differ, paired by patient (scripts/comparison/paired.py)."""
+    """Every pair of objective sets, every measure: how the optimised devices differ, paired by
+    patient (scripts/comparison/paired.py)."""
     sets, out = found.sets(), []
     for i, first in enumerate(sets):
         for second in sets[i + 1 :]:
@@ -253,7 +371,10 @@ def statistics(found: Found, seed: int) -> list[dict[str, Any]]:
                 both = sorted(set(values[0]) & set(values[1]))
                 if both:
                     logs = [[values[k][p] for p in both] for k in (0, 1)]
-                    out.append({"first": first, "second": second, "measure": measure} | paired.compare(logs[0], logs[1], seed))
+                    out.append(
+                        {"first": first, "second": second, "measure": measure}
+                        | paired.compare(logs[0], logs[1], seed)
+                    )
     return paired.holm(out)
 
 
@@ -268,7 +389,8 @@ def _by_patient(found: Found, objectives: str, measure: str) -> dict[str, list[f
 
 
 def front(points: Sequence[tuple[float, float] | None], better: tuple[str, str]) -> list[int]:
-    """Indices of the points that no other dominates: none is at least as good in both measures and better in one. None: left out."""
+    """Indices of the points that no other dominates: none is at least as good in both measures
+    and better in one. None: left out."""
     signs = np.array([-1.0 if b == "higher" else 1.0 for b in better])
     known = [(i, signs * np.asarray(p)) for i, p in enumerate(points) if p is not None]
     return [i for i, p in known if not any((q <= p).all() and (q < p).any() for _, q in known)]

@@ -1,4 +1,5 @@
-"""The devices of two runs side by side in three dimensions, on the page of scripts/compare.py; drawn by its Plotly, cameras coupled."""
+"""The devices of two runs side by side in three dimensions, on the page of scripts/compare.py;
+drawn by its Plotly, cameras coupled."""
 
 from __future__ import annotations
 
@@ -14,14 +15,15 @@ from engine.patient import load_segment
 from engine.types import Surface
 from scripts.comparison.tables import Found
 
-#: Triangles of a device and of a vertebra: enough to see the shape, and a hundred devices stay a few megabytes.
+#: Triangles of a device and of a vertebra: enough to see the shape, and a hundred devices stay a
+#: few megabytes.
 DEVICE_FACES, BONE_FACES = 1600, 1800
 ARMS = ("optimised", "conforming", "stock")
 
 
 def collected(found: Found) -> dict[str, Any]:
-    """Shapes by their content, and which of them each run shows: seeds share rivals, runs of a patient its vertebrae. Runs without
-    parts are left out."""
+    """Shapes by their content, and which of them each run shows: seeds share rivals, runs of a
+    patient its vertebrae. Runs without parts are left out."""
     shapes: dict[str, dict[str, list[float] | list[int]]] = {}
     bones: dict[str, list[str]] = {}
     runs = []
@@ -43,34 +45,59 @@ def collected(found: Found) -> dict[str, Any]:
                 name = f"{run.patient} {v.name}"
                 shapes[name] = _plain(v.surface, BONE_FACES)
                 bones[run.patient].append(name)
-        runs.append({"name": f"{run.patient}, {run.objectives}, seed {run.seed}", "bones": bones[run.patient], "parts": parts})
+        runs.append(
+            {
+                "name": f"{run.patient}, {run.objectives}, seed {run.seed}",
+                "bones": bones[run.patient],
+                "parts": parts,
+            }
+        )
     return {"shapes": shapes, "runs": runs}
 
 
 def _plain(full: Surface, faces: int) -> dict[str, list[float] | list[int]]:
     """Vertices in mm (to 0.01) and triangles, flat."""
     few = surface.fewer(full, faces)
-    return {"p": np.round(np.asarray(few.points_mm), 2).ravel().tolist(), "f": np.asarray(few.faces).ravel().tolist()}
+    return {
+        "p": np.round(np.asarray(few.points_mm), 2).ravel().tolist(),
+        "f": np.asarray(few.faces).ravel().tolist(),
+    }
 
 
 def section(data: dict[str, Any]) -> tuple[str, str]:
     """HTML and script; the script needs Plotly on the page."""
     if not data["runs"]:
         return "<p>No run folder holds its parts: nothing to show in three dimensions.</p>", ""
-    options = "".join(f'<option value="{i}">{escape(r["name"])}</option>' for i, r in enumerate(data["runs"]))
+    options = "".join(
+        f'<option value="{i}">{escape(r["name"])}</option>' for i, r in enumerate(data["runs"])
+    )
     arms = "".join(f'<option value="{a}">{a}</option>' for a in ARMS)
-    views = "".join(f'<button type="button" data-look="{v}">{v}</button> ' for v in ("oblique", "anterior", "left", "cranial"))
+    views = "".join(
+        f'<button type="button" data-look="{v}">{v}</button> '
+        for v in ("oblique", "anterior", "left", "cranial")
+    )
     sides = "".join(
-        f'<div style="flex:1 1 320px;min-width:0"><label>{side} <select id="view-run-{k}">{options}</select></label> '
-        f'<label>arm <select id="view-arm-{k}">{arms}</select></label>'
-        f'<div id="view-{k}" role="img" aria-label="Device and vertebra, {side} side: as chosen above it" style="height:420px"></div></div>'
+        f'<div style="flex:1 1 320px;min-width:0"><label>{side} <select'
+        f' id="view-run-{k}">{options}</select></label> <label>arm <select'
+        f' id="view-arm-{k}">{arms}</select></label><div id="view-{k}" role="img"'
+        f' aria-label="Device and vertebra, {side} side: as chosen above it"'
+        ' style="height:420px"></div></div>'
         for k, side in enumerate(("left", "right"))
     )
-    shown = "".join(f'<option value="{n}">{words}</option>' for n, words in ((1, "lower"), (2, "both"), (0, "none")))
+    shown = "".join(
+        f'<option value="{n}">{words}</option>'
+        for n, words in ((1, "lower"), (2, "both"), (0, "none"))
+    )
     bones = f'<label>vertebrae <select id="view-bones">{shown}</select></label>'
     text = json.dumps(data, allow_nan=False).replace("</", "<\\/")
-    head = '<p class="quiet">Drag to turn (both turn together), wheel to zoom. x to the patient\'s left, y to the back, z up.</p>'
-    html = f'{head}<p>{views}{bones}</p><div style="display:flex;flex-wrap:wrap;gap:.6rem">{sides}</div>'
+    head = (
+        '<p class="quiet">Drag to turn (both turn together), wheel to zoom. x to the patient\'s'
+        " left, y to the back, z up.</p>"
+    )
+    html = (
+        f"{head}<p>{views}{bones}</p><div"
+        f' style="display:flex;flex-wrap:wrap;gap:.6rem">{sides}</div>'
+    )
     return html, f"<script>const PARTS={text};\n{_JS}</script>"
 
 

@@ -1,9 +1,9 @@
 """What every command of scripts/ does before and after its work.
 
-`--help`, the command line in (scripts/console/overrides.py), every wrong key and value named at once, the
-first line on the screen before anything slow is imported, and one line for whatever goes wrong.
-This file imports nothing slow, and neither does a command's file: what needs JAX, PyVista or a
-reader is imported by the command's task, once it has been said what will be done.
+`--help`, the command line in (scripts/console/overrides.py), every wrong key and value named at
+once, the first line on the screen before anything slow is imported, and one line for whatever goes
+wrong. This file imports nothing slow, and neither does a command's file: what needs JAX, PyVista or
+a reader is imported by the command's task, once it has been said what will be done.
 
 Exit codes: 0 done, 2 wrong input, 75 failed for a reason that may pass (a full disk), 130
 interrupted.

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 APT = "sudo apt-get install -y libgl1 libopengl0 libegl1"
-REINSTALL = "run `make setup` again (or: .venv/bin/pip install -c scripts/constraints.txt -e '.[dev]')"
+REINSTALL = (
+    "run `make setup` again (or: .venv/bin/pip install -c scripts/constraints.txt -e '.[dev]')"
+)
 MODULES = (
     "hydra jax jaxtyping lxml matplotlib meshio mmgpy networkx nibabel numpy optax pyamg pydantic "
     "pypardiso rich scipy sfepy skimage trimesh"
@@ -36,10 +38,15 @@ class Finding:
 
 
 def in_child(code: str, timeout_s: float = 180.0) -> str | None:
-    """Run Python code in a child process; None when it worked, else its last words (or the signal)."""
+    """Run Python code in a child process; None when it worked, else its last words (or the
+    signal)."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:
         return f"no answer within {timeout_s:.0f} s"
@@ -57,7 +64,13 @@ def python_version() -> list[Finding]:
     """Python 3.11 or newer."""
     if sys.version_info >= (3, 11):  # noqa: UP036 (run before the installation too)
         return []
-    return [Finding("python", f"{sys.version.split()[0]} is too old; 3.11 is needed", "make setup PYTHON=python3.11")]
+    return [
+        Finding(
+            "python",
+            f"{sys.version.split()[0]} is too old; 3.11 is needed",
+            "make setup PYTHON=python3.11",
+        )
+    ]
 
 
 def imports() -> list[Finding]:
@@ -67,12 +80,15 @@ def imports() -> list[Finding]:
         try:
             importlib.import_module(module)
         except Exception as error:  # an import may fail in any way: report it, go on to the next
-            findings.append(Finding(f"import {module}", f"{type(error).__name__}: {error}", REINSTALL))
+            findings.append(
+                Finding(f"import {module}", f"{type(error).__name__}: {error}", REINSTALL)
+            )
     return findings
 
 
 def pymeshlab_filters() -> list[Finding]:
-    """pymeshlab drops filters (remeshing, decimation, STL) with no error when libOpenGL is absent."""
+    """pymeshlab drops filters (remeshing, decimation, STL) with no error when libOpenGL is
+    absent."""
     code = f"""
 import pymeshlab as ml, tempfile, os, sys
 known = set(ml.filter_list())
@@ -88,14 +104,19 @@ with tempfile.TemporaryDirectory() as d:
 
 
 def offscreen_rendering() -> list[Finding]:
-    """VTK renders a picture without a screen (it dies with a segmentation fault when libEGL is absent)."""
+    """VTK renders a picture without a screen (it dies with a segmentation fault when libEGL is
+    absent)."""
     code = """
 import sys, pyvista as pv
 p = pv.Plotter(off_screen=True, window_size=(64, 64)); p.add_mesh(pv.Sphere(), color='red')
 if p.screenshot(None, return_img=True).std() < 1: sys.exit('the picture is blank')
 """
     problem = in_child(code)
-    return [Finding("VTK off-screen", problem, f"{APT} (pictures of the report need it)")] if problem else []
+    return (
+        [Finding("VTK off-screen", problem, f"{APT} (pictures of the report need it)")]
+        if problem
+        else []
+    )
 
 
 def direct_solver() -> list[Finding]:
@@ -109,7 +130,11 @@ s.factorize(u); error = np.abs(s.solve(u, a @ x).ravel() - x).max()
 if not error < 1e-10: sys.exit(f'wrong solution, error {error:.1e}')
 """
     problem = in_child(code)
-    return [Finding("PARDISO", problem, f"{REINSTALL}; MKL needs an x86-64 processor")] if problem else []
+    return (
+        [Finding("PARDISO", problem, f"{REINSTALL}; MKL needs an x86-64 processor")]
+        if problem
+        else []
+    )
 
 
 def jax_float64() -> list[Finding]:
@@ -144,4 +169,6 @@ def require() -> None:
     """Stop (SystemExit, status 1) with the list of findings, if there are any."""
     findings = check()
     if findings:
-        raise SystemExit("spinefit cannot run here:\n" + "\n".join(f"- {finding}" for finding in findings))
+        raise SystemExit(
+            "spinefit cannot run here:\n" + "\n".join(f"- {finding}" for finding in findings)
+        )

@@ -1,1 +1,2 @@
-"""What speaks for the models: code verification, published experiments, convergence, sensitivity, readers."""
+"""What speaks for the models: code verification, published experiments, convergence,
+sensitivity, readers."""

@@ -1,8 +1,10 @@
-"""Both solvers on designs drawn at random: does the voxel engine rank and size them as SfePy does on body-fitted meshes?
+"""Both solvers on designs drawn at random: does the voxel engine rank and size them as SfePy does
+on body-fitted meshes?
 
-The patient, loads, goals and families are those of a run folder; a third each of stock cages, conforming cages and cages of the
-optimised family with every parameter drawn, at positions drawn in the corridor (seated as every rival is). Seeded, resumable: a design
-that both solvers have answered is not solved again.
+The patient, loads, goals and families are those of a run folder; a third each of stock cages,
+conforming cages and cages of the optimised family with every parameter drawn, at positions drawn in
+the corridor (seated as every rival is). Seeded, resumable: a design that both solvers have answered
+is not solved again.
 
     rank correlation   Spearman's ρ over the designs
     bias               median of engine/SfePy − 1
@@ -38,7 +40,8 @@ MEASURES = ("yielded_bone", "misalignment", "stress_shielding", "implant_stress"
 
 @dataclass(frozen=True)
 class Drawn:
-    """A design: its kind ("stock", "conforming", "optimised": the family) and physical parameters."""
+    """A design: its kind ("stock", "conforming", "optimised": the family) and physical
+    parameters."""
 
     kind: str
     values: dict[str, np.ndarray]
@@ -56,34 +59,63 @@ def draw(study: Study, count: int, seed: int) -> list[Drawn]:
             return found
         kind = ("stock", "conforming", "optimised")[len(found) % 3]
         pose = random.uniform(low, high)
-        values = studies.parameters_at(study, families["conforming" if kind == "optimised" else kind], pose)
+        values = studies.parameters_at(
+            study, families["conforming" if kind == "optimised" else kind], pose
+        )
         if values is None:
             continue
         if kind == "optimised":
             groups = families[kind].groups()
-            values = {k: g.lower + random.uniform(0.0, 1.0, np.shape(g.initial)) * (g.upper - g.lower) for k, g in groups.items()}
+            values = {
+                k: g.lower + random.uniform(0.0, 1.0, np.shape(g.initial)) * (g.upper - g.lower)
+                for k, g in groups.items()
+            }
             values |= {"pose": pose}
         found.append(Drawn(kind, {k: np.asarray(v, float) for k, v in values.items()}))
-    raise ValueError(f"only {len(found)} of {count} positions drawn in the corridor can be taken: widen implant.settings.x_mm, y_mm")
+    raise ValueError(
+        f"only {len(found)} of {count} positions drawn in the corridor can be taken: widen"
+        " implant.settings.x_mm, y_mm"
+    )
 
 
-def compare(run: Path, count: int, seed: int, out: Path, processes: int = 2) -> list[dict[str, Any]]:
-    """A row per design: kind, status, and engine and SfePy by quantity. Kept in <out>/designs.jsonl as they come."""
+def compare(
+    run: Path, count: int, seed: int, out: Path, processes: int = 2
+) -> list[dict[str, Any]]:
+    """A row per design: kind, status, and engine and SfePy by quantity. Kept in
+    <out>/designs.jsonl as they come."""
     opened = open_designed(run)
     config, segment, study = opened.config, opened.segment, opened.study
     designs, families = draw(study, count, seed), opened.families
     record, identity = out / "designs.jsonl", f"{config.identity()} {digest(segment)} {seed}"
-    rows = {r["number"]: r for r in artifacts.read_jsonl(record) if r["of"] == identity} if record.exists() else {}
+    rows = (
+        {r["number"]: r for r in artifacts.read_jsonl(record) if r["of"] == identity}
+        if record.exists()
+        else {}
+    )
     todo = [n for n in range(count) if n not in rows]
     if not todo:
         return [rows[n] for n in range(count)]
     engine = _engine(study, [(n, designs[n]) for n in todo], config.study.solver.spacing_mm)
 
     def solved(design: Design, surface: Surface | None, family: Family, folder: Path) -> Check:
-        return check.alone(segment, design, surface, study.boundary_of(family), opened.crop_mm, opened.mesh, opened.fem, folder)
+        return check.alone(
+            segment,
+            design,
+            surface,
+            study.boundary_of(family),
+            opened.crop_mm,
+            opened.mesh,
+            opened.fem,
+            folder,
+        )
 
     with check.one_thread_each(), ThreadPoolExecutor(processes) as pool:
-        response = solved(studies.design(study, "intact", families["intact"], {}), None, families["intact"], out / "intact").response
+        response = solved(
+            studies.design(study, "intact", families["intact"], {}),
+            None,
+            families["intact"],
+            out / "intact",
+        ).response
         intact = None if response is None else Reference.of(response)
 
         def sfepy(n: int) -> dict[str, Any]:
@@ -91,18 +123,37 @@ def compare(run: Path, count: int, seed: int, out: Path, processes: int = 2) -> 
             family = families[drawn.kind]
             parts.export_design(studies.design(study, drawn.kind, family, drawn.values), folder)
             found = solved(*parts.load_design(folder), family, folder)
-            head = {"of": identity, "number": n, "kind": drawn.kind, "status": found.status.code, "text": found.status.text}
+            head = {
+                "of": identity,
+                "number": n,
+                "kind": drawn.kind,
+                "status": found.status.code,
+                "text": found.status.text,
+            }
             response = check.referenced(found, drawn.kind, intact).response
-            return head if response is None else head | {"engine": engine[n], "sfepy": _quantities(study, response)}
+            return (
+                head
+                if response is None
+                else head | {"engine": engine[n], "sfepy": _quantities(study, response)}
+            )
 
         for row in pool.map(sfepy, todo):
             artifacts.append_jsonl(record, row)
             rows[row["number"]] = row
-            log.info("design %d of %d (%s): %s %s", row["number"] + 1, count, row["kind"], row["status"], row["text"])
+            log.info(
+                "design %d of %d (%s): %s %s",
+                row["number"] + 1,
+                count,
+                row["kind"],
+                row["status"],
+                row["text"],
+            )
     return [rows[n] for n in range(count)]
 
 
-def _engine(study: Study, designs: Sequence[tuple[int, Drawn]], spacing_mm: float) -> dict[int, dict[str, float]]:
+def _engine(
+    study: Study, designs: Sequence[tuple[int, Drawn]], spacing_mm: float
+) -> dict[int, dict[str, float]]:
     prepared, families = studies.prepare(study, spacing_mm), studies.families(study)
     found = {}
     for n, drawn in designs:
@@ -111,15 +162,25 @@ def _engine(study: Study, designs: Sequence[tuple[int, Drawn]], spacing_mm: floa
         if worst.code != "ok":
             log.warning("design %d: voxel engine %s (%s)", n + 1, worst.code, worst.text)
         found[n] = _quantities(study, evaluation.response)
-        log.info("design %d (%s) on the voxel engine: yielded bone %.0f mm³", n + 1, drawn.kind, found[n].get("yielded_bone", np.nan))
+        log.info(
+            "design %d (%s) on the voxel engine: yielded bone %.0f mm³",
+            n + 1,
+            drawn.kind,
+            found[n].get("yielded_bone", np.nan),
+        )
     return found
 
 
 def _quantities(study: Study, response: Response) -> dict[str, float]:
     compliance = np.asarray(response.compliance)
-    out = {f"stiffness, {case}": float(1.0 / compliance[i]) for i, case in enumerate(response.loadcases)}
+    out = {
+        f"stiffness, {case}": float(1.0 / compliance[i])
+        for i, case in enumerate(response.loadcases)
+    }
     for goal in study.goals:
-        if goal.objective.name in MEASURES and not (goal.objective.name == "stress_shielding" and response.reference_sed is None):
+        if goal.objective.name in MEASURES and not (
+            goal.objective.name == "stress_shielding" and response.reference_sed is None
+        ):
             out[goal.objective.name] = float(goal.objective.value(response))
     return out
 
@@ -129,14 +190,23 @@ def statistics(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     good = [r for r in rows if r["status"] == "ok"]
     out = []
     for name in good[0]["sfepy"] if good else ():
-        pairs = np.array([(r["engine"][name], r["sfepy"][name]) for r in good if name in r["engine"]])
+        pairs = np.array(
+            [(r["engine"][name], r["sfepy"][name]) for r in good if name in r["engine"]]
+        )
         if len(pairs) < 3:
             continue
         ratio = 100.0 * (pairs[:, 0] / pairs[:, 1] - 1.0)
         low, high = np.quantile(ratio, (0.16, 0.84))
-        out.append({"quantity": name, "designs": len(pairs), "spearman": float(spearmanr(*pairs.T).statistic),
-                    "bias_percent": float(np.median(ratio)), "spread_percent": float(0.5 * (high - low)),
-                    "range": [float(pairs[:, 1].min()), float(pairs[:, 1].max())]})  # fmt: skip
+        out.append(
+            {
+                "quantity": name,
+                "designs": len(pairs),
+                "spearman": float(spearmanr(*pairs.T).statistic),
+                "bias_percent": float(np.median(ratio)),
+                "spread_percent": float(0.5 * (high - low)),
+                "range": [float(pairs[:, 1].min()), float(pairs[:, 1].max())],
+            }
+        )
     return out
 
 
@@ -148,16 +218,31 @@ def scatter(rows: Sequence[dict[str, Any]], path: Path) -> Path:
     import matplotlib.pyplot as plt
 
     good = [r for r in rows if r["status"] == "ok"]
-    names = [n for n in ("yielded_bone", "misalignment", "stiffness, flexion") if n in good[0]["sfepy"]]
+    names = [
+        n for n in ("yielded_bone", "misalignment", "stiffness, flexion") if n in good[0]["sfepy"]
+    ]
     figure, axes = plt.subplots(1, len(names), figsize=(4.5 * len(names), 4.3), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         for kind, mark in (("stock", "s"), ("conforming", "o"), ("optimised", "^")):
-            pairs = np.array([(r["sfepy"][name], r["engine"][name]) for r in good if r["kind"] == kind])
+            pairs = np.array(
+                [(r["sfepy"][name], r["engine"][name]) for r in good if r["kind"] == kind]
+            )
             if len(pairs):
                 axis.plot(*pairs.T, mark, label=kind, alpha=0.75)
-        ends = np.array([min(axis.get_xlim()[0], axis.get_ylim()[0]), max(axis.get_xlim()[1], axis.get_ylim()[1])])
+        ends = np.array(
+            [
+                min(axis.get_xlim()[0], axis.get_ylim()[0]),
+                max(axis.get_xlim()[1], axis.get_ylim()[1]),
+            ]
+        )
         axis.plot(ends, ends, color="0.6", lw=1)
-        axis.set(title=name.replace("_", " "), xlabel="SfePy, body-fitted P2", ylabel="voxel engine", xlim=ends, ylim=ends)
+        axis.set(
+            title=name.replace("_", " "),
+            xlabel="SfePy, body-fitted P2",
+            ylabel="voxel engine",
+            xlim=ends,
+            ylim=ends,
+        )
         axis.locator_params(nbins=5)  # so that their labels do not run into each other
     axes[0][0].legend()
     figure.tight_layout()

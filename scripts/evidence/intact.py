@@ -1,7 +1,8 @@
-"""The intact L4-L5 of `lumbar_meshes` (Visible Human Male) against published ranges: motion, stiffness, pressure, facet forces.
+"""The intact L4-L5 of `lumbar_meshes` (Visible Human Male) against published ranges: motion,
+stiffness, pressure, facet forces.
 
-Disc, ligament insertions and vertebrae are the data's own (Remus 2021, PLoS ONE 16(4):e0250456); nothing is fitted here. Two published
-sets of ligaments, each with the same disc:
+Disc, ligament insertions and vertebrae are the data's own (Remus 2021, PLoS ONE 16(4):e0250456);
+nothing is fitted here. Two published sets of ligaments, each with the same disc:
 
     remus2021     per strand, calibrated by its authors on another L4-L5's stepwise reduction [S16]
     piecewise     stiffness of the whole ligament by strain [S15]
@@ -26,7 +27,8 @@ log = logging.getLogger("spinefit")
 
 
 def spread(folder: Path) -> dict[str, dict[str, float]]:
-    """Rotations (°) at 7.5 N m and the nucleus' pressure (MPa) at 1000 N, as given and with one thing changed. Raises NotFound."""
+    """Rotations (°) at 7.5 N m and the nucleus' pressure (MPa) at 1000 N, as given and with one
+    thing changed. Raises NotFound."""
 
     given = read_segment(folder)
 

@@ -28,7 +28,8 @@ _FACET_REACH_MM = 3.0
 
 
 def read_disc(folder: Path, level: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """points_mm [n, 3], hexes [m, 8], group [m]: 0 nucleus, 1-4 annulus from inside. Raises ValueError for what is not such a mesh."""
+    """points_mm [n, 3], hexes [m, 8], group [m]: 0 nucleus, 1-4 annulus from inside. Raises
+    ValueError for what is not such a mesh."""
     points: dict[int, list[float]] = {}
     hexes, group = [], []
     for k, part in enumerate(("NP", "AN_R1", "AN_R2", "AN_R3", "AN_R4")):
@@ -47,7 +48,9 @@ def read_disc(folder: Path, level: str) -> tuple[np.ndarray, np.ndarray, np.ndar
     try:
         cells = np.array([[number[i] for i in h] for h in hexes])
     except KeyError as error:
-        raise ValueError(f"{folder / 'disc'}: an element of {level} has node {error}, which no .node file holds") from error
+        raise ValueError(
+            f"{folder / 'disc'}: an element of {level} has node {error}, which no .node file holds"
+        ) from error
     return np.array([points[i] for i in sorted(points)]), cells, np.array(group)
 
 
@@ -57,7 +60,8 @@ def kind_of(name: str) -> str:
 
 
 def read_ligaments(folder: Path, level: str, which: str = "remus2021") -> list[Ligament]:
-    """All of the level, straight from insertion to insertion. Raises ValueError for another file, or an unknown set."""
+    """All of the level, straight from insertion to insertion. Raises ValueError for another
+    file, or an unknown set."""
     if which not in LIGAMENTS:
         raise ValueError(f"ligaments={which!r} is unknown; choose {' or '.join(LIGAMENTS)}")
     strands: dict[str, list[np.ndarray]] = {}
@@ -82,7 +86,9 @@ def read_ligaments(folder: Path, level: str, which: str = "remus2021") -> list[L
         law: TensionLaw = REMUS[kind_of(name)]
         if which == "piecewise":
             upto, k = PIECEWISE[kind_of(name)]
-            law = Piecewise(upto, k, sum(len(v) for n, v in strands.items() if kind_of(n) == kind_of(name)))
+            law = Piecewise(
+                upto, k, sum(len(v) for n, v in strands.items() if kind_of(n) == kind_of(name))
+            )
         out.append(Ligament(name, pair[:, 0], pair[:, 1], law))
     return out
 
@@ -96,22 +102,39 @@ def _triangles(surface: Surface) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def facets_between(cranial: Surface, caudal: Surface, behind_mm: float) -> Facets:
-    """Triangles of the cranial vertebra behind x = behind_mm that face the caudal one within 3 mm. Raises ValueError when a side has
-    none."""
+    """Triangles of the cranial vertebra behind x = behind_mm that face the caudal one within 3
+    mm. Raises ValueError when a side has none."""
     centre, normal, area = _triangles(cranial)
     across, theirs, _area = _triangles(caudal)
     apart, nearest = cKDTree(across).query(centre)
-    facing = (apart < _FACET_REACH_MM) & ((normal * theirs[nearest]).sum(1) < -0.7) & (centre[:, 0] < behind_mm)
+    facing = (
+        (apart < _FACET_REACH_MM)
+        & ((normal * theirs[nearest]).sum(1) < -0.7)
+        & (centre[:, 0] < behind_mm)
+    )
     left = centre[facing, 1] > 0.0
     if left.all() or not left.any():
-        raise ValueError("no facet joint on one side: no triangles of both vertebrae face each other there")
-    return Facets(centre[facing], area[facing], left, surface_sdf(caudal, 0.7), FACET_MPA_PER_MM, FACET_CLEARANCE_MM)
+        raise ValueError(
+            "no facet joint on one side: no triangles of both vertebrae face each other there"
+        )
+    return Facets(
+        centre[facing],
+        area[facing],
+        left,
+        surface_sdf(caudal, 0.7),
+        FACET_MPA_PER_MM,
+        FACET_CLEARANCE_MM,
+    )
 
 
 def read_segment(
-    folder: Path, upper: str = "L4", lower: str = "L5", ligaments: str = "remus2021", order: int = 1,
+    folder: Path,
+    upper: str = "L4",
+    lower: str = "L5",
+    ligaments: str = "remus2021",
+    order: int = 1,
     fibre_angle_deg: float = FIBRE_ANGLE_DEG,
-) -> IntactSegment:  # fmt: skip
+) -> IntactSegment:
     """Of lumbar_meshes. Raises ValueError for what is missing there."""
     level = f"L{upper[1]}{lower[1]}"
     points, hexes, group = read_disc(folder, level)
@@ -125,6 +148,13 @@ def read_segment(
     behind = float(points[:, 0].min()) - 2.0
     centre = {name: s.points_mm[s.points_mm[:, 0] > behind].mean(0) for name, s in bones.items()}
     return IntactSegment(
-        disc, top, bottom, np.stack([np.cross(left, normal), left, normal]), centre[upper], centre[lower], NUCLEUS,
-        read_ligaments(folder, level, ligaments), facets_between(bones[upper], bones[lower], behind),
-    )  # fmt: skip
+        disc,
+        top,
+        bottom,
+        np.stack([np.cross(left, normal), left, normal]),
+        centre[upper],
+        centre[lower],
+        NUCLEUS,
+        read_ligaments(folder, level, ligaments),
+        facets_between(bones[upper], bones[lower], behind),
+    )

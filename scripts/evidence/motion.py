@@ -15,14 +15,20 @@ log = logging.getLogger("spinefit")
 
 #: Moments about anterior, left, cranial, and the axis that is read.
 DIRECTIONS = {
-    "flexion": ((0, 1, 0), 1), "extension": ((0, -1, 0), 1), "lateral bending": ((-1, 0, 0), 0), "axial rotation": ((0, 0, 1), 2),
-}  # fmt: skip
+    "flexion": ((0, 1, 0), 1),
+    "extension": ((0, -1, 0), 1),
+    "lateral bending": ((-1, 0, 0), 0),
+    "axial rotation": ((0, 0, 1), 2),
+}
 _POSTERIOR = ("LF", "ISL", "SSL", "CL", "ITL")
 
 
 def bending(direction: str, moment_nm: float, follower_n: float = 0.0) -> Load:
     x, y, z = DIRECTIONS[direction][0]
-    return Load(follower_n, moment_nmm=(1000.0 * moment_nm * x, 1000.0 * moment_nm * y, 1000.0 * moment_nm * z))
+    return Load(
+        follower_n,
+        moment_nmm=(1000.0 * moment_nm * x, 1000.0 * moment_nm * y, 1000.0 * moment_nm * z),
+    )
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,11 @@ class Published:
         """inside or outside; where there is no range, by how much off."""
         if self.low == self.high:
             return f"{100.0 * (value / self.low - 1.0):+.0f} %"
-        return "inside" if self.low <= value <= self.high else f"outside ({'low' if value < self.low else 'high'})"
+        return (
+            "inside"
+            if self.low <= value <= self.high
+            else f"outside ({'low' if value < self.low else 'high'})"
+        )
 
 
 _YAMAMOTO, _FSU, _FACET = "Yamamoto 1989 [M], mean", "[S43]", "[S45], T12-L2, mean ± SD"
@@ -68,13 +78,16 @@ PUBLISHED = (
 
 
 def balanced(segment: IntactSegment, follower_n: float = 500.0) -> IntactSegment:
-    """With the follower's path moved forwards or backwards until it turns the segment by less than 0.1° (as is done at the bench)."""
+    """With the follower's path moved forwards or backwards until it turns the segment by less
+    than 0.1° (as is done at the bench)."""
     load = Load(follower_n)
     tried: list[tuple[float, float]] = []
     shift = 0.0
     for _ in range(6):
         forward = shift * segment.axes[0]
-        here = replace(segment, cranial_mm=segment.cranial_mm + forward, caudal_mm=segment.caudal_mm + forward)
+        here = replace(
+            segment, cranial_mm=segment.cranial_mm + forward, caudal_mm=segment.caudal_mm + forward
+        )
         state, n = here.walk(segment.rest, Load(), load)
         turned = here.measure(state, segment.rest, load, n).rotation_deg[1]
         log.info("follower's path %+.1f mm: %+.2f° at %.0f N", shift, turned, follower_n)
@@ -83,14 +96,22 @@ def balanced(segment: IntactSegment, follower_n: float = 500.0) -> IntactSegment
         tried.append((shift, turned))
         (a, fa), (b, fb) = tried[-2:] if len(tried) > 1 else ((4.0, turned + 1.0), tried[0])
         shift = b - fb * (b - a) / (fb - fa)
-    raise NotFound(f"no path of the follower keeps the segment from turning; tried {[round(s, 1) for s, _ in tried]} mm")
+    raise NotFound(
+        "no path of the follower keeps the segment from turning; tried"
+        f" {[round(s, 1) for s, _ in tried]} mm"
+    )
 
 
 def tested(segment: IntactSegment, keep: Path) -> dict[str, float]:
-    """All of PUBLISHED's quantities, and the largest error of balance as `balance`. Stiffness in bending is 7.5 N m over the rotation,
-    axial stiffness 1000 N over the descent, with the follower as load. Raises NotFound."""
+    """All of PUBLISHED's quantities, and the largest error of balance as `balance`. Stiffness in
+    bending is 7.5 N m over the rotation, axial stiffness 1000 N over the descent, with the
+    follower as load. Raises NotFound."""
     out: dict[str, float] = {"balance": 0.0}
-    part = replace(segment, facets=None, ligaments=[lig for lig in segment.ligaments if kind_of(lig.name) not in _POSTERIOR])
+    part = replace(
+        segment,
+        facets=None,
+        ligaments=[lig for lig in segment.ligaments if kind_of(lig.name) not in _POSTERIOR],
+    )
     alone = replace(part, ligaments=[])
 
     def steps(what: IntactSegment, name: str, loads: list[Load], datum: int = 0) -> list[Step]:

@@ -1,4 +1,5 @@
-"""The check stage of a run folder: every arm in SfePy, the agreement of both solvers, result.json and the report."""
+"""The check stage of a run folder: every arm in SfePy, the agreement of both solvers,
+result.json and the report."""
 
 from __future__ import annotations
 
@@ -7,7 +8,14 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    CancelledError,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -47,10 +55,12 @@ def one_thread_each() -> Iterator[None]:
 
 
 def check_run(folder: Path, fem: FemConfig | None = None) -> Path:
-    """Verify every arm of a designed run, by the run's own settings or by `fem`; returns the report's path. An earlier report of
-    the folder is replaced; arms that an interrupted check had finished with the same settings are taken over.
+    """Verify every arm of a designed run, by the run's own settings or by `fem`; returns the
+    report's path. An earlier report of the folder is replaced; arms that an interrupted check had
+    finished with the same settings are taken over.
 
-    A failed arm keeps its status and has no number; the others go on. Raises ValueError when the folder holds no designs.
+    A failed arm keeps its status and has no number; the others go on. Raises ValueError when the
+    folder holds no designs.
     """
     opened = open_designed(folder, fem)
     config, study = opened.config, opened.study
@@ -62,7 +72,10 @@ def check_run(folder: Path, fem: FemConfig | None = None) -> Path:
             f"finish them first: {resume_line(folder)}"
         )
     engine = artifacts.read_json(folder / "engine.json")
-    clock, records = Clock(folder), {arm: Record(opened, folder, arm, engine["arms"][arm]) for arm in wanted}
+    clock, records = (
+        Clock(folder),
+        {arm: Record(opened, folder, arm, engine["arms"][arm]) for arm in wanted},
+    )
     reference = records["intact"].reference() if "intact" in wanted else None
     if "intact" in wanted and reference is None and not all(r.whole for r in records.values()):
         records["intact"].forget()
@@ -74,9 +87,16 @@ def check_run(folder: Path, fem: FemConfig | None = None) -> Path:
     clock.forget("report")
     held: dict[tuple[str, float | None], Check] = {}
     arms = Arms(opened, folder, todo)
-    # one process an arm, two at a time: MMG and SfePy's assembly use one core each, and a crash takes one arm only
-    with clock("SfePy, all arms"), one_thread_each(), ThreadPoolExecutor(config.fem.processes) as pool:
-        waiting: set[Future[tuple[str, float | None, Check]]] = {pool.submit(arms.next) for _ in todo}
+    # one process an arm, two at a time: MMG and SfePy's assembly use one core each, and a crash
+    # takes one arm only
+    with (
+        clock("SfePy, all arms"),
+        one_thread_each(),
+        ThreadPoolExecutor(config.fem.processes) as pool,
+    ):
+        waiting: set[Future[tuple[str, float | None, Check]]] = {
+            pool.submit(arms.next) for _ in todo
+        }
         expected = "intact" in todo
         try:
             while waiting or held:
@@ -97,7 +117,11 @@ def check_run(folder: Path, fem: FemConfig | None = None) -> Path:
                         if found.response is not None:
                             reference = Reference.of(found.response)
                             records[arm].keep_reference(reference)
-                if not expected:  # a response is hundreds of megabytes: measured and let go as soon as its reference is there
+                if (
+                    not expected
+                    # a response is hundreds of megabytes: measured and let go as soon as its
+                    # reference is there
+                ):
                     for key in list(held):
                         arm, friction = key
                         records[arm].add(referenced(held.pop(key), arm, reference), friction)
@@ -115,7 +139,8 @@ def check_run(folder: Path, fem: FemConfig | None = None) -> Path:
 
 
 class Arms:
-    """The arms that are left, for the threads that solve them: next() takes the first that no other run is just solving."""
+    """The arms that are left, for the threads that solve them: next() takes the first that no
+    other run is just solving."""
 
     def __init__(self, opened: Opened, folder: Path, todo: Sequence[str]) -> None:
         self.opened, self.folder, self.left = opened, folder, list(todo)
@@ -128,14 +153,24 @@ class Arms:
         o = self.opened
         design, surface = load_design(self.folder / "designs" / arm)
         design = replace(design, measures={})  # the optimiser's own words, nothing that is solved
-        return o.segment, design, surface, o.study.boundary_of(o.families[arm]), o.crop_mm, o.mesh, replace(o.fem, contact=friction)
+        return (
+            o.segment,
+            design,
+            surface,
+            o.study.boundary_of(o.families[arm]),
+            o.crop_mm,
+            o.mesh,
+            replace(o.fem, contact=friction),
+        )
 
     def next(self) -> tuple[str, float | None, Check]:
         while not self.stop.is_set():
             for arm in tuple(self.left):
                 with ExitStack() as held:
                     with self.guard:
-                        if arm not in self.left or not held.enter_context(self.store.claim(self.keys[arm])):
+                        if arm not in self.left or not held.enter_context(
+                            self.store.claim(self.keys[arm])
+                        ):
                             continue
                         self.left.remove(arm)
                     return arm, None, self._solved(arm)
@@ -158,12 +193,19 @@ class Arms:
 
 
 def alone(*job: Any) -> Check:
-    """`check` in a process of its own: its memory is given back after the arm, and a crash takes no other arm along."""
+    """`check` in a process of its own: its memory is given back after the arm, and a crash takes
+    no other arm along."""
     try:
         with ProcessPoolExecutor(1, get_context("spawn"), initializer=die_with_parent) as one:
             return one.submit(check, *job).result()
     except BrokenProcessPool as error:
-        return replace(nothing(f"the process of this arm died ({error}); usually too little memory: coarsen fem.mesh"), died=True)
+        return replace(
+            nothing(
+                f"the process of this arm died ({error}); usually too little memory: coarsen"
+                " fem.mesh"
+            ),
+            died=True,
+        )
     except Exception as error:  # whatever it is, it is this arm's alone
         log.exception("an arm failed")
         return nothing(f"{type(error).__name__}: {error}")
@@ -174,5 +216,9 @@ def referenced(found: Check, arm: str, reference: Reference | None) -> Check:
     response = found.response
     if response is None or reference is None:
         return found
-    energy = energy_nmm(response) if arm == "intact" else carried(reference, np.asarray(response.position))
+    energy = (
+        energy_nmm(response)
+        if arm == "intact"
+        else carried(reference, np.asarray(response.position))
+    )
     return replace(found, response=replace(response, reference_sed=energy))

@@ -46,7 +46,8 @@ class SolverConfig(BaseModel):
 
 
 class SearchConfig(BaseModel):
-    """The search for the best position of a fixed shape: a lattice of positions, then a pattern search."""
+    """The search for the best position of a fixed shape: a lattice of positions, then a pattern
+    search."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     spacing_mm: float = Field(2.5, ge=0.4, le=4.0)
@@ -59,8 +60,9 @@ class SearchConfig(BaseModel):
 class StudyConfig(BaseModel):
     """Everything that shapes the designs of a run. Unknown keys and values out of range are errors.
 
-    seed, start_scatter: where the optimiser starts. 0: at the conforming rival's best position, solid; n: that, each scaled parameter
-    moved by a normal random number of this standard deviation (1 = the whole range), so that repeats show what the start decides.
+    seed, start_scatter: where the optimiser starts. 0: at the conforming rival's best position,
+    solid; n: that, each scaled parameter moved by a normal random number of this standard deviation
+    (1 = the whole range), so that repeats show what the start decides.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -80,15 +82,20 @@ class StudyConfig(BaseModel):
 class LauncherConfig(BaseModel):
     """Where jobs run and what each gets.
 
-    jobs              at a time; null: as many as cores and memory allow (joblib), all (submitit, ray: the scheduler decides)
+    jobs              at a time; null: as many as cores and memory allow (joblib), all (submitit,
+                      ray: the scheduler decides)
     threads_per_job   null: the cores divided among the jobs (joblib), 4 (submitit, ray)
     memory_gb_per_job a job's peak: some 5 GB at fem=demo and standard, 8 at fem=fine
-    retries           times that a job is started again after a failure that may pass (disk full, memory, a killed process)
+    retries           times that a job is started again after a failure that may pass (disk full,
+                      memory, a killed process)
     retry_failed      start jobs again that had failed for good
-    time_h            submitit: time limit of a job; it is requeued from its checkpoint, up to `retries` times
+    time_h            submitit: time limit of a job; it is requeued from its checkpoint, up to
+                      `retries` times
     grace_s           how long a job that is told to stop may take to save (an iteration, at most)
-    slurm             submitit: further parameters, e.g. {slurm_partition: cpu}; cluster: slurm, or local for a trial run here
-    address           ray: the cluster's address; null: one that is started on this machine for the sweep
+    slurm             submitit: further parameters, e.g. {slurm_partition: cpu}; cluster: slurm, or
+                      local for a trial run here
+    address           ray: the cluster's address; null: one that is started on this machine for the
+                      sweep
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -106,7 +113,8 @@ class LauncherConfig(BaseModel):
 
 
 class PatientConfig(BaseModel):
-    """A folder written by prepare_patient.py, or (bundle null) the embedded phantom with these settings."""
+    """A folder written by prepare_patient.py, or (bundle null) the embedded phantom with these
+    settings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     bundle: str | None = None
@@ -114,9 +122,11 @@ class PatientConfig(BaseModel):
 
 
 class FemConfig(BaseModel):
-    """SfePy check: mesh sizes and solver; see fem.mesh.build.MeshSettings and fem.solve.FemSettings.
+    """SfePy check: mesh sizes and solver; see fem.mesh.build.MeshSettings and
+    fem.solve.FemSettings.
 
-    contact: coefficients of friction with which every arm is solved again, its implant only pressing on what it touches
+    contact: coefficients of friction with which every arm is solved again, its implant only
+    pressing on what it touches
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -131,20 +141,30 @@ class FemConfig(BaseModel):
         for kind, given in ((MeshSettings, self.mesh), (FemSettings, self.solve)):
             known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
             if unknown := set(given) - known:
-                raise ValueError(f"unknown key {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
+                raise ValueError(
+                    f"unknown key {', '.join(sorted(unknown))}; known are"
+                    f" {', '.join(sorted(known))}"
+                )
             kind(**given)
         if "contact" in self.solve:
-            raise ValueError("solve.contact: give fem.contact=[…]; every arm is then solved bonded and with contact")
+            raise ValueError(
+                "solve.contact: give fem.contact=[…]; every arm is then solved bonded and with"
+                " contact"
+            )
         for friction in self.contact:
             ContactSettings(friction)
         if wrong := [a for a in self.arms if a not in (*FLOORS, *ARMS)]:
-            raise ValueError(f"arms: {', '.join(wrong)} unknown; choose among {', '.join((*FLOORS, *ARMS))}")
+            raise ValueError(
+                f"arms: {', '.join(wrong)} unknown; choose among {', '.join((*FLOORS, *ARMS))}"
+            )
         return self
 
 
 class CredibilityConfig(BaseModel):
-    """Words of the report's credibility section. Empty: question and context of use are put together from the run; model risk
-    (influence of the model on the decision × consequence of a wrong one) is the user's to judge and stays open."""
+    """Words of the report's credibility section. Empty: question and context of use are put
+    together from the run; model risk (influence of the model on the decision × consequence of a
+    wrong one) is the user's to judge and stays open.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     question: str = ""
@@ -153,8 +173,9 @@ class CredibilityConfig(BaseModel):
 
 
 class BudgetConfig(BaseModel):
-    """When to stop early, with the best design so far. wall_time_h: hours of optimisation, over all resumes; null: no limit. A run that
-    ended by it goes on when it is started again with more."""
+    """When to stop early, with the best design so far. wall_time_h: hours of optimisation, over
+    all resumes; null: no limit. A run that ended by it goes on when it is started again with
+    more."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     wall_time_h: float | None = Field(None, gt=0)
@@ -165,8 +186,8 @@ class BudgetConfig(BaseModel):
 
 
 class KeepConfig(BaseModel):
-    """What stays on disk. states: newest checkpoints while the search runs (a finished run keeps none); solutions: arms whose solution.vtu
-    and mesh stay when the check is done."""
+    """What stays on disk. states: newest checkpoints while the search runs (a finished run keeps
+    none); solutions: arms whose solution.vtu and mesh stay when the check is done."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     states: int = Field(2, ge=1)
@@ -175,14 +196,17 @@ class KeepConfig(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> KeepConfig:
         if wrong := [a for a in self.solutions if a not in (*FLOORS, *ARMS)]:
-            raise ValueError(f"solutions: {', '.join(wrong)} unknown; choose among {', '.join((*FLOORS, *ARMS))}")
+            raise ValueError(
+                f"solutions: {', '.join(wrong)} unknown; choose among {', '.join((*FLOORS, *ARMS))}"
+            )
         return self
 
 
 class RunConfig(BaseModel):
     """Everything of one run. Unknown keys and values out of range are errors, all named together.
 
-    reuse_gb: disk for what runs of the same content can take over from each other (scripts/run/solved.py); 0: everything is solved anew
+    reuse_gb: disk for what runs of the same content can take over from each other
+    (scripts/run/solved.py); 0: everything is solved anew
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -202,6 +226,7 @@ class RunConfig(BaseModel):
     mlflow: MlflowConfig = MlflowConfig()
 
     def identity(self) -> str:
-        """Hash of what shapes the designs (not of where they go, how far the search got, or how they are checked)."""
+        """Hash of what shapes the designs (not of where they go, how far the search got, or how
+        they are checked)."""
         text = self.model_dump_json(exclude=set(BESIDE))
         return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,5 @@
-"""From Hydra's composed settings to the typed configuration of a run, or to a sweep of them. Every wrong key and value is named at once."""
+"""From Hydra's composed settings to the typed configuration of a run, or to a sweep of them.
+Every wrong key and value is named at once."""
 
 from __future__ import annotations
 
@@ -22,21 +23,31 @@ __all__ = ["Wrong", "composed", "expand", "made", "problems", "run_config", "sai
 
 
 def run_config(settings: DictConfig) -> tuple[RunConfig, LauncherConfig]:
-    """The typed configuration of the composed groups, and where a sweep's jobs run. Raises Wrong naming every wrong key and value."""
+    """The typed configuration of the composed groups, and where a sweep's jobs run. Raises Wrong
+    naming every wrong key and value."""
     plain = dict(OmegaConf.to_container(settings, resolve=True, throw_on_missing=True))  # type: ignore[arg-type]
     own = set(RunConfig.model_fields) - {"study"}
     known = own | set(STUDY) | set(PARTS) | {"launcher"}
-    wrong = [f"{key}: unknown key{nearest(key, known)}; known are {', '.join(sorted(known))}" for key in sorted(set(plain) - known)]
+    wrong = [
+        f"{key}: unknown key{nearest(key, known)}; known are {', '.join(sorted(known))}"
+        for key in sorted(set(plain) - known)
+    ]
     study = {k: plain[k] for k in STUDY if k in plain}
     for group, keys in PARTS.items():
         part = plain.get(group) or {}
         if extra := sorted(set(part) - set(keys)):
-            wrong.append(f"{group}: unknown key {', '.join(extra)}; it holds {' and '.join(keys)} and nothing else")
+            wrong.append(
+                f"{group}: unknown key {', '.join(extra)}; it holds {' and '.join(keys)} and"
+                " nothing else"
+            )
         study |= {k: v for k, v in part.items() if k in keys}
     wrong += _wrong_parts(study)
     found: list[Any] = []
     given = {k: plain[k] for k in own if k in plain} | {"study": study}
-    for kind, values, prefix in ((RunConfig, given, ""), (LauncherConfig, plain.get("launcher") or {}, "launcher.")):
+    for kind, values, prefix in (
+        (RunConfig, given, ""),
+        (LauncherConfig, plain.get("launcher") or {}, "launcher."),
+    ):
         try:
             found.append(kind(**values))
         except ValidationError as error:
@@ -50,7 +61,11 @@ def _wrong_parts(study: dict[str, Any]) -> list[str]:
     """What the family, each load case and each goal say against their settings."""
     cases, entries = study.get("cases"), study.get("goals")
     checks: list[tuple[str, Any, Any]] = [
-        ("implant.settings.", Cage, partial(implants.load, study.get("family", ""), study.get("settings") or {}))
+        (
+            "implant.settings.",
+            Cage,
+            partial(implants.load, study.get("family", ""), study.get("settings") or {}),
+        )
     ]
     for name, spec in cases.items() if isinstance(cases, dict) else ():
         if isinstance(spec, dict):
@@ -79,6 +94,7 @@ def problems(settings: DictConfig) -> list[str]:
 
 
 def composed(overrides: Sequence[str]) -> tuple[RunConfig, LauncherConfig, dict[str, Any]]:
-    """One run from overrides alone: its configuration, its launcher, and how it came about. Raises as Hydra and run_config do."""
+    """One run from overrides alone: its configuration, its launcher, and how it came about.
+    Raises as Hydra and run_config do."""
     given = composing.compose("config", overrides)
     return *run_config(given.settings), given.made

@@ -1,16 +1,19 @@
-"""The run folder: where designs, checks and the report meet. The scripts beside this file are thin shells over it.
+"""The run folder: where designs, checks and the report meet. The scripts beside this file are thin
+shells over it.
 
-    config.yaml meta.json            what was asked, versions, hashes
-    segment/                         the planned patient
-    search.jsonl                     every position tried for the rivals
-    history.jsonl state_*.npz        every iteration, and the optimiser's state after it
-    engine.json                      every arm on the voxel engine
-    designs/<arm>/                   design.json implant.npz window.npz implant.stl implant.3mf density.vtu lattice.*
-    optimisation.json                how the search ended; written when all designs are there
-    fem/<arm>/solution.vtu           every arm in SfePy
-    result.json report.html          what came out
-    slicer/                          implants, vertebrae and pedicle axes in the scan's LPS, with a scene for 3D Slicer
-    outcome.json .lock               how the job ended (scripts/run/job.py), and who is at work on it
+config.yaml meta.json            what was asked, versions, hashes
+segment/                         the planned patient
+search.jsonl                     every position tried for the rivals
+history.jsonl state_*.npz        every iteration, and the optimiser's state after it
+engine.json                      every arm on the voxel engine
+designs/<arm>/                   design.json implant.npz window.npz implant.stl implant.3mf
+                                 density.vtu lattice.*
+optimisation.json                how the search ended; written when all designs are there
+fem/<arm>/solution.vtu           every arm in SfePy
+result.json report.html          what came out
+slicer/                          implants, vertebrae and pedicle axes in the scan's LPS, with a
+                                 scene for 3D Slicer
+outcome.json .lock               how the job ended (scripts/run/job.py), and who is at work on it
 """
 
 from __future__ import annotations
@@ -22,7 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from engine import artifacts, forward, optimize
 from fem.fields import array_name
@@ -42,10 +52,12 @@ log = logging.getLogger("spinefit")
 
 
 def design_run(config: RunConfig, made: dict[str, Any] | None = None) -> Path:
-    """Search the rivals' positions, optimise, export every arm. Interrupted, it leaves a folder that resumes.
+    """Search the rivals' positions, optimise, export every arm. Interrupted, it leaves a folder
+    that resumes.
 
-    `made`: how the configuration came about (Hydra's choices and overrides), for meta.json. Raises KeyboardInterrupt after SIGINT or
-    SIGTERM (everything computed is on disk), ValueError for bad input, FloatingPointError when no design could be evaluated.
+    `made`: how the configuration came about (Hydra's choices and overrides), for meta.json. Raises
+    KeyboardInterrupt after SIGINT or SIGTERM (everything computed is on disk), ValueError for bad
+    input, FloatingPointError when no design could be evaluated.
     """
     segment = open_segment(config.patient)
     study = studies.make(segment, config.study)
@@ -65,8 +77,12 @@ def design_run(config: RunConfig, made: dict[str, Any] | None = None) -> Path:
             _engine(study, values, folder, stop)
         with clock("export"):
             for arm, family in studies.families(study).items():
-                label = part_label(config.title, segment.patient, segment.name, arm, study.cage.material)
-                export_design(studies.design(study, arm, family, values[arm]), folder / "designs" / arm, label)
+                label = part_label(
+                    config.title, segment.patient, segment.name, arm, study.cage.material
+                )
+                export_design(
+                    studies.design(study, arm, family, values[arm]), folder / "designs" / arm, label
+                )
                 _stop_if(stop, folder)
         artifacts.write_json(folder / "optimisation.json", end)
     return folder
@@ -78,14 +94,23 @@ class Stopped(KeyboardInterrupt):
 
 def _stop_if(stop: Any, folder: Path) -> None:
     if stop:
-        raise Stopped(f"stopped by {stop.signal_name}; go on with:\n  {overrides.resume_line(folder)}")
+        raise Stopped(
+            f"stopped by {stop.signal_name}; go on with:\n  {overrides.resume_line(folder)}"
+        )
 
 
-def positions(study: Study, folder: Path, bar: Progress, stop: Any, store: solved.Store) -> dict[str, np.ndarray]:
-    """Best pose of both rivals; positions already on record are not solved again, a search that another run has finished is its."""
+def positions(
+    study: Study, folder: Path, bar: Progress, stop: Any, store: solved.Store
+) -> dict[str, np.ndarray]:
+    """Best pose of both rivals; positions already on record are not solved again, a search that
+    another run has finished is its."""
     record = folder / "search.jsonl"
     # the optimiser's start is no matter of the rivals
-    name = solved.key("positions", study.segment, study.config.model_dump(mode="json", exclude={"seed", "start_scatter"}))
+    name = solved.key(
+        "positions",
+        study.segment,
+        study.config.model_dump(mode="json", exclude={"seed", "start_scatter"}),
+    )
     while not record.exists():
         with store.claim(name) as mine:
             if (lines := store.search(name)) is not None:
@@ -99,7 +124,9 @@ def positions(study: Study, folder: Path, bar: Progress, stop: Any, store: solve
     return _searched(study, folder, bar, stop, store, name)
 
 
-def _searched(study: Study, folder: Path, bar: Progress, stop: Any, store: solved.Store, name: str) -> dict[str, np.ndarray]:
+def _searched(
+    study: Study, folder: Path, bar: Progress, stop: Any, store: solved.Store, name: str
+) -> dict[str, np.ndarray]:
     """The search itself, from where its record stands."""
     record = folder / "search.jsonl"
     done = artifacts.read_jsonl(record) if record.exists() else []
@@ -114,7 +141,12 @@ def _searched(study: Study, folder: Path, bar: Progress, stop: Any, store: solve
             known = {tuple(row["pose"]): row for row in mine}
             task = bar.add_task(f"{arm}: position", total=None)
             for trial in search.search(study, arm, studies.problem(study, prepared, family), known):
-                row = {"arm": arm, "pose": trial.pose.tolist(), "loss": trial.loss, "measures": trial.measures}
+                row = {
+                    "arm": arm,
+                    "pose": trial.pose.tolist(),
+                    "loss": trial.loss,
+                    "measures": trial.measures,
+                }
                 if tuple(row["pose"]) not in known:
                     artifacts.append_jsonl(record, row)
                 mine.append(row)
@@ -123,7 +155,9 @@ def _searched(study: Study, folder: Path, bar: Progress, stop: Any, store: solve
             mine.append({"arm": arm, "finished": True})
             artifacts.append_jsonl(record, mine[-1])
             bar.update(task, total=bar.tasks[task].completed)
-        best[arm] = np.asarray(min((r for r in mine if "loss" in r), key=lambda r: r["loss"])["pose"])
+        best[arm] = np.asarray(
+            min((r for r in mine if "loss" in r), key=lambda r: r["loss"])["pose"]
+        )
     store.give_search(name, record.read_text())
     return best
 
@@ -137,7 +171,9 @@ def optimise(
     problem = studies.problem(study, prepared, study.cage)
     begin = search.start(study, pose)
     constraints = sum(g.kind != "minimise" for g in study.goals)
-    state = _last_state(folder, optimize.start(begin, constraints, forward.cold(problem.scene), settings))
+    state = _last_state(
+        folder, optimize.start(begin, constraints, forward.cold(problem.scene), settings)
+    )
     history = folder / "history.jsonl"
     _drop_after(history, int(state.iteration))
     rows = artifacts.read_jsonl(history)
@@ -166,10 +202,15 @@ def optimise(
             artifacts.append_jsonl(history, row)
             artifacts.save_state(folder / f"state_{step.iteration + 1:05d}.npz", state)
             artifacts.rotate(folder, keep=config.keep.states)
-            bar.update(task, advance=1, note=f"loss {step.loss:.4f}, violation {step.violation:.3f}")
+            bar.update(
+                task, advance=1, note=f"loss {step.loss:.4f}, violation {step.violation:.3f}"
+            )
             if not bar.console.is_terminal:
-                print(f"  iteration {step.iteration + 1}/{settings.iterations}: loss {step.loss:.4f}, violation "
-                      f"{step.violation:.3f}, {spent:.0f} s", flush=True)  # fmt: skip
+                print(
+                    f"  iteration {step.iteration + 1}/{settings.iterations}: loss {step.loss:.4f},"
+                    f" violation {step.violation:.3f}, {spent:.0f} s",
+                    flush=True,
+                )
             _stop_if(stop, folder)
             if spent >= config.budget.seconds:
                 break
@@ -180,19 +221,37 @@ def optimise(
     n, best = int(state.iteration), int(state.best_iteration)
     if not code and n < settings.iterations:
         out_of_time = not optimize.exhausted(state, settings)
-        code, text = ("wall_time", f"{spent / 3600:.3g} h were spent of {config.budget.wall_time_h:g} h") if out_of_time else (
-            "patience", f"no better design in the last {settings.patience} iterations")  # fmt: skip
-    end = {"code": code or "iterations", "text": text or f"all {n} iterations", "iterations": n, "asked": settings.iterations,
-           "best_iteration": best, "best_objective": float(state.best_loss), "best_violation": float(state.best_violation),
-           "feasible": float(state.best_violation) <= settings.feasible, "seconds": spent}  # fmt: skip
+        code, text = (
+            ("wall_time", f"{spent / 3600:.3g} h were spent of {config.budget.wall_time_h:g} h")
+            if out_of_time
+            else ("patience", f"no better design in the last {settings.patience} iterations")
+        )
+    end = {
+        "code": code or "iterations",
+        "text": text or f"all {n} iterations",
+        "iterations": n,
+        "asked": settings.iterations,
+        "best_iteration": best,
+        "best_objective": float(state.best_loss),
+        "best_violation": float(state.best_violation),
+        "feasible": float(state.best_violation) <= settings.feasible,
+        "seconds": spent,
+    }
     if n < settings.iterations:
-        log.warning("the search ended after %d of %d iterations: %s; the best design so far (iteration %d) is exported", n,
-                    settings.iterations, end["text"], best)  # fmt: skip
+        log.warning(
+            "the search ended after %d of %d iterations: %s; the best design so far (iteration %d)"
+            " is exported",
+            n,
+            settings.iterations,
+            end["text"],
+            best,
+        )
     return {k: np.asarray(v) for k, v in state.best_parameters.items()}, end
 
 
 def _last_state(folder: Path, like: optimize.State) -> optimize.State:
-    """The newest checkpoint that can be read, else `like`, the start; a damaged one is named and passed over."""
+    """The newest checkpoint that can be read, else `like`, the start; a damaged one is named and
+    passed over."""
     for path in sorted(folder.glob("state_*.npz"), reverse=True):
         try:
             return artifacts.load_state(path, like)
@@ -204,14 +263,17 @@ def _last_state(folder: Path, like: optimize.State) -> optimize.State:
 
 
 def _drop_after(history: Path, iteration: int) -> None:
-    """Lines of the history past the state that is resumed are from an iteration that will be done again."""
+    """Lines of the history past the state that is resumed are from an iteration that will be
+    done again."""
     if not history.exists():
         return
     rows = [r for r in artifacts.read_jsonl(history) if r["iteration"] < iteration]
     artifacts.write_text(history, "".join(json.dumps(r) + "\n" for r in rows))
 
 
-def _values(study: Study, poses: dict[str, np.ndarray], best: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+def _values(
+    study: Study, poses: dict[str, np.ndarray], best: dict[str, np.ndarray]
+) -> dict[str, dict[str, Any]]:
     """Physical parameters of every arm and floor."""
     families = studies.families(study)
     default = studies.default_pose(study)
@@ -220,8 +282,13 @@ def _values(study: Study, poses: dict[str, np.ndarray], best: dict[str, np.ndarr
         pose = default if arm.endswith("_central") else poses[arm]
         values = studies.parameters_at(study, families[arm], pose)
         if values is None:
-            log.warning("%s: the device cannot stand at the default position; the searched one is shown", arm)
-            values = studies.parameters_at(study, families[arm], poses[arm.removesuffix("_central")])
+            log.warning(
+                "%s: the device cannot stand at the default position; the searched one is shown",
+                arm,
+            )
+            values = studies.parameters_at(
+                study, families[arm], poses[arm.removesuffix("_central")]
+            )
         assert values is not None
         out[arm] = values
     groups = study.cage.groups()
@@ -232,21 +299,35 @@ def _values(study: Study, poses: dict[str, np.ndarray], best: dict[str, np.ndarr
 def _engine(study: Study, values: dict[str, dict[str, Any]], folder: Path, stop: Any) -> None:
     """Every arm on the voxel engine, at the optimiser's grid."""
     prepared = studies.prepare(study, study.config.solver.spacing_mm)
-    table: dict[str, Any] = {"grid": list(prepared.grid.shape), "spacing_mm": prepared.grid.spacing_mm, "arms": {}}
+    table: dict[str, Any] = {
+        "grid": list(prepared.grid.shape),
+        "spacing_mm": prepared.grid.spacing_mm,
+        "arms": {},
+    }
     for arm, family in studies.families(study).items():
         e, status = studies.evaluate(study, prepared, family, values[arm])
         worst = studies.worst(status)
-        elsewhere = arm.endswith("_central") and not np.array_equal(values[arm]["pose"], studies.default_pose(study))
+        elsewhere = arm.endswith("_central") and not np.array_equal(
+            values[arm]["pose"], studies.default_pose(study)
+        )
         per_load = {g.objective.name: g.objective.per_load(e.response) for g in study.goals}
         table["arms"][arm] = {
-            "status": worst.code, "iterations": worst.iterations, "residual": worst.relative_residual,
+            "status": worst.code,
+            "iterations": worst.iterations,
+            "residual": worst.relative_residual,
             "loss": float(e.loss),
-            "measures": {g.objective.name: float(m) for g, m in zip(study.goals, e.measures, strict=True)},
+            "measures": {
+                g.objective.name: float(m) for g, m in zip(study.goals, e.measures, strict=True)
+            },
             "per_load": {k: np.asarray(v).tolist() for k, v in per_load.items() if v is not None},
             "compliance_nmm": np.asarray(e.response.compliance).tolist(),
             "motion": np.asarray(e.response.motion).tolist(),
-            "notes": ["cannot stand at the default position: shown at the searched one"] if elsewhere else [],
-        }  # fmt: skip
+            "notes": (
+                ["cannot stand at the default position: shown at the searched one"]
+                if elsewhere
+                else []
+            ),
+        }
         _stop_if(stop, folder)
         if arm in ("optimised", "conforming", "stock"):
             _write_engine_fields(prepared, e.response, folder / "designs" / arm / "engine.vti")
@@ -273,16 +354,22 @@ def _write_engine_fields(prepared: studies.Prepared, response: Any, path: Path) 
     for i, name in enumerate(("caudal", "cranial", "implant", "graft", "remnant")):
         image.cell_data[f"fraction_{name}"] = cell(response.fraction[:, i])
     for i, name in enumerate(response.loadcases):
-        image.cell_data[array_name(name, "strain_min")] = cell(principal_strains(response.strain[i])[0])
+        image.cell_data[array_name(name, "strain_min")] = cell(
+            principal_strains(response.strain[i])[0]
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(str(path))
 
 
 def _progress() -> Progress:
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
-    )  # fmt: skip
+    )
     bar = Progress(*columns)
     add = bar.add_task
     bar.add_task = lambda *a, **k: add(*a, **({"note": ""} | k))  # type: ignore[method-assign]

@@ -1,4 +1,5 @@
-"""What stands on a blueprint, from a run folder: identifiers, measured sizes, material, mass, build direction, revision."""
+"""What stands on a blueprint, from a run folder: identifiers, measured sizes, material, mass,
+build direction, revision."""
 
 from __future__ import annotations
 
@@ -45,40 +46,70 @@ class BlueprintConfig(BaseModel):
         return arms
 
 
-def write_blueprint(folder: Path, arm: str = "optimised", tolerances: str = _AGREE, finish: str = _AGREE) -> dict[str, Path]:
-    """Write blueprint.pdf, .dxf, .json and implant.glb into <folder>/designs/<arm>; returns their paths.
+def write_blueprint(
+    folder: Path, arm: str = "optimised", tolerances: str = _AGREE, finish: str = _AGREE
+) -> dict[str, Path]:
+    """Write blueprint.pdf, .dxf, .json and implant.glb into <folder>/designs/<arm>; returns their
+    paths.
 
     Raises ValueError when the run holds no part of that arm or its surface is not closed.
     """
     where = folder / "designs" / arm
     config = read_config(folder)
     if not (where / "implant.stl").exists():
-        raise ValueError(f"{folder} holds no part of the {arm} arm (designs/{arm}/implant.stl); run scripts/optimize.py to its end first")
+        raise ValueError(
+            f"{folder} holds no part of the {arm} arm (designs/{arm}/implant.stl); run"
+            " scripts/optimize.py to its end first"
+        )
     design, part = load_design(where)
     assert part is not None and design.implant is not None
     mesh, angle_deg = drawing.turned(drawing.mesh_of(part))
     measured = drawing.measure(mesh)
     builds = drawing.orientations(mesh)
-    meta, segment = artifacts.read_json(folder / "meta.json"), artifacts.read_json(folder / "segment" / "segment.json")
+    meta, segment = (
+        artifacts.read_json(folder / "meta.json"),
+        artifacts.read_json(folder / "segment" / "segment.json"),
+    )
     solid = IMPLANTS[design.material]
     density = _densities(design)
     mass_g = measured["volume_mm3"] * solid.density_g_cm3 / 1000.0
-    struts = artifacts.read_json(where / "lattice.json") if (where / "lattice.json").exists() else None
+    struts = (
+        artifacts.read_json(where / "lattice.json") if (where / "lattice.json").exists() else None
+    )
     if struts is not None and struts["solid"]:
         struts = None
-    revision = hashlib.sha256(surface_bytes(part) + f"{meta['identity']}{arm}{tolerances}{finish}".encode()).hexdigest()[:12]
+    revision = hashlib.sha256(
+        surface_bytes(part) + f"{meta['identity']}{arm}{tolerances}{finish}".encode()
+    ).hexdigest()[:12]
     figures: dict[str, Any] = {
-        "title": config.title or f"{config.study.settings.get('approach', '')} cage, {segment['patient']} {segment['name']}".strip(),
-        "patient": segment["patient"], "level": segment["name"], "plan": segment["plan"]["rule"], "arm": arm, "family": design.family,
-        "approach": config.study.settings.get("approach"), "material": solid.source.split(" [")[0].split(";")[0],
-        "turned_about_z_deg": angle_deg, **measured, "relative_density": density, "solid_mass_g": mass_g,
-        "mass_g": struts["as_built_g"] if struts else mass_g * density["mean"], "lattice": struts,
-        "build": builds, "tolerances": tolerances, "finish": finish, "revision": revision,
+        "title": (
+            config.title
+            or f"{config.study.settings.get('approach', '')} cage, {segment['patient']} {segment['name']}".strip()
+        ),
+        "patient": segment["patient"],
+        "level": segment["name"],
+        "plan": segment["plan"]["rule"],
+        "arm": arm,
+        "family": design.family,
+        "approach": config.study.settings.get("approach"),
+        "material": solid.source.split(" [")[0].split(";")[0],
+        "turned_about_z_deg": angle_deg,
+        **measured,
+        "relative_density": density,
+        "solid_mass_g": mass_g,
+        "mass_g": struts["as_built_g"] if struts else mass_g * density["mean"],
+        "lattice": struts,
+        "build": builds,
+        "tolerances": tolerances,
+        "finish": finish,
+        "revision": revision,
         "geometry_revision": geometry_revision(part),
         "date": meta["created"][:10],
         "configuration": meta["identity"],
-    }  # fmt: skip
-    page = blueprint.sheet(mesh, measured, _title(figures), _notes(figures), _key(segment, part, angle_deg))
+    }
+    page = blueprint.sheet(
+        mesh, measured, _title(figures), _notes(figures), _key(segment, part, angle_deg)
+    )
     figures["scale"] = page.scale
     title = f"{figures['title']}, {arm}, {revision}"
     return {
@@ -90,14 +121,19 @@ def write_blueprint(folder: Path, arm: str = "optimised", tolerances: str = _AGR
 
 
 def write_lattice(folder: Path, arm: str, settings: LatticeSettings) -> dict[str, Any]:
-    """The arm's relative density as struts: lattice.stl and lattice.3mf (unless the part is solid) and lattice.json in designs/<arm>;
-    returns what was measured. What is there of the same design and settings stays.
+    """The arm's relative density as struts: lattice.stl and lattice.3mf (unless the part is solid)
+    and lattice.json in designs/<arm>; returns what was measured. What is there of the same design
+    and settings stays.
 
-    Raises ValueError when the run holds no part of that arm, surface.ExportError when no clean surface comes out.
+    Raises ValueError when the run holds no part of that arm, surface.ExportError when no clean
+    surface comes out.
     """
     where = folder / "designs" / arm
     if not (where / "implant.stl").exists():
-        raise ValueError(f"{folder} holds no part of the {arm} arm (designs/{arm}/implant.stl); run scripts/optimize.py to its end first")
+        raise ValueError(
+            f"{folder} holds no part of the {arm} arm (designs/{arm}/implant.stl); run"
+            " scripts/optimize.py to its end first"
+        )
     design, part = load_design(where)
     assert part is not None and design.implant is not None
     key = artifacts.digest((design.implant, design.relative_density, settings.model_dump()))
@@ -107,14 +143,20 @@ def write_lattice(folder: Path, arm: str, settings: LatticeSettings) -> dict[str
     for name in ("stl", "3mf"):
         (where / f"lattice.{name}").unlink(missing_ok=True)
     mesh, angle_deg = drawing.turned(drawing.mesh_of(part))
-    direction = drawing.orientations(mesh)[0]["direction"] if settings.build == "auto" else settings.build
+    direction = (
+        drawing.orientations(mesh)[0]["direction"] if settings.build == "auto" else settings.build
+    )
     turn = np.radians(angle_deg)
-    frame = np.array([[np.cos(turn), -np.sin(turn), 0.0], [np.sin(turn), np.cos(turn), 0.0], [0.0, 0.0, 1.0]])
+    frame = np.array(
+        [[np.cos(turn), -np.sin(turn), 0.0], [np.sin(turn), np.cos(turn), 0.0], [0.0, 0.0, 1.0]]
+    )
     if design.relative_density is None:
         figures: dict[str, Any] = {"solid": True}
     else:
         log.info("%s: struts of the lattice …", arm)
-        made = lattice.realise(design.implant, design.relative_density, settings, frame @ drawing.DIRECTIONS[direction])
+        made = lattice.realise(
+            design.implant, design.relative_density, settings, frame @ drawing.DIRECTIONS[direction]
+        )
         figures = made.figures
         if made.surface is not None:
             surface.export(made.surface, where, "lattice", _label(folder, design))
@@ -123,7 +165,9 @@ def write_lattice(folder: Path, arm: str, settings: LatticeSettings) -> dict[str
         if f"{what}_mm3" in figures:
             figures[f"{what}_g"] = figures[f"{what}_mm3"] * solid.density_g_cm3 / 1000.0
     figures |= {"arm": arm, "build": direction, "settings": settings.model_dump(), "key": key}
-    (where / "blueprint.json").unlink(missing_ok=True)  # the sheet tells of the lattice: it is to be drawn again
+    (where / "blueprint.json").unlink(
+        missing_ok=True
+    )  # the sheet tells of the lattice: it is to be drawn again
     artifacts.write_json(record, figures)
     return figures
 
@@ -134,21 +178,32 @@ def _label(folder: Path, design: Design) -> PartLabel | None:
     if not segment.exists():
         return None
     meta = artifacts.read_json(segment)
-    return part_label(read_config(folder).title, meta["patient"], meta["name"], design.arm, design.material)
+    return part_label(
+        read_config(folder).title, meta["patient"], meta["name"], design.arm, design.material
+    )
 
 
 def write_step(folder: Path, arm: str, deviation_mm: float) -> Path:
-    """Write <folder>/designs/<arm>/implant.step. Raises ValueError as engine.part.step.write_step, or when the run holds no such part."""
+    """Write <folder>/designs/<arm>/implant.step. Raises ValueError as
+    engine.part.step.write_step, or when the run holds no such part."""
     where = folder / "designs" / arm
     if not (where / "implant.stl").exists():
-        raise ValueError(f"{folder} holds no part of the {arm} arm (designs/{arm}/implant.stl); run scripts/optimize.py to its end first")
-    path, reached_mm, faces = step.write_step(surface.read(where / "implant.stl"), where / "implant.step", arm, deviation_mm)
+        raise ValueError(
+            f"{folder} holds no part of the {arm} arm (designs/{arm}/implant.stl); run"
+            " scripts/optimize.py to its end first"
+        )
+    path, reached_mm, faces = step.write_step(
+        surface.read(where / "implant.stl"), where / "implant.step", arm, deviation_mm
+    )
     log.info("%s: %d flat faces, within %.3f mm of the exported surface", path, faces, reached_mm)
     return path
 
 
 def surface_bytes(part: surface.Surface) -> bytes:
-    return np.ascontiguousarray(part.points_mm, "<f8").tobytes() + np.ascontiguousarray(part.faces, "<i8").tobytes()
+    return (
+        np.ascontiguousarray(part.points_mm, "<f8").tobytes()
+        + np.ascontiguousarray(part.faces, "<i8").tobytes()
+    )
 
 
 def _densities(design: Any) -> dict[str, float]:
@@ -170,13 +225,19 @@ def _title(f: dict[str, Any]) -> list[tuple[str, str]]:
         ("title", f["title"]),
         ("patient, level", f"{f['patient']}, {f['level']}"),
         ("plan", str(f["plan"])),
-        ("arm, family, approach", f"{f['arm'].replace('_', ' ')}, {f['family']}, {f['approach'] or '—'}"),
+        (
+            "arm, family, approach",
+            f"{f['arm'].replace('_', ' ')}, {f['family']}, {f['approach'] or '—'}",
+        ),
         ("material", f["material"]),
         ("volume of the outline", f"{f['volume_mm3']:.0f} mm³"),
         ("mass", mass_words(f)),
         ("size x × y × z", f"{x:.2f} × {y:.2f} × {z:.2f} mm"),
         ("relative density", "1: solid throughout" if _is_solid(f) else spread),
-        ("build direction", f"{build['direction']}, overhang {build['overhang_mm2']:.0f} mm² below 45°"),
+        (
+            "build direction",
+            f"{build['direction']}, overhang {build['overhang_mm2']:.0f} mm² below 45°",
+        ),
         ("tolerances", f["tolerances"]),
         ("surface finish", f["finish"]),
         ("scale, projection, units", f"{scale}, first angle, mm"),
@@ -210,24 +271,43 @@ def _key(segment: dict[str, Any], part: surface.Surface, turned_deg: float) -> b
 def _lattice_note(f: dict[str, Any]) -> list[str]:
     s = f["lattice"]
     if s is None:
-        return [] if _is_solid(f) else ["The lattice is a density map (density.vtu); no struts were made of it."]
+        return (
+            []
+            if _is_solid(f)
+            else ["The lattice is a density map (density.vtu); no struts were made of it."]
+        )
     strut, pore = s["as_built"]["strut"], s["as_built"]["pore"]
-    found = f"struts {strut['p1_mm']:.2f} (least) and {strut['median_mm']:.2f} mm, pores {pore['median_mm']:.2f} mm (medians)"
+    found = (
+        f"struts {strut['p1_mm']:.2f} (least) and {strut['median_mm']:.2f} mm, pores"
+        f" {pore['median_mm']:.2f} mm (medians)"
+    )
     if not (strut["p1_mm"] and pore["median_mm"]):
         found = "too little of it to measure"
-    return [f"Lattice: {s['cell']}, cell {s['cell_mm']:g} mm, in lattice.stl and lattice.3mf (not drawn), for building along {s['build']} "
-            f"with struts that gain {1000 * s['gain_mm'][0]:.0f} to {1000 * s['gain_mm'][1]:.0f} µm [S80]; as built {found}."]  # fmt: skip
+    return [
+        f"Lattice: {s['cell']}, cell {s['cell_mm']:g} mm, in lattice.stl and lattice.3mf (not"
+        f" drawn), for building along {s['build']} with struts that gain"
+        f" {1000 * s['gain_mm'][0]:.0f} to {1000 * s['gain_mm'][1]:.0f} µm [S80]; as built {found}."
+    ]
 
 
 def _notes(f: dict[str, Any]) -> list[str]:
     worst, angles = f["build"][-1], (f["angle_yz_deg"], f["angle_xz_deg"])
-    towards = [drawing.bearing(drawing.in_segment(np.eye(2)[k], f["turned_about_z_deg"])) for k in (0, 1)]
+    towards = [
+        drawing.bearing(drawing.in_segment(np.eye(2)[k], f["turned_about_z_deg"])) for k in (0, 1)
+    ]
     return [
         NOTICE,
-        f"Drawn in the device's frame, which is not the patient's (see the key): z cranial, x along the long side towards "
-        f"{towards[0]}, y towards {towards[1]}; that is the segment frame turned by {f['turned_about_z_deg']:.1f}° about z. "
-        "Dimensions are measured on the exported surface; the STL and 3MF beside this sheet are the master.",
-        "Cranial to caudal face, planes fitted by area: {:.1f}° in the y-z and {:.1f}° in the x-z plane.".format(*angles),
-        f"Build direction: the least overhang of six; the most is {worst['overhang_mm2']:.0f} mm² in {worst['direction']}.",
+        (
+            "Drawn in the device's frame, which is not the patient's (see the key): z cranial, x"
+            f" along the long side towards {towards[0]}, y towards {towards[1]}; that is the"
+            f" segment frame turned by {f['turned_about_z_deg']:.1f}° about z. Dimensions are"
+            " measured on the exported surface; the STL and 3MF beside this sheet are the master."
+        ),
+        "Cranial to caudal face, planes fitted by area: {:.1f}° in the y-z and {:.1f}° in the x-z"
+        " plane.".format(*angles),
+        (
+            f"Build direction: the least overhang of six; the most is {worst['overhang_mm2']:.0f}"
+            f" mm² in {worst['direction']}."
+        ),
         *_lattice_note(f),
-    ]  # fmt: skip
+    ]

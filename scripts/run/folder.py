@@ -36,7 +36,9 @@ def digest(value: Any) -> str:
             for item in part:
                 add(item)
         elif isinstance(part, np.ndarray):
-            total.update(f"{part.dtype}{part.shape}".encode() + np.ascontiguousarray(part).tobytes())
+            total.update(
+                f"{part.dtype}{part.shape}".encode() + np.ascontiguousarray(part).tobytes()
+            )
         else:
             total.update(repr(part).encode())
 
@@ -49,10 +51,11 @@ class OtherRun(ValueError):
 
 
 def open_run(config: RunConfig, segment: Segment, made: dict[str, Any] | None = None) -> Path:
-    """Create the run folder, or open it again with resume=true, the same configuration and the same patient.
+    """Create the run folder, or open it again with resume=true, the same configuration and the same
+    patient.
 
-    A folder in which nothing has been computed yet is begun anew. Raises OtherRun when the folder holds another run, the same one
-    without resume=true, or something else.
+    A folder in which nothing has been computed yet is begun anew. Raises OtherRun when the folder
+    holds another run, the same one without resume=true, or something else.
     """
     folder = Path(config.out)
     meta = folder / "meta.json"
@@ -61,9 +64,15 @@ def open_run(config: RunConfig, segment: Segment, made: dict[str, Any] | None = 
     if state == "run":
         before = artifacts.read_json(meta)
         if before.get("segment", patient) != patient:
-            raise OtherRun(f"the patient has changed since {folder} was begun (prepared again?); choose another out=")
+            raise OtherRun(
+                f"the patient has changed since {folder} was begun (prepared again?); choose"
+                " another out="
+            )
         if before["identity"] != config.identity():
-            raise OtherRun(f"{folder} holds a run of another configuration; choose another out=, or restore {folder}/config.yaml")
+            raise OtherRun(
+                f"{folder} holds a run of another configuration; choose another out=, or restore"
+                f" {folder}/config.yaml"
+            )
     if refused := stored.refusal(folder, config.resume):
         raise OtherRun(refused)
     if state == "run":
@@ -72,8 +81,15 @@ def open_run(config: RunConfig, segment: Segment, made: dict[str, Any] | None = 
             write_config(config, folder)
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    # meta.json first: with it, a folder that was cut off here counts as a run in which nothing is computed yet
-    head = {"identity": config.identity(), "segment": patient, "versions": artifacts.versions(), "created": _now(), **(made or {})}
+    # meta.json first: with it, a folder that was cut off here counts as a run in which nothing is
+    # computed yet
+    head = {
+        "identity": config.identity(),
+        "segment": patient,
+        "versions": artifacts.versions(),
+        "created": _now(),
+        **(made or {}),
+    }
     artifacts.write_json(meta, head)
     write_config(config, folder)
     save_segment(segment, folder / "segment")
@@ -82,7 +98,10 @@ def open_run(config: RunConfig, segment: Segment, made: dict[str, Any] | None = 
 
 def write_config(config: RunConfig, folder: Path) -> None:
     """config.yaml: what a start with resume=true goes on with."""
-    artifacts.write_text(folder / "config.yaml", yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False, allow_unicode=True))
+    artifacts.write_text(
+        folder / "config.yaml",
+        yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False, allow_unicode=True),
+    )
 
 
 def _written(folder: Path) -> RunConfig | None:
@@ -97,11 +116,13 @@ def read_config(folder: Path) -> RunConfig:
     """The configuration of a run folder. Raises ValueError when it is none."""
     settings = stored.configuration(folder)
     if settings is None:
-        raise ValueError(f"{folder} is not a run folder (no config.yaml); give the `out` of scripts/optimize.py")
+        raise ValueError(
+            f"{folder} is not a run folder (no config.yaml); give the `out` of scripts/optimize.py"
+        )
     return RunConfig(**settings)
 
 
-# -- design stage --------------------------------------------------------------------------------------------
+# -- design stage ----------------------------------------------------------------------------------
 def designed(folder: Path, budget: BudgetConfig) -> bool:
     """The designs are there, and this budget would not carry the search any further."""
     if not (folder / "optimisation.json").exists():
@@ -111,8 +132,9 @@ def designed(folder: Path, budget: BudgetConfig) -> bool:
 
 
 def tidy(folder: Path, config: RunConfig) -> None:
-    """Of a finished run, delete what only its making needed: checkpoints (unless a larger budget can go on from them), and the solutions
-    and meshes of the arms that `keep.solutions` does not name."""
+    """Of a finished run, delete what only its making needed: checkpoints (unless a larger budget
+    can go on from them), and the solutions and meshes of the arms that `keep.solutions` does not
+    name."""
     if designed(folder, BudgetConfig()):
         for path in folder.glob("state_*.npz"):
             path.unlink(missing_ok=True)
@@ -127,10 +149,10 @@ def plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=lambda v: np.asarray(v).tolist()))
 
 
-# -- bookkeeping ---------------------------------------------------------------------------------------------
+# -- bookkeeping -----------------------------------------------------------------------------------
 class Clock:
-    """Wall times and peak memory (of the largest process) of the stages, kept in timings.json (times add up over resumes), with the
-    stage that runs now and when it began."""
+    """Wall times and peak memory (of the largest process) of the stages, kept in timings.json
+    (times add up over resumes), with the stage that runs now and when it began."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "timings.json"
@@ -140,7 +162,11 @@ class Clock:
         """Begin these stages from zero: they are done anew, not gone on with."""
         if self.path.exists():
             table = artifacts.read_json(self.path)
-            kept = {kind: {k: v for k, v in values.items() if k not in stages} for kind, values in table.items() if kind != "now"}
+            kept = {
+                kind: {k: v for k, v in values.items() if k not in stages}
+                for kind, values in table.items()
+                if kind != "now"
+            }
             artifacts.write_json(self.path, kept)
 
     def __call__(self, stage: str) -> Clock:
@@ -150,17 +176,24 @@ class Clock:
     def __enter__(self) -> None:
         log.info("%s …", self.stage)
         self.begun = time.perf_counter()
-        artifacts.write_json(self.path, self._table() | {"now": {"stage": self.stage, "since": time.time()}})
+        artifacts.write_json(
+            self.path, self._table() | {"now": {"stage": self.stage, "since": time.time()}}
+        )
 
     def _table(self) -> dict[str, Any]:
-        return artifacts.read_json(self.path) if self.path.exists() else {"seconds": {}, "peak_mb": {}}
+        return (
+            artifacts.read_json(self.path) if self.path.exists() else {"seconds": {}, "peak_mb": {}}
+        )
 
     def __exit__(self, *_: object) -> None:
         table = self._table()
         table.pop("now", None)
         spent = time.perf_counter() - self.begun
         table["seconds"][self.stage] = table["seconds"].get(self.stage, 0.0) + spent
-        peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        peak = max(
+            resource.getrusage(who).ru_maxrss
+            for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        )
         table["peak_mb"][self.stage] = peak / 1024  # of the largest single process
         artifacts.write_json(self.path, table)
         log.info("%s: %.0f s", self.stage, spent)

@@ -1,11 +1,14 @@
-"""One job: a run folder from the planned patient to the report, which may be cut off anywhere and started again.
+"""One job: a run folder from the planned patient to the report, which may be cut off anywhere and
+started again.
 
     outcome.json   written last: done | failed | stopped, why, and of which configuration
-    .lock          held while a process works on the folder (flock: let go by the system however that process ends)
+    .lock          held while a process works on the folder (flock: let go by the system however
+                   that process ends)
     job.log        what a sweep's jobs print
 
-Exit codes: 0 done, 2 failed for good (input, or an answer that cannot be had), 75 failed for a reason that may pass (disk full, memory,
-a killed process), 130 stopped by a signal. An exit without outcome.json is a kill; the next start goes on from what is on disk.
+Exit codes: 0 done, 2 failed for good (input, or an answer that cannot be had), 75 failed for a
+reason that may pass (disk full, memory, a killed process), 130 stopped by a signal. An exit without
+outcome.json is a kill; the next start goes on from what is on disk.
 """
 
 from __future__ import annotations
@@ -41,10 +44,11 @@ DONE = 0
 __all__ = ["DONE", "FAILED", "STOPPED", "TRANSIENT", "finished", "key", "run", "working"]
 
 
-# -- the lock ------------------------------------------------------------------------------------------------
+# -- the lock --------------------------------------------------------------------------------------
 @contextmanager
 def working(folder: Path) -> Iterator[None]:
-    """Only one process at a time works on a folder. Raises OtherRun when another does, or when the folder is something else."""
+    """Only one process at a time works on a folder. Raises OtherRun when another does, or when
+    the folder is something else."""
     if stored.kind(folder) == "other":
         raise OtherRun(stored.refusal(folder, resume=True) or "")
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +57,9 @@ def working(folder: Path) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             who = _holder(folder)
-            raise OtherRun(f"{folder} is being worked on by {who}; wait for it, or stop it first") from error
+            raise OtherRun(
+                f"{folder} is being worked on by {who}; wait for it, or stop it first"
+            ) from error
         stream.truncate(0)
         json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}, stream)
         stream.flush()
@@ -68,24 +74,38 @@ def _holder(folder: Path) -> str:
         return "another process"
 
 
-# -- running -------------------------------------------------------------------------------------------------
+# -- running ---------------------------------------------------------------------------------------
 def key(config: RunConfig) -> str:
-    """Hash of a whole job: what shapes its designs, their lattice and, where it checks them, its check."""
+    """Hash of a whole job: what shapes its designs, their lattice and, where it checks them, its
+    check."""
     lattice = () if config.lattice == LatticeSettings() else (config.lattice.model_dump(),)
-    return artifacts.digest((config.identity(), config.check, opened.check_digest(config.fem) if config.check else "", *lattice))
+    return artifacts.digest(
+        (
+            config.identity(),
+            config.check,
+            opened.check_digest(config.fem) if config.check else "",
+            *lattice,
+        )
+    )
 
 
 def finished(config: RunConfig) -> bool:
-    """Done already, with just this configuration and a budget that would not carry the search any further."""
+    """Done already, with just this configuration and a budget that would not carry the search
+    any further."""
     folder = Path(config.out)
     if not (folder / OUTCOME).exists():
         return False
     before = artifacts.read_json(folder / OUTCOME)
-    return before["status"] == "done" and before.get("key") == key(config) and designed(folder, config.budget)
+    return (
+        before["status"] == "done"
+        and before.get("key") == key(config)
+        and designed(folder, config.budget)
+    )
 
 
 def run(config: RunConfig, made: dict[str, Any] | None = None) -> int:
-    """Do what is left of a job and write its outcome; returns the exit code. Everything that goes wrong is said in one line.
+    """Do what is left of a job and write its outcome; returns the exit code. Everything that goes
+    wrong is said in one line.
 
     `made`: Hydra's choices and overrides, for meta.json.
     """
@@ -97,7 +117,9 @@ def run(config: RunConfig, made: dict[str, Any] | None = None) -> int:
             if config.resume and (folder / "meta.json").exists():
                 log.info("%s: found %s", folder, standing.read(folder).text)
             last = artifacts.read_json(folder / OUTCOME) if (folder / OUTCOME).exists() else None
-            (folder / OUTCOME).unlink(missing_ok=True)  # killed from here on, it must not look as it did before
+            (folder / OUTCOME).unlink(
+                missing_ok=True
+            )  # killed from here on, it must not look as it did before
             try:
                 code, status, reason = _attempt(config, made)
             except OtherRun:
@@ -107,8 +129,15 @@ def run(config: RunConfig, made: dict[str, Any] | None = None) -> int:
             if code == DONE:
                 tidy(folder, config)
                 tracking.track(folder, config.mlflow)
-            end = {"status": status, "reason": reason, "exit": code, "key": key(config), "identity": config.identity(),
-                   "began": began, "ended": time.time()}  # fmt: skip
+            end = {
+                "status": status,
+                "reason": reason,
+                "exit": code,
+                "key": key(config),
+                "identity": config.identity(),
+                "began": began,
+                "ended": time.time(),
+            }
             artifacts.write_json(folder / OUTCOME, end)
     except OtherRun as error:
         code, status, reason = FAILED, "failed", one_line(error)
@@ -137,15 +166,29 @@ def _attempt(config: RunConfig, made: dict[str, Any] | None) -> tuple[int, str, 
             else:
                 check.check_run(folder, config.fem)
             arms = artifacts.read_json(folder / "result.json")["arms"]
-            if dead := [arm for arm in config.fem.arms if not (folder / "fem" / arm / "arm.json").exists()]:
+            if dead := [
+                arm for arm in config.fem.arms if not (folder / "fem" / arm / "arm.json").exists()
+            ]:
                 return TRANSIENT, "failed", f"{', '.join(dead)}: {arms[dead[0]]['status']['text']}"
-            if bad := [f"{arm}: {a['status']['text']}" for arm, a in arms.items() if a["status"]["code"] != "ok"]:
+            if bad := [
+                f"{arm}: {a['status']['text']}"
+                for arm, a in arms.items()
+                if a["status"]["code"] != "ok"
+            ]:
                 return DONE, "done", f"done, but without numbers for {'; '.join(bad)}"
         return DONE, "done", ""
     except OtherRun:
         raise
     except KeyboardInterrupt as stop:
-        return STOPPED, "stopped", str(stop) if isinstance(stop, design.Stopped) else f"stopped; go on with:\n  {go_on(folder, made)}"
+        return (
+            STOPPED,
+            "stopped",
+            (
+                str(stop)
+                if isinstance(stop, design.Stopped)
+                else f"stopped; go on with:\n  {go_on(folder, made)}"
+            ),
+        )
     except (ValueError, FloatingPointError) as error:
         return FAILED, "failed", one_line(error)
     except OSError as error:
@@ -155,7 +198,11 @@ def _attempt(config: RunConfig, made: dict[str, Any] | None) -> tuple[int, str, 
     except Exception as error:
         log.error("%s", traceback.format_exc())
         full = "RESOURCE_EXHAUSTED" in str(error) or "bad_alloc" in str(error)
-        return TRANSIENT if full else 1, "failed", f"{type(error).__name__}: {one_line(error)[:500]}"
+        return (
+            TRANSIENT if full else 1,
+            "failed",
+            f"{type(error).__name__}: {one_line(error)[:500]}",
+        )
 
 
 def _end_of(error: OSError) -> int:
@@ -163,8 +210,11 @@ def _end_of(error: OSError) -> int:
 
 
 def go_on(folder: Path, made: dict[str, Any] | None) -> str:
-    """The line that goes on with a job: its folder's own configuration, or, before there is one, what was given."""
+    """The line that goes on with a job: its folder's own configuration, or, before there is one,
+    what was given."""
     if (folder / "config.yaml").exists() or not made:
         return overrides.resume_line(folder)
     words = [w for w in made["overrides"] if overrides.key_of(w) not in ("out", "resume")]
-    return overrides.shell_line("optimize.py", [*words, "resume=true", overrides.quoted("out", str(folder))])
+    return overrides.shell_line(
+        "optimize.py", [*words, "resume=true", overrides.quoted("out", str(folder))]
+    )

@@ -35,34 +35,60 @@ def energy_nmm(response: Response) -> np.ndarray:
     return 0.5 * np.sum(np.asarray(response.strain) * np.asarray(response.stress), axis=-1)
 
 
-def arm_result(study: Study, arm: str, found: Check, engine: dict[str, Any], folder: Path, keep: Sequence[str]) -> dict[str, Any]:
+def arm_result(
+    study: Study, arm: str, found: Check, engine: dict[str, Any], folder: Path, keep: Sequence[str]
+) -> dict[str, Any]:
     """One arm of result.json."""
     base: dict[str, Any] = {
         "label": LABELS[arm],
         "status": {"code": found.status.code, "text": found.status.text},
         "solver": {
-            case: {"code": s.code, "text": f"{s.text}; relative residual {s.relative_residual:.1e}",
-                   "relative_residual": s.relative_residual if np.isfinite(s.relative_residual) else None}
-            for case, s in zip((c.name for c in study.boundary.loadcases), found.solver, strict=False)
+            case: {
+                "code": s.code,
+                "text": f"{s.text}; relative residual {s.relative_residual:.1e}",
+                "relative_residual": (
+                    s.relative_residual if np.isfinite(s.relative_residual) else None
+                ),
+            }
+            for case, s in zip(
+                (c.name for c in study.boundary.loadcases), found.solver, strict=False
+            )
         },
         "mesh": found.mesh,
         "notes": list(found.notes),
     }
     base["notes"] += engine.get("notes", [])
     if engine["status"] != "ok":
-        base["notes"].append(f"voxel engine: {engine['status']}, relative residual {engine['residual']:.1e}")
+        base["notes"].append(
+            f"voxel engine: {engine['status']}, relative residual {engine['residual']:.1e}"
+        )
     response = found.response
     if response is None:
         return base
     measures = measures_of(study, arm, response)
-    if "stress_shielding" not in measures and any(g.objective.name == "stress_shielding" for g in study.goals):
-        base["notes"].append("stress shielding is not given: the intact segment has no solution to compare with")
+    if "stress_shielding" not in measures and any(
+        g.objective.name == "stress_shielding" for g in study.goals
+    ):
+        base["notes"].append(
+            "stress shielding is not given: the intact segment has no solution to compare with"
+        )
     files = {"solution": f"fem/{arm}/solution.vtu"} if arm in keep else {}
     if arm != "intact":
-        files |= {"surface STL": f"designs/{arm}/implant.stl", "surface 3MF": f"designs/{arm}/implant.3mf"}
+        files |= {
+            "surface STL": f"designs/{arm}/implant.stl",
+            "surface 3MF": f"designs/{arm}/implant.3mf",
+        }
         drawings = {"lattice STL": "lattice.stl", "lattice 3MF": "lattice.3mf"}
-        drawings |= {"blueprint": "blueprint.pdf", "blueprint DXF": "blueprint.dxf", "surface GLB": "implant.glb"}
-        files |= {what: f"designs/{arm}/{name}" for what, name in drawings.items() if (folder / "designs" / arm / name).exists()}
+        drawings |= {
+            "blueprint": "blueprint.pdf",
+            "blueprint DXF": "blueprint.dxf",
+            "surface GLB": "implant.glb",
+        }
+        files |= {
+            what: f"designs/{arm}/{name}"
+            for what, name in drawings.items()
+            if (folder / "designs" / arm / name).exists()
+        }
     return base | {
         "measures": measures,
         "alignment": asdict(achieved(study.segment, response)),
@@ -74,7 +100,8 @@ def arm_result(study: Study, arm: str, found: Check, engine: dict[str, Any], fol
 
 
 def measures_of(study: Study, arm: str, response: Response) -> dict[str, Any]:
-    """Every objective there is, with the study's settings where it has any, and what no optimiser can see."""
+    """Every objective there is, with the study's settings where it has any, and what no
+    optimiser can see."""
     measures = {}
     asked = {g.objective.name: g.objective for g in study.goals}
     for name in dict.fromkeys([*asked, *objectives.names()]):
@@ -85,32 +112,58 @@ def measures_of(study: Study, arm: str, response: Response) -> dict[str, Any]:
             continue
         try:
             value, loads = float(o.value(response)), o.per_load(response)
-        except ValueError as error:  # of what was not asked for, e.g. without the load case that it looks at
+        except (
+            ValueError
+        ) as error:  # of what was not asked for, e.g. without the load case that it looks at
             if name in asked:
                 raise
             log.info("%s is not given: %s", name, error)
             continue
         measures[o.name] = {
-            "value": value, "unit": o.unit, "description": o.description,
+            "value": value,
+            "unit": o.unit,
+            "description": o.description,
             "better": {"graft_volume": "higher", "implant_volume": "neither"}.get(o.name, "lower"),
-            "per_load": {} if loads is None else dict(zip(response.loadcases, map(float, np.asarray(loads)), strict=True)),
-        }  # fmt: skip
+            "per_load": (
+                {}
+                if loads is None
+                else dict(zip(response.loadcases, map(float, np.asarray(loads)), strict=True))
+            ),
+        }
     return measures | unseen_measures(response, arm)
 
 
 def contact_of(study: Study, arm: str, friction: float, found: Check) -> dict[str, Any]:
-    """One arm with an implant that only presses: status, what touches, and the measures that contact can change."""
+    """One arm with an implant that only presses: status, what touches, and the measures that
+    contact can change."""
     out: dict[str, Any] = {
-        "friction": friction, "status": {"code": found.status.code, "text": found.status.text}, "touching": found.contact,
-        "solver": {case: {"code": s.code, "text": s.text} for case, s in
-                   zip((c.name for c in study.boundary.loadcases), found.solver, strict=False)},
-    }  # fmt: skip
+        "friction": friction,
+        "status": {"code": found.status.code, "text": found.status.text},
+        "touching": found.contact,
+        "solver": {
+            case: {"code": s.code, "text": s.text}
+            for case, s in zip(
+                (c.name for c in study.boundary.loadcases), found.solver, strict=False
+            )
+        },
+    }
     if found.response is None:
         return out
     measures = measures_of(study, arm, found.response)
-    stiffness = dict(zip(found.response.loadcases, map(float, 1.0 / np.asarray(found.response.compliance)), strict=True))
-    out["files"] = {n: f"fem/{arm}/{contact_name(friction)}/{n}.vtu" for n in ("solution", "contact")}
-    return out | {"measures": {k: m for k, m in measures.items() if not k.endswith("_volume")}, "stiffness": stiffness}
+    stiffness = dict(
+        zip(
+            found.response.loadcases,
+            map(float, 1.0 / np.asarray(found.response.compliance)),
+            strict=True,
+        )
+    )
+    out["files"] = {
+        n: f"fem/{arm}/{contact_name(friction)}/{n}.vtu" for n in ("solution", "contact")
+    }
+    return out | {
+        "measures": {k: m for k, m in measures.items() if not k.endswith("_volume")},
+        "stiffness": stiffness,
+    }
 
 
 def unseen_measures(response: Response, arm: str) -> dict[str, Any]:
@@ -119,7 +172,9 @@ def unseen_measures(response: Response, arm: str) -> dict[str, Any]:
     from fem.solve import principal, von_mises
 
     strain = principal(np.asarray(response.strain), 0.5)
-    ratio = np.maximum(-strain[..., 0] / YIELD_STRAIN_COMPRESSION, strain[..., 2] / YIELD_STRAIN_TENSION)
+    ratio = np.maximum(
+        -strain[..., 0] / YIELD_STRAIN_COMPRESSION, strain[..., 2] / YIELD_STRAIN_TENSION
+    )
     fraction = np.asarray(response.fraction)
     volume = np.asarray(response.volume) * np.asarray(response.near) * fraction[:, :2].sum(1)
     sharp = ((ratio > 1.0) * volume).sum(1)
@@ -127,14 +182,28 @@ def unseen_measures(response: Response, arm: str) -> dict[str, Any]:
 
     def entry(values: np.ndarray, unit: str, text: str, how: Any) -> dict[str, Any]:
         loads = dict(zip(response.loadcases, map(float, values), strict=True))
-        return {"value": float(how(values)), "unit": unit, "description": text, "better": "lower", "per_load": loads}
+        return {
+            "value": float(how(values)),
+            "unit": unit,
+            "description": text,
+            "better": "lower",
+            "per_load": loads,
+        }
 
     out = {
         "yielded_bone_sharp": entry(
-            sharp, "mm³", "bone near the implant beyond yield strain, counted without smoothing, mean over load cases", np.mean
+            sharp,
+            "mm³",
+            "bone near the implant beyond yield strain, counted without smoothing, mean over load"
+            " cases",
+            np.mean,
         ),
         "bone_strain_p99": entry(
-            100 * low, "%", "99th percentile by volume of compressive principal strain in bone near the implant, worst load case", np.max
+            100 * low,
+            "%",
+            "99th percentile by volume of compressive principal strain in bone near the implant,"
+            " worst load case",
+            np.max,
         ),
     }
     if arm != "intact":
@@ -143,7 +212,10 @@ def unseen_measures(response: Response, arm: str) -> dict[str, Any]:
         mises = von_mises(stress)
         p99 = np.array([weighted_percentile(m, part, 99.0) for m in mises])
         out["implant_von_mises_p99"] = entry(
-            p99, "MPa", "99th percentile by volume of the implant's von Mises stress, worst load case", np.max
+            p99,
+            "MPa",
+            "99th percentile by volume of the implant's von Mises stress, worst load case",
+            np.max,
         )
     return out
 
@@ -155,12 +227,14 @@ def weighted_percentile(values: np.ndarray, weight: np.ndarray, percent: float) 
 
 
 def shown_case(names: tuple[str, ...]) -> str:
-    """The load case whose alignment is reported: standing, or the first where there is none of that name."""
+    """The load case whose alignment is reported: standing, or the first where there is none of
+    that name."""
     return "standing" if "standing" in names else names[0]
 
 
 def achieved(segment: Segment, response: Response) -> Any:
-    """Alignment under `shown_case`: the plan moved by the cranial vertebra's motion relative to the caudal one."""
+    """Alignment under `shown_case`: the plan moved by the cranial vertebra's motion relative to
+    the caudal one."""
     case = shown_case(response.loadcases)
     motion = np.asarray(response.motion)[response.case(case)]
     relative = motion[1] - motion[0]
@@ -173,17 +247,39 @@ def achieved(segment: Segment, response: Response) -> Any:
     return measure(moved, (segment.caudal.superior, segment.caudal.inferior))
 
 
-def agreement(response: Response, engine: dict[str, Any], measures: dict[str, Any]) -> list[dict[str, Any]]:
-    """Both solvers on the same design: stiffness per load case (from the compliance) and the measures."""
+def agreement(
+    response: Response, engine: dict[str, Any], measures: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Both solvers on the same design: stiffness per load case (from the compliance) and the
+    measures."""
     rows = []
     for i, case in enumerate(response.loadcases):
         # for one load, work fᵀu scales with the inverse of the stiffness
-        ours, theirs = 1.0 / engine["compliance_nmm"][i], 1.0 / float(np.asarray(response.compliance)[i])
-        rows.append({"quantity": "stiffness (1 / fᵀu)", "unit": "1/(N·mm)", "load_case": case, "engine": ours, "sfepy": theirs,
-                     "gap_rel": ours / theirs - 1.0})  # fmt: skip
+        ours, theirs = (
+            1.0 / engine["compliance_nmm"][i],
+            1.0 / float(np.asarray(response.compliance)[i]),
+        )
+        rows.append(
+            {
+                "quantity": "stiffness (1 / fᵀu)",
+                "unit": "1/(N·mm)",
+                "load_case": case,
+                "engine": ours,
+                "sfepy": theirs,
+                "gap_rel": ours / theirs - 1.0,
+            }
+        )
     for name in ("yielded_bone", "misalignment", "stress_shielding", "implant_stress"):
         if name in measures and name in engine["measures"]:
             ours, theirs = engine["measures"][name], measures[name]["value"]
-            rows.append({"quantity": name, "unit": measures[name]["unit"], "load_case": None, "engine": ours, "sfepy": theirs,
-                         "gap_rel": ours / theirs - 1.0 if abs(theirs) > 1e-9 else None})  # fmt: skip
+            rows.append(
+                {
+                    "quantity": name,
+                    "unit": measures[name]["unit"],
+                    "load_case": None,
+                    "engine": ours,
+                    "sfepy": theirs,
+                    "gap_rel": ours / theirs - 1.0 if abs(theirs) > 1e-9 else None,
+                }
+            )
     return rows

@@ -38,16 +38,22 @@ class Opened:
 
 
 def open_designed(folder: Path, fem: FemConfig | None = None) -> Opened:
-    """Read a run folder, with its own settings of the check or with `fem`. Raises ValueError when it is none."""
+    """Read a run folder, with its own settings of the check or with `fem`. Raises ValueError
+    when it is none."""
     config = read_config(folder)
     if fem is not None:
         config = config.model_copy(update={"fem": fem})
     segment = load_segment(folder / "segment")
     study = studies.make(segment, config.study)
     return Opened(
-        config, segment, study, studies.families(study), scene.region_of_interest(segment), MeshSettings(**config.fem.mesh),
+        config,
+        segment,
+        study,
+        studies.families(study),
+        scene.region_of_interest(segment),
+        MeshSettings(**config.fem.mesh),
         FemSettings(**({"bone_law": config.study.solver.bone_law} | config.fem.solve)),
-    )  # fmt: skip
+    )
 
 
 def check_digest(fem: FemConfig) -> str:
@@ -57,23 +63,31 @@ def check_digest(fem: FemConfig) -> str:
 
 def designs_digest(folder: Path) -> str:
     """Hash of the designs of all arms."""
-    parts = sorted((folder / "designs").glob("*/design.json")) + sorted((folder / "designs").glob("*/implant.stl"))
+    parts = sorted((folder / "designs").glob("*/design.json")) + sorted(
+        (folder / "designs").glob("*/implant.stl")
+    )
     return artifacts.digest([(str(p.relative_to(folder)), artifacts.sha256_file(p)) for p in parts])
 
 
 def checked(folder: Path, fem: FemConfig) -> bool:
-    """The report is there, of these designs, with these settings of the check, and no arm's process had died."""
+    """The report is there, of these designs, with these settings of the check, and no arm's
+    process had died."""
     if not all((folder / name).exists() for name in ("result.json", "report.html")):
         return False
     hashes = artifacts.read_json(folder / "result.json")["hashes"]
-    same = hashes.get("check") == check_digest(fem) and hashes.get("designs") == designs_digest(folder)
+    same = hashes.get("check") == check_digest(fem) and hashes.get("designs") == designs_digest(
+        folder
+    )
     return same and all((folder / "fem" / arm / "arm.json").exists() for arm in fem.arms)
 
 
 def require_designs(folder: Path, arms: Sequence[str]) -> None:
     """Raises ValueError where the folder lacks the design of one of the arms."""
     if missing := [a for a in arms if not (folder / "designs" / a / "design.json").exists()]:
-        raise ValueError(f"{folder} holds no design of {', '.join(missing)}; finish them first: {resume_line(folder)}")
+        raise ValueError(
+            f"{folder} holds no design of {', '.join(missing)}; finish them first:"
+            f" {resume_line(folder)}"
+        )
 
 
 def set_up_jax() -> None:
@@ -85,12 +99,14 @@ def set_up_jax() -> None:
 
 
 def open_segment(patient: PatientConfig) -> Segment:
-    """The planned segment. Raises ValueError when the folder is not one that prepare_patient.py wrote."""
+    """The planned segment. Raises ValueError when the folder is not one that prepare_patient.py
+    wrote."""
     if patient.bundle is None:
         return phantom_segment(**patient.phantom)
     folder = Path(patient.bundle)
     if not (folder / "segment").is_dir():
         raise ValueError(
-            f"patient.bundle={patient.bundle} holds no planned segment; give the `out` folder of scripts/prepare_patient.py"
+            f"patient.bundle={patient.bundle} holds no planned segment; give the `out` folder of"
+            " scripts/prepare_patient.py"
         )
     return load_segment(folder / "segment")

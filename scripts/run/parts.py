@@ -23,9 +23,18 @@ def part_label(title: str, patient: str, level: str, arm: str, material: str) ->
 def export_design(design: Design, folder: Path, label: PartLabel | None = None) -> None:
     """Fields, parameters and printable surface of one arm. label: for the 3MF's metadata."""
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in (*folder.glob("blueprint.*"), *folder.glob("lattice.*"), *folder.glob("implant.glb")):  # of an earlier design
+    for stale in (
+        *folder.glob("blueprint.*"),
+        *folder.glob("lattice.*"),
+        *folder.glob("implant.glb"),
+    ):  # of an earlier design
         stale.unlink()
-    head = {"arm": design.arm, "family": design.family, "material": design.material, "parameters": design.parameters}
+    head = {
+        "arm": design.arm,
+        "family": design.family,
+        "material": design.material,
+        "parameters": design.parameters,
+    }
     found: dict[str, Any] = {}
     if design.implant is not None:
         for name in ("implant", "window", "relative_density"):
@@ -35,16 +44,31 @@ def export_design(design: Design, folder: Path, label: PartLabel | None = None) 
         found = surface.check(mesh)
         surface.export(mesh, folder, "implant", label)
         if design.family != "full_endplate":  # a solid block, a floor and no part
-            surface.write_density_vtu(folder / "density.vtu", design.implant, design.relative_density)
-    artifacts.write_json(folder / "design.json", {**head, "measures": design.measures, "surface": plain(found)})
+            surface.write_density_vtu(
+                folder / "density.vtu", design.implant, design.relative_density
+            )
+    artifacts.write_json(
+        folder / "design.json", {**head, "measures": design.measures, "surface": plain(found)}
+    )
 
 
 def load_design(folder: Path) -> tuple[Design, Surface | None]:
     """A design and its exported surface, read back from the STL that would be printed."""
     head = artifacts.read_json(folder / "design.json")
     fields = {
-        name: artifacts.load_field(folder / f"{name}.npz") if (folder / f"{name}.npz").exists() else None
+        name: (
+            artifacts.load_field(folder / f"{name}.npz")
+            if (folder / f"{name}.npz").exists()
+            else None
+        )
         for name in ("implant", "window", "relative_density")
     }
-    design = Design(head["arm"], head["family"], head["material"], **fields, parameters=head["parameters"], measures=head["measures"])
+    design = Design(
+        head["arm"],
+        head["family"],
+        head["material"],
+        **fields,
+        parameters=head["parameters"],
+        measures=head["measures"],
+    )
     return design, surface.read(folder / "implant.stl") if design.implant is not None else None

@@ -14,16 +14,22 @@ from scripts.run.arms import Study, log, parameters_at, positions_of, unit
 
 
 def start(study: Study, pose: np.ndarray) -> dict[str, np.ndarray]:
-    """Where the optimiser starts, scaled: at the conforming rival, solid and at its best position, so that it cannot end behind it;
-    with a seed, scattered about that (clipped to the bounds)."""
+    """Where the optimiser starts, scaled: at the conforming rival, solid and at its best
+    position, so that it cannot end behind it; with a seed, scattered about that (clipped to the
+    bounds)."""
     groups = study.cage.groups()
     values = {k: np.asarray(g.initial, float) for k, g in groups.items()} | {"pose": pose}
-    begin = unit(study.cage, values | ({"density": groups["density"].upper} if "density" in groups else {}))
+    begin = unit(
+        study.cage, values | ({"density": groups["density"].upper} if "density" in groups else {})
+    )
     if study.config.seed == 0:
         return begin
     random = np.random.default_rng(study.config.seed)
     scatter = study.config.start_scatter
-    return {k: np.clip(begin[k] + scatter * random.standard_normal(begin[k].shape), 0.0, 1.0) for k in sorted(begin)}
+    return {
+        k: np.clip(begin[k] + scatter * random.standard_normal(begin[k].shape), 0.0, 1.0)
+        for k in sorted(begin)
+    }
 
 
 @dataclass(frozen=True)
@@ -37,12 +43,16 @@ class Trial:
 
 
 def search(
-    study: Study, arm: str, problem: Problem, known: dict[tuple[float, ...], dict[str, Any]] | None = None
+    study: Study,
+    arm: str,
+    problem: Problem,
+    known: dict[tuple[float, ...], dict[str, Any]] | None = None,
 ) -> Iterator[Trial]:
-    """Positions tried for a rival, coarse lattice first, then a pattern search about the best; the least loss wins.
+    """Positions tried for a rival, coarse lattice first, then a pattern search about the best; the
+    least loss wins.
 
-    `known` holds rows of an earlier search by pose: they are taken over, not solved again. Raises ValueError when the
-    device can stand nowhere.
+    `known` holds rows of an earlier search by pose: they are taken over, not solved again. Raises
+    ValueError when the device can stand nowhere.
     """
     family = problem.family
     s = study.cage.settings
@@ -61,7 +71,12 @@ def search(
             e = problem.evaluate(unit(family, values))
             residual = e.info.worst()
             if not residual <= UNSOLVED:
-                log.warning("%s at %s: not solved (relative residual %.1e), left out", arm, np.round(pose, 2).tolist(), residual)
+                log.warning(
+                    "%s at %s: not solved (relative residual %.1e), left out",
+                    arm,
+                    np.round(pose, 2).tolist(),
+                    residual,
+                )
                 unsolved.add(key)
                 return None
             tried[key] = Trial(arm, pose, float(e.loss), problem.table(e))
@@ -72,7 +87,8 @@ def search(
             yield trial
     if not tried:
         raise ValueError(
-            f"{arm}: the device fits nowhere in the corridor ({len(unsolved)} positions did not solve); see implant.settings and stock"
+            f"{arm}: the device fits nowhere in the corridor ({len(unsolved)} positions did not"
+            " solve); see implant.settings and stock"
         )
     best = min(tried.values(), key=lambda t: t.loss)
     step = np.array([_span(s.x_mm) / 6, _span(s.y_mm) / 6, np.deg2rad(_span(s.yaw_deg)) / 6, 0.0])

@@ -1,12 +1,17 @@
-"""What another run of the very same content has solved already: arms of the check and position searches, kept by content.
+"""What another run of the very same content has solved already: arms of the check and position
+searches, kept by content.
 
-    <cache>/solved/<key>/   check.pickle solution.vtu mesh.npz    an arm in SfePy        (engine.multigrid.native.library.cache_dir says where <cache> is)
-                            search.jsonl                          a finished position search of both rivals
+    <cache>/solved/<key>/   check.pickle solution.vtu mesh.npz    an arm in SfePy        (engine.multigrid.native.library.cache_dir
+        says where <cache> is)
+                            search.jsonl                          a finished position search of both
+                                                                  rivals
 
-Seeds share their rivals, objectives their floors: of a patient's 4 objectives × 3 seeds, 60 arms of five a run are 22 that differ. The key
-is the hash of all that goes in (patient, design, exported surface, loads, settings) and of what solves (the sources of engine, fem and
-objectives, the packages' versions, the processor), so that a change of either solves anew. `reuse_gb` bounds the disk: the longest unused
-go first; 0 neither takes nor gives. $SPINEFIT_SOLVED is another folder for it, or (empty) none.
+Seeds share their rivals, objectives their floors: of a patient's 4 objectives × 3 seeds, 60 arms of
+five a run are 22 that differ. The key is the hash of all that goes in (patient, design, exported
+surface, loads, settings) and of what solves (the sources of engine, fem and objectives, the
+packages' versions, the processor), so that a change of either solves anew. `reuse_gb` bounds the
+disk: the longest unused go first; 0 neither takes nor gives. $SPINEFIT_SOLVED is another folder for
+it, or (empty) none.
 """
 
 from __future__ import annotations
@@ -35,7 +40,12 @@ _ARM_FILES = ("solution.vtu", "mesh.npz")
 def code_digest() -> str:
     """Hash of the sources that make the numbers, and of the packages under them."""
     packages = {k: v for k, v in artifacts.versions().items() if not k.startswith("git_")}
-    files = sorted(p for part in ("engine", "fem", "objectives") for kind in ("*.py", "*.cc") for p in (ROOT / part).rglob(kind))
+    files = sorted(
+        p
+        for part in ("engine", "fem", "objectives")
+        for kind in ("*.py", "*.cc")
+        for p in (ROOT / part).rglob(kind)
+    )
     return artifacts.digest([packages, [artifacts.sha256_file(p) for p in files]])
 
 
@@ -45,7 +55,8 @@ def key(*content: Any) -> str:
 
 
 class Store:
-    """Solved things by key, shared by all processes of this machine. gigabytes 0: empty for ever."""
+    """Solved things by key, shared by all processes of this machine. gigabytes 0: empty for
+    ever."""
 
     def __init__(self, gigabytes: float) -> None:
         where = os.environ.get("SPINEFIT_SOLVED")
@@ -54,7 +65,8 @@ class Store:
 
     @contextmanager
     def claim(self, name: str) -> Iterator[bool]:
-        """Whether this process may solve it now: not while another one does, whose result is worth waiting for."""
+        """Whether this process may solve it now: not while another one does, whose result is
+        worth waiting for."""
         if not self.gigabytes:
             yield True
             return
@@ -68,7 +80,8 @@ class Store:
             yield True
 
     def take(self, name: str, into: Path) -> Any | None:
-        """The solved arm, its files copied into a folder; None where there is none (a damaged one counts as none)."""
+        """The solved arm, its files copied into a folder; None where there is none (a damaged
+        one counts as none)."""
         here = self.root / name
         if not self.gigabytes or not (here / "check.pickle").exists():
             return None
@@ -121,7 +134,8 @@ class Store:
         self._prune()
 
     def _prune(self) -> None:
-        """Down to the allowed size, the longest unused first; what a killed process left half written goes after an hour."""
+        """Down to the allowed size, the longest unused first; what a killed process left half
+        written goes after an hour."""
         sizes = []
         for folder in self.root.glob("*/"):
             try:
@@ -129,7 +143,13 @@ class Store:
                     if time.time() - folder.stat().st_mtime > 3600:
                         shutil.rmtree(folder, ignore_errors=True)
                     continue
-                sizes.append((folder.stat().st_mtime, sum(f.stat().st_size for f in folder.iterdir()), folder))
+                sizes.append(
+                    (
+                        folder.stat().st_mtime,
+                        sum(f.stat().st_size for f in folder.iterdir()),
+                        folder,
+                    )
+                )
             except OSError:  # another process has just pruned it
                 continue
         total = sum(size for _, size, _ in sizes)

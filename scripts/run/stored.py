@@ -34,8 +34,8 @@ BESIDE = frozenset(
     "out resume check title keep budget fem credibility mlflow reuse_gb lattice".split()
 )
 
-#: Keys of the composed settings that belong to the study (scripts.run.config.StudyConfig), and those
-#: that hold a part of it.
+#: Keys of the composed settings that belong to the study (scripts.run.config.StudyConfig), and
+#: those that hold a part of it.
 STUDY = ("stock", "boundary", "solver", "search", "export_spacing_mm", "seed", "start_scatter")
 PARTS = {"implant": ("family", "settings"), "loadcases": ("cases",), "objectives": ("goals",)}
 #: Where a user types what the study holds.

@@ -32,7 +32,10 @@ def identical(a, b) -> bool:
     for x, y in zip(la, lb, strict=True):
         if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             x, y = jax.random.key_data(x), jax.random.key_data(y)
-        if isinstance(x, jax.Array) != isinstance(y, jax.Array) or np.asarray(x).dtype != np.asarray(y).dtype:
+        if (
+            isinstance(x, jax.Array) != isinstance(y, jax.Array)
+            or np.asarray(x).dtype != np.asarray(y).dtype
+        ):
             return False
         if isinstance(x, jax.Array) and x.weak_type != y.weak_type:
             return False
@@ -42,7 +45,10 @@ def identical(a, b) -> bool:
 
 
 def some_state():
-    params = {"pose": jnp.array([0.1, 1 / 3, -0.0]), "map": {"a/b": jnp.ones((2, 3), jnp.float32) / 3}}
+    params = {
+        "pose": jnp.array([0.1, 1 / 3, -0.0]),
+        "map": {"a/b": jnp.ones((2, 3), jnp.float32) / 3},
+    }
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
     return {
         "params": params,
@@ -62,8 +68,15 @@ def test_state_round_trip_is_bit_exact(tmp_path):
     artifacts.save_state(tmp_path / "s.npz", state)
     back = artifacts.load_state(tmp_path / "s.npz", state)
     assert identical(back, state)
-    assert type(back["optax"]) is type(state["optax"]) and back["scalars"] == (3, 0.1, True, "running")
-    state["params"]["pose"] = state["params"]["pose"].at[1].add(1e-16)  # two units in the last place
+    assert type(back["optax"]) is type(state["optax"]) and back["scalars"] == (
+        3,
+        0.1,
+        True,
+        "running",
+    )
+    state["params"]["pose"] = (
+        state["params"]["pose"].at[1].add(1e-16)
+    )  # two units in the last place
     assert not identical(back, state)
 
 
@@ -72,7 +85,9 @@ def test_resumed_optimisation_equals_the_uninterrupted_one_bit_for_bit(tmp_path)
 
     @jax.jit
     def step(x, s):
-        updates, s = optimizer.update(jax.grad(lambda y: jnp.sum(jnp.sin(y) ** 2 + 0.1 * y**4))(x), s)
+        updates, s = optimizer.update(
+            jax.grad(lambda y: jnp.sum(jnp.sin(y) ** 2 + 0.1 * y**4))(x), s
+        )
         return optax.apply_updates(x, updates), s
 
     x = jnp.linspace(-1.0, 2.0, 7)
@@ -151,7 +166,9 @@ while True:
     if i == 1: print("go", flush=True)
 """
     path = tmp_path / "s.npz"
-    child = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT, stdout=subprocess.PIPE)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], cwd=ROOT, stdout=subprocess.PIPE
+    )
     assert child.stdout is not None and child.stdout.readline() == b"go\n"
     time.sleep(delay_s)
     child.kill()

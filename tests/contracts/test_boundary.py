@@ -1,4 +1,5 @@
-"""Rods and supports: beams against the formulas of every textbook, and what a link may and may not hold."""
+"""Rods and supports: beams against the formulas of every textbook, and what a link may and may
+not hold."""
 
 from __future__ import annotations
 
@@ -11,7 +12,10 @@ from engine.boundary import BoundarySettings, beam_stiffness, boundary
 E, NU, D, L = 112000.0, 0.33, 5.5, 37.0
 AREA, INERTIA = np.pi * D**2 / 4, np.pi * D**4 / 64
 #: A direction with nothing special about it, and the three axes.
-DIRECTIONS = [np.array(v) / np.linalg.norm(v) for v in ([1.0, 2.0, -0.7], [1.0, 0, 0], [0, 1.0, 0], [0, 0, -1.0])]
+DIRECTIONS = [
+    np.array(v) / np.linalg.norm(v)
+    for v in ([1.0, 2.0, -0.7], [1.0, 0, 0], [0, 1.0, 0], [0, 0, -1.0])
+]
 
 
 @pytest.fixture(params=range(4), ids=["oblique", "x", "y", "-z"])
@@ -46,15 +50,21 @@ def test_beam_is_symmetric_semidefinite_and_lets_rigid_motions_go(beam):
 def test_cantilever_under_tip_force_is_p_l3_over_3ei(beam):
     k, axis, across, _ = beam
     motion = tip(k, np.concatenate([10.0 * across, np.zeros(3)]))
-    np.testing.assert_allclose(motion[:3], 10 * L**3 / (3 * E * INERTIA) * across, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(motion[3:], 10 * L**2 / (2 * E * INERTIA) * np.cross(axis, across), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        motion[:3], 10 * L**3 / (3 * E * INERTIA) * across, rtol=1e-9, atol=1e-12
+    )
+    np.testing.assert_allclose(
+        motion[3:], 10 * L**2 / (2 * E * INERTIA) * np.cross(axis, across), rtol=1e-9, atol=1e-12
+    )
 
 
 def test_cantilever_under_tip_moment_is_m_l2_over_2ei(beam):
     k, axis, across, _ = beam
     motion = tip(k, np.concatenate([np.zeros(3), 500.0 * across]))
     np.testing.assert_allclose(motion[3:], 500 * L / (E * INERTIA) * across, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(motion[:3], 500 * L**2 / (2 * E * INERTIA) * np.cross(across, axis), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        motion[:3], 500 * L**2 / (2 * E * INERTIA) * np.cross(across, axis), rtol=1e-9, atol=1e-12
+    )
 
 
 def test_torsion_is_t_l_over_gj_and_tension_n_l_over_ea(beam):
@@ -62,7 +72,9 @@ def test_torsion_is_t_l_over_gj_and_tension_n_l_over_ea(beam):
     shear = E / 2 / (1 + NU)
     motion = tip(k, np.concatenate([100.0 * axis, 700.0 * axis]))
     np.testing.assert_allclose(motion[:3], 100 * L / (E * AREA) * axis, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(motion[3:], 700 * L / (shear * 2 * INERTIA) * axis, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        motion[3:], 700 * L / (shear * 2 * INERTIA) * axis, rtol=1e-9, atol=1e-12
+    )
 
 
 def test_beam_without_length_is_refused():
@@ -72,7 +84,9 @@ def test_beam_without_length_is_refused():
 
 @pytest.fixture(scope="module")
 def held(segment):
-    case = loadcases.make("standing", {"kind": "follower_moment", "preload_n": 500, "source": "test"}, segment)
+    case = loadcases.make(
+        "standing", {"kind": "follower_moment", "preload_n": 500, "source": "test"}, segment
+    )
     return boundary(segment, [case], True, BoundarySettings())
 
 
@@ -91,20 +105,28 @@ def test_rod_is_symmetric_semidefinite_with_six_free_motions(held):
     for link in held.links:
         k = link.stiffness
         np.testing.assert_array_equal(k, k.T)
-        scale = np.diag(np.tile([1.0] * 3 + [20.0] * 3, 2) ** -1.0)  # rotations at 20 mm, so that units compare
+        scale = np.diag(
+            np.tile([1.0] * 3 + [20.0] * 3, 2) ** -1.0
+        )  # rotations at 20 mm, so that units compare
         values = np.linalg.eigvalsh(scale @ k @ scale)
         assert np.sum(np.abs(values) < 1e-9 * values[-1]) == 6
         assert np.sum(values > 1e-6 * values[-1]) == 6
         for i in range(3):
             e = np.eye(3)[i]
-            turn = np.concatenate([np.cross(e, link.point_a_mm), e, np.cross(e, link.point_b_mm), e])
+            turn = np.concatenate(
+                [np.cross(e, link.point_a_mm), e, np.cross(e, link.point_b_mm), e]
+            )
             shift = np.concatenate([e, 0 * e, e, 0 * e])
             for motion in (turn, shift):
-                assert np.abs(scale @ k @ motion).max() < 1e-9 * np.abs(scale @ k).max() * np.abs(motion).max()
+                assert (
+                    np.abs(scale @ k @ motion).max()
+                    < 1e-9 * np.abs(scale @ k).max() * np.abs(motion).max()
+                )
 
 
 def test_rod_is_softer_than_a_straight_beam_between_its_anchors(held):
-    """Screws and offset heads add compliance: the axial stiffness is below EA/L of the rod alone."""
+    """Screws and offset heads add compliance: the axial stiffness is below EA/L of the rod
+    alone."""
     s = BoundarySettings()
     for link in held.links:
         axis = link.point_a_mm - link.point_b_mm
@@ -115,7 +137,8 @@ def test_rod_is_softer_than_a_straight_beam_between_its_anchors(held):
 
 
 def test_rods_are_mirror_images(held):
-    """The phantom is symmetric: the two links differ by the reflection in x = 0 (translations −x, rotations −y −z)."""
+    """The phantom is symmetric: the two links differ by the reflection in x = 0 (translations
+    −x, rotations −y −z)."""
     flip = np.tile([-1, 1, 1, 1, -1, -1], 2).astype(float)
     left, right = (link.stiffness for link in held.links)
     # pedicle axes are found by marching in steps of 0.05 mm
@@ -123,12 +146,19 @@ def test_rods_are_mirror_images(held):
 
 
 def test_patches_weigh_between_nothing_and_all_and_hold_bone(held, segment):
-    for patch in (held.support, held.load, *held.near, *(p for link in held.links for p in (link.patch_a, link.patch_b))):
+    for patch in (
+        held.support,
+        held.load,
+        *held.near,
+        *(p for link in held.links for p in (link.patch_a, link.patch_b)),
+    ):
         body = getattr(segment, patch.body)
         points = body.sdf.points()[::2, ::2, ::2]
         weight = patch.weight(points)
         assert weight.min() >= 0 and weight.max() == 1.0
-        bone = (weight * (body.sdf.values[::2, ::2, ::2] < 0)).sum() * (2 * body.sdf.spacing_mm) ** 3
+        bone = (weight * (body.sdf.values[::2, ::2, ::2] < 0)).sum() * (
+            2 * body.sdf.spacing_mm
+        ) ** 3
         assert bone > 300, "mm³"
     assert held.support.body == "caudal" and held.load.body == "cranial"
     assert [p.body for p in held.near] == ["caudal", "cranial"]
@@ -137,12 +167,17 @@ def test_patches_weigh_between_nothing_and_all_and_hold_bone(held, segment):
 def test_layer_patch_lies_under_its_endplate(held, segment):
     plate = segment.cranial.superior
     below, above = (plate.centre_mm + s * plate.normal for s in (-2.0, 3.0))
-    assert held.load.weight(below) == 1.0 and held.load.weight(above) > 0  # above is air: the bone's volume ends it
+    assert (
+        held.load.weight(below) == 1.0 and held.load.weight(above) > 0
+    )  # above is air: the bone's volume ends it
     assert held.load.weight(plate.centre_mm - 9.0 * plate.normal) == 0.0
     assert held.load.weight(plate.centre_mm + 1.5 * plate.half_width_mm * plate.axis_left) == 0.0
 
 
-@pytest.mark.parametrize("change", [{"patch_depth_mm": 0.5}, {"foundation_mpa_per_mm2": 0}, {"rod": 5}, {"rod_poisson": 0.5}])
+@pytest.mark.parametrize(
+    "change",
+    [{"patch_depth_mm": 0.5}, {"foundation_mpa_per_mm2": 0}, {"rod": 5}, {"rod_poisson": 0.5}],
+)
 def test_settings_out_of_range_are_refused_by_name(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         BoundarySettings(**change)

@@ -1,4 +1,5 @@
-"""What every implant family keeps, whatever file it lives in: each one of engine.implants and each YAML of conf/implant."""
+"""What every implant family keeps, whatever file it lives in: each one of engine.implants and
+each YAML of conf/implant."""
 
 from __future__ import annotations
 
@@ -15,7 +16,11 @@ from engine.sdf import fill
 
 CONFIGURED = {name: (conf["family"], conf["settings"]) for name, conf in choices("implant").items()}
 #: Families that need no settings stand for themselves.
-CASES = CONFIGURED | {name: (name, {}) for name in implants.families() if name not in {f for f, _ in CONFIGURED.values()}}
+CASES = CONFIGURED | {
+    name: (name, {})
+    for name in implants.families()
+    if name not in {f for f, _ in CONFIGURED.values()}
+}
 #: Stock faces are made by the study from the same YAML.
 CASES["stock_faces"] = ("cage", {**CONFIGURED["tlif_cage"][1], "faces": "stock"})
 CORNERS = ("initial", "lower", "upper")
@@ -79,7 +84,10 @@ def test_fields_and_their_gradients_are_finite(family, evaluated, anatomy, corne
         assert np.all(np.isfinite(values)), name
     for name, value in slope.items():
         assert np.all(np.isfinite(np.asarray(value))), name
-    assert np.all((np.asarray(fields.relative_density) > 0) & (np.asarray(fields.relative_density) <= 1 + 1e-12))
+    assert np.all(
+        (np.asarray(fields.relative_density) > 0)
+        & (np.asarray(fields.relative_density) <= 1 + 1e-12)
+    )
 
 
 def test_every_group_changes_the_device(family, evaluated):
@@ -94,9 +102,18 @@ def test_part_is_negative_inside_and_has_a_volume(family, evaluated, anatomy):
     implant = np.asarray(evaluated["initial"][0].implant)
     volume = float(fill(jnp.asarray(implant), 2.0).sum()) * 8.0
     rim_area = float((np.asarray(anatomy.rim)[:, :, 0] < 0).sum()) * 4.0
-    assert 200 < volume < 20 * rim_area, "mm³; a cage is some cm³, never more than the disc space's column"
+    assert 200 < volume < 20 * rim_area, (
+        "mm³; a cage is some cm³, never more than the disc space's column"
+    )
     assert implant[np.asarray(anatomy.rim) > 3].min() > 0, "outside the endplates' rims"
-    far = [implant[0], implant[-1], implant[:, 0], implant[:, -1], implant[:, :, 0], implant[:, :, -1]]
+    far = [
+        implant[0],
+        implant[-1],
+        implant[:, 0],
+        implant[:, -1],
+        implant[:, :, 0],
+        implant[:, :, -1],
+    ]
     assert min(side.min() for side in far) > 0, "the border of the region is outside"
 
 
@@ -107,7 +124,8 @@ def test_part_and_graft_chamber_exclude_each_other(family, evaluated):
 
 
 def test_conforming_part_stays_out_of_the_bone_at_the_start(family, evaluated, anatomy):
-    """Initial offsets are 0: inside the part, neither bone. (Stock faces are seated, and exempt.)"""
+    """Initial offsets are 0: inside the part, neither bone. (Stock faces are seated, and
+    exempt.)"""
     if getattr(getattr(family, "settings", None), "faces", "") == "stock":
         pytest.skip("stock faces dip into the bone")
     inside = np.asarray(evaluated["initial"][0].implant) < 0
@@ -115,7 +133,9 @@ def test_conforming_part_stays_out_of_the_bone_at_the_start(family, evaluated, a
     assert np.all(bone[inside] >= 0)
 
 
-def test_fields_don_t_depend_on_how_the_points_are_laid_out(family, evaluated, anatomy, segment, disc_points):
+def test_fields_don_t_depend_on_how_the_points_are_laid_out(
+    family, evaluated, anatomy, segment, disc_points
+):
     """A regular grid [x, y, z, 3] takes a shortcut along z that loose points [n, 3] don't."""
     pick = np.random.default_rng(1).integers(0, disc_points[..., 0].size, 40)
     loose = anatomy_at(segment, disc_points.reshape(-1, 3)[pick])
@@ -123,7 +143,9 @@ def test_fields_don_t_depend_on_how_the_points_are_laid_out(family, evaluated, a
     got = family.fields(parameters(family), loose)
     for name in ("implant", "window", "relative_density"):
         on_grid = np.asarray(getattr(evaluated["initial"][0], name)).ravel()[pick]
-        np.testing.assert_allclose(np.asarray(getattr(got, name)), on_grid, rtol=1e-10, atol=1e-10, err_msg=name)
+        np.testing.assert_allclose(
+            np.asarray(getattr(got, name)), on_grid, rtol=1e-10, atol=1e-10, err_msg=name
+        )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -134,7 +156,9 @@ def test_unknown_settings_are_refused(case):
 
 
 def test_unknown_family_lists_the_known_ones():
-    with pytest.raises(ValueError, match=f"'screw' is unknown; choose one of {', '.join(implants.families())}"):
+    with pytest.raises(
+        ValueError, match=f"'screw' is unknown; choose one of {', '.join(implants.families())}"
+    ):
         implants.load("screw", {})
 
 

@@ -1,6 +1,8 @@
-"""What every objective keeps: each module of objectives and each YAML of conf/objectives; then each one's known values.
+"""What every objective keeps: each module of objectives and each YAML of conf/objectives; then each
+one's known values.
 
-On a made-up response, so that every case is exact and quick; gradients through the solve are in tests/verification.
+On a made-up response, so that every case is exact and quick; gradients through the solve are in
+tests/verification.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ FIXED = {"loadcases", "position"}
 
 
 def response(seed: int = 0, samples: int = 60) -> Response:
-    """Random, physically scaled: strains around yield, all regions in every sample, reference of the same order."""
+    """Random, physically scaled: strains around yield, all regions in every sample, reference of
+    the same order."""
     rng = np.random.default_rng(seed)
     loads = len(CASES)
     strain = 0.004 * rng.normal(size=(loads, samples, 6))
@@ -33,12 +36,21 @@ def response(seed: int = 0, samples: int = 60) -> Response:
     fraction = rng.dirichlet(np.ones(len(REGIONS)), size=samples)
     energy = np.abs(0.5 * np.sum(strain * stress, axis=-1))
     return Response(
-        position=rng.normal(size=(samples, 3)), volume=rng.uniform(4, 9, samples), fraction=fraction,
-        near=rng.uniform(0, 1, samples), strain=strain, stress=stress, relative_density=rng.uniform(0.2, 1, samples),
-        motion=1e-2 * rng.normal(size=(loads, 2, 6)), compliance=rng.uniform(10, 90, loads),
-        reaction=rng.normal(size=(loads, 6)), applied=rng.normal(size=(loads, 6)),
-        reference_sed=3 * energy + 1e-3, fatigue_mpa=rng.uniform(20, 225, samples), loadcases=CASES,
-    )  # fmt: skip
+        position=rng.normal(size=(samples, 3)),
+        volume=rng.uniform(4, 9, samples),
+        fraction=fraction,
+        near=rng.uniform(0, 1, samples),
+        strain=strain,
+        stress=stress,
+        relative_density=rng.uniform(0.2, 1, samples),
+        motion=1e-2 * rng.normal(size=(loads, 2, 6)),
+        compliance=rng.uniform(10, 90, loads),
+        reaction=rng.normal(size=(loads, 6)),
+        applied=rng.normal(size=(loads, 6)),
+        reference_sed=3 * energy + 1e-3,
+        fatigue_mpa=rng.uniform(20, 225, samples),
+        loadcases=CASES,
+    )
 
 
 @pytest.fixture(params=objectives.names())
@@ -57,11 +69,13 @@ def value_of(objective, r: Response):
     return value
 
 
-# -- what all keep -------------------------------------------------------------------------------------------
+# -- what all keep ---------------------------------------------------------------------------------
 def test_every_objective_names_itself_and_its_unit(objective):
     assert objective.name in objectives.names()
     assert objective.unit and objective.description
-    assert objectives.load(objective.name) == objective, "equal settings, equal objective: it is static in compiled code"
+    assert objectives.load(objective.name) == objective, (
+        "equal settings, equal objective: it is static in compiled code"
+    )
     assert hash(objective) == hash(objectives.load(objective.name))
 
 
@@ -75,21 +89,31 @@ def test_value_is_one_finite_number_alike_for_numpy_and_jax(objective):
 
 
 def test_copies_of_a_sample_without_volume_change_nothing(objective):
-    """The voxel engine fills its samples up with such copies, of the last sample and here also of the most strained one."""
+    """The voxel engine fills its samples up with such copies, of the last sample and here also
+    of the most strained one."""
     r = response()
     worst = int(np.argmax(np.abs(r.strain).max(axis=(0, 2))))
     more = [worst, 59, 59, 59]
     axis = {"strain": 1, "stress": 1, "reference_sed": 1}
     whole = ("motion", "compliance", "reaction", "applied", "loadcases")
     padded = {
-        f.name: np.concatenate([v := np.asarray(getattr(r, f.name)), v.take(more, axis.get(f.name, 0))], axis.get(f.name, 0))
-        for f in fields(r) if f.name not in whole
-    }  # fmt: skip
+        f.name: np.concatenate(
+            [v := np.asarray(getattr(r, f.name)), v.take(more, axis.get(f.name, 0))],
+            axis.get(f.name, 0),
+        )
+        for f in fields(r)
+        if f.name not in whole
+    }
     padded["volume"][60:] = 0.0
     filled = replace(r, **padded)
     assert float(objective.value(filled)) == pytest.approx(float(objective.value(r)), rel=1e-12)
     for name in ("strain", "stress"):
-        plain, other = (np.asarray(jax.grad(value_of(objective, q))({name: jnp.asarray(getattr(q, name))})[name]) for q in (r, filled))
+        plain, other = (
+            np.asarray(
+                jax.grad(value_of(objective, q))({name: jnp.asarray(getattr(q, name))})[name]
+            )
+            for q in (r, filled)
+        )
         np.testing.assert_allclose(other[:, :60], plain, rtol=1e-9, atol=1e-12)
         assert not other[:, 60:].any()
 
@@ -130,22 +154,30 @@ def test_value_and_gradients_are_finite_where_formulas_are_singular(objective, s
 
 
 def test_gradient_is_the_derivative_in_all_that_it_reads(objective):
-    """Taylor remainder of second order in every array at once; with the sign flipped it is of first order."""
+    """Taylor remainder of second order in every array at once; with the sign flipped it is of
+    first order."""
     r, rng = response(1), np.random.default_rng(2)
     base = arrays(r)
     value, slope = jax.value_and_grad(value_of(objective, r))(base)
-    direction = {k: jnp.asarray(rng.normal(size=v.shape) * np.abs(v).mean()) for k, v in base.items()}
+    direction = {
+        k: jnp.asarray(rng.normal(size=v.shape) * np.abs(v).mean()) for k, v in base.items()
+    }
     first = sum(float(jnp.vdot(slope[k], direction[k])) for k in base)
     assert first != 0.0
     steps = (4e-5, 2e-5, 1e-5)
 
     def rest(sign):
-        moved = [value_of(objective, r)({k: base[k] + h * direction[k] for k in base}) for h in steps]
+        moved = [
+            value_of(objective, r)({k: base[k] + h * direction[k] for k in base}) for h in steps
+        ]
         return [abs(float(m - value) - sign * h * first) for h, m in zip(steps, moved, strict=True)]
 
     def second_order(remainders):
         # bilinear volumes have remainders of round-off only: 1e-12 of the value
-        return remainders[0] < 1e-12 * abs(float(value)) or np.log2(remainders[0] / remainders[2]) / 2 >= 1.9
+        return (
+            remainders[0] < 1e-12 * abs(float(value))
+            or np.log2(remainders[0] / remainders[2]) / 2 >= 1.9
+        )
 
     assert second_order(rest(1.0)), rest(1.0)
     assert not second_order(rest(-1.0))
@@ -161,7 +193,9 @@ def test_value_is_independent_of_how_finely_the_response_is_sampled(objective):
         elif f.name in {"position", "fraction", "near", "relative_density", "fatigue_mpa"}:
             twice[f.name] = np.repeat(getattr(r, f.name), 2, axis=0)
     twice["volume"] = np.repeat(r.volume, 2) / 2
-    assert float(objective.value(replace(r, **twice))) == pytest.approx(float(objective.value(r)), rel=1e-9)
+    assert float(objective.value(replace(r, **twice))) == pytest.approx(
+        float(objective.value(r)), rel=1e-9
+    )
 
 
 def test_unknown_settings_are_refused(objective):
@@ -170,29 +204,41 @@ def test_unknown_settings_are_refused(objective):
 
 
 def test_unknown_objective_lists_the_known_ones():
-    with pytest.raises(ValueError, match=f"'beauty' is unknown; choose among {', '.join(objectives.names())}"):
+    with pytest.raises(
+        ValueError, match=f"'beauty' is unknown; choose among {', '.join(objectives.names())}"
+    ):
         objectives.load("beauty")
 
 
-# -- goals ---------------------------------------------------------------------------------------------------
+# -- goals -----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", CONFIGURED)
 def test_configured_goals_build(name):
     every = goals(CONFIGURED[name])
     assert len(every) == len(CONFIGURED[name])
-    assert len({g.objective.name for g in every}) == len(every), "the table has one line an objective"
+    assert len({g.objective.name for g in every}) == len(every), (
+        "the table has one line an objective"
+    )
     assert any(g.kind == "minimise" for g in every)
 
 
 def test_every_objective_is_configured_somewhere():
-    assert {entry["objective"] for entries in CONFIGURED.values() for entry in entries} == set(objectives.names())
+    assert {entry["objective"] for entries in CONFIGURED.values() for entry in entries} == set(
+        objectives.names()
+    )
 
 
 @pytest.mark.parametrize(
     ("entry", "text"),
     [
-        ({"objective": "misalignment", "kind": "at_most"}, "misalignment: 'bound' belongs to at_most and at_least"),
+        (
+            {"objective": "misalignment", "kind": "at_most"},
+            "misalignment: 'bound' belongs to at_most and at_least",
+        ),
         ({"objective": "misalignment", "bound": 1.0}, "they need one"),
-        ({"objective": "misalignment", "kind": "exactly", "bound": 1.0}, "'minimise', 'at_most' or 'at_least'"),
+        (
+            {"objective": "misalignment", "kind": "exactly", "bound": 1.0},
+            "'minimise', 'at_most' or 'at_least'",
+        ),
         ({"objective": "misalignment", "scale": 0.0}, "scale"),
         ({"objective": "misalignment", "wait": 1.0}, "wait"),
         ({"objective": "beauty"}, "choose among"),
@@ -204,11 +250,15 @@ def test_wrong_goals_say_what_is_wrong(entry, text):
         goals([entry])
 
 
-# -- known values --------------------------------------------------------------------------------------------
+# -- known values ----------------------------------------------------------------------------------
 def test_volumes_are_sums_of_shares():
     r = response()
-    assert float(objectives.load("implant_volume").value(r)) == pytest.approx(float(r.volume @ r.fraction[:, 2]), rel=1e-14)
-    assert float(objectives.load("graft_volume").value(r)) == pytest.approx(float(r.volume @ r.fraction[:, 3]), rel=1e-14)
+    assert float(objectives.load("implant_volume").value(r)) == pytest.approx(
+        float(r.volume @ r.fraction[:, 2]), rel=1e-14
+    )
+    assert float(objectives.load("graft_volume").value(r)) == pytest.approx(
+        float(r.volume @ r.fraction[:, 3]), rel=1e-14
+    )
 
 
 def uniform_strain(voigt) -> Response:
@@ -222,7 +272,10 @@ def uniform_strain(voigt) -> Response:
     [
         ([0, 0, -YIELD_STRAIN_COMPRESSION, 0, 0, 0], 0.5),
         ([YIELD_STRAIN_TENSION, 0, 0, 0, 0, 0], 0.5),
-        ([0, 0, 0, 2 * YIELD_STRAIN_TENSION, 0, 0], 0.5),  # pure shear γ: principal strains ±γ/2, tension yields first
+        (
+            [0, 0, 0, 2 * YIELD_STRAIN_TENSION, 0, 0],
+            0.5,
+        ),  # pure shear γ: principal strains ±γ/2, tension yields first
         ([0, 0, -0.5 * YIELD_STRAIN_COMPRESSION, 0, 0, 0], 0.0),
         ([0, 0, -1.5 * YIELD_STRAIN_COMPRESSION, 0, 0, 0], 1.0),
     ],
@@ -231,7 +284,9 @@ def test_yielded_bone_counts_half_at_yield_in_either_sense(voigt, share):
     r = uniform_strain(voigt)
     bone = float(np.sum(r.volume * r.near * r.fraction[:, :2].sum(-1)))
     # the floors of principal_strains move yield by 1e-9 of strain
-    assert float(objectives.load("yielded_bone").value(r)) == pytest.approx(share * bone, rel=1e-5, abs=1e-9)
+    assert float(objectives.load("yielded_bone").value(r)) == pytest.approx(
+        share * bone, rel=1e-5, abs=1e-9
+    )
 
 
 def test_stress_shielding_is_half_where_a_quarter_of_the_energy_is_left():
@@ -239,7 +294,9 @@ def test_stress_shielding_is_half_where_a_quarter_of_the_energy_is_left():
     r = replace(r, stress=1e3 * r.strain)
     energy = 0.5 * np.sum(r.strain * r.stress, axis=-1)
     for kept, share in ((0.25, 50.0), (1.0, 0.0), (0.05, 100.0)):
-        value = float(objectives.load("stress_shielding").value(replace(r, reference_sed=energy / kept)))
+        value = float(
+            objectives.load("stress_shielding").value(replace(r, reference_sed=energy / kept))
+        )
         assert value == pytest.approx(share, abs=1e-4)
     with pytest.raises(ValueError, match="with_reference first"):
         objectives.load("stress_shielding").value(replace(r, reference_sed=None))
@@ -252,13 +309,16 @@ def test_implant_stress_is_the_ratio_to_the_limit():
     measure = objectives.load("implant_stress")
     np.testing.assert_allclose(measure.per_load(replace(r, stress=stress)), 0.7, rtol=1e-6)
     # the p-norm over three equal loads
-    assert float(measure.value(replace(r, stress=stress))) == pytest.approx(0.7 * 3 ** (1 / 8), rel=1e-6)
+    assert float(measure.value(replace(r, stress=stress))) == pytest.approx(
+        0.7 * 3 ** (1 / 8), rel=1e-6
+    )
     with pytest.raises(ValueError, match="needs the fatigue limit"):
         measure.value(replace(r, fatigue_mpa=None))
 
 
 def test_misalignment_is_the_rms_displacement_of_an_elliptic_endplate():
-    """By quadrature over the ellipse, for a random rigid motion of the cranial vertebra against the caudal one."""
+    """By quadrature over the ellipse, for a random rigid motion of the cranial vertebra against
+    the caudal one."""
     rng = np.random.default_rng(3)
     caudal, cranial = rng.normal(size=(2, 6)) * [1, 1, 1, 0.02, 0.02, 0.02]
     r = response()
@@ -280,17 +340,24 @@ def test_principal_strains_are_the_extreme_eigenvalues():
     strain[:20, 3:] = 0.0
     strain[:10, 1] = strain[:10, 0]  # repeated
     a, b, c, d, e, f = np.moveaxis(strain, -1, 0)
-    tensors = np.moveaxis(np.array([[a, d / 2, e / 2], [d / 2, b, f / 2], [e / 2, f / 2, c]]), -1, 0)
+    tensors = np.moveaxis(
+        np.array([[a, d / 2, e / 2], [d / 2, b, f / 2], [e / 2, f / 2, c]]), -1, 0
+    )
     values = np.linalg.eigvalsh(tensors)
     low, high = principal_strains(jnp.asarray(strain))
-    # the cosine is kept 1e-9 off ±1, worth √(2e-9)/3·size·... ≤ 1e-6 of a strain of 1 % at repeated values
+    # the cosine is kept 1e-9 off ±1, worth √(2e-9)/3·size·... ≤ 1e-6 of a strain of 1 % at repeated
+    # values
     np.testing.assert_allclose(low, values[:, 0], atol=1e-6)
     np.testing.assert_allclose(high, values[:, 2], atol=1e-6)
     np.testing.assert_allclose(low[20:], values[20:, 0], atol=1e-9)
 
 
 def test_von_mises_of_textbook_states():
-    for stress, expected in (([0, 0, -5, 0, 0, 0], 5.0), ([3, 3, 3, 0, 0, 0], 0.0), ([0, 0, 0, 2, 0, 0], 2 * np.sqrt(3))):
+    for stress, expected in (
+        ([0, 0, -5, 0, 0, 0], 5.0),
+        ([3, 3, 3, 0, 0, 0], 0.0),
+        ([0, 0, 0, 2, 0, 0], 2 * np.sqrt(3)),
+    ):
         assert float(von_mises(jnp.asarray(stress, float))) == pytest.approx(expected, abs=1e-8)
 
 

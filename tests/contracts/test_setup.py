@@ -18,8 +18,16 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 OURS = {"engine", "fem", "objectives", "scripts", "conf"}
 #: Import name → distribution, where they differ.
-DISTRIBUTION = {"hydra": "hydra-core", "omegaconf": "hydra-core", "skimage": "scikit-image", "jaxlib": "jax", "yaml": "pyyaml",
-                "PIL": "pillow", "vtkmodules": "vtk", "OCP": "cadquery-ocp"}  # fmt: skip
+DISTRIBUTION = {
+    "hydra": "hydra-core",
+    "omegaconf": "hydra-core",
+    "skimage": "scikit-image",
+    "jaxlib": "jax",
+    "yaml": "pyyaml",
+    "PIL": "pillow",
+    "vtkmodules": "vtk",
+    "OCP": "cadquery-ocp",
+}
 
 
 #: What scripts/peers.py runs in a virtual environment of its own, which it makes itself.
@@ -32,7 +40,11 @@ def name_of(requirement: str) -> str:
 
 def test_every_import_is_a_declared_dependency():
     declared = {name_of(r) for r in PROJECT["project"]["dependencies"]}
-    extras = {name_of(r) for extra in ("mlflow", "slurm", "ray", "step") for r in PROJECT["project"]["optional-dependencies"][extra]}
+    extras = {
+        name_of(r)
+        for extra in ("mlflow", "slurm", "ray", "step")
+        for r in PROJECT["project"]["optional-dependencies"][extra]
+    }
     more = {"peers.py": PEERS, "launchers.py": extras, "step.py": extras, "tracking.py": extras}
     for folder in ("engine", "fem", "objectives", "scripts"):
         for path in (ROOT / folder).rglob("*.py"):
@@ -40,7 +52,9 @@ def test_every_import_is_a_declared_dependency():
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
                 if isinstance(node, ast.ImportFrom) and node.module and not node.level:
                     names = [node.module]
-                for top in {name.split(".")[0] for name in names} - OURS - set(sys.stdlib_module_names):
+                for top in (
+                    {name.split(".")[0] for name in names} - OURS - set(sys.stdlib_module_names)
+                ):
                     known = DISTRIBUTION.get(top, top.lower().replace("_", "-"))
                     assert known in declared | more.get(path.name, set()), (
                         f"{path.relative_to(ROOT)} imports {top}, which pyproject.toml does not list"
@@ -50,7 +64,9 @@ def test_every_import_is_a_declared_dependency():
 def test_every_dependency_is_pinned_and_installed_at_the_pin():
     lines = (ROOT / "scripts" / "constraints.txt").read_text().splitlines()
     pins = {name_of(line): line.split("==")[1] for line in lines if "==" in line}
-    assert all("==" in line or line.startswith("#") for line in lines), "a pin is not name==version: hosts leak in"
+    assert all("==" in line or line.startswith("#") for line in lines), (
+        "a pin is not name==version: hosts leak in"
+    )
     wanted = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["dev"]
     for requirement in wanted:
         name = name_of(requirement)
@@ -69,7 +85,9 @@ def test_licence_and_readme():
 
 
 def test_source_numbers_used_in_code_and_configs_are_listed():
-    listed = set(re.findall(r"^\| (S\d+b?) \|", (ROOT / "docs" / "sources.md").read_text(), flags=re.M))
+    listed = set(
+        re.findall(r"^\| (S\d+b?) \|", (ROOT / "docs" / "sources.md").read_text(), flags=re.M)
+    )
     assert len(listed) > 10
     for folder in ("engine", "fem", "objectives", "conf", "scripts"):
         for path in [*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("*.yaml")]:
@@ -79,14 +97,18 @@ def test_source_numbers_used_in_code_and_configs_are_listed():
                 for group in re.findall(r"\[(S\d+b?(?:\s*[,;-]\s*S\d+b?)*)[^\]]*\]", text)
                 for s in re.findall(r"S\d+b?", group)
             }
-            assert used <= listed, f"{path.relative_to(ROOT)} cites {sorted(used - listed)}, not in docs/sources.md"
+            assert used <= listed, (
+                f"{path.relative_to(ROOT)} cites {sorted(used - listed)}, not in docs/sources.md"
+            )
 
 
 def test_ci_runs_make_test_and_make_is_consistent():
     assert "make test" in (ROOT / ".ci" / "run").read_text()
     for script in (".ci/run", "scripts/setup.sh"):
         subprocess.run(["bash", "-n", ROOT / script], check=True)
-    done = subprocess.run(["make", "-n", "test"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["make", "-n", "test"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     for tool in ("ruff check", "mypy", "lint-imports", "pytest"):
         assert tool in done.stdout
 
@@ -117,7 +139,9 @@ def test_import_rules_can_fail(tmp_path):
         ("engine/implants/cage.py", "import engine.implants.rod"),
     ]
     text = (ROOT / "pyproject.toml").read_text()
-    (tmp_path / "pyproject.toml").write_text(text[text.index("[tool.importlinter]") : text.index("# -- pytest")])
+    (tmp_path / "pyproject.toml").write_text(
+        text[text.index("[tool.importlinter]") : text.index("# -- pytest")]
+    )
 
     def broken(files: dict[str, str]) -> bool:
         for path, code in files.items():
@@ -125,7 +149,10 @@ def test_import_rules_can_fail(tmp_path):
             target.parent.mkdir(parents=True, exist_ok=True)
             (target.parent / "__init__.py").touch()
             target.write_text(code + "\n")
-        code = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
+        code = (
+            "import sys; from importlinter.cli import lint_imports;"
+            " sys.exit(lint_imports(no_cache=True))"
+        )
         done = subprocess.run(
             [sys.executable, "-c", f"import sys; sys.path.insert(0, '.'); {code}"],
             cwd=tmp_path,

@@ -38,8 +38,12 @@ def test_smooth_max_is_exact_away_from_the_edge_and_never_below_the_maximum():
 def test_fourier_is_its_series():
     rng = np.random.default_rng(2)
     c, angle = rng.normal(size=7), rng.uniform(0, 2 * np.pi, 50)
-    exact = c[0] + sum(c[2 * k - 1] * np.cos(k * angle) + c[2 * k] * np.sin(k * angle) for k in (1, 2, 3))
-    np.testing.assert_allclose(fourier(jnp.asarray(c), jnp.cos(angle), jnp.sin(angle)), exact, atol=1e-13)
+    exact = c[0] + sum(
+        c[2 * k - 1] * np.cos(k * angle) + c[2 * k] * np.sin(k * angle) for k in (1, 2, 3)
+    )
+    np.testing.assert_allclose(
+        fourier(jnp.asarray(c), jnp.cos(angle), jnp.sin(angle)), exact, atol=1e-13
+    )
 
 
 def test_bernstein_reproduces_planes_interpolates_corners_and_stays_within_its_control_points():
@@ -51,13 +55,17 @@ def test_bernstein_reproduces_planes_interpolates_corners_and_stays_within_its_c
     control = rng.normal(size=(4, 3))
     values = np.asarray(bernstein(jnp.asarray(control), jnp.asarray(u), jnp.asarray(v)))
     assert control.min() <= values.min() and values.max() <= control.max()
-    corner = bernstein(jnp.asarray(control), jnp.asarray([-1.0, 1.0, 5.0]), jnp.asarray([1.0, -1.0, -5.0]))
+    corner = bernstein(
+        jnp.asarray(control), jnp.asarray([-1.0, 1.0, 5.0]), jnp.asarray([1.0, -1.0, -5.0])
+    )
     np.testing.assert_allclose(corner, [control[0, -1], control[-1, 0], control[-1, 0]], atol=1e-13)
 
 
 def test_voxel_field_samples_linear_functions_exactly_and_holds_the_nearest_value_outside():
     origin, h = np.array([1.0, -2.0, 3.0]), 0.5
-    grid = origin + h * np.stack(np.meshgrid(np.arange(5), np.arange(6), np.arange(7), indexing="ij"), -1)
+    grid = origin + h * np.stack(
+        np.meshgrid(np.arange(5), np.arange(6), np.arange(7), indexing="ij"), -1
+    )
     field = VoxelField(grid @ np.array([1.0, 2.0, -3.0]), origin, h)
     np.testing.assert_array_equal(field.points(), grid)
     inside = origin + np.random.default_rng(4).uniform(0, 1, (50, 3)) * h * np.array([4, 5, 6])
@@ -66,8 +74,12 @@ def test_voxel_field_samples_linear_functions_exactly_and_holds_the_nearest_valu
 
 
 def test_capsule_patch_is_a_ramp_around_its_axis():
-    patch = Patch("caudal", "capsule", np.zeros(3), end_mm=np.array([0, 10.0, 0]), radius_mm=4.0, ramp_mm=1.5)
-    points = np.array([[0, 5, 0], [3, 5, 0], [4, 5, 0], [0, 14, 0], [5, 5, 0], [0, -4.375, 0]], float)
+    patch = Patch(
+        "caudal", "capsule", np.zeros(3), end_mm=np.array([0, 10.0, 0]), radius_mm=4.0, ramp_mm=1.5
+    )
+    points = np.array(
+        [[0, 5, 0], [3, 5, 0], [4, 5, 0], [0, 14, 0], [5, 5, 0], [0, -4.375, 0]], float
+    )
     np.testing.assert_allclose(patch.weight(points), [1, 1, 0.5, 0.5, 0, 0.25], atol=1e-12)
     with pytest.raises(ValueError, match="'ball' is unknown; expected 'layer' or 'capsule'"):
         Patch("caudal", "ball", np.zeros(3)).weight(points)

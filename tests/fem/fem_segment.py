@@ -1,4 +1,5 @@
-"""A small analytic segment: two elliptic-cylinder vertebrae with concave endplates, a conforming ring cage."""
+"""A small analytic segment: two elliptic-cylinder vertebrae with concave endplates, a conforming
+ring cage."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ def dish(x, y):
 
 
 def surface_of(field: VoxelField) -> Surface:
-    v, f, _, _ = marching_cubes(field.values, 0.0, spacing=(field.spacing_mm,) * 3, gradient_direction="descent")
+    v, f, _, _ = marching_cubes(
+        field.values, 0.0, spacing=(field.spacing_mm,) * 3, gradient_direction="descent"
+    )
     points = v + field.origin_mm
     a, b, c = (points[f[:, i]] for i in range(3))
     if np.einsum("ij,ij->", a, np.cross(b, c)) < 0:
@@ -56,17 +59,23 @@ def sampled(function, low, high, spacing) -> VoxelField:
 def endplate(z, up) -> Endplate:
     t = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     rim = np.stack([HALF[0] * np.cos(t), HALF[1] * np.sin(t), np.full_like(t, z)], -1)
-    return Endplate(np.array([0.0, 0.0, z]), np.array([0.0, 0.0, up]), rim, np.array([1.0, 0, 0]), *HALF)
+    return Endplate(
+        np.array([0.0, 0.0, z]), np.array([0.0, 0.0, up]), rim, np.array([1.0, 0, 0]), *HALF
+    )
 
 
 def vertebra(name, bottom, top) -> Vertebra:
     def distance(x, y, z):
-        return np.maximum.reduce([ellipse(x, y, *HALF), z - (top - dish(x, y)), (bottom + dish(x, y)) - z])
+        return np.maximum.reduce(
+            [ellipse(x, y, *HALF), z - (top - dish(x, y)), (bottom + dish(x, y)) - z]
+        )
 
     low, high = [-30.0, -24.0, bottom - 8.0], [30.0, 24.0, top + 8.0]
     sdf = sampled(distance, low, high, 1.0)
     density = sampled(lambda x, y, z: 0.15 + 0.25 * (distance(x, y, z) > -1.5), low, high, 1.0)
-    return Vertebra(name, surface_of(sdf), sdf, density, endplate(top, 1.0), endplate(bottom, -1.0), {})
+    return Vertebra(
+        name, surface_of(sdf), sdf, density, endplate(top, 1.0), endplate(bottom, -1.0), {}
+    )
 
 
 def make_segment() -> Segment:
@@ -74,8 +83,10 @@ def make_segment() -> Segment:
     cranial = vertebra("L4", DISC_MM, DISC_MM + BODY_MM)
     disc = sampled(
         lambda x, y, z: np.maximum.reduce([ellipse(x, y, *HALF), -3.0 - z, z - DISC_MM - 3.0]),
-        [-30.0, -24.0, -10.0], [30.0, 24.0, DISC_MM + 10.0], 1.0,
-    )  # fmt: skip
+        [-30.0, -24.0, -10.0],
+        [30.0, 24.0, DISC_MM + 10.0],
+        1.0,
+    )
     zero = SegmentAlignment(*[0.0] * 9)
     plan = AlignmentPlan("keep", "test", zero, zero, np.eye(4))
     return Segment("L4-L5", "analytic", caudal, cranial, disc, plan, np.eye(4), "phantom")
@@ -92,27 +103,57 @@ def make_design(segment: Segment, material: str = "ti6al4v") -> Design:
         return np.maximum(-6.0 - z, z - DISC_MM - 6.0)
 
     implant = sampled(
-        lambda x, y, z: np.maximum.reduce([ellipse(x, y, 15, 11), -ellipse(x, y, 9, 6), bones(x, y, z), slab(z)]),
-        low, high, h,
-    )  # fmt: skip
+        lambda x, y, z: np.maximum.reduce(
+            [ellipse(x, y, 15, 11), -ellipse(x, y, 9, 6), bones(x, y, z), slab(z)]
+        ),
+        low,
+        high,
+        h,
+    )
     window = sampled(lambda x, y, z: np.maximum(ellipse(x, y, 9, 6), slab(z)), low, high, h)
     return Design("conforming", "test_ring", material, implant, window, None)
 
 
 def layer(body, plate: Endplate, depth=4.0) -> Patch:
     return Patch(
-        body, "layer", plate.centre_mm, plate.normal, plate.axis_left, plate.half_width_mm, plate.half_depth_mm, depth
+        body,
+        "layer",
+        plate.centre_mm,
+        plate.normal,
+        plate.axis_left,
+        plate.half_width_mm,
+        plate.half_depth_mm,
+        depth,
     )
 
 
 def make_boundary(segment: Segment, links=()) -> Boundary:
     point = segment.cranial.superior.centre_mm
     cases = (
-        LoadCase("compression", Wrench(np.array([0, 0, -500.0]), np.zeros(3), point), 500.0, "test"),
-        LoadCase("flexion", Wrench(np.array([0, 0, -400.0]), np.array([7500.0, 0, 0]), point), 400.0, "test"),
-        LoadCase("torsion", Wrench(np.array([30.0, -20.0, 0]), np.array([0, 0, 5000.0]), point), 0.0, "test"),
+        LoadCase(
+            "compression", Wrench(np.array([0, 0, -500.0]), np.zeros(3), point), 500.0, "test"
+        ),
+        LoadCase(
+            "flexion",
+            Wrench(np.array([0, 0, -400.0]), np.array([7500.0, 0, 0]), point),
+            400.0,
+            "test",
+        ),
+        LoadCase(
+            "torsion",
+            Wrench(np.array([30.0, -20.0, 0]), np.array([0, 0, 5000.0]), point),
+            0.0,
+            "test",
+        ),
     )
     return Boundary(
-        layer("caudal", segment.caudal.inferior), 1000.0, layer("cranial", segment.cranial.superior),
-        (layer("caudal", segment.caudal.superior, 8.0), layer("cranial", segment.cranial.inferior, 8.0)), links, cases,
-    )  # fmt: skip
+        layer("caudal", segment.caudal.inferior),
+        1000.0,
+        layer("cranial", segment.cranial.superior),
+        (
+            layer("caudal", segment.caudal.superior, 8.0),
+            layer("cranial", segment.cranial.inferior, 8.0),
+        ),
+        links,
+        cases,
+    )

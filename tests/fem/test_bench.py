@@ -1,4 +1,5 @@
-"""Virtual bench tests on the analytic segment: the ring of titanium between dished ends, against E A / h."""
+"""Virtual bench tests on the analytic segment: the ring of titanium between dished ends, against
+E A / h."""
 
 from __future__ import annotations
 
@@ -19,20 +20,34 @@ from scripts.run import mechanical_tests as bench
 def tests(segment, design, implant_surface, tmp_path_factory):
     coarse = replace(COARSE, size_fine_mm=2.8, background_axial_mm=2.2, background_mm=2.8)
     return bench.bench_part(
-        segment, design, implant_surface, make_boundary(segment), default_crop(segment), coarse, FemSettings(order=1, quadrature=2), 123.0,
+        segment,
+        design,
+        implant_surface,
+        make_boundary(segment),
+        default_crop(segment),
+        coarse,
+        FemSettings(order=1, quadrature=2),
+        123.0,
         tmp_path_factory.mktemp("bench"),
-    )  # fmt: skip
+    )
 
 
 def test_compression_is_a_column_between_steel_blocks(tests):
-    """Two elastic ends in series with the column: K is below E A / h, and the mean stress F/A is between p99 and nothing."""
+    """Two elastic ends in series with the column: K is below E A / h, and the mean stress F/A is
+    between p99 and nothing."""
     area = np.pi * (15.0 * 11.0 - 9.0 * 6.0)
-    ends = 2.0 * 2.0 * (1.0 - ((12.0 / 22.0) ** 2 + (8.5 / 16.0) ** 2) / 2.0)  # depth of the dishes over the ring, about
+    ends = (
+        2.0 * 2.0 * (1.0 - ((12.0 / 22.0) ** 2 + (8.5 / 16.0) ** 2) / 2.0)
+    )  # depth of the dishes over the ring, about
     column = IMPLANTS["ti6al4v"].e_mpa * area / (DISC_MM + ends)
     got = tests["compression"]
-    assert 0.45 * column < got["stiffness"] < 0.95 * column  # steel layers of 8 mm and their spreading are in it
+    assert (
+        0.45 * column < got["stiffness"] < 0.95 * column
+    )  # steel layers of 8 mm and their spreading are in it
     assert bench.FORCE_N / area < got["von_mises_p99_mpa"] < 4.0 * bench.FORCE_N / area
-    assert got["load_at_fatigue"] == pytest.approx(1000.0 * 225.0 / got["von_mises_p99_mpa"], rel=1e-3)
+    assert got["load_at_fatigue"] == pytest.approx(
+        1000.0 * 225.0 / got["von_mises_p99_mpa"], rel=1e-3
+    )
     assert got["load_at_yield"] / got["load_at_fatigue"] == pytest.approx(795.0 / 225.0, rel=1e-3)
 
 
@@ -41,8 +56,11 @@ def test_shear_is_softer_and_foam_carries_the_subsidence(tests):
     assert tests["torsion"]["stiffness"] > 0.0
     s = tests["subsidence"]
     assert s["k_s_n_per_mm"] < 0.2 * s["k_d_n_per_mm"]
-    assert 1.0 / s["k_s_n_per_mm"] == pytest.approx(1.0 / s["k_d_n_per_mm"] + 1.0 / s["k_p_n_per_mm"])
-    # two foam columns in series, E A/2h, held and loaded in the middle of layers of 4 mm; softer, as the ring presses on a part
+    assert 1.0 / s["k_s_n_per_mm"] == pytest.approx(
+        1.0 / s["k_d_n_per_mm"] + 1.0 / s["k_p_n_per_mm"]
+    )
+    # two foam columns in series, E A/2h, held and loaded in the middle of layers of 4 mm; softer,
+    # as the ring presses on a part
     column = 123.0 * np.pi * HALF[0] * HALF[1] / (2.0 * (BODY_MM - 2.0))
     assert 0.6 * column < s["k_p_n_per_mm"] < column
 
@@ -50,4 +68,6 @@ def test_shear_is_softer_and_foam_carries_the_subsidence(tests):
 def test_safety_is_told_only_of_loads_that_are_given(tests):
     assert bench.safety_of(tests, bench.Acceptance()) == {}
     found = bench.safety_of(tests, bench.Acceptance(compression_n=2000.0))
-    assert found["compression"]["fatigue"] == pytest.approx(tests["compression"]["load_at_fatigue"] / 2000.0)
+    assert found["compression"]["fatigue"] == pytest.approx(
+        tests["compression"]["load_at_fatigue"] / 2000.0
+    )

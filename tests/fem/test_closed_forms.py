@@ -1,4 +1,5 @@
-"""Closed forms and NAFEMS benchmarks on coarse meshes (scripts/evidence/code.py says which; `make validation` runs finer ones)."""
+"""Closed forms and NAFEMS benchmarks on coarse meshes (scripts/evidence/code.py says which;
+`make validation` runs finer ones)."""
 
 from __future__ import annotations
 

@@ -40,7 +40,9 @@ def test_an_eccentric_force_opens_the_joint_by_the_closed_form():
     found, at, expected, c = closed.eccentric()
     assert found.solution.status[0].code == "ok", found.solution.status
     assert np.abs(found.pressure[:, 0] - expected).max() < 0.02 * expected.max()
-    assert found.figures(at)[0]["touching_percent"] == pytest.approx(100.0 * c / closed.LENGTH, abs=3.0)
+    assert found.figures(at)[0]["touching_percent"] == pytest.approx(
+        100.0 * c / closed.LENGTH, abs=3.0
+    )
     assert found.opening_mm.max() > 0.1
 
 
@@ -53,7 +55,8 @@ def test_coulomb_friction_carries_up_to_mu_n(push):
 
 
 def test_hertz():
-    """Contact radius 4.3 mm on elements of 2 mm: the pressure, a mean of few points, is within 10 % there (2.6 % at 1 mm)."""
+    """Contact radius 4.3 mm on elements of 2 mm: the pressure, a mean of few points, is within
+    10 % there (2.6 % at 1 mm)."""
     found, pressure, radius = closed.hertz(3)
     assert found.solution.status[0].code == "ok", found.solution.status
     assert radius == pytest.approx(1.0, rel=0.05)

@@ -1,4 +1,5 @@
-"""The generated disc: volumes known in closed form, nucleus and rings where they should be, good elements, and clear refusals."""
+"""The generated disc: volumes known in closed form, nucleus and rings where they should be, good
+elements, and clear refusals."""
 
 from __future__ import annotations
 
@@ -25,7 +26,10 @@ def volumes(mesh):
     return jacobians(mesh.points_mm[mesh.hexes]).sum(1)
 
 
-@pytest.mark.parametrize("settings", [DiscSettings(), DiscSettings(around=24, rings=2, layers=3), DiscSettings(nucleus_back=0.1)])
+@pytest.mark.parametrize(
+    "settings",
+    [DiscSettings(), DiscSettings(around=24, rings=2, layers=3), DiscSettings(nucleus_back=0.1)],
+)
 def test_the_circles_mesh_covers_it_with_good_quads(settings):
     points, quads, group = circle_mesh(settings)
     a, b, c, d = (points[quads[:, k]] for k in range(4))
@@ -36,11 +40,14 @@ def test_the_circles_mesh_covers_it_with_good_quads(settings):
     assert area[group == 0].sum() / area.sum() == pytest.approx(settings.nucleus_share, rel=1e-6)
     corners = [cross(q - p, r - p) for p, q, r in ((a, b, d), (b, c, a), (c, d, b), (d, a, c))]
     assert np.min(corners) > 0.0
-    assert [int((group == g).sum()) for g in range(1, settings.rings + 1)] == [settings.around] * settings.rings
+    assert [int((group == g).sum()) for g in range(1, settings.rings + 1)] == [
+        settings.around
+    ] * settings.rings
 
 
 def test_its_volume_is_that_between_two_dishes(segment):
-    """Elliptic rim, height DISC_MM + 2 dishes of paraboloids: π a b (DISC_MM + 2 · CONCAVE_MM / 2)."""
+    """Elliptic rim, height DISC_MM + 2 dishes of paraboloids: π a b (DISC_MM + 2 · CONCAVE_MM /
+    2)."""
     mesh = disc_mesh(segment, DiscSettings(around=64, layers=4))
     exact = np.pi * HALF[0] * HALF[1] * (DISC_MM + CONCAVE_MM)
     assert volumes(mesh).sum() == pytest.approx(exact, rel=0.02)
@@ -49,7 +56,10 @@ def test_its_volume_is_that_between_two_dishes(segment):
 
 def test_its_ends_lie_on_the_bones(segment):
     mesh = disc_mesh(segment)
-    for nodes, vertebra in ((mesh.caudal_nodes, segment.caudal), (mesh.cranial_nodes, segment.cranial)):
+    for nodes, vertebra in (
+        (mesh.caudal_nodes, segment.caudal),
+        (mesh.cranial_nodes, segment.cranial),
+    ):
         off = vertebra.sdf.sample(mesh.points_mm[nodes])
         assert np.abs(off).mean() < 0.15 and np.abs(off).max() < 0.6
     assert len(np.intersect1d(mesh.caudal_nodes, mesh.cranial_nodes)) == 0
@@ -70,15 +80,26 @@ def test_bones_that_touch_are_named_with_their_place(segment):
     low = segment.cranial.inferior
     down = np.array([0.0, 0.0, -DISC_MM - 2 * CONCAVE_MM - 1.0])
     sdf = segment.cranial.sdf
-    moved = replace(segment.cranial, inferior=replace(low, centre_mm=low.centre_mm + down, rim_mm=low.rim_mm + down),
-                    sdf=VoxelField(sdf.values, sdf.origin_mm + down, sdf.spacing_mm))  # fmt: skip
-    with pytest.raises(ValueError, match=r"elements of the disc are inverted, about .* plan more height"):
+    moved = replace(
+        segment.cranial,
+        inferior=replace(low, centre_mm=low.centre_mm + down, rim_mm=low.rim_mm + down),
+        sdf=VoxelField(sdf.values, sdf.origin_mm + down, sdf.spacing_mm),
+    )
+    with pytest.raises(
+        ValueError, match=r"elements of the disc are inverted, about .* plan more height"
+    ):
         disc_mesh(replace(segment, cranial=moved))
 
 
 @pytest.mark.parametrize(
-    ("given", "said"), [({"around": 30}, "multiple of 4"), ({"rings": 0}, "at least 1"), ({"nucleus_share": 0.9}, "0.2, 0.7"),
-                        ({"nucleus_back": 0.5}, "nucleus_back")])  # fmt: skip
+    ("given", "said"),
+    [
+        ({"around": 30}, "multiple of 4"),
+        ({"rings": 0}, "at least 1"),
+        ({"nucleus_share": 0.9}, "0.2, 0.7"),
+        ({"nucleus_back": 0.5}, "nucleus_back"),
+    ],
+)
 def test_settings_say_what_is_wrong(given, said):
     with pytest.raises(ValueError, match=said):
         DiscSettings(**given)
@@ -96,8 +117,11 @@ def test_the_ligaments_lie_on_the_rims_front_and_back(segment):
 
 
 def test_a_symmetric_disc_sinks_straight_and_its_nucleus_carries(segment):
-    """Under 1000 N it neither turns nor shifts; nucleus pressure of the order of 1.3 to 1.5 F/A [S33b]; forces balance."""
-    part = replace(patients.patient_segment(segment, DiscSettings(around=16, layers=2)), ligaments=[])
+    """Under 1000 N it neither turns nor shifts; nucleus pressure of the order of 1.3 to 1.5 F/A
+    [S33b]; forces balance."""
+    part = replace(
+        patients.patient_segment(segment, DiscSettings(around=16, layers=2)), ligaments=[]
+    )
     step = part.run([intact.Load(500.0), intact.Load(1000.0)])[1]
     assert np.abs(step.rotation_deg).max() < 0.02 and np.abs(step.translation_mm[:2]).max() < 0.05
     assert step.translation_mm[2] < -0.2 and step.balance < 1e-6
@@ -105,10 +129,13 @@ def test_a_symmetric_disc_sinks_straight_and_its_nucleus_carries(segment):
 
 
 def test_a_real_patients_disc(data_dir):
-    """lumbar_meshes as scanned: what the mesh between the rims holds is the data's own disc without its bulge (−15 %)."""
+    """lumbar_meshes as scanned: what the mesh between the rims holds is the data's own disc
+    without its bulge (−15 %)."""
     patient = from_surfaces(data_dir / "lumbar_meshes", "L4-L5", levels="segment", spacing_mm=1.0)
     mesh = disc_mesh(plan(patient, "L4-L5", PlanConfig(rule="keep", spacing_mm=1.5)))
     own, hexes, group = lumbar_meshes.read_disc(data_dir / "lumbar_meshes", "L45")
     theirs, mine = jacobians(own[hexes]).sum(1), volumes(mesh)
     assert 0.8 < mine.sum() / theirs.sum() < 1.0
-    assert mine[mesh.group == 0].sum() / mine.sum() == pytest.approx(theirs[group == 0].sum() / theirs.sum(), abs=0.03)
+    assert mine[mesh.group == 0].sum() / mine.sum() == pytest.approx(
+        theirs[group == 0].sum() / theirs.sum(), abs=0.03
+    )

@@ -81,7 +81,9 @@ def test_the_mean_pressure_is_the_reactions() -> None:
     assert np.abs(body.forces(x)[body.pressures[0]]).max() < 1e-12
     assert body.pressure(x, 0) == pytest.approx(100.0 * (1.0 - 0.999**3), rel=1e-12)
     top = np.flatnonzero(points[:, 2] > 1.0 - 1e-9)
-    assert body.forces(x)[3 * top + 2].sum() == pytest.approx(-100.0 * (1.0 - 0.999**3) * 0.999**2, rel=1e-9)
+    assert body.forces(x)[3 * top + 2].sum() == pytest.approx(
+        -100.0 * (1.0 - 0.999**3) * 0.999**2, rel=1e-9
+    )
 
 
 def test_an_inverted_element_gives_no_forces() -> None:
@@ -97,9 +99,23 @@ def test_an_inverted_element_gives_no_forces() -> None:
         (lambda: Solid(0.0, 1.0), "must be positive"),
         (lambda: Fibres((0.1, 0.0), (0.0, 1.0), 0.1), "must ascend"),
         (lambda: Fibres((0.0, 0.1), (1.0, 2.0), 0.1), "must start at 0"),
-        (lambda: Body(*bricks8((1, 1, 1)), np.zeros(1, int), {0: Solid(1.0, 1.0)}, order=3), "order=3"),
-        (lambda: Body(*bricks8((1, 1, 1)), np.ones(1, int), {0: Solid(1.0, 1.0)}), r"groups \[1\] have no solid"),
-        (lambda: Body(bricks8((1, 1, 1))[0], np.array([[0, 4, 2, 6, 1, 5, 7, 3]]), np.zeros(1, int), {0: Solid(1.0, 1.0)}), "inverted"),
+        (
+            lambda: Body(*bricks8((1, 1, 1)), np.zeros(1, int), {0: Solid(1.0, 1.0)}, order=3),
+            "order=3",
+        ),
+        (
+            lambda: Body(*bricks8((1, 1, 1)), np.ones(1, int), {0: Solid(1.0, 1.0)}),
+            r"groups \[1\] have no solid",
+        ),
+        (
+            lambda: Body(
+                bricks8((1, 1, 1))[0],
+                np.array([[0, 4, 2, 6, 1, 5, 7, 3]]),
+                np.zeros(1, int),
+                {0: Solid(1.0, 1.0)},
+            ),
+            "inverted",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(what: object, text: str) -> None:

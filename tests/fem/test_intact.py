@@ -18,7 +18,8 @@ SIZE = np.array([30.0, 40.0, 10.0])
 
 
 def block(bulk: float = 5.0, **more: object) -> IntactSegment:
-    """Annulus all round (4×4×2 cells), a nucleus of 2×2 in the middle; bodies' centres 15 mm above and below."""
+    """Annulus all round (4×4×2 cells), a nucleus of 2×2 in the middle; bodies' centres 15 mm
+    above and below."""
     points, cells = bricks8((4, 4, 2))
     middle = points[cells].mean(1)
     group = np.where((np.abs(middle[:, :2] - 0.5) < 0.25).all(1), 0, 1)
@@ -26,19 +27,36 @@ def block(bulk: float = 5.0, **more: object) -> IntactSegment:
     body = Body(points, cells, group, {0: Solid(0.1, 500.0, mixed=True), 1: Solid(1.0, bulk)})
     z = body.nodes_mm[:, 2]
     top, bottom = np.flatnonzero(z > SIZE[2] - 1e-6), np.flatnonzero(z < 1e-6)
-    return IntactSegment(body, top, bottom, np.eye(3), np.array([0.0, 0.0, 25.0]), np.array([0.0, 0.0, -15.0]), **more)  # type: ignore[arg-type]
+    return IntactSegment(
+        body,
+        top,
+        bottom,
+        np.eye(3),
+        np.array([0.0, 0.0, 25.0]),
+        np.array([0.0, 0.0, -15.0]),
+        **more,
+    )  # type: ignore[arg-type]
 
 
 def strands(law: object = ToeLinear(-0.03, 0.08, 485.0)) -> Ligament:
     y = np.linspace(-10.0, 10.0, 3)
-    return Ligament("ALL", np.stack([0 * y + 16.0, y, 0 * y + 11.0], 1), np.stack([0 * y + 16.0, y, 0 * y - 1.0], 1), law)  # type: ignore[arg-type]
+    return Ligament(
+        "ALL",
+        np.stack([0 * y + 16.0, y, 0 * y + 11.0], 1),
+        np.stack([0 * y + 16.0, y, 0 * y - 1.0], 1),
+        law,
+    )  # type: ignore[arg-type]
 
 
 def facets(clearance: float = 0.0) -> Facets:
     """Two patches 3 mm above a plane that is the caudal vertebra."""
     x, y = np.meshgrid([-30.0, -28.0], [-16.0, -14.0, 14.0, 16.0], indexing="ij")
     points = np.stack([x.ravel(), y.ravel(), 0 * x.ravel() + 3.0], 1)
-    grid = VoxelField(np.broadcast_to(np.linspace(-10.0, 10.0, 41), (81, 81, 41)).copy(), np.array([-45.0, -20.0, -10.0]), 0.5)
+    grid = VoxelField(
+        np.broadcast_to(np.linspace(-10.0, 10.0, 41), (81, 81, 41)).copy(),
+        np.array([-45.0, -20.0, -10.0]),
+        0.5,
+    )
     return Facets(points, np.full(8, 5.0), points[:, 1] > 0, grid, 4.0, clearance)
 
 
@@ -60,7 +78,9 @@ def test_the_tangent_is_the_residuals_derivative() -> None:
     tangent = segment._tangent(state, load, inner)
     direction = 1e-6 * np.random.default_rng(0).normal(size=len(residual))
     direction[-3:] *= 0.01
-    ahead, behind = (segment._residual(segment._moved(state, sign * direction), load)[0] for sign in (1.0, -1.0))
+    ahead, behind = (
+        segment._residual(segment._moved(state, sign * direction), load)[0] for sign in (1.0, -1.0)
+    )
     change = 0.5 * (ahead - behind)
     error = np.abs(tangent @ direction - change)
     assert error[:-3].max() < 1e-4 * np.abs(change[:-3]).max()
@@ -71,19 +91,31 @@ def test_the_tangent_is_the_residuals_derivative() -> None:
 def test_a_straight_follower_is_a_force() -> None:
     segment = block()
     rest = segment.start()
-    found = [segment.measure(segment.walk(rest, Load(), load)[0], rest, load, 0) for load in (Load(200.0), Load(0.0, (0.0, 0.0, -200.0)))]
+    found = [
+        segment.measure(segment.walk(rest, Load(), load)[0], rest, load, 0)
+        for load in (Load(200.0), Load(0.0, (0.0, 0.0, -200.0)))
+    ]
     assert found[0].translation_mm == pytest.approx(found[1].translation_mm, abs=1e-6)
     assert found[0].translation_mm[2] < -0.1
     assert found[0].nucleus_mpa > 0.05
 
 
 def test_a_follower_bends_less_than_a_dead_force() -> None:
-    """Its direction goes with the vertebra: beside a moment, the dead weight adds one of its own."""
+    """Its direction goes with the vertebra: beside a moment, the dead weight adds one of its
+    own."""
     segment = block()
     moment = (0.0, 2000.0, 0.0)
     turned = []
-    for load in (Load(0.0, (0, 0, 0), moment), Load(300.0, (0, 0, 0), moment), Load(0.0, (0.0, 0.0, -300.0), moment)):
-        turned.append(segment.measure(segment.walk(segment.start(), Load(), load)[0], segment.start(), load, 0).rotation_deg[1])
+    for load in (
+        Load(0.0, (0, 0, 0), moment),
+        Load(300.0, (0, 0, 0), moment),
+        Load(0.0, (0.0, 0.0, -300.0), moment),
+    ):
+        turned.append(
+            segment.measure(
+                segment.walk(segment.start(), Load(), load)[0], segment.start(), load, 0
+            ).rotation_deg[1]
+        )
     plain, follower, dead = turned
     assert plain > 0.5
     assert dead > 1.02 * plain
@@ -95,13 +127,18 @@ def test_facets_carry_what_their_cartilage_gives() -> None:
     for clearance in (0.0, 0.15):
         segment = block(facets=facets(clearance))
         load = Load(0.0, (0.0, 0.0, -800.0))
-        step = segment.measure(segment.walk(segment.start(), Load(), load)[0], segment.start(), load, 0)
+        step = segment.measure(
+            segment.walk(segment.start(), Load(), load)[0], segment.start(), load, 0
+        )
         points = facets().points_mm
         state = segment.walk(segment.start(), Load(), load)[0]
         down = (points - segment._placed(points, state))[:, 2]
         over = down - clearance
         assert over.min() > 0.1
-        for side, got in ((points[:, 1] > 0, step.facets_n[0]), (points[:, 1] < 0, step.facets_n[1])):
+        for side, got in (
+            (points[:, 1] > 0, step.facets_n[0]),
+            (points[:, 1] < 0, step.facets_n[1]),
+        ):
             assert got == pytest.approx(4.0 * 5.0 * (over[side] - 0.05).sum(), rel=1e-3)
 
 
@@ -114,11 +151,18 @@ def test_facets_carry_what_their_cartilage_gives() -> None:
         (ToeLinear(-0.2, 0.1, 80.0), 0.0, 80.0 * 0.2, 10.0),
         (Piecewise((0.1, 0.2), (30.0, 60.0, 200.0), 3), 0.5, 5.0, 10.0),
         (Piecewise((0.1, 0.2), (30.0, 60.0, 200.0), 3), 1.5, 10.0 + 10.0, 20.0),
-        (Piecewise((0.1, 0.2), (30.0, 60.0, 200.0), 3), 2.5, 10.0 + 20.0 + 100.0 / 3.0, 200.0 / 3.0),
+        (
+            Piecewise((0.1, 0.2), (30.0, 60.0, 200.0), 3),
+            2.5,
+            10.0 + 20.0 + 100.0 / 3.0,
+            200.0 / 3.0,
+        ),
         (Piecewise((0.1, 0.2), (30.0, 60.0, 200.0), 3), -1.0, 0.0, 0.0),
     ],
 )
-def test_ligaments_pull_as_their_law_says(law: ToeLinear | Piecewise, elongation: float, tension: float, slope: float) -> None:
+def test_ligaments_pull_as_their_law_says(
+    law: ToeLinear | Piecewise, elongation: float, tension: float, slope: float
+) -> None:
     """Strands of 10 mm."""
     got, stiffness = law.tension(np.array([10.0 + elongation]), np.array([10.0]))
     assert got[0] == pytest.approx(tension) and stiffness[0] == pytest.approx(slope)
@@ -130,13 +174,21 @@ def test_a_ligament_stiffens_only_the_motion_that_stretches_it() -> None:
     for sign in (1.0, -1.0):  # flexion slackens it
         load = Load(moment_nmm=(0.0, sign * 1500.0, 0.0))
         for name, segment in (("bare", bare), ("tied", tied)):
-            turned[name, sign] = segment.measure(segment.walk(segment.start(), Load(), load)[0], segment.start(), load, 0).rotation_deg[1]
+            turned[name, sign] = segment.measure(
+                segment.walk(segment.start(), Load(), load)[0], segment.start(), load, 0
+            ).rotation_deg[1]
     assert turned["tied", 1.0] == pytest.approx(turned["bare", 1.0], rel=1e-6)
     assert abs(turned["tied", -1.0]) < 0.8 * abs(turned["bare", -1.0])
 
 
-def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loads = [Load(100.0), Load(100.0, moment_nmm=(0.0, 1000.0, 0.0)), Load(100.0, moment_nmm=(0.0, 2000.0, 0.0))]
+def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = [
+        Load(100.0),
+        Load(100.0, moment_nmm=(0.0, 1000.0, 0.0)),
+        Load(100.0, moment_nmm=(0.0, 2000.0, 0.0)),
+    ]
     whole = block(ligaments=[strands()]).run(loads)
     walk, calls = IntactSegment.walk, [0]
 

@@ -28,21 +28,31 @@ def cube(half=4.0) -> Surface:
     return Surface(p, np.array([[q[0], q[i], q[i + 1]] for q in quads for i in (1, 2)]))
 
 
-def split_near(points: np.ndarray, tets: np.ndarray, labels: np.ndarray, cell: int, share: float = 0.03):
+def split_near(
+    points: np.ndarray, tets: np.ndarray, labels: np.ndarray, cell: int, share: float = 0.03
+):
     """Four tetrahedra for one: a node inside it, near its first corner."""
     corners = points[tets[cell]]
     new = (1.0 - share) * corners[0] + share * corners.mean(0)
     four = np.repeat(tets[cell][None], 4, 0)
     four[np.arange(4), np.arange(4)] = len(points)
     kept = np.delete(np.arange(len(tets)), cell)
-    return np.vstack([points, new]), np.vstack([tets[kept], four]), np.r_[labels[kept], np.repeat(labels[cell], 4)]
+    return (
+        np.vstack([points, new]),
+        np.vstack([tets[kept], four]),
+        np.r_[labels[kept], np.repeat(labels[cell], 4)],
+    )
 
 
-# -- geometry ----------------------------------------------------------------------------------------------
+# -- geometry --------------------------------------------------------------------------------------
 
 
 def test_regular_tetrahedron_has_its_angles_and_quality():
-    tet = np.array([[0, 2, 1, 3]]) if tt.volumes(REGULAR, np.array([[0, 1, 2, 3]]))[0] < 0 else np.array([[0, 1, 2, 3]])
+    tet = (
+        np.array([[0, 2, 1, 3]])
+        if tt.volumes(REGULAR, np.array([[0, 1, 2, 3]]))[0] < 0
+        else np.array([[0, 1, 2, 3]])
+    )
     assert tt.volumes(REGULAR, tet)[0] == pytest.approx(8.0 / 3.0)
     assert np.allclose(tt.dihedral_deg(REGULAR, tet), np.degrees(np.arccos(1.0 / 3.0)))
     assert tt.shape_quality(REGULAR, tet)[0] == pytest.approx(1.0)
@@ -70,7 +80,9 @@ def test_a_face_of_three_tetrahedra_is_refused():
 def test_distance_to_a_cube_is_exact_inside_and_out_and_survives_degenerate_triangles():
     surface = cube()
     extra = np.array([surface.points_mm[0], surface.points_mm[0] + 1e-5])
-    dirty = Surface(np.vstack([surface.points_mm, extra]), np.vstack([surface.faces, [[0, 8, 9], [8, 9, 0]]]))
+    dirty = Surface(
+        np.vstack([surface.points_mm, extra]), np.vstack([surface.faces, [[0, 8, 9], [8, 9, 0]]])
+    )
     x = np.random.default_rng(0).uniform(-7, 7, (400, 3))
     outside = np.linalg.norm(np.maximum(np.abs(x) - 4.0, 0.0), axis=1)
     expected = np.where(outside > 0, outside, np.abs(x).max(1) - 4.0)
@@ -91,7 +103,8 @@ def test_moving_stops_before_a_tetrahedron_inverts():
 
 
 def test_what_hangs_on_an_edge_or_a_vertex_is_found():
-    """Two cubes that share one edge: all tetrahedra of one of them at that edge hang; sharing a face, none do."""
+    """Two cubes that share one edge: all tetrahedra of one of them at that edge hang; sharing a
+    face, none do."""
 
     def cubes(label):
         return box([np.arange(3.0)] * 3, label)
@@ -107,17 +120,19 @@ def test_what_hangs_on_an_edge_or_a_vertex_is_found():
 def test_inversion_counts_below_any_angle():
     tet = np.array([[0, 2, 1, 3]])
     good, bad = (tt.angle_or_inversion(REGULAR, t)[0] for t in (tet, tet[:, [1, 0, 2, 3]]))
-    assert sorted([good, bad])[1] == pytest.approx(np.degrees(np.arccos(1 / 3))) and min(good, bad) == pytest.approx(
-        -100
-    )
+    assert sorted([good, bad])[1] == pytest.approx(np.degrees(np.arccos(1 / 3))) and min(
+        good, bad
+    ) == pytest.approx(-100)
 
 
-# -- islands and gate --------------------------------------------------------------------------------------
+# -- islands and gate ------------------------------------------------------------------------------
 
 
 def test_a_small_island_is_removed_with_a_line_and_a_large_one_is_an_error():
-    mesh = box([np.array([0.0, 2, 4]), np.array([0.0, 2, 4]), np.array([0.0, 4, 8, 10, 12])],
-               lambda c: np.where(c[:, 2] < 8, 0, np.where(c[:, 2] > 10, 4, -1)))  # fmt: skip
+    mesh = box(
+        [np.array([0.0, 2, 4]), np.array([0.0, 2, 4]), np.array([0.0, 4, 8, 10, 12])],
+        lambda c: np.where(c[:, 2] < 8, 0, np.where(c[:, 2] > 10, 4, -1)),
+    )
     lines: list[str] = []
     _, tets, labels = drop_islands(mesh.points_mm, mesh.tets, mesh.labels, 60.0, lines)
     assert set(labels) == {0} and len(tets) < len(mesh.tets) and "remnant" in lines[0]
@@ -155,7 +170,10 @@ def test_gate_names_what_is_wrong(meshed, segment, design, implant_surface):
     reference = np.array([meshed.quality["reference_mm3"][n] for n in REGIONS])
 
     def problems(points, labels):
-        return gate(replace(meshed, quality=measure(points, meshed.tets, labels, reference, regions)), COARSE)
+        return gate(
+            replace(meshed, quality=measure(points, meshed.tets, labels, reference, regions)),
+            COARSE,
+        )
 
     flat = meshed.points_mm.copy()
     tet = meshed.tets[np.flatnonzero(meshed.labels == 0)[0]]
@@ -174,24 +192,31 @@ def test_intact_segment_has_the_whole_disc_as_remnant(segment):
     mesh = build_mesh(segment, INTACT, None, coarse)
     assert set(np.unique(mesh.labels)) == {0, 1, 4}
     # elliptic disc between two dishes of 2 mm: π a b (9 + 2·2/2)
-    assert mesh.quality["volume_mm3"]["remnant"] == pytest.approx(np.pi * 22.0 * 16.0 * 11.0, rel=0.02)
+    assert mesh.quality["volume_mm3"]["remnant"] == pytest.approx(
+        np.pi * 22.0 * 16.0 * 11.0, rel=0.02
+    )
 
 
 def test_a_meshed_segment_can_be_solved_and_balances(meshed, segment, design):
     where = make_boundary(segment)
     response, status, _ = solve(segment, design, meshed, where, FemSettings(order=1))
     assert all(s.code == "ok" for s in status)
-    assert np.abs(response.reaction + response.applied).max() < 1e-6 * np.abs(response.applied).max()
+    assert (
+        np.abs(response.reaction + response.applied).max() < 1e-6 * np.abs(response.applied).max()
+    )
     assert response.motion[0, 1, 2] < response.motion[0, 0, 2] < 0.0
     assert np.allclose(response.fatigue_mpa, 225.0)
 
 
 def test_an_implant_that_only_presses_is_softer_and_carries_no_tension(meshed, segment, design):
-    """Quadrature of order 2 on linear elements, to be quick. Bonded by springs as stiff as the contact's, the two meshes agree."""
+    """Quadrature of order 2 on linear elements, to be quick. Bonded by springs as stiff as the
+    contact's, the two meshes agree."""
     where = make_boundary(segment)
     where = replace(where, loadcases=where.loadcases[:2])
     bonded, _, _ = solve(segment, design, meshed, where, FemSettings(order=1, quadrature=2))
-    pressed, status, field = solve(segment, design, meshed, where, FemSettings(order=1, quadrature=2, contact=0.3))
+    pressed, status, field = solve(
+        segment, design, meshed, where, FemSettings(order=1, quadrature=2, contact=0.3)
+    )
     assert [s.code for s in status] == ["ok", "ok"], status
     assert np.abs(pressed.reaction + pressed.applied).max() < 1e-5 * np.abs(pressed.applied).max()
     assert (np.asarray(pressed.compliance) > np.asarray(bonded.compliance)).all()
@@ -209,9 +234,18 @@ def test_an_implant_that_only_presses_is_softer_and_carries_no_tension(meshed, s
 
 
 def test_an_impossible_gate_is_an_error_that_names_the_region(segment, design, implant_surface):
-    strict = replace(COARSE, min_dihedral_deg=60.0, attempts=1, size_fine_mm=3.5, background_mm=3.5,
-                     background_axial_mm=2.4, aim_dihedral_deg=1.0)  # fmt: skip
-    with pytest.raises(MeshError, match=r"dihedral angle .* in (caudal|cranial|implant|graft|remnant) at"):
+    strict = replace(
+        COARSE,
+        min_dihedral_deg=60.0,
+        attempts=1,
+        size_fine_mm=3.5,
+        background_mm=3.5,
+        background_axial_mm=2.4,
+        aim_dihedral_deg=1.0,
+    )
+    with pytest.raises(
+        MeshError, match=r"dihedral angle .* in (caudal|cranial|implant|graft|remnant) at"
+    ):
         build_mesh(segment, design, implant_surface, strict)
 
 
@@ -219,7 +253,9 @@ def test_surface_and_design_must_agree(segment, design, implant_surface):
     with pytest.raises(ValueError, match="export the design's surface"):
         build_mesh(segment, design, None)
     with pytest.raises(ValueError, match="normals must point outward"):
-        build_mesh(segment, design, Surface(implant_surface.points_mm, implant_surface.faces[:, ::-1]))
+        build_mesh(
+            segment, design, Surface(implant_surface.points_mm, implant_surface.faces[:, ::-1])
+        )
     with pytest.raises(ValueError, match="size_fine_mm"):
         MeshSettings(size_fine_mm=9.0)
 
@@ -230,14 +266,17 @@ def test_the_written_mesh_reads_back(meshed, tmp_path):
     assert np.array_equal(back.cell_data["region"][0], meshed.labels)
 
 
-# -- repair ------------------------------------------------------------------------------------------------
+# -- repair ----------------------------------------------------------------------------------------
 
 
 def test_slivers_go_by_collapsing_edges_and_regions_keep_their_volumes():
     axes = [np.linspace(0.0, 6.0, 4)] * 3
     points, tets = tt.bricks(axes)
     labels = (points[tets][..., 2].mean(1) > 2.0).astype(int)
-    before, sound = np.bincount(labels, tt.volumes(points, tets)), tt.dihedral_deg(points, tets).min()
+    before, sound = (
+        np.bincount(labels, tt.volumes(points, tets)),
+        tt.dihedral_deg(points, tets).min(),
+    )
     worse = points, tets, labels
     for cell in (0, 30, 61):
         worse = split_near(*worse, cell)
@@ -247,7 +286,9 @@ def test_slivers_go_by_collapsing_edges_and_regions_keep_their_volumes():
     assert tt.dihedral_deg(x, cells).min() == pytest.approx(sound)
     assert np.bincount(regions, tt.volumes(x, cells)) == pytest.approx(before)
     assert len(cells) == len(tets) and not tt.hinges(cells).any()
-    assert (interfaces(len(x), cells, regions).touches[:, :2].all(1)).sum() == 16  # the plane's nodes
+    assert (
+        interfaces(len(x), cells, regions).touches[:, :2].all(1)
+    ).sum() == 16  # the plane's nodes
 
 
 def test_a_node_of_an_interface_is_not_pulled_off_it():

@@ -22,25 +22,40 @@ LAW = BONE_LAWS["morgan2003_vertebra"]
 def bar(n=2, length=40.0, width=8.0, cells=10, split=20.0) -> TetMesh:
     """A square bar along z from 0: caudal bone below `split`, cranial bone above."""
     side = np.linspace(-width / 2, width / 2, n + 1)
-    return box([side, side, np.linspace(0, length, cells + 1)], lambda c: np.where(c[:, 2] < split, 0, 1))
+    return box(
+        [side, side, np.linspace(0, length, cells + 1)], lambda c: np.where(c[:, 2] < split, 0, 1)
+    )
 
 
 def bar_boundary(cases, length=40.0, kappa=1e9, links=()):
     near = (slab("caudal", 20.0, 1.0, 4.0), slab("cranial", length, 1.0, 4.0))
-    return boundary(slab("caudal", 0.0, -1.0, 4.0), slab("cranial", length, 1.0, 4.0), near, cases, links, kappa)
+    return boundary(
+        slab("caudal", 0.0, -1.0, 4.0), slab("cranial", length, 1.0, 4.0), near, cases, links, kappa
+    )
 
 
 def test_a_linear_displacement_gives_its_uniform_strain_and_no_inner_force():
-    """Patch test on a mesh with displaced inner nodes: strain of u = G x is sym(G), and (K u) vanishes inside."""
+    """Patch test on a mesh with displaced inner nodes: strain of u = G x is sym(G), and (K u)
+    vanishes inside."""
     mesh = bar(n=3, cells=6)
-    inner = (np.abs(mesh.points_mm[:, :2]) < 3.9).all(1) & (mesh.points_mm[:, 2] > 0.1) & (mesh.points_mm[:, 2] < 39.9)
+    inner = (
+        (np.abs(mesh.points_mm[:, :2]) < 3.9).all(1)
+        & (mesh.points_mm[:, 2] > 0.1)
+        & (mesh.points_mm[:, 2] < 39.9)
+    )
     points = mesh.points_mm.copy()
     points[inner] += np.random.default_rng(1).normal(scale=0.3, size=(inner.sum(), 3))
     d = el.discretise(TetMesh(points, mesh.tets, mesh.labels))
     gradient = np.array([[1.0, 2.0, -0.5], [0.3, -0.7, 0.9], [0.2, 0.4, 0.6]]) * 1e-3
     u = d.nodes_mm @ gradient.T
-    expected = [gradient[0, 0], gradient[1, 1], gradient[2, 2], gradient[0, 1] + gradient[1, 0],
-                gradient[0, 2] + gradient[2, 0], gradient[1, 2] + gradient[2, 1]]  # fmt: skip
+    expected = [
+        gradient[0, 0],
+        gradient[1, 1],
+        gradient[2, 2],
+        gradient[0, 1] + gradient[1, 0],
+        gradient[0, 2] + gradient[2, 0],
+        gradient[1, 2] + gradient[2, 1],
+    ]
     assert np.allclose(el.strains(d, u), expected, atol=1e-12)
     uniform = np.ones(d.weight_mm3.shape)
     matrix = el.stiffness(d, 3.0 * uniform, 2.0 * uniform)
@@ -52,32 +67,41 @@ def test_a_linear_displacement_gives_its_uniform_strain_and_no_inner_force():
 
 
 def test_layers_in_series_shorten_by_the_sum_of_their_compliances(monkeypatch):
-    """Two bones under axial force, ν = 0 (no lateral misfit): δ = F/A Σ L_i/E_i, and F/A E the strain in each."""
+    """Two bones under axial force, ν = 0 (no lateral misfit): δ = F/A Σ L_i/E_i, and F/A E the
+    strain in each."""
     monkeypatch.setitem(BONE_LAWS, "without_contraction", replace(LAW, poisson=0.0))
     segment = uniform_segment((0.3, 0.8))
     mesh = bar(cells=20)
     response, status, field = solve(
-        segment, INTACT, mesh, bar_boundary([("pull", (0, 0, 100.0), (0, 0, 0), (0, 0, 40.0))]),
+        segment,
+        INTACT,
+        mesh,
+        bar_boundary([("pull", (0, 0, 100.0), (0, 0, 0), (0, 0, 40.0))]),
         FemSettings(bone_law="without_contraction", sample_all=True),
-    )  # fmt: skip
+    )
     assert status[0].code == "ok"
     e = LAW.modulus_mpa(np.array([0.3, 0.8]))
     z = mesh.points_mm[:, 2]
     section = [field.displacement_mm[0, np.isclose(z, h), 2].mean() for h in (10.0, 30.0)]
-    assert section[1] - section[0] == pytest.approx(100.0 / 64.0 * (10.0 / e[0] + 10.0 / e[1]), rel=1e-4)
+    assert section[1] - section[0] == pytest.approx(
+        100.0 / 64.0 * (10.0 / e[0] + 10.0 / e[1]), rel=1e-4
+    )
     for modulus, height in zip(e, (10.0, 30.0), strict=True):
         here = np.abs(response.position[:, 2] - height) < 1.5
         assert np.allclose(response.strain[0, here, 2], 100.0 / 64.0 / modulus, rtol=2e-3)
 
 
 def deflection(order: int, cells: int = 12) -> np.ndarray:
-    """Tip deflection and rotation of a clamped bar under a tip force and under a tip moment, over beam theory."""
+    """Tip deflection and rotation of a clamped bar under a tip force and under a tip moment,
+    over beam theory."""
     length, width, force, moment = 60.0, 6.0, 10.0, 400.0
     segment = uniform_segment((0.5, 0.5), ((0, 0, 4.0), (0, 0, length - 2.0)))
     mesh = bar(n=2, length=length, width=width, cells=cells * 2, split=30.0)
     near = (slab("caudal", 4.0, 1.0, 4.0), slab("cranial", length, 1.0, 4.0))
-    cases = [("force", (0, force, 0), (0, 0, 0), (0, 0, length - 2.0)),
-             ("moment", (0, 0, 0), (moment, 0, 0), (0, 0, length - 2.0))]  # fmt: skip
+    cases = [
+        ("force", (0, force, 0), (0, 0, 0), (0, 0, length - 2.0)),
+        ("moment", (0, 0, 0), (moment, 0, 0), (0, 0, length - 2.0)),
+    ]
     where = boundary(slab("caudal", 0.0, -1.0, 5.0), slab("cranial", length, 1.0, 4.0), near, cases)
     response, status, _ = solve(segment, INTACT, mesh, where, FemSettings(order=order))
     assert [s.code for s in status] == ["ok", "ok"]
@@ -86,11 +110,17 @@ def deflection(order: int, cells: int = 12) -> np.ndarray:
     inertia, area = width**4 / 12.0, width**2
     shear = e / (2.0 * 1.3) * area * 5.0 / 6.0
     bending = force * span**3 / (3.0 * e * inertia) + force * span / shear
-    return np.array([response.motion[0, 1, 1] / bending, response.motion[1, 1, 3] / (moment * span / (e * inertia))])
+    return np.array(
+        [
+            response.motion[0, 1, 1] / bending,
+            response.motion[1, 1, 3] / (moment * span / (e * inertia)),
+        ]
+    )
 
 
 def test_quadratic_tetrahedra_bend_as_the_beam_and_linear_ones_are_too_stiff():
-    """Timoshenko within 2 % on two cells across; linear tetrahedra lose more than 8 % on the same mesh."""
+    """Timoshenko within 2 % on two cells across; linear tetrahedra lose more than 8 % on the
+    same mesh."""
     quadratic, linear = deflection(2), deflection(1)
     assert np.abs(quadratic - 1.0).max() < 0.02, quadratic
     assert (linear < 0.92).all(), linear
@@ -100,8 +130,10 @@ def test_quadratic_tetrahedra_bend_as_the_beam_and_linear_ones_are_too_stiff():
 def twisted():
     """A bar under an oblique wrench whose point is off the patch, on a soft foundation."""
     segment = uniform_segment((0.3, 0.6))
-    cases = [("a", (30.0, -20.0, -100.0), (500.0, -300.0, 200.0), (7.0, -3.0, 55.0)),
-             ("b", (0.0, 0.0, 0.0), (0.0, 0.0, 900.0), (0.0, 0.0, 0.0))]  # fmt: skip
+    cases = [
+        ("a", (30.0, -20.0, -100.0), (500.0, -300.0, 200.0), (7.0, -3.0, 55.0)),
+        ("b", (0.0, 0.0, 0.0), (0.0, 0.0, 900.0), (0.0, 0.0, 0.0)),
+    ]
     return segment, bar(), bar_boundary(cases, kappa=100.0)
 
 
@@ -115,15 +147,23 @@ def test_applied_force_and_moment_are_the_wrench(twisted):
 
 def test_support_balances_the_load_and_compliance_is_twice_the_energy(twisted):
     response, _, _ = solve(*twisted[:1], INTACT, *twisted[1:], FemSettings(sample_all=True))
-    assert np.abs(response.reaction + response.applied).max() < 1e-6 * np.abs(response.applied).max()
+    assert (
+        np.abs(response.reaction + response.applied).max() < 1e-6 * np.abs(response.applied).max()
+    )
     energy = np.einsum("q,lqv,lqv->l", response.volume, response.strain, response.stress)
-    # The rest of fᵀu is stored in the foundation, so the bar's own part is below it, and most of it here.
+    # The rest of fᵀu is stored in the foundation, so the bar's own part is below it, and most of it
+    # here.
     assert (energy < response.compliance).all() and (energy > 0.3 * response.compliance).all()
 
 
 def test_samples_per_cell_and_per_quadrature_point_hold_the_same_integrals(twisted):
     qp = solve(*twisted[:1], INTACT, *twisted[1:], FemSettings(sample_all=True, quadrature=2))[0]
-    cell = solve(*twisted[:1], INTACT, *twisted[1:], FemSettings(sample_all=True, quadrature=2, sample="cell"))[0]
+    cell = solve(
+        *twisted[:1],
+        INTACT,
+        *twisted[1:],
+        FemSettings(sample_all=True, quadrature=2, sample="cell"),
+    )[0]
     assert len(qp.volume) == 4 * len(cell.volume)
     for name in ("strain", "stress"):
         a = np.einsum("q,lqv->lv", qp.volume, getattr(qp, name))
@@ -139,7 +179,8 @@ def test_only_near_bone_implant_and_graft_are_sampled_by_default(twisted):
 
 
 def link_stiffness(k_axial=800.0, k_shear=300.0, k_bend=2.0e5, k_twist=1.0e5, arm=30.0):
-    """A 12×12 spring between two coincident-frame points `arm` apart along z: no energy in rigid motions."""
+    """A 12×12 spring between two coincident-frame points `arm` apart along z: no energy in rigid
+    motions."""
     c = np.diag([k_shear, k_shear, k_axial, k_bend, k_bend, k_twist])
     # relative motion of b seen from a: u_b − u_a − θ_a × (p_b − p_a), θ_b − θ_a
     cross = np.array([[0.0, arm, 0.0], [-arm, 0.0, 0.0], [0.0, 0.0, 0.0]])
@@ -157,12 +198,16 @@ def two_blocks():
 
 
 def test_bodies_joined_only_by_a_link_move_by_its_compliance():
-    """Relative motion of the reference points = C⁻¹ (F, M about p_b): the blocks only add their own mean motions."""
+    """Relative motion of the reference points = C⁻¹ (F, M about p_b): the blocks only add their
+    own mean motions."""
     segment = uniform_segment((2.0, 2.0), ((0, 0, 5.0), (0, 0, 35.0)))
     stiffness, c = link_stiffness()
     whole = (slab("caudal", 10.0, 1.0, 10.0), slab("cranial", 40.0, 1.0, 10.0))
     link = Link("rod", *whole, np.array([0.0, 0, 5.0]), np.array([0.0, 0, 35.0]), stiffness)
-    cases = [("f", (10.0, 5.0, -40.0), (0, 0, 0), (0, 0, 35.0)), ("m", (0, 0, 0), (900.0, -500.0, 300.0), (0, 0, 35.0))]
+    cases = [
+        ("f", (10.0, 5.0, -40.0), (0, 0, 0), (0, 0, 35.0)),
+        ("m", (0, 0, 0), (900.0, -500.0, 300.0), (0, 0, 35.0)),
+    ]
     where = boundary(slab("caudal", 0.0, -1.0, 5.0), whole[1], whole, cases, [link])
     response, status, _ = solve(segment, INTACT, two_blocks(), where)
     assert [s.code for s in status] == ["ok", "ok"]
@@ -170,16 +215,29 @@ def test_bodies_joined_only_by_a_link_move_by_its_compliance():
         a, b = response.motion[k]
         relative = np.concatenate([b[:3] - a[:3] - np.cross(a[3:], [0, 0, 30.0]), b[3:] - a[3:]])
         expected = np.linalg.solve(c, np.concatenate([case.wrench.force_n, case.wrench.moment_nmm]))
-        assert np.allclose(relative, expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max()), (relative, expected)
-    assert np.abs(response.reaction + response.applied).max() < 1e-6 * np.abs(response.applied).max()
+        assert np.allclose(relative, expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max()), (
+            relative,
+            expected,
+        )
+    assert (
+        np.abs(response.reaction + response.applied).max() < 1e-6 * np.abs(response.applied).max()
+    )
 
 
 def test_links_by_woodbury_and_assembled_agree_and_the_link_carries_load(twisted, monkeypatch):
     segment, mesh, base = twisted
     stiffness, _ = link_stiffness(8000.0, 3000.0, 2e6, 1e6)
-    link = Link("rod", base.support, base.load, np.array([0.0, 0, 5.0]), np.array([0.0, 0, 35.0]), stiffness)
-    where = bar_boundary([(c.name, c.wrench.force_n, c.wrench.moment_nmm, c.wrench.point_mm) for c in base.loadcases],
-                         kappa=100.0, links=[link])  # fmt: skip
+    link = Link(
+        "rod", base.support, base.load, np.array([0.0, 0, 5.0]), np.array([0.0, 0, 35.0]), stiffness
+    )
+    where = bar_boundary(
+        [
+            (c.name, c.wrench.force_n, c.wrench.moment_nmm, c.wrench.point_mm)
+            for c in base.loadcases
+        ],
+        kappa=100.0,
+        links=[link],
+    )
     woodbury = solve(segment, INTACT, mesh, where)[0]
     monkeypatch.setattr("fem.solve.components", lambda tets: np.array([0, 1]))
     dense = solve(segment, INTACT, mesh, where)[0]
@@ -190,8 +248,12 @@ def test_links_by_woodbury_and_assembled_agree_and_the_link_carries_load(twisted
 
 def test_the_iterative_fallback_gives_the_direct_answer_and_says_so(twisted):
     direct = solve(*twisted[:1], INTACT, *twisted[1:])[0]
-    response, status, _ = solve(*twisted[:1], INTACT, *twisted[1:], FemSettings(max_direct_dofs=10, tolerance=1e-9))
-    assert all(s.code == "ok" and "above max_direct_dofs=10" in s.text and s.iterations > 0 for s in status)
+    response, status, _ = solve(
+        *twisted[:1], INTACT, *twisted[1:], FemSettings(max_direct_dofs=10, tolerance=1e-9)
+    )
+    assert all(
+        s.code == "ok" and "above max_direct_dofs=10" in s.text and s.iterations > 0 for s in status
+    )
     assert np.allclose(response.motion, direct.motion, rtol=1e-5, atol=1e-8)
 
 
@@ -199,7 +261,12 @@ def test_a_body_that_floats_fails_and_gives_no_numbers():
     """Two blocks without a link: the cranial one is held by nothing."""
     segment = uniform_segment((2.0, 2.0), ((0, 0, 5.0), (0, 0, 35.0)))
     whole = (slab("caudal", 10.0, 1.0, 10.0), slab("cranial", 40.0, 1.0, 10.0))
-    where = boundary(slab("caudal", 0.0, -1.0, 5.0), whole[1], whole, [("f", (10.0, 0, 0), (0, 0, 0), (0, 0, 35.0))])
+    where = boundary(
+        slab("caudal", 0.0, -1.0, 5.0),
+        whole[1],
+        whole,
+        [("f", (10.0, 0, 0), (0, 0, 0), (0, 0, 35.0))],
+    )
     response, status, _ = solve(segment, INTACT, two_blocks(), where, FemSettings(solver="direct"))
     assert status[0].code == "failed"
     assert np.isnan(response.motion).all() and np.isnan(response.compliance).all()
@@ -208,7 +275,8 @@ def test_a_body_that_floats_fails_and_gives_no_numbers():
 
 def test_moduli_follow_law_lattice_and_tissue():
     mesh = box(
-        [np.array([0, 4.0]), np.array([0, 4.0]), np.arange(0.0, 21.0, 4.0)], lambda c: (c[:, 2] // 4).astype(int)
+        [np.array([0, 4.0]), np.array([0, 4.0]), np.arange(0.0, 21.0, 4.0)],
+        lambda c: (c[:, 2] // 4).astype(int),
     )
     d = el.discretise(mesh, 1)
     rho = VoxelField(np.full((2, 2, 2), 0.3), np.zeros(3), 30.0)
@@ -216,23 +284,43 @@ def test_moduli_follow_law_lattice_and_tissue():
     design = Design("optimised", "box", "ti6al4v", solid, solid, rho)
     segment = uniform_segment((0.2, 0.4))
     e, poisson, relative = moduli(segment, design, d, "morgan2003_vertebra")
-    expected = [LAW.modulus_mpa(0.2), LAW.modulus_mpa(0.4), 112000.0 * lattice_modulus_ratio(0.3),
-                SOFT["graft"].e_mpa, SOFT["remnant"].e_mpa]  # fmt: skip
+    expected = [
+        LAW.modulus_mpa(0.2),
+        LAW.modulus_mpa(0.4),
+        112000.0 * lattice_modulus_ratio(0.3),
+        SOFT["graft"].e_mpa,
+        SOFT["remnant"].e_mpa,
+    ]
     for label, value in enumerate(expected):
         assert np.allclose(e[d.labels == label], value)
     assert np.allclose(relative[d.labels == 2], 0.3) and (relative[d.labels != 2] == 1.0).all()
     assert np.allclose(poisson[d.labels == 2], 0.33)
-    wrong = Design("optimised", "box", "ti6al4v", solid, solid, VoxelField(np.full((2, 2, 2), -0.1), np.zeros(3), 30.0))
+    wrong = Design(
+        "optimised",
+        "box",
+        "ti6al4v",
+        solid,
+        solid,
+        VoxelField(np.full((2, 2, 2), -0.1), np.zeros(3), 30.0),
+    )
     with pytest.raises(ValueError, match="relative density"):
         moduli(segment, wrong, d, "morgan2003_vertebra")
 
 
 def test_the_bone_factor_scales_bone_and_nothing_else():
-    mesh = box([np.array([0, 4.0]), np.array([0, 4.0]), np.arange(0.0, 21.0, 4.0)], lambda c: (c[:, 2] // 4).astype(int))
+    mesh = box(
+        [np.array([0, 4.0]), np.array([0, 4.0]), np.arange(0.0, 21.0, 4.0)],
+        lambda c: (c[:, 2] // 4).astype(int),
+    )
     d = el.discretise(mesh, 1)
     solid = VoxelField(np.full((2, 2, 2), -1.0), np.zeros(3), 30.0)
-    design, segment = Design("optimised", "box", "ti6al4v", solid, solid, None), uniform_segment((0.2, 0.4))
-    one, half = (moduli(segment, design, d, "morgan2003_vertebra", bone_factor=f)[0] for f in (1.0, 0.5))
+    design, segment = (
+        Design("optimised", "box", "ti6al4v", solid, solid, None),
+        uniform_segment((0.2, 0.4)),
+    )
+    one, half = (
+        moduli(segment, design, d, "morgan2003_vertebra", bone_factor=f)[0] for f in (1.0, 0.5)
+    )
     bone = np.isin(d.labels, [0, 1])
     assert np.allclose(half[bone], 0.5 * one[bone]) and np.array_equal(half[~bone], one[~bone])
     with pytest.raises(ValueError, match=r"bone_factor=0\.0"):
@@ -243,21 +331,38 @@ def test_the_bone_factor_scales_bone_and_nothing_else():
 
 def test_a_rescaled_response_is_that_of_rescaled_loads(twisted):
     segment, mesh, base = twisted
-    wrenches = [replace(c, wrench=replace(c.wrench, force_n=1.2 * c.wrench.force_n, moment_nmm=1.2 * c.wrench.moment_nmm))
-                for c in base.loadcases]  # fmt: skip
+    wrenches = [
+        replace(
+            c,
+            wrench=replace(
+                c.wrench, force_n=1.2 * c.wrench.force_n, moment_nmm=1.2 * c.wrench.moment_nmm
+            ),
+        )
+        for c in base.loadcases
+    ]
     once, _, _ = solve(segment, INTACT, mesh, base, FemSettings(quadrature=2))
-    more, _, _ = solve(segment, INTACT, mesh, replace(base, loadcases=tuple(wrenches)), FemSettings(quadrature=2))
+    more, _, _ = solve(
+        segment, INTACT, mesh, replace(base, loadcases=tuple(wrenches)), FemSettings(quadrature=2)
+    )
     scaled = rescaled(once, 1.2)
     for name in ("strain", "stress", "motion", "compliance", "reaction", "applied"):
         a, b = np.asarray(getattr(scaled, name)), np.asarray(getattr(more, name))
-        assert np.abs(a - b).max() < 2e-6 * np.abs(b).max(), name  # strains and stresses are kept in single precision
-    assert rescaled(replace(once, reference_sed=np.ones(3)), 1.2).reference_sed == pytest.approx(1.44 * np.ones(3))
+        assert np.abs(a - b).max() < 2e-6 * np.abs(b).max(), (
+            name
+        )  # strains and stresses are kept in single precision
+    assert rescaled(replace(once, reference_sed=np.ones(3)), 1.2).reference_sed == pytest.approx(
+        1.44 * np.ones(3)
+    )
 
 
 def test_an_empty_patch_and_a_missing_near_patch_are_named(twisted):
     segment, mesh, base = twisted
-    away = boundary(slab("caudal", -100.0, -1.0, 4.0), base.load, base.near,
-                    [("f", (1, 0, 0), (0, 0, 0), (0, 0, 0))])  # fmt: skip
+    away = boundary(
+        slab("caudal", -100.0, -1.0, 4.0),
+        base.load,
+        base.near,
+        [("f", (1, 0, 0), (0, 0, 0), (0, 0, 0))],
+    )
     with pytest.raises(ValueError, match="layer patch of the caudal"):
         solve(segment, INTACT, mesh, away)
     one = boundary(base.support, base.load, base.near[:1], [("f", (1, 0, 0), (0, 0, 0), (0, 0, 0))])

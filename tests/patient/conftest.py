@@ -36,7 +36,9 @@ SKEWED = PhantomSpec(
 
 def data_dir() -> Path:
     """Folder of the public test data: SPINEFIT_DATA, else ../shared/data next to the repository."""
-    return Path(os.environ.get("SPINEFIT_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+    return Path(
+        os.environ.get("SPINEFIT_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")
+    )
 
 
 def needs_data(name: str) -> Path:
@@ -59,9 +61,11 @@ def skewed() -> PatientModel:
 
 @pytest.fixture(scope="session")
 def torso() -> tuple[Image, Image, dict[str, Any]]:
-    """A coarse CT of the whole-lumbar phantom with muscle, fat, air, aorta and rods; its VerSe labels; its truth."""
+    """A coarse CT of the whole-lumbar phantom with muscle, fat, air, aorta and rods; its VerSe
+    labels; its truth."""
     scan, labels, truth = synthetic_ct(
-        lumbar_phantom(LumbarSpec(spacing_mm=2.0)), ScanSpec(voxel_mm=(2.0, 2.0, 2.5), noise_hu=10.0)
+        lumbar_phantom(LumbarSpec(spacing_mm=2.0)),
+        ScanSpec(voxel_mm=(2.0, 2.0, 2.5), noise_hu=10.0),
     )
     return scan, labels, truth
 

@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from engine.patient import PlanConfig, PrepareConfig, load_bundle, load_segment, plan, save_bundle, save_segment
+from engine.patient import (
+    PlanConfig,
+    PrepareConfig,
+    load_bundle,
+    load_segment,
+    plan,
+    save_bundle,
+    save_segment,
+)
 from engine.settings import one_line
 from engine.types import PatientModel
 
@@ -40,7 +48,13 @@ def _same(a: Any, b: Any, where: str = "") -> None:
 def test_bundle_round_trip(mild: PatientModel, tmp_path: Path) -> None:
     path = save_bundle(mild, tmp_path / "b")
     _same(mild, load_bundle(path))
-    assert sorted(file.name for file in path.iterdir()) == ["L4.npz", "L4.ply", "L5.npz", "L5.ply", "bundle.json"]
+    assert sorted(file.name for file in path.iterdir()) == [
+        "L4.npz",
+        "L4.ply",
+        "L5.npz",
+        "L5.ply",
+        "bundle.json",
+    ]
     save_bundle(replace(mild, name="again"), path)  # same source: replaced
     assert load_bundle(path).name == "again"
     assert [file.name for file in tmp_path.iterdir()] == ["b"]  # no temporary left
@@ -72,13 +86,18 @@ def test_no_bundle_and_other_schema(mild: PatientModel, tmp_path: Path) -> None:
 
 def _script(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "scripts" / "prepare_patient.py"), *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=180, check=False)
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, timeout=180, check=False
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"source": {"kind": "phantom", "foo": 1}}, "source.phantom.foo: Extra inputs are not permitted (given 1)"),
+        (
+            {"source": {"kind": "phantom", "foo": 1}},
+            "source.phantom.foo: Extra inputs are not permitted (given 1)",
+        ),
         ({"source": {"kind": "phantom", "spec": {"seed": -1}}}, "source.phantom.spec.seed"),
         ({"source": {"kind": "ct"}}, "source"),
         ({"plan": {"rule": "best"}}, "plan.rule"),
@@ -95,12 +114,20 @@ def test_settings_are_checked_before_anything_is_read(change: dict[str, Any], te
 
 
 def test_script_prepares_the_phantom(tmp_path: Path) -> None:
-    done = _script("source=phantom", "source.spec.spacing_mm=1.5", "plan.spacing_mm=1.5", "out=case", cwd=tmp_path)
+    done = _script(
+        "source=phantom",
+        "source.spec.spacing_mm=1.5",
+        "plan.spacing_mm=1.5",
+        "out=case",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert "lordosis_deg" in done.stdout
     assert load_bundle(tmp_path / "case" / "patient").name == "phantom_0"
     assert load_segment(tmp_path / "case" / "segment").name == "L4-L5"
-    assert {"caudal.vtp", "disc.vtp"} <= {file.name for file in (tmp_path / "case" / "view").iterdir()}
+    assert {"caudal.vtp", "disc.vtp"} <= {
+        file.name for file in (tmp_path / "case" / "view").iterdir()
+    }
     assert [file.name for file in tmp_path.iterdir()] == ["case"]  # Hydra leaves nothing behind
 
 

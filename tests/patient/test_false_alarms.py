@@ -1,4 +1,5 @@
-"""Good patients stop nothing: phantoms of every voxel size, straight and turned, and every public data set as it is."""
+"""Good patients stop nothing: phantoms of every voxel size, straight and turned, and every
+public data set as it is."""
 
 from __future__ import annotations
 
@@ -20,12 +21,17 @@ EXPECTED = {"coarse", "contact", "scale"}
 
 
 def _alarms(findings: list[Finding]) -> set[tuple[str, str]]:
-    return {(f.code, f.severity) for f in findings if f.severity != "note" and f.code not in EXPECTED}
+    return {
+        (f.code, f.severity) for f in findings if f.severity != "note" and f.code not in EXPECTED
+    }
 
 
 @pytest.mark.parametrize(
     "turn",
-    [pytest.param((0.0, 0.0, 0.0), marks=pytest.mark.slow, id="straight"), pytest.param((12.0, 11.0, 13.0), id="turned by 20°")],
+    [
+        pytest.param((0.0, 0.0, 0.0), marks=pytest.mark.slow, id="straight"),
+        pytest.param((12.0, 11.0, 13.0), id="turned by 20°"),
+    ],
 )
 @pytest.mark.parametrize(
     "voxel",
@@ -37,11 +43,18 @@ def _alarms(findings: list[Finding]) -> set[tuple[str, str]]:
     ],
     ids=lambda voxel: f"{voxel[0]:g} mm",
 )
-def test_phantoms_raise_no_alarm(voxel: tuple[float, float, float], turn: tuple[float, float, float]) -> None:
+def test_phantoms_raise_no_alarm(
+    voxel: tuple[float, float, float], turn: tuple[float, float, float]
+) -> None:
     patient = lumbar_phantom(LumbarSpec(spacing_mm=2.0, rotation_deg=turn))
     scan, image, _ = synthetic_ct(patient, ScanSpec(voxel_mm=voxel, noise_hu=15.0))
     labels = understand(image, ("L4", "L5"))
-    found = [*labels.findings, *displaced(scan, labels), *scale_findings(scan, labels, density=True), *metal(scan, labels)[1]]
+    found = [
+        *labels.findings,
+        *displaced(scan, labels),
+        *scale_findings(scan, labels, density=True),
+        *metal(scan, labels)[1],
+    ]
     assert _alarms(found) == set()
 
 
@@ -49,14 +62,29 @@ def test_phantoms_raise_no_alarm(voxel: tuple[float, float, float], turn: tuple[
     ("mask", "scan", "segment", "given", "known"),
     [
         ("verse004_mask/sub-verse004_seg-vert_msk.nii.gz", "", ("L4", "L5"), "auto", set()),
-        ("ct_totalsegmentator/totalseg.nii.gz", "ct_totalsegmentator/example_ct.nii.gz", ("L4", "L5"), "auto", {("truncated", "left out")}),
-        ("ct_totalsegmentator/totalseg_vertebrae_pp_refined.nii.gz", "", ("L4", "L5"), "verse", {("truncated", "left out")}),
+        (
+            "ct_totalsegmentator/totalseg.nii.gz",
+            "ct_totalsegmentator/example_ct.nii.gz",
+            ("L4", "L5"),
+            "auto",
+            {("truncated", "left out")},
+        ),
+        (
+            "ct_totalsegmentator/totalseg_vertebrae_pp_refined.nii.gz",
+            "",
+            ("L4", "L5"),
+            "verse",
+            {("truncated", "left out")},
+        ),
         (
             "ct_mri_subregions/sub-ct_seg-vert_label-22_msk.nii.gz",
             "ct_mri_subregions/sub-ct_label-22_ct.nii.gz",
             ("L2", "L3"),
             "auto",
-            {("truncated", "stop"), ("truncated", "left out")},  # its L2 and L4 are cut, which is right to say
+            {
+                ("truncated", "stop"),
+                ("truncated", "left out"),
+            },  # its L2 and L4 are cut, which is right to say
         ),
         (
             "ct_totalsegmentator/example_seg_dicom.nii.gz",
@@ -75,5 +103,9 @@ def test_real_patients_raise_no_new_alarm(
     found = list(labels.findings)
     if scan:
         image = replace(read_image(needs_data(scan)), modality="CT")
-        found += [*displaced(image, labels), *scale_findings(image, labels, density=True), *metal(image, labels)[1]]
+        found += [
+            *displaced(image, labels),
+            *scale_findings(image, labels, density=True),
+            *metal(image, labels)[1],
+        ]
     assert _alarms(found) <= known

@@ -1,4 +1,5 @@
-"""What is typed by hand is held against the anatomy, and refused with the reading that would fit."""
+"""What is typed by hand is held against the anatomy, and refused with the reading that would
+fit."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ def test_the_right_heads_pass(spine: PatientModel, heads: np.ndarray) -> None:
         (lambda h: h[:, [0, 2, 1]], "y and z exchanged"),
     ],
 )
-def test_a_slip_is_named_with_the_ready_line(spine: PatientModel, heads: np.ndarray, slip: object, said: str) -> None:
+def test_a_slip_is_named_with_the_ready_line(
+    spine: PatientModel, heads: np.ndarray, slip: object, said: str
+) -> None:
     with pytest.raises(ValueError, match=said) as error:
         check_heads(slip(heads), spine)  # type: ignore[operator]
     line = str(error.value).split("'alignment.femoral_heads_mm=")[1].rstrip("'")
@@ -53,7 +56,9 @@ def test_a_slip_is_named_with_the_ready_line(spine: PatientModel, heads: np.ndar
         (lambda h: h + [90.0, 0.0, 0.0], "left of the sacrum's"),
     ],
 )
-def test_points_that_are_no_hips_are_refused(spine: PatientModel, heads: np.ndarray, points: object, said: str) -> None:
+def test_points_that_are_no_hips_are_refused(
+    spine: PatientModel, heads: np.ndarray, points: object, said: str
+) -> None:
     with pytest.raises(ValueError, match=said):
         check_heads(points(heads), spine)  # type: ignore[operator]
 
@@ -73,7 +78,13 @@ def test_an_incidence_must_fit_the_sacrum_and_the_heads() -> None:
 
 
 def test_a_kyphotic_disc_may_be_set_right() -> None:
-    kyphotic = SegmentAlignment(**dict.fromkeys(SegmentAlignment.__dataclass_fields__, 0.0) | {"lordosis_deg": -8.0, "listhesis_mm": 5.0})
+    kyphotic = SegmentAlignment(
+        **dict.fromkeys(SegmentAlignment.__dataclass_fields__, 0.0)
+        | {
+            "lordosis_deg": -8.0,
+            "listhesis_mm": 5.0,
+        }
+    )
     check_explicit({"lordosis_deg": 9.0}, kyphotic)
     with pytest.raises(ValueError, match="with the other sign"):
         check_explicit({"listhesis_mm": -5.0}, kyphotic)

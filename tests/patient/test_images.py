@@ -1,5 +1,6 @@
-"""Image intake. Synthetic images hold a linear function of the place in LPS, so every voxel's value is known from its position;
-a wrong order, flip, transpose, spacing, rescale or shear shows as a wrong value at a given point.
+"""Image intake. Synthetic images hold a linear function of the place in LPS, so every voxel's value
+is known from its position; a wrong order, flip, transpose, spacing, rescale or shear shows as a
+wrong value at a given point.
 """
 
 from __future__ import annotations
@@ -71,7 +72,13 @@ def blank(sop_class: str = CT, modality: str = "CT") -> Dataset:
     ds.Modality = modality
     ds.PatientName, ds.PatientID = "Doe^Jane", "Q77"
     ds.StudyInstanceUID = ds.FrameOfReferenceUID = "1.2.826.0.1.3680043.8.498.1"
-    ds.StudyID, ds.StudyDate, ds.StudyTime, ds.AccessionNumber, ds.ReferringPhysicianName = "", "20240203", "101010", "", ""
+    ds.StudyID, ds.StudyDate, ds.StudyTime, ds.AccessionNumber, ds.ReferringPhysicianName = (
+        "",
+        "20240203",
+        "101010",
+        "",
+        "",
+    )
     ds.PatientBirthDate, ds.PatientSex = "19610417", "F"
     return ds
 
@@ -80,7 +87,12 @@ def pixels(ds: Dataset, stored: np.ndarray, signed: bool, bits: int = 16) -> Non
     """Stored values [..., row, column]."""
     ds.Rows, ds.Columns = stored.shape[-2:]
     ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, bits, bits - 1, int(signed)
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = (
+        16,
+        bits,
+        bits - 1,
+        int(signed),
+    )
     info = np.iinfo(np.int16 if signed else np.uint16)
     assert stored.min() >= info.min and stored.max() < min(info.max, 2**bits)
     ds.PixelData = stored.astype(info.dtype).tobytes()
@@ -100,7 +112,8 @@ def series(
     names: Callable[[int], str] = lambda n: f"IM{n:04d}",
     edit: Callable[[Dataset, int], None] = lambda ds, k: None,
 ) -> np.ndarray:
-    """Write a series, file names and InstanceNumbers in another order than the slices; its index → LPS matrix."""
+    """Write a series, file names and InstanceNumbers in another order than the slices; its index
+    → LPS matrix."""
     folder.mkdir(parents=True, exist_ok=True)
     matrix = np.eye(4)
     matrix[:3, 0], matrix[:3, 1] = axes[0] * PIXEL[1], axes[1] * PIXEL[0]
@@ -112,8 +125,17 @@ def series(
         ds = blank()
         if uid:
             ds.SeriesInstanceUID = uid
-        ds.SeriesNumber, ds.InstanceNumber, ds.SeriesDescription = 4, int(shuffled[k]) + 1, "Spine bone"
-        ds.Manufacturer, ds.ManufacturerModelName, ds.KVP, ds.ConvolutionKernel = "Acme", "Tunnel 3", 120, ["B60s", "2"]
+        ds.SeriesNumber, ds.InstanceNumber, ds.SeriesDescription = (
+            4,
+            int(shuffled[k]) + 1,
+            "Spine bone",
+        )
+        ds.Manufacturer, ds.ManufacturerModelName, ds.KVP, ds.ConvolutionKernel = (
+            "Acme",
+            "Tunnel 3",
+            120,
+            ["B60s", "2"],
+        )
         ds.SliceThickness, ds.XRayTubeCurrent, ds.PatientPosition = 2.5, 200 + k, "HFS"
         ds.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
         ds.ImagePositionPatient = [float(f"{v:.9g}") for v in matrix[:3, 3] + matrix[:3, 2] * k]
@@ -132,11 +154,12 @@ def file_of(folder: Path, k: int) -> Path:
     return folder / f"IM{int(np.random.default_rng(1).permutation(SHAPE[2])[k]):04d}"
 
 
-# -- DICOM: order, place and values ------------------------------------------------------------------------------
+# -- DICOM: order, place and values ----------------------------------------------------------------
 
 
 def test_oblique_series_with_a_rescale_per_slice_is_exact(tmp_path: Path) -> None:
-    """Stored values are rounded to the slope, so HU are within slope/2 = 1; a neighbour's rescale would be off by > 20."""
+    """Stored values are rounded to the slope, so HU are within slope/2 = 1; a neighbour's
+    rescale would be off by > 20."""
     matrix = series(tmp_path, rescale=lambda k: (1.0 + k % 2, -1024.0 - 20 * k))
     image = read_image(tmp_path)
     assert image.modality == "CT" and image.values.dtype == np.int16 and image.values.shape == SHAPE
@@ -144,8 +167,16 @@ def test_oblique_series_with_a_rescale_per_slice_is_exact(tmp_path: Path) -> Non
     np.testing.assert_allclose(image.values, linear(grid(matrix, SHAPE)), atol=1.01)
     np.testing.assert_allclose(image.voxel_mm, [0.9, 0.7, 2.5], atol=1e-6)
     source = image.source
-    assert source["files"] == SHAPE[2] and source["KVP"] == 120.0 and source["ConvolutionKernel"] == "B60s\\2"
-    assert source["Manufacturer"] == "Acme" and source["XRayTubeCurrent"] == [200.0, 208.0] and source["ContrastBolusAgent"] == "no"
+    assert (
+        source["files"] == SHAPE[2]
+        and source["KVP"] == 120.0
+        and source["ConvolutionKernel"] == "B60s\\2"
+    )
+    assert (
+        source["Manufacturer"] == "Acme"
+        and source["XRayTubeCurrent"] == [200.0, 208.0]
+        and source["ContrastBolusAgent"] == "no"
+    )
     assert source["slice_spacing_mm"] == pytest.approx(2.5, abs=1e-5)
     assert "1.2.826" not in repr(source)  # hashes only
     assert image.notes == ()
@@ -159,7 +190,9 @@ def test_fractional_slopes_give_float32(tmp_path: Path) -> None:
 
 
 def test_values_beyond_int16_widen(tmp_path: Path) -> None:
-    matrix = series(tmp_path, content=lambda p: 60.0 * linear(p) + 50000.0, rescale=lambda k: (2.0, -20000.0))
+    matrix = series(
+        tmp_path, content=lambda p: 60.0 * linear(p) + 50000.0, rescale=lambda k: (2.0, -20000.0)
+    )
     image = read_image(tmp_path)
     assert image.values.dtype == np.int32 and image.values.max() > 40000
     expected = 60.0 * linear(grid(matrix, SHAPE)) + 50000.0
@@ -168,7 +201,9 @@ def test_values_beyond_int16_widen(tmp_path: Path) -> None:
 
 def test_sha256_follows_the_pixels_and_the_place_not_the_files(tmp_path: Path) -> None:
     series(tmp_path / "a")
-    series(tmp_path / "b", names=lambda n: f"slice{99 - n}.dcm", rescale=lambda k: (1.0, -2000.0))  # the same HU
+    series(
+        tmp_path / "b", names=lambda n: f"slice{99 - n}.dcm", rescale=lambda k: (1.0, -2000.0)
+    )  # the same HU
     series(tmp_path / "c", step=2.6 * np.cross(*OBLIQUE), content=lambda p: 0.0 * p[..., 0])
     series(tmp_path / "d", content=lambda p: 0.0 * p[..., 0])
     a, b, c, d = (read_image(tmp_path / name).source["sha256"] for name in "abcd")
@@ -192,15 +227,22 @@ def test_missing_slices_are_named(tmp_path: Path) -> None:
         read_image(tmp_path)
 
 
-def test_unequal_spacing_is_refused_with_its_tolerance_and_rounded_positions_are_not(tmp_path: Path) -> None:
+def test_unequal_spacing_is_refused_with_its_tolerance_and_rounded_positions_are_not(
+    tmp_path: Path,
+) -> None:
     def shift(by: float) -> Callable[[Dataset, int], None]:
         def edit(ds: Dataset, k: int) -> None:
-            ds.ImagePositionPatient = [*ds.ImagePositionPatient[:2], round(float(ds.ImagePositionPatient[2]) + by * (k % 2), 4)]
+            ds.ImagePositionPatient = [
+                *ds.ImagePositionPatient[:2],
+                round(float(ds.ImagePositionPatient[2]) + by * (k % 2), 4),
+            ]
 
         return edit
 
     series(tmp_path / "rounded", axes=np.eye(3)[:2], edit=shift(0.05))
-    assert read_image(tmp_path / "rounded").source["slice_spacing_mm"] == pytest.approx(2.5, abs=0.01)
+    assert read_image(tmp_path / "rounded").source["slice_spacing_mm"] == pytest.approx(
+        2.5, abs=0.01
+    )
     series(tmp_path / "uneven", axes=np.eye(3)[:2], edit=shift(0.8))
     with pytest.raises(ValueError, match=r"unequal slice spacing.*at most 10% of the spacing"):
         read_image(tmp_path / "uneven")
@@ -218,14 +260,16 @@ def test_duplicates_with_the_same_content_go_and_others_are_refused(tmp_path: Pa
     stored[5] += 1
     copy.PixelData = stored.tobytes()
     copy.save_as(tmp_path / "IM0100")
-    with pytest.raises(ValueError, match=r"two slices at -235\.00 mm .* differ in content .*IM0100"):
+    with pytest.raises(
+        ValueError, match=r"two slices at -235\.00 mm .* differ in content .*IM0100"
+    ):
         read_image(tmp_path)
 
 
 @pytest.mark.parametrize("tilt_deg", [1.0, 17.0, -25.0])
 def test_gantry_tilt_is_resampled(tmp_path: Path, tilt_deg: float) -> None:
-    """Linear interpolation of a linear function is exact: 1 HU for two roundings. Spread over the axes by an SVD, 17° would
-    displace the corners by millimetres (7 HU/mm along y)."""
+    """Linear interpolation of a linear function is exact: 1 HU for two roundings. Spread over
+    the axes by an SVD, 17° would displace the corners by millimetres (7 HU/mm along y)."""
     step = 2.5 * np.array([0.0, np.tan(np.radians(tilt_deg)), 1.0])
     shape = (14, 16, 9)
     matrix = series(tmp_path, axes=np.eye(3)[:2], step=step, shape=shape)
@@ -276,7 +320,13 @@ def test_padding_that_could_be_tissue_stays(tmp_path: Path) -> None:
     def pad(ds: Dataset, k: int) -> None:
         ds.add_new(0x00280120, "SS", 0)
 
-    matrix = series(tmp_path, signed=True, rescale=lambda k: (1.0, 0.0), content=lambda p: np.round(linear(p), -2), edit=pad)
+    matrix = series(
+        tmp_path,
+        signed=True,
+        rescale=lambda k: (1.0, 0.0),
+        content=lambda p: np.round(linear(p), -2),
+        edit=pad,
+    )
     image = read_image(tmp_path)
     expected = np.round(linear(grid(matrix, SHAPE)), -2)
     assert (expected == 0).any()
@@ -294,7 +344,7 @@ def test_ct_without_a_rescale_is_refused(tmp_path: Path) -> None:
         read_image(tmp_path)
 
 
-# -- DICOM: which series -----------------------------------------------------------------------------------------
+# -- DICOM: which series ---------------------------------------------------------------------------
 
 
 def test_several_series_are_listed_and_chosen(tmp_path: Path) -> None:
@@ -304,9 +354,19 @@ def test_several_series_are_listed_and_chosen(tmp_path: Path) -> None:
         ds.SeriesNumber, ds.SeriesDescription = 7, "Spine soft"
 
     series(tmp_path / "x" / "one")
-    series(tmp_path / "x" / "two", uid=other, content=lambda p: -linear(p), rescale=lambda k: (1.0, -2024.0), edit=soft)
+    series(
+        tmp_path / "x" / "two",
+        uid=other,
+        content=lambda p: -linear(p),
+        rescale=lambda k: (1.0, -2024.0),
+        edit=soft,
+    )
     with pytest.raises(
-        ValueError, match=r"2 series; set source\.series=.*1: CT Spine bone, 9 slices 14 x 11, 0\.9 x 0\.7 x 2\.5 mm.*2: CT"
+        ValueError,
+        match=(
+            r"2 series; set source\.series=.*1: CT Spine bone, 9 slices 14 x 11, 0\.9 x 0\.7 x 2\.5"
+            r" mm.*2: CT"
+        ),
     ) as e:
         read_image(tmp_path)
     assert other in str(e.value)
@@ -367,7 +427,9 @@ def test_folders_without_a_series(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x" * 500)
     with pytest.raises(ValueError, match=r"no DICOM file \(1 other"):
         read_image(tmp_path)
-    blank("1.2.840.10008.5.1.4.1.1.88.67", "SR").save_as(tmp_path / "dose", enforce_file_format=True)
+    blank("1.2.840.10008.5.1.4.1.1.88.67", "SR").save_as(
+        tmp_path / "dose", enforce_file_format=True
+    )
     with pytest.raises(ValueError, match=r"no CT or MR slices .*SR object"):
         read_image(tmp_path)
     series(tmp_path / "one", shape=(14, 11, 1))
@@ -375,7 +437,7 @@ def test_folders_without_a_series(tmp_path: Path) -> None:
         read_image(tmp_path / "one" / "IM0000")
 
 
-# -- DICOM: multi-frame, compressed, damaged, large --------------------------------------------------------------
+# -- DICOM: multi-frame, compressed, damaged, large ------------------------------------------------
 
 
 def commas(file: Path, keys: tuple[str, ...]) -> None:
@@ -385,14 +447,25 @@ def commas(file: Path, keys: tuple[str, ...]) -> None:
         value = ds[key].value
         several = value if isinstance(value, pydicom.multival.MultiValue) else [value]
         text = "\\".join(str(v) for v in several).replace(".", ",").encode()
-        ds._dict[ds[key].tag] = RawDataElement(ds[key].tag, "DS", 0, text + b" " * (len(text) % 2), 0, False, True)
+        ds._dict[ds[key].tag] = RawDataElement(
+            ds[key].tag, "DS", 0, text + b" " * (len(text) % 2), 0, False, True
+        )
     ds.save_as(file)
 
 
 def test_decimal_commas_are_read(tmp_path: Path) -> None:
     series(tmp_path / "points")
-    matrix = series(tmp_path / "commas", edit=lambda ds, k: setattr(ds, "RescaleIntercept", "-1024.0"))
-    keys = ("PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "SliceThickness", "RescaleIntercept", "RescaleSlope")
+    matrix = series(
+        tmp_path / "commas", edit=lambda ds, k: setattr(ds, "RescaleIntercept", "-1024.0")
+    )
+    keys = (
+        "PixelSpacing",
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "SliceThickness",
+        "RescaleIntercept",
+        "RescaleSlope",
+    )
     for file in (tmp_path / "commas").iterdir():
         commas(file, keys)
         assert b"0,7" in file.read_bytes()
@@ -403,12 +476,15 @@ def test_decimal_commas_are_read(tmp_path: Path) -> None:
     assert "decimal commas in the numbers of 9 files read as decimal points" in image.notes
     for file in (tmp_path / "commas").iterdir():
         file.write_bytes(file.read_bytes().replace(b"0,7\\0,9", b"0,7.0.9"))
-    with pytest.raises(ValueError, match="9 skipped: picture whose PixelSpacing can't be read as numbers"):
+    with pytest.raises(
+        ValueError, match="9 skipped: picture whose PixelSpacing can't be read as numbers"
+    ):
         read_image(tmp_path / "commas")
 
 
 def test_a_series_uid_for_each_slice(tmp_path: Path) -> None:
-    """One series after an anonymiser that made new UIDs for every file; two localizers beside it stay out."""
+    """One series after an anonymiser that made new UIDs for every file; two localizers beside it
+    stay out."""
 
     def own(ds: Dataset, k: int) -> None:
         ds.SeriesInstanceUID, ds.FrameOfReferenceUID = generate_uid(), generate_uid()
@@ -417,11 +493,16 @@ def test_a_series_uid_for_each_slice(tmp_path: Path) -> None:
     image = read_image(tmp_path / "own")
     np.testing.assert_allclose(image.lps_from_index, matrix, atol=1e-6)
     np.testing.assert_allclose(image.values, linear(grid(matrix, SHAPE)), atol=0.51)
-    line = "every slice has a SeriesInstanceUID of its own: 9 slices grouped by modality, settings, size and direction"
+    line = (
+        "every slice has a SeriesInstanceUID of its own: 9 slices grouped by modality, settings,"
+        " size and direction"
+    )
     assert line in image.notes and "SeriesInstanceUID_sha256" not in image.source
     series(tmp_path / "twice", edit=own)
     series(tmp_path / "twice" / "more", edit=own, content=lambda points: linear(points) + 50.0)
-    with pytest.raises(ValueError, match=r"two slices at .* differ in content .*several acquisitions in one series"):
+    with pytest.raises(
+        ValueError, match=r"two slices at .* differ in content .*several acquisitions in one series"
+    ):
         read_image(tmp_path / "twice")
     series(tmp_path / "real")
     for k in range(3):  # single slices with UIDs of their own beside a real series are no series
@@ -451,12 +532,19 @@ def test_what_lies_beside_slices_is_no_matter(tmp_path: Path) -> None:
     series(tmp_path)
     index = blank("1.2.840.10008.1.3.10", "")
     index.save_as(tmp_path / "DICOMDIR", enforce_file_format=True)
-    for name, content in (("Thumbs.db", b"\xd0\xcf"), (".DS_Store", b"Bud1"), ("report.pdf", b"%PDF-1.4"), ("._IM0001", b"\x00\x05")):
+    for name, content in (
+        ("Thumbs.db", b"\xd0\xcf"),
+        (".DS_Store", b"Bud1"),
+        ("report.pdf", b"%PDF-1.4"),
+        ("._IM0001", b"\x00\x05"),
+    ):
         (tmp_path / name).write_bytes(content)
     image = read_image(tmp_path)
     assert image.values.shape == SHAPE
     assert "1 skipped: DICOMDIR" in image.notes and "2 skipped: not DICOM" in image.notes
-    with pytest.raises(ValueError, match=r"DICOMDIR is the index of a folder .*give the folder that it is in"):
+    with pytest.raises(
+        ValueError, match=r"DICOMDIR is the index of a folder .*give the folder that it is in"
+    ):
         read_image(tmp_path / "DICOMDIR")
 
 
@@ -470,15 +558,27 @@ def enhanced(path: Path, matrix: np.ndarray, shape: tuple[int, int, int]) -> Non
     measures.PixelSpacing, measures.SliceThickness = list(PIXEL), 2.5
     plane.ImageOrientationPatient = [float(f"{v:.12g}") for v in OBLIQUE.ravel()]
     details.KVP = 100
-    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = Sequence([measures]), Sequence([plane])
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = (
+        Sequence([measures]),
+        Sequence([plane]),
+    )
     shared.CTXRayDetailsSequence = Sequence([details])
     ds.SharedFunctionalGroupsSequence = Sequence([shared])
     hu, frames, groups = linear(grid(matrix, shape)), [], []
     for k in np.random.default_rng(2).permutation(shape[2]):
         group, position, transform = Dataset(), Dataset(), Dataset()
-        position.ImagePositionPatient = [float(f"{v:.9g}") for v in matrix[:3, 3] + matrix[:3, 2] * k]
-        transform.RescaleSlope, transform.RescaleIntercept, transform.RescaleType = 1, -1024 - 10 * int(k), "HU"
-        group.PlanePositionSequence, group.PixelValueTransformationSequence = Sequence([position]), Sequence([transform])
+        position.ImagePositionPatient = [
+            float(f"{v:.9g}") for v in matrix[:3, 3] + matrix[:3, 2] * k
+        ]
+        transform.RescaleSlope, transform.RescaleIntercept, transform.RescaleType = (
+            1,
+            -1024 - 10 * int(k),
+            "HU",
+        )
+        group.PlanePositionSequence, group.PixelValueTransformationSequence = (
+            Sequence([position]),
+            Sequence([transform]),
+        )
         groups.append(group)
         frames.append(np.rint(hu[:, :, k].T + 1024 + 10 * k))
     ds.PerFrameFunctionalGroupsSequence = Sequence(groups)
@@ -492,7 +592,11 @@ def test_enhanced_multi_frame(tmp_path: Path) -> None:
     image = read_image(tmp_path / "multi.dcm")
     np.testing.assert_allclose(image.lps_from_index, matrix, atol=1e-5)
     np.testing.assert_allclose(image.values, linear(grid(matrix, SHAPE)), atol=0.51)
-    assert image.source["KVP"] == 100.0 and image.source["files"] == 1 and image.source["SliceThickness"] == 2.5
+    assert (
+        image.source["KVP"] == 100.0
+        and image.source["files"] == 1
+        and image.source["SliceThickness"] == 2.5
+    )
 
 
 def test_compressed_is_the_same_image(tmp_path: Path) -> None:
@@ -502,10 +606,14 @@ def test_compressed_is_the_same_image(tmp_path: Path) -> None:
     series(tmp_path / "plain")
     series(tmp_path / "rle", edit=compress)
     plain, rle = read_image(tmp_path / "plain"), read_image(tmp_path / "rle")
-    assert np.array_equal(plain.values, rle.values) and plain.source["sha256"] == rle.source["sha256"]
+    assert (
+        np.array_equal(plain.values, rle.values) and plain.source["sha256"] == rle.source["sha256"]
+    )
 
 
-def test_a_compression_without_decoder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compression_without_decoder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def mark(ds: Dataset, k: int) -> None:
         ds.file_meta.TransferSyntaxUID = JPEGLSLossless
         ds.PixelData = pydicom.encaps.encapsulate([ds.PixelData])
@@ -513,7 +621,13 @@ def test_a_compression_without_decoder_is_named(tmp_path: Path, monkeypatch: pyt
 
     series(tmp_path, edit=mark)
     monkeypatch.setattr(Decoder, "is_available", property(lambda self: False))
-    with pytest.raises(ValueError, match=r"no decoder for the transfer syntax JPEG-LS Lossless.*pip install pylibjpeg pylibjpeg-libjpeg"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"no decoder for the transfer syntax JPEG-LS Lossless.*pip install pylibjpeg"
+            r" pylibjpeg-libjpeg"
+        ),
+    ):
         read_image(tmp_path)
 
 
@@ -528,11 +642,15 @@ def test_a_truncated_file_is_named(tmp_path: Path, compressed: bool) -> None:
     whole = file.read_bytes()
     for kept in (len(whole) - 60, 700):
         file.write_bytes(whole[:kept])
-        with pytest.raises(ValueError, match=rf"of 9 in alphabetical order \({file.name}\).*cut short"):
+        with pytest.raises(
+            ValueError, match=rf"of 9 in alphabetical order \({file.name}\).*cut short"
+        ):
             read_image(tmp_path)
 
 
-def test_large_images_are_refused_before_their_pixels_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_are_refused_before_their_pixels_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     series(tmp_path / "dicom")
 
     def never(*_: Any, **__: Any) -> None:
@@ -563,7 +681,7 @@ def test_memory_stays_near_the_image(tmp_path: Path) -> None:
     assert peak < 1.5 * image.values.nbytes + 2e6
 
 
-# -- DICOM: privacy ----------------------------------------------------------------------------------------------
+# -- DICOM: privacy --------------------------------------------------------------------------------
 
 SECRETS = {
     "PatientName": "Quenneville^Odalys",
@@ -607,16 +725,22 @@ def personal(ds: Dataset, k: int) -> None:
 def assert_no_secret(text: str, folder: Path) -> None:
     text = text.replace(str(folder), "").lower()
     more = ["nested42", "nestor", "hidden", "privatevalue"]
-    for word in [w for value in SECRETS.values() for w in re.findall(r"\w+", value.lower()) if len(w) > 3] + more:
+    for word in [
+        w for value in SECRETS.values() for w in re.findall(r"\w+", value.lower()) if len(w) > 3
+    ] + more:
         assert word not in text, (word, text)
 
 
-def test_no_personal_tag_gets_out(tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder) -> None:
+def test_no_personal_tag_gets_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
     named = tmp_path / "named"
     series(named, edit=personal, names=lambda n: f"Quenneville_{n:03d}.dcm")
     image = read_image(named)
     assert_no_secret(repr(image.source) + repr(image.notes), named)
-    assert image.source["Manufacturer"] == "Acme" and image.source["ConvolutionKernel"] == "(withheld)"
+    assert (
+        image.source["Manufacturer"] == "Acme" and image.source["ConvolutionKernel"] == "(withheld)"
+    )
 
     def refused(path: Path = named, **options: Any) -> str:
         with pytest.raises(ValueError) as error:
@@ -629,7 +753,8 @@ def test_no_personal_tag_gets_out(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     files = sorted(named.iterdir())
     assert "a single slice" in refused(files[0])
     kept = [file.read_bytes() for file in files]
-    # differing duplicate, damaged values in number tags, missing slice, missing rescale, truncation, another series
+    # differing duplicate, damaged values in number tags, missing slice, missing rescale,
+    # truncation, another series
     ds = pydicom.dcmread(files[0])
     ds.PixelData = bytes(len(ds.PixelData))
     ds.save_as(named / "Odalys.dcm")
@@ -651,12 +776,13 @@ def test_no_personal_tag_gets_out(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert not caplog.records and not [w for w in recwarn if "pydicom" in str(w.filename)]
 
 
-# -- segmentations -----------------------------------------------------------------------------------------------
+# -- segmentations ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def segmented(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, np.ndarray]:
-    """A CT and its DICOM segmentation: segments 1 and 3 … of which the last slices are empty. (file, matrix, labels)"""
+    """A CT and its DICOM segmentation: segments 1 and 3 … of which the last slices are empty.
+    (file, matrix, labels)"""
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
@@ -666,14 +792,17 @@ def segmented(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarra
     labels[2:6, 3:8, 1:4] = 1
     labels[7:12, 2:9, 4:7] = 2
     sources = sorted(
-        (pydicom.dcmread(p) for p in (folder / "ct").iterdir()), key=lambda d: np.dot(d.ImagePositionPatient, np.cross(*OBLIQUE))
+        (pydicom.dcmread(p) for p in (folder / "ct").iterdir()),
+        key=lambda d: np.dot(d.ImagePositionPatient, np.cross(*OBLIQUE)),
     )
     described = [
         hd.seg.SegmentDescription(
             segment_number=n,
             segment_label=name,
             segmented_property_category=codes.SCT.AnatomicalStructure,
-            segmented_property_type=codes.SCT.LumbarVertebra if hasattr(codes.SCT, "LumbarVertebra") else codes.SCT.Bone,
+            segmented_property_type=(
+                codes.SCT.LumbarVertebra if hasattr(codes.SCT, "LumbarVertebra") else codes.SCT.Bone
+            ),
             algorithm_type=hd.seg.SegmentAlgorithmTypeValues.MANUAL,
         )
         for n, name in ((1, "L4"), (2, "Jane L5"))
@@ -701,7 +830,10 @@ def test_dicom_segmentation(segmented: tuple[Path, np.ndarray, np.ndarray]) -> N
     for path in (file, file.parent):  # alone, or found beside its CT
         image = read_labels(path)
         assert image.modality == "SEG" and image.values.dtype == np.int16
-        assert image.source["segments"] == {1: "L4", 2: "L5"}  # "Jane L5": the patient is called Jane, the level is no secret
+        assert image.source["segments"] == {
+            1: "L4",
+            2: "L5",
+        }  # "Jane L5": the patient is called Jane, the level is no secret
         inverse = np.linalg.inv(matrix) @ image.lps_from_index
         for number in (1, 2):  # empty slices are not stored: compare by place
             index = np.argwhere(image.values == number) @ inverse[:3, :3].T + inverse[:3, 3]
@@ -714,18 +846,22 @@ def test_dicom_segmentation(segmented: tuple[Path, np.ndarray, np.ndarray]) -> N
         read_image(file)
 
 
-def test_two_segmentations_and_a_damaged_one(segmented: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path) -> None:
+def test_two_segmentations_and_a_damaged_one(
+    segmented: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
     whole = segmented[0].read_bytes()
     (tmp_path / "1.dcm").write_bytes(whole)
     (tmp_path / "2.dcm").write_bytes(whole)
-    with pytest.raises(ValueError, match=r"2 DICOM segmentations \(file 1 of 2.*give one as a file"):
+    with pytest.raises(
+        ValueError, match=r"2 DICOM segmentations \(file 1 of 2.*give one as a file"
+    ):
         read_labels(tmp_path)
     (tmp_path / "1.dcm").write_bytes(whole[:-20])
     with pytest.raises(ValueError, match=r"the segmentation \(the file\) can't be read"):
         read_labels(tmp_path / "1.dcm")
 
 
-# -- NIfTI, NRRD, MetaImage --------------------------------------------------------------------------------------
+# -- NIfTI, NRRD, MetaImage ------------------------------------------------------------------------
 
 
 def nifti(path: Path, values: np.ndarray, lps: np.ndarray, sform: int = 1, qform: int = 0) -> Path:
@@ -739,13 +875,19 @@ def nifti(path: Path, values: np.ndarray, lps: np.ndarray, sform: int = 1, qform
 @pytest.fixture(scope="module")
 def oblique() -> np.ndarray:
     matrix = np.eye(4)
-    matrix[:3, :3] = Rotation.from_euler("xyz", [12.0, -8.0, 20.0], degrees=True).as_matrix() * [0.9, 0.7, 2.5]
+    matrix[:3, :3] = Rotation.from_euler("xyz", [12.0, -8.0, 20.0], degrees=True).as_matrix() * [
+        0.9,
+        0.7,
+        2.5,
+    ]
     matrix[:3, 3] = ORIGIN
     return matrix
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_every_format_puts_the_values_in_the_same_place(tmp_path: Path, oblique: np.ndarray, flip: bool) -> None:
+def test_every_format_puts_the_values_in_the_same_place(
+    tmp_path: Path, oblique: np.ndarray, flip: bool
+) -> None:
     """`flip`: a left-handed matrix, as NIfTI may have (ITK too)."""
     matrix = oblique @ np.diag([-1.0, 1.0, 1.0, 1.0]) if flip else oblique
     values = np.rint(linear(grid(matrix, SHAPE))).astype(np.int16)
@@ -758,7 +900,10 @@ def test_every_format_puts_the_values_in_the_same_place(tmp_path: Path, oblique:
         sitk.WriteImage(itk, str(tmp_path / name))
     for name in ("a.nii.gz", "b.nrrd", "c.mha", "d.mhd"):
         image = read_image(tmp_path / name)
-        assert image.modality == "unknown" and image.values.shape == SHAPE and image.notes == (), (name, image.notes)
+        assert image.modality == "unknown" and image.values.shape == SHAPE and image.notes == (), (
+            name,
+            image.notes,
+        )
         points = inner_points(matrix, SHAPE)
         assert np.abs(sample(image, points) - linear(points)).max() < 0.51, name
         np.testing.assert_allclose(image.lps_from_index, matrix, atol=2e-4)
@@ -768,10 +913,13 @@ def test_every_format_puts_the_values_in_the_same_place(tmp_path: Path, oblique:
 def test_an_nrrd_in_ras_or_without_a_space(tmp_path: Path) -> None:
     values = np.arange(6 * 5 * 4, dtype=np.int16)
     header = (
-        "NRRD0004\ntype: short\ndimension: 3\n{}\nsizes: 6 5 4\nspace directions: (1,0,0) (0,1,0) (0,0,2)\n"
-        "endian: little\nencoding: raw\nspace origin: (1,2,3)\n\n"
+        "NRRD0004\ntype: short\ndimension: 3\n{}\nsizes: 6 5 4\nspace directions: (1,0,0) (0,1,0)"
+        " (0,0,2)\nendian: little\nencoding: raw\nspace origin: (1,2,3)\n\n"
     )
-    for name, space, sign in (("ras", "space: right-anterior-superior", -1.0), ("none", "space dimension: 3", 1.0)):
+    for name, space, sign in (
+        ("ras", "space: right-anterior-superior", -1.0),
+        ("none", "space dimension: 3", 1.0),
+    ):
         (tmp_path / f"{name}.nrrd").write_bytes(header.format(space).encode() + values.tobytes())
         image = read_image(tmp_path / f"{name}.nrrd")
         np.testing.assert_allclose(image.lps_from_index[:3, 3], [sign, 2 * sign, 3.0])
@@ -782,7 +930,9 @@ def test_an_nrrd_in_ras_or_without_a_space(tmp_path: Path) -> None:
 
 def test_nifti_scaling_units_and_orientation_codes(tmp_path: Path, oblique: np.ndarray) -> None:
     values = np.rint(linear(grid(oblique, SHAPE)))
-    stored_values = np.rint((values + 1024.0) / 0.5).astype(np.int16)  # nibabel writes them as they are once a slope is set
+    stored_values = np.rint((values + 1024.0) / 0.5).astype(
+        np.int16
+    )  # nibabel writes them as they are once a slope is set
     scaled = nib.Nifti1Image(stored_values, np.diag([-1.0, -1.0, 1.0, 1.0]) @ oblique)
     scaled.header.set_slope_inter(0.5, -1024)
     nib.save(scaled, tmp_path / "scaled.nii.gz")
@@ -800,7 +950,9 @@ def test_nifti_scaling_units_and_orientation_codes(tmp_path: Path, oblique: np.n
     assert any("meter" in line for line in image.notes)
 
     image = read_image(nifti(tmp_path / "codes.nii", values.astype(np.int16), oblique, sform=0))
-    assert any("no orientation is stored" in line and "left and right" in line for line in image.notes)
+    assert any(
+        "no orientation is stored" in line and "left and right" in line for line in image.notes
+    )
 
     both = nib.Nifti1Image(values.astype(np.int16), np.diag([-1.0, -1.0, 1.0, 1.0]) @ oblique)
     moved = both.affine.copy()
@@ -815,18 +967,25 @@ def test_nifti_scaling_units_and_orientation_codes(tmp_path: Path, oblique: np.n
 
 def sheared(angle_deg: float) -> np.ndarray:
     matrix = np.diag([1.0, 1.0, 2.0, 1.0])
-    matrix[:3, 2] = 2.0 * np.array([0.0, np.sin(np.radians(angle_deg)), np.cos(np.radians(angle_deg))])
+    matrix[:3, 2] = 2.0 * np.array(
+        [0.0, np.sin(np.radians(angle_deg)), np.cos(np.radians(angle_deg))]
+    )
     matrix[:3, 3] = ORIGIN
     return matrix
 
 
 def test_sheared_nifti(tmp_path: Path) -> None:
-    """A scan is resampled; labels only up to 3°, to the nearest voxel: each within half a voxel, volume kept to 2 %."""
+    """A scan is resampled; labels only up to 3°, to the nearest voxel: each within half a voxel,
+    volume kept to 2 %."""
     shape = (20, 30, 16)
     matrix = sheared(10.0)
-    image = read_image(nifti(tmp_path / "scan.nii", np.rint(linear(grid(matrix, shape))).astype(np.int16), matrix))
+    image = read_image(
+        nifti(tmp_path / "scan.nii", np.rint(linear(grid(matrix, shape))).astype(np.int16), matrix)
+    )
     assert any("10.00°" in line for line in image.notes)
-    assert image.values.min() == np.rint(linear(grid(matrix, shape))).min()  # padded with the least value
+    assert (
+        image.values.min() == np.rint(linear(grid(matrix, shape))).min()
+    )  # padded with the least value
     points = grid(matrix, shape)[2:-2, 3:-3].reshape(-1, 3)
     assert np.abs(sample(image, points) - linear(points)).max() < 1.01
     labels = np.zeros(shape, np.uint8)
@@ -837,7 +996,9 @@ def test_sheared_nifti(tmp_path: Path) -> None:
     image = read_labels(nifti(tmp_path / "labels2.nii", labels, matrix))
     assert any("nearest voxel" in line for line in image.notes)
     place = grid(image.lps_from_index, image.values.shape)[image.values == 4]
-    assert len(place) * np.prod(image.voxel_mm) == pytest.approx((labels > 0).sum() * 2.0 * np.cos(np.radians(2.0)), rel=0.02)
+    assert len(place) * np.prod(image.voxel_mm) == pytest.approx(
+        (labels > 0).sum() * 2.0 * np.cos(np.radians(2.0)), rel=0.02
+    )
     expected = grid(matrix, shape)[labels == 4]
     assert np.linalg.norm(place.mean(axis=0) - expected.mean(axis=0)) < 0.1
 
@@ -845,7 +1006,9 @@ def test_sheared_nifti(tmp_path: Path) -> None:
 def test_orthogonal_keeps_the_centre_and_refuses_shear() -> None:
     matrix = sheared(0.25)
     fixed, notes = orthogonal(matrix, (101, 101, 101))
-    np.testing.assert_allclose(grid(fixed, (101,) * 3)[50, 50, 50], grid(matrix, (101,) * 3)[50, 50, 50], atol=1e-9)
+    np.testing.assert_allclose(
+        grid(fixed, (101,) * 3)[50, 50, 50], grid(matrix, (101,) * 3)[50, 50, 50], atol=1e-9
+    )
     axes = fixed[:3, :3] / np.linalg.norm(fixed[:3, :3], axis=0)
     np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-12)
     assert len(notes) == 1 and "not orthonormal (by 4.4e-03)" in notes[0]
@@ -854,8 +1017,12 @@ def test_orthogonal_keeps_the_centre_and_refuses_shear() -> None:
         orthogonal(sheared(4.0))
 
 
-def test_resampling_of_a_linear_image_is_exact_and_nothing_reaches_beyond_the_voxels(oblique: np.ndarray) -> None:
-    image = Image(linear(grid(oblique, SHAPE)).astype(np.float32), oblique, "CT", ("as read",), {"path": "x"})
+def test_resampling_of_a_linear_image_is_exact_and_nothing_reaches_beyond_the_voxels(
+    oblique: np.ndarray,
+) -> None:
+    image = Image(
+        linear(grid(oblique, SHAPE)).astype(np.float32), oblique, "CT", ("as read",), {"path": "x"}
+    )
     other = np.eye(4)
     other[:3, :3] *= 0.8
     other[:3, 3] = grid(oblique, SHAPE)[7, 5, 4] - 8.0
@@ -871,7 +1038,9 @@ def test_resampling_of_a_linear_image_is_exact_and_nothing_reaches_beyond_the_vo
         assert (found.values[outside] == -1024.0).all()
         assert found.modality == "CT" and found.notes == ("as read",)
     same = resample_to(image, oblique, SHAPE, 1, -1024.0)
-    np.testing.assert_allclose(same.values, image.values, atol=1e-3)  # rounding at the border must not give padding
+    np.testing.assert_allclose(
+        same.values, image.values, atol=1e-3
+    )  # rounding at the border must not give padding
 
 
 def test_what_is_no_scan(tmp_path: Path, oblique: np.ndarray) -> None:
@@ -893,7 +1062,11 @@ def test_what_is_no_scan(tmp_path: Path, oblique: np.ndarray) -> None:
         (tmp_path / name).touch()
         refused(tmp_path / name, "is empty")
     values = np.rint(linear(grid(oblique, SHAPE))).astype(np.int16)
-    whole = nifti(tmp_path / "cut.nii.gz", np.random.default_rng(0).integers(0, 999, SHAPE).astype(np.int16), oblique)
+    whole = nifti(
+        tmp_path / "cut.nii.gz",
+        np.random.default_rng(0).integers(0, 999, SHAPE).astype(np.int16),
+        oblique,
+    )
     whole.write_bytes(whole.read_bytes()[:-700])
     refused(whole, "cut short")
     refused(nifti(tmp_path / "2d.nii", values[:, :, 0], oblique), "single slice")
@@ -904,7 +1077,11 @@ def test_what_is_no_scan(tmp_path: Path, oblique: np.ndarray) -> None:
     holes = values.astype(np.float32)
     holes[1, 2, 3] = np.nan
     refused(nifti(tmp_path / "nan.nii", holes, oblique), "1 values that are no numbers")
-    refused(nifti(tmp_path / "nanlabels.nii", np.where(np.isnan(holes), holes, 1), oblique), "not whole numbers", read_labels)
+    refused(
+        nifti(tmp_path / "nanlabels.nii", np.where(np.isnan(holes), holes, 1), oblique),
+        "not whole numbers",
+        read_labels,
+    )
     flat = oblique.copy()
     flat[:3, 2] = 0.0
     parallel = oblique.copy()
@@ -913,7 +1090,9 @@ def test_what_is_no_scan(tmp_path: Path, oblique: np.ndarray) -> None:
         file = tmp_path / f"{name}.nii"
         nifti(file, values, oblique)
         raw = bytearray(file.read_bytes())
-        raw[280:328] = (np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix)[:3].astype("<f4").tobytes()  # srow_x, y, z
+        raw[280:328] = (
+            (np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix)[:3].astype("<f4").tobytes()
+        )  # srow_x, y, z
         file.write_bytes(raw)
         refused(file, "affine is degenerate")
     refused(
@@ -937,18 +1116,29 @@ def test_labels_keep_their_numbers(tmp_path: Path, oblique: np.ndarray) -> None:
     np.testing.assert_array_equal(image.values, labels)
 
 
-# -- real data ---------------------------------------------------------------------------------------------------
+# -- real data -------------------------------------------------------------------------------------
 
 
 def test_shared_dicom_series_lies_on_its_segmentation() -> None:
-    """20 slices without SeriesInstanceUID, JPEG 2000; its published segmentation is LAS: T11 and T12 must lie on bone."""
+    """20 slices without SeriesInstanceUID, JPEG 2000; its published segmentation is LAS: T11 and
+    T12 must lie on bone."""
     scan = read_image(needs_data("ct_totalsegmentator/dicom"))
     labels = read_labels(needs_data("ct_totalsegmentator/example_seg_dicom.nii.gz"))
-    assert scan.values.shape == (512, 512, 20) and scan.values.dtype == np.int16 and scan.modality == "CT"
+    assert (
+        scan.values.shape == (512, 512, 20)
+        and scan.values.dtype == np.int16
+        and scan.modality == "CT"
+    )
     assert any("no SeriesInstanceUID" in line for line in scan.notes)
-    assert scan.source["KVP"] == 120.0 and scan.source["Manufacturer"] == "SIEMENS" and scan.source["ContrastBolusAgent"] == "yes"
+    assert (
+        scan.source["KVP"] == 120.0
+        and scan.source["Manufacturer"] == "SIEMENS"
+        and scan.source["ContrastBolusAgent"] == "yes"
+    )
     on = resample_to(scan, labels.lps_from_index, labels.values.shape, 0, -1024.0)
-    np.testing.assert_array_equal(on.values, scan.values[:, ::-1])  # the same grid, its rows from the back
+    np.testing.assert_array_equal(
+        on.values, scan.values[:, ::-1]
+    )  # the same grid, its rows from the back
     for number in (32, 33):  # T12, T11 (TotalSegmentator)
         bone = on.values[labels.values == number].mean()
         mirrored = on.values[::-1][labels.values == number].mean()

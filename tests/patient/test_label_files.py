@@ -258,7 +258,7 @@ def seg_nrrd(
 
 def terms(meaning: str, side: str = "") -> str:
     return (
-        f"TerminologyEntry:Segmentation category and type~SCT^123037004^Anatomical "
+        "TerminologyEntry:Segmentation category and type~SCT^123037004^Anatomical "
         f"Structure~SCT^1^{meaning}~SCT^2^{side}~"
         "Anatomic codes - DICOM master list~^^~^^|"
     )

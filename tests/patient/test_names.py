@@ -65,6 +65,10 @@ def test_tissues(name: str, tissue: str | None) -> None:
 
 def test_a_level_named_twice_is_refused() -> None:
     levels, tissues, unread = by_level({1: "L4", 2: "sacrum", 3: "aorta", 4: "thing"})
-    assert levels == {"L4": 1} and tissues == {"sacrum": (2,), "aorta": (3,)} and unread == {4: "thing"}
+    assert (
+        levels == {"L4": 1}
+        and tissues == {"sacrum": (2,), "aorta": (3,)}
+        and unread == {4: "thing"}
+    )
     with pytest.raises(ValueError, match=r"two labels are named L4: 1 \('L4'\) and 2"):
         by_level({1: "L4", 2: "L4 vertebra"})

@@ -42,7 +42,9 @@ def test_exchanged_and_reversed_axes_are_one_finding(lumbar_labels: Image) -> No
     assert [f.code for f in findings if f.severity == "stop"] == ["turned"]
     assert "runs along the image's left-right axis" in stops(findings)
     upside_down = _placed(lumbar_labels, np.diag([1.0, -1.0, -1.0]))
-    assert "from the foot to the head" in stops(understand(upside_down, ("L4", "L5"), scheme="verse").findings)
+    assert "from the foot to the head" in stops(
+        understand(upside_down, ("L4", "L5"), scheme="verse").findings
+    )
 
 
 def _with_liver(image: Image, side: float) -> Image:
@@ -58,8 +60,12 @@ def _with_liver(image: Image, side: float) -> Image:
 
 
 def test_a_mirrored_spine_is_noticed_where_an_organ_tells(lumbar_labels: Image) -> None:
-    right = understand(_with_liver(lumbar_labels, -1.0), ("L4", "L5"), scheme="totalsegmentator").findings
-    left = understand(_with_liver(lumbar_labels, 1.0), ("L4", "L5"), scheme="totalsegmentator").findings
+    right = understand(
+        _with_liver(lumbar_labels, -1.0), ("L4", "L5"), scheme="totalsegmentator"
+    ).findings
+    left = understand(
+        _with_liver(lumbar_labels, 1.0), ("L4", "L5"), scheme="totalsegmentator"
+    ).findings
     assert not stops(right) and any(f.code == "sides" and "liver" in f.text for f in right)
     assert "the liver lies 6" in stops(left) and "to the left of the spine" in stops(left)
 

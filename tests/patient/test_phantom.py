@@ -18,7 +18,14 @@ from tests.patient.conftest import MILD, SKEWED
 @pytest.mark.parametrize("spec", [MILD, SKEWED], ids=["mild", "skewed"])
 def test_truth_is_the_spec(spec: PhantomSpec) -> None:
     found = truth(spec)
-    for key in ("lordosis_deg", "coronal_deg", "axial_deg", "height_middle_mm", "listhesis_mm", "lateral_mm"):
+    for key in (
+        "lordosis_deg",
+        "coronal_deg",
+        "axial_deg",
+        "height_middle_mm",
+        "listhesis_mm",
+        "lateral_mm",
+    ):
         assert getattr(found, key) == pytest.approx(getattr(spec, key), abs=1e-9), key
     # a disc that opens in front is taller in front
     assert found.height_anterior_mm > found.height_middle_mm > found.height_posterior_mm
@@ -33,7 +40,8 @@ def test_alignment_does_not_depend_on_how_the_patient_lies(skewed: PatientModel)
 @pytest.mark.parametrize(
     ("part", "moved"),
     [
-        # x left, y posterior, z up: where a point of the cranial endplate goes for a positive component
+        # x left, y posterior, z up: where a point of the cranial endplate goes for a positive
+        # component
         ("lordosis_deg", ([0.0, -10.0, 0.0], 2, 1.0)),
         ("coronal_deg", ([10.0, 0.0, 0.0], 2, 1.0)),
         ("axial_deg", ([0.0, -10.0, 0.0], 0, 1.0)),
@@ -43,7 +51,9 @@ def test_alignment_does_not_depend_on_how_the_patient_lies(skewed: PatientModel)
 )
 def test_signs(part: str, moved: tuple[list[float], int, float]) -> None:
     point, axis, sign = moved
-    neutral = dict.fromkeys(("lordosis_deg", "coronal_deg", "axial_deg", "listhesis_mm", "lateral_mm"), 0.0)
+    neutral = dict.fromkeys(
+        ("lordosis_deg", "coronal_deg", "axial_deg", "listhesis_mm", "lateral_mm"), 0.0
+    )
     start = cranial_pose(**neutral, height_middle_mm=8.0)
     end = cranial_pose(**(neutral | {part: 3.0}), height_middle_mm=8.0)
     change = (end - start)[:3, :3] @ np.array(point) + (end - start)[:3, 3]
@@ -63,7 +73,9 @@ def test_field_is_a_distance_near_the_surface(mild: PatientModel) -> None:
     values = np.asarray(field.values, float)
     slope = np.linalg.norm(np.gradient(values, field.spacing_mm), axis=0)
     assert np.median(np.abs(slope[np.abs(values) < 2.0] - 1.0)) < 0.02
-    border = min(float(np.take(values, side, axis=axis).min()) for axis in range(3) for side in (0, -1))
+    border = min(
+        float(np.take(values, side, axis=axis).min()) for axis in range(3) for side in (0, -1)
+    )
     assert border > 6.0  # types.VoxelField asks for 6 mm of margin
 
 
@@ -74,7 +86,8 @@ def test_sphere_distance_is_exact() -> None:
     field = surface_sdf(sphere, 0.75)
     exact = np.linalg.norm(field.points(), axis=-1) - 10.0
     near = np.abs(exact) < 3.0
-    # the marching-cubes sphere itself is off by 0.5²/(8·10) = 0.003 mm; the distance to samples by 0.04 mm
+    # the marching-cubes sphere itself is off by 0.5²/(8·10) = 0.003 mm; the distance to samples by
+    # 0.04 mm
     assert np.abs(field.values - exact)[near].max() < 0.05
     assert volume_mm3(sphere) == pytest.approx(4.0 / 3.0 * np.pi * 1000.0, rel=2e-3)
 
@@ -96,14 +109,18 @@ def test_shell_stiffness_is_kept_through_the_law() -> None:
     modulus = np.asarray(BONE_LAWS["morgan2003_vertebra"].modulus_mpa(density.astype(float)))
     wall = (depth > 0) & (depth < 3.0) & (x > 0)
     integral = float(((modulus - core)[wall]).sum() * 0.05)
-    assert integral == pytest.approx((profile.wall_e_mpa - core) * profile.wall_thickness_mm, rel=0.03)
+    assert integral == pytest.approx(
+        (profile.wall_e_mpa - core) * profile.wall_thickness_mm, rel=0.03
+    )
 
 
 def test_density_is_assumed_bone(mild: PatientModel) -> None:
     body = mild.vertebrae[1]
     values, inside = np.asarray(body.density.values), np.asarray(body.sdf.values) < 0.0
     points = body.sdf.points()
-    core = (np.asarray(body.sdf.values) < -3.0) & (posterior_share(points, body.superior, body.inferior) < 0.01)
+    core = (np.asarray(body.sdf.values) < -3.0) & (
+        posterior_share(points, body.superior, body.inferior) < 0.01
+    )
     assert values[core].mean() == pytest.approx(MILD.trabecular_g_cm3, rel=0.1)
     behind = inside & (posterior_share(points, body.superior, body.inferior) == 1.0)
     # never stiffer behind than the published 3500 MPa
@@ -130,7 +147,8 @@ def test_spec_out_of_range_is_refused() -> None:
 
 
 def _slab_plates():
-    """Endplates far above and below x = ±40, y = ±60, so that only the side wall counts at z = 0."""
+    """Endplates far above and below x = ±40, y = ±60, so that only the side wall counts at z =
+    0."""
     from engine.patient.geometry.frames import endplate
 
     angle = np.linspace(0.0, 2.0 * np.pi, 72, endpoint=False)
@@ -138,6 +156,12 @@ def _slab_plates():
     for side, z in (("superior", 30.0), ("inferior", -30.0)):
         rim = np.stack([40.0 * np.cos(angle), 60.0 * np.sin(angle), np.full(72, z)], -1)
         plates.append(
-            endplate(np.array([0.0, 0.0, z]), np.array([0.0, 0.0, 1.0]), np.array([1.0, 0.0, 0.0]), rim, side)
+            endplate(
+                np.array([0.0, 0.0, z]),
+                np.array([0.0, 0.0, 1.0]),
+                np.array([1.0, 0.0, 0.0]),
+                rim,
+                side,
+            )
         )
     return plates

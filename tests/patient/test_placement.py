@@ -1,4 +1,5 @@
-"""Labels that lie beside their CT stop, with the shift that mends them; those that lie on it do not."""
+"""Labels that lie beside their CT stop, with the shift that mends them; those that lie on it do
+not."""
 
 from __future__ import annotations
 
@@ -44,26 +45,38 @@ def test_a_shift_is_found_and_its_reverse_proposed(
     (finding,) = displaced(scan, labels)
     assert finding.severity == severity
     if severity == "stop":
-        assert f"'source.shift_mm=[{','.join(f'{v:.0f}' for v in found.shift_mm + 0.0)}]'" in finding.text
+        assert (
+            f"'source.shift_mm=[{','.join(f'{v:.0f}' for v in found.shift_mm + 0.0)}]'"
+            in finding.text
+        )
 
 
 def test_a_scan_of_something_else_is_told(torso: tuple[Image, Image, dict[str, Any]]) -> None:
     scan, image, _ = torso
     flat = Image(np.full(scan.values.shape, 40, np.int16), scan.lps_from_index, "CT", (), {})
     (finding,) = displaced(flat, understand(image, ("L4", "L5")))
-    assert finding.severity == "stop" and "not the one that the labels were drawn on" in finding.text
+    assert (
+        finding.severity == "stop" and "not the one that the labels were drawn on" in finding.text
+    )
 
 
 def test_a_real_ct_lies_under_its_labels() -> None:
     scan = read_image(needs_data("ct_totalsegmentator/example_ct.nii.gz"))
-    labels = understand(read_labels(needs_data("ct_totalsegmentator/totalseg.nii.gz")), ("L4", "L5"))
+    labels = understand(
+        read_labels(needs_data("ct_totalsegmentator/totalseg.nii.gz")), ("L4", "L5")
+    )
     (finding,) = displaced(replace(scan, modality="CT"), labels)
     assert finding.severity == "note", finding.text
 
 
-def test_one_level_that_was_moved_alone_is_found(torso: tuple[Image, Image, dict[str, Any]]) -> None:
+def test_one_level_that_was_moved_alone_is_found(
+    torso: tuple[Image, Image, dict[str, Any]],
+) -> None:
     scan, image, _ = torso
     labels = understand(image, ("L4", "L5"))
     moved = _moved(labels, (0.0, 5.0, 0.0)).pieces["L4"]
     (finding,) = displaced(scan, replace(labels, pieces=labels.pieces | {"L4": moved}))
-    assert (finding.level, finding.severity) == ("L4", "stop") and "if it alone were moved" in finding.text
+    assert (finding.level, finding.severity) == (
+        "L4",
+        "stop",
+    ) and "if it alone were moved" in finding.text

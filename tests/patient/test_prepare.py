@@ -1,4 +1,5 @@
-"""Scan to patient in one go: the phantom as DICOM with rods comes back as the phantom; stages are kept; nothing personal leaks."""
+"""Scan to patient in one go: the phantom as DICOM with rods comes back as the phantom; stages
+are kept; nothing personal leaks."""
 
 from __future__ import annotations
 
@@ -40,15 +41,34 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
 
 
 def config(place: Path, out: Path, **more: Any) -> PrepareConfig:
-    source = {"kind": "ct", "path": str(place / "dicom"), "mask": str(place / "labels.nii.gz"), "levels": "segment", "name": "case"}
-    line = {"kind": "linear", "slope_g_cm3_per_hu": SCAN.slope_g_cm3_per_hu, "intercept_g_cm3": SCAN.intercept_g_cm3}
+    source = {
+        "kind": "ct",
+        "path": str(place / "dicom"),
+        "mask": str(place / "labels.nii.gz"),
+        "levels": "segment",
+        "name": "case",
+    }
+    line = {
+        "kind": "linear",
+        "slope_g_cm3_per_hu": SCAN.slope_g_cm3_per_hu,
+        "intercept_g_cm3": SCAN.intercept_g_cm3,
+    }
     return PrepareConfig.model_validate(
-        {"source": source, "out": str(out), "calibration": line, "plan": {"rule": "keep"}, "alignment": {"draws": 0}, **more}
+        {
+            "source": source,
+            "out": str(out),
+            "calibration": line,
+            "plan": {"rule": "keep"},
+            "alignment": {"draws": 0},
+            **more,
+        }
     )
 
 
 @pytest.fixture(scope="module")
-def prepared(scan: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+def prepared(
+    scan: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> Prepared:
     return prepare(config(scan[0], tmp_path_factory.mktemp("case")))
 
 
@@ -65,7 +85,9 @@ def test_alignment_is_the_phantoms(prepared: Prepared) -> None:
         "lateral_mm",
     ):
         limit = 1.2 if key.endswith("_deg") else 0.75  # half a voxel
-        assert prepared.alignment.value(key, "L4-L5") == pytest.approx(truth[f"L4-L5.{key}"], abs=limit), key
+        assert prepared.alignment.value(key, "L4-L5") == pytest.approx(
+            truth[f"L4-L5.{key}"], abs=limit
+        ), key
 
 
 def test_density_is_what_was_scanned(prepared: Prepared, scan: tuple[Path, dict[str, Any]]) -> None:
@@ -75,7 +97,9 @@ def test_density_is_what_was_scanned(prepared: Prepared, scan: tuple[Path, dict[
     for row in json.loads((prepared.out / "bone.json").read_text()):
         told = scan[1]["vertebrae"][row["level"]]["core_hu"]  # of a smaller region of textured bone
         assert row["mean_hu"] == pytest.approx(told, abs=12.0)
-        assert row["vbmd_g_cm3"] == pytest.approx(SCAN.slope_g_cm3_per_hu * row["mean_hu"] + SCAN.intercept_g_cm3)
+        assert row["vbmd_g_cm3"] == pytest.approx(
+            SCAN.slope_g_cm3_per_hu * row["mean_hu"] + SCAN.intercept_g_cm3
+        )
 
 
 def test_nothing_personal_in_what_is_written(prepared: Prepared) -> None:
@@ -84,30 +108,48 @@ def test_nothing_personal_in_what_is_written(prepared: Prepared) -> None:
     for file in files:
         content = file.read_bytes()
         for value in SECRET.values():
-            assert value.encode() not in content and value.split("^")[0].encode() not in content, f"{value} in {file.name}"
+            assert value.encode() not in content and value.split("^")[0].encode() not in content, (
+                f"{value} in {file.name}"
+            )
 
 
-def test_a_second_run_makes_no_surface_anew(prepared: Prepared, scan: tuple[Path, dict[str, Any]]) -> None:
+def test_a_second_run_makes_no_surface_anew(
+    prepared: Prepared, scan: tuple[Path, dict[str, Any]]
+) -> None:
     lines: list[str] = []
     again = prepare(config(scan[0], prepared.out), lines.append)
     assert any("kept" in line for line in lines), lines
     for a, b in zip(prepared.patient.vertebrae, again.patient.vertebrae, strict=True):
-        assert np.array_equal(a.surface.points_mm, b.surface.points_mm) and np.array_equal(a.density.values, b.density.values)
+        assert np.array_equal(a.surface.points_mm, b.surface.points_mm) and np.array_equal(
+            a.density.values, b.density.values
+        )
 
 
-def test_labels_off_their_scan_are_refused(scan: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_labels_off_their_scan_are_refused(
+    scan: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
     image = nib.load(scan[0] / "labels.nii.gz")
     assert isinstance(image, nib.Nifti1Image)
     affine = image.affine.copy()
     affine[0, 3] += 300.0
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), tmp_path / "moved.nii.gz")
     made = config(scan[0], tmp_path / "out")
-    moved = made.model_copy(update={"source": made.source.model_copy(update={"mask": str(tmp_path / "moved.nii.gz")})})
-    with pytest.raises(ValueError, match=r"0 % of the voxels labelled L4 lie in the scan .* give the scan that the labels were drawn on"):
+    moved = made.model_copy(
+        update={"source": made.source.model_copy(update={"mask": str(tmp_path / "moved.nii.gz")})}
+    )
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"0 % of the voxels labelled L4 lie in the scan .* give the scan that the labels were"
+            r" drawn on"
+        ),
+    ):
         prepare(moved)
 
 
-def test_a_ct_that_is_not_calibrated_is_said_so(scan: tuple[Path, dict[str, Any]], prepared: Prepared, tmp_path: Path) -> None:
+def test_a_ct_that_is_not_calibrated_is_said_so(
+    scan: tuple[Path, dict[str, Any]], prepared: Prepared, tmp_path: Path
+) -> None:
     made = prepare(config(scan[0], tmp_path, calibration={"kind": "none"}))
     assert any("the CT is not calibrated" in line for line in made.segment.warnings)
     assert not any("no CT of this patient" in line for line in made.segment.warnings)

@@ -1,4 +1,5 @@
-"""Every kind of bad mask is named; a good one passes. The masks are the whole-lumbar phantom's, then spoilt one way each."""
+"""Every kind of bad mask is named; a good one passes. The masks are the whole-lumbar phantom's,
+then spoilt one way each."""
 
 from __future__ import annotations
 
@@ -34,9 +35,14 @@ def mask() -> Image:
 
 
 def _findings(
-    image: Image, values: np.ndarray, accept: tuple[str, ...] = (), segment: tuple[str, str] = ("L3", "L4")
+    image: Image,
+    values: np.ndarray,
+    accept: tuple[str, ...] = (),
+    segment: tuple[str, str] = ("L3", "L4"),
 ) -> tuple[Finding, ...]:
-    return understand(Image(values, image.lps_from_index, "SEG", (), {}), segment, scheme="verse", accept=accept).findings
+    return understand(
+        Image(values, image.lps_from_index, "SEG", (), {}), segment, scheme="verse", accept=accept
+    ).findings
 
 
 def _centre(image: Image, level: str) -> np.ndarray:
@@ -96,7 +102,9 @@ def _leak(image: Image) -> np.ndarray:
         (lambda image: image.values[:, :, : int(_centre(image, "L3")[2])], {"truncated"}),
     ],
 )
-def test_a_bad_mask_is_stopped_and_named(mask: Image, spoil: Callable[[Image], np.ndarray], codes: set[str]) -> None:
+def test_a_bad_mask_is_stopped_and_named(
+    mask: Image, spoil: Callable[[Image], np.ndarray], codes: set[str]
+) -> None:
     found = {finding.code for finding in _findings(mask, spoil(mask)) if finding.severity == "stop"}
     assert found & codes, found
 
@@ -109,8 +117,12 @@ def test_a_good_mask_passes(mask: Image) -> None:
 
 def test_what_lies_outside_the_segment_is_left_out(mask: Image) -> None:
     cut = mask.values[:, :, : int(_centre(mask, "L1")[2])]
-    labels = understand(Image(cut, mask.lps_from_index, "SEG", (), {}), ("L3", "L4"), scheme="verse")
-    assert [(f.code, f.level) for f in labels.findings if f.severity == "left out"] == [("truncated", "L1")]
+    labels = understand(
+        Image(cut, mask.lps_from_index, "SEG", (), {}), ("L3", "L4"), scheme="verse"
+    )
+    assert [(f.code, f.level) for f in labels.findings if f.severity == "left out"] == [
+        ("truncated", "L1")
+    ]
     assert list(labels.pieces) == ["L2", "L3", "L4", "L5"]
 
 

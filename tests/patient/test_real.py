@@ -1,4 +1,5 @@
-"""Two real L4-L5: plausible, upright, left on the left. Skipped by name where the data is absent."""
+"""Two real L4-L5: plausible, upright, left on the left. Skipped by name where the data is
+absent."""
 
 from __future__ import annotations
 
@@ -38,11 +39,14 @@ def test_vhm_l4_l5() -> None:
     _plausible(patient)
     found = measure(*patient.vertebrae)
     # the meshes are symmetrised: no coronal, axial or lateral misalignment
-    assert abs(found.coronal_deg) < 0.3 and abs(found.axial_deg) < 0.3 and abs(found.lateral_mm) < 0.5
+    assert (
+        abs(found.coronal_deg) < 0.3 and abs(found.axial_deg) < 0.3 and abs(found.lateral_mm) < 0.5
+    )
     assert 5.0 < found.lordosis_deg < 12.0 and 8.0 < found.height_middle_mm < 13.0
     assert any("ALS" in line for line in patient.repairs)
     segment = plan(patient, "L4-L5", PlanConfig(spacing_mm=1.5))
-    # S66's L4-L5, all subjects, from superior to superior endplate; in the segment frame the caudal one's normal is z
+    # S66's L4-L5, all subjects, from superior to superior endplate; in the segment frame the caudal
+    # one's normal is z
     normal = segment.cranial.superior.normal
     assert np.degrees(np.arctan2(normal[1], normal[2])) == pytest.approx(12.7, abs=0.05)
 

@@ -1,8 +1,9 @@
 """Edges of masks placed by HU, against the phantom's exact surface.
 
-Asked for before it was written: on isotropic voxels of 1.5 mm the mean distance to the true surface falls, both for exact masks (a voxel is
-labelled where half of it or more is bone) and for masks whose edges are off by 1 mm rms (there by half or more); endplates turn
-towards the truth; the volume stays the mask's.
+Asked for before it was written: on isotropic voxels of 1.5 mm the mean distance to the true surface
+falls, both for exact masks (a voxel is labelled where half of it or more is bone) and for masks
+whose edges are off by 1 mm rms (there by half or more); endplates turn towards the truth; the
+volume stays the mask's.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class Scanned:
 @pytest.fixture(scope="module")
 def scanned() -> Scanned:
     patient = lumbar_phantom(LumbarSpec(spacing_mm=1.25))
-    scan, labels, _ = synthetic_ct(patient, ScanSpec(voxel_mm=(VOXEL,) * 3, extent="spine", noise_hu=15.0))
+    scan, labels, _ = synthetic_ct(
+        patient, ScanSpec(voxel_mm=(VOXEL,) * 3, extent="spine", noise_hu=15.0)
+    )
     return Scanned(patient, scan, understand(labels, PAIR, levels="segment"))
 
 
@@ -51,11 +54,20 @@ def off_mm(surface: Surface, truth: Surface) -> tuple[float, float]:
 
 @pytest.fixture(scope="module")
 def refined_patient(scanned: Scanned) -> PatientModel:
-    return from_labels("p", scanned.labels, PAIR, {"kind": "ct"}, options=ScanOptions(refine=True), scan=scanned.scan)
+    return from_labels(
+        "p",
+        scanned.labels,
+        PAIR,
+        {"kind": "ct"},
+        options=ScanOptions(refine=True),
+        scan=scanned.scan,
+    )
 
 
 @pytest.mark.parametrize("level", PAIR)
-def test_a_right_mask_gets_nearer_to_the_truth_and_keeps_its_volume(scanned: Scanned, refined_patient: PatientModel, level: str) -> None:
+def test_a_right_mask_gets_nearer_to_the_truth_and_keeps_its_volume(
+    scanned: Scanned, refined_patient: PatientModel, level: str
+) -> None:
     piece = scanned.labels.pieces[level]
     blocky = mask_surface(piece.mask, piece.lps_from_index)
     found = next(body.surface for body in refined_patient.vertebrae if body.name == level)
@@ -67,7 +79,9 @@ def test_a_right_mask_gets_nearer_to_the_truth_and_keeps_its_volume(scanned: Sca
 
 
 def test_a_mask_with_wrong_edges_is_mended(scanned: Scanned) -> None:
-    labels = understand(disturbed(scanned.labels.image, 1.0), PAIR, levels="segment", accept=("fragments", "leak"))
+    labels = understand(
+        disturbed(scanned.labels.image, 1.0), PAIR, levels="segment", accept=("fragments", "leak")
+    )
     piece = labels.pieces["L3"]
     wrong = mask_surface(piece.mask, piece.lps_from_index)
     found = refined(wrong, scanned.scan, other_bones(piece, labels), VOXEL)
@@ -83,7 +97,9 @@ def test_a_scan_that_shows_no_edge_is_refused(scanned: Scanned, values: str) -> 
     other = {"constant": np.full_like(hu, 40.0), "noise": noise, "inverted": -hu}[values]
     blocky = mask_surface(piece.mask, piece.lps_from_index)
     with pytest.raises(ValueError, match=r"HU decide \d+ % of the surface"):
-        refined(blocky, replace(scanned.scan, values=other), other_bones(piece, scanned.labels), VOXEL)
+        refined(
+            blocky, replace(scanned.scan, values=other), other_bones(piece, scanned.labels), VOXEL
+        )
 
 
 def test_neighbours_count_as_bone_and_the_piece_itself_does_not(scanned: Scanned) -> None:

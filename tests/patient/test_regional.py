@@ -1,4 +1,5 @@
-"""Regional alignment on exact endplates: closed forms, invariance, what cannot be measured, standard errors."""
+"""Regional alignment on exact endplates: closed forms, invariance, what cannot be measured,
+standard errors."""
 
 from __future__ import annotations
 
@@ -8,18 +9,37 @@ import numpy as np
 import pytest
 
 from engine.patient.alignment.measures import SpineAlignment
-from engine.patient.alignment.spine import height_loss_grade, meyerding, spine_alignment, standard_errors
+from engine.patient.alignment.spine import (
+    height_loss_grade,
+    meyerding,
+    spine_alignment,
+    standard_errors,
+)
 from engine.patient.geometry.frames import move_endplate, rotation
-from engine.patient.phantoms.lumbar import DISCS, LumbarSpec, exact_plates, femoral_heads_mm, fractured, lumbar_truth, scoliotic
+from engine.patient.phantoms.lumbar import (
+    DISCS,
+    LumbarSpec,
+    exact_plates,
+    femoral_heads_mm,
+    fractured,
+    lumbar_truth,
+    scoliotic,
+)
 from engine.patient.phantoms.phantom import PhantomSpec
 from engine.types import PatientModel
 
 NORMAL = LumbarSpec()
 #: Everything at once; PI and SS away from the default.
 ODD = scoliotic(fractured(NORMAL, "L2", 0.3), -16.0).model_copy(
-    update={"listhesis_mm": (0.0, 0.0, -3.0, 6.0, 0.0), "lateral_mm": (0.0, 3.0, 0.0, 0.0, 0.0), "sacral_slope_deg": 33.0, "pi_deg": 61.0}
+    update={
+        "listhesis_mm": (0.0, 0.0, -3.0, 6.0, 0.0),
+        "lateral_mm": (0.0, 3.0, 0.0, 0.0, 0.0),
+        "sacral_slope_deg": 33.0,
+        "pi_deg": 61.0,
+    }
 )
-#: What is measured against LPS z, with all that follows from it; everything else is the patient's own.
+#: What is measured against LPS z, with all that follows from it; everything else is the patient's
+#: own.
 AGAINST_GRAVITY = {
     "sacral_slope_deg",
     "pelvic_tilt_deg",
@@ -47,14 +67,18 @@ def test_exact_endplates_give_the_truth(spec: LumbarSpec) -> None:
 
 
 def test_only_what_is_against_gravity_turns_with_the_scan() -> None:
-    turned = ODD.model_copy(update={"rotation_deg": (20.0, -12.0, 15.0), "translation_mm": (5.0, 60.0, -300.0)})
+    turned = ODD.model_copy(
+        update={"rotation_deg": (20.0, -12.0, 15.0), "translation_mm": (5.0, 60.0, -300.0)}
+    )
     here, there = aligned(ODD, age=64), aligned(turned, age=64)
     for key, found in here.measures.items():
         if key[1] in AGAINST_GRAVITY:
             continue
         other = there.measures[key]
         assert other.status == found.status, key
-        assert other.value == (pytest.approx(found.value, abs=1e-8) if isinstance(found.value, float) else found.value), key
+        assert other.value == (
+            pytest.approx(found.value, abs=1e-8) if isinstance(found.value, float) else found.value
+        ), key
     assert abs(here.value("sacral_slope_deg") - there.value("sacral_slope_deg")) > 15.0
 
 
@@ -63,7 +87,9 @@ def test_levels_add_up_to_the_lordosis() -> None:
         found = aligned(spec)
         total = sum(found.value("level_lordosis_deg", disc) for disc in DISCS)
         assert total == pytest.approx(found.value("lumbar_lordosis_deg"), abs=1e-9)
-        assert sum(found.value("lordosis_share_percent", disc) for disc in DISCS) == pytest.approx(100.0, abs=1e-8)
+        assert sum(found.value("lordosis_share_percent", disc) for disc in DISCS) == pytest.approx(
+            100.0, abs=1e-8
+        )
     # the default is S66: 1.2/5.9/9.1/12.7/21.6°
     norm = [aligned(NORMAL).value("level_lordosis_deg", disc) for disc in DISCS]
     assert norm == pytest.approx([1.2, 5.9, 9.1, 12.7, 21.6], abs=1e-9)
@@ -85,17 +111,24 @@ def test_cobb_of_a_planar_curve_is_the_sum_of_its_discs() -> None:
     )
     found = aligned(flat)
     assert found.value("cobb_deg") == pytest.approx(17.0, abs=1e-9)
-    # open to the left at L2-L3 and L3-L4: convex to the left between L2 and L4 (L1-L2 is parallel: either end will do)
+    # open to the left at L2-L3 and L3-L4: convex to the left between L2 and L4 (L1-L2 is parallel:
+    # either end will do)
     assert found.measure("cobb_side").value == "left"
     assert found.measure("cobb_ends").value in ("L1-L4", "L2-L4")
     assert found.measure("cobb_apex").value in ("L2-L3", "L3", "L3-L4")
     mirrored = aligned(flat.model_copy(update={"coronal_deg": tuple(-c for c in flat.coronal_deg)}))
-    assert mirrored.value("cobb_deg") == pytest.approx(17.0, abs=1e-9) and mirrored.measure("cobb_side").value == "right"
+    assert (
+        mirrored.value("cobb_deg") == pytest.approx(17.0, abs=1e-9)
+        and mirrored.measure("cobb_side").value == "right"
+    )
 
 
-@pytest.mark.parametrize(("slip", "grade"), [(1.5, "none"), (6.0, "I"), (10.0, "II"), (-6.0, "I retro")])
+@pytest.mark.parametrize(
+    ("slip", "grade"), [(1.5, "none"), (6.0, "I"), (10.0, "II"), (-6.0, "I retro")]
+)
 def test_slip_of_equal_endplates_is_the_listhesis(slip: float, grade: str) -> None:
-    # parallel discs of equal endplates: the posterior rims slip as the centres do, over the rim's own depth
+    # parallel discs of equal endplates: the posterior rims slip as the centres do, over the rim's
+    # own depth
     spec = NORMAL.model_copy(
         update={
             "lordosis_deg": (0.0,) * 5,
@@ -114,22 +147,44 @@ def test_slip_of_equal_endplates_is_the_listhesis(slip: float, grade: str) -> No
 
 
 def test_a_deeper_endplate_is_no_slip() -> None:
-    # L5 6 mm deeper than L4, centre over centre, nothing has slipped: the posterior rims are 3 mm apart less what the notch
-    # (9 % of the depth) takes; it moves the centroid too, by under a third of that
-    flat = {"lordosis_deg": (0.0,) * 5, "body_wedge_deg": (0.0,) * 5, "depth_mm": (34.0, 34.0, 34.0, 34.0, 40.0)}
+    # L5 6 mm deeper than L4, centre over centre, nothing has slipped: the posterior rims are 3 mm
+    # apart less what the notch (9 % of the depth) takes; it moves the centroid too, by under a
+    # third of that
+    flat = {
+        "lordosis_deg": (0.0,) * 5,
+        "body_wedge_deg": (0.0,) * 5,
+        "depth_mm": (34.0, 34.0, 34.0, 34.0, 40.0),
+    }
     found = aligned(NORMAL.model_copy(update=flat))
     assert found.value("slip_posterior_mm", "L4-L5") == pytest.approx(3.0 - 0.09 * 6.0, abs=0.2)
-    assert found.value("slip_mm", "L4-L5") == 0.0 and found.measure("meyerding", "L4-L5").value == "none"
+    assert (
+        found.value("slip_mm", "L4-L5") == 0.0
+        and found.measure("meyerding", "L4-L5").value == "none"
+    )
 
 
 def test_grades_at_their_bounds() -> None:
-    assert [meyerding(p, 5.0) for p in (24.9, 25.0, 50.0, 75.0, 100.0, 101.0)] == ["I", "II", "III", "IV", "IV", "V"]
-    assert [height_loss_grade(p) for p in (19.9, 20.0, 25.0, 40.0, 41.0)] == ["none", "mild", "moderate", "moderate", "severe"]
+    assert [meyerding(p, 5.0) for p in (24.9, 25.0, 50.0, 75.0, 100.0, 101.0)] == [
+        "I",
+        "II",
+        "III",
+        "IV",
+        "IV",
+        "V",
+    ]
+    assert [height_loss_grade(p) for p in (19.9, 20.0, 25.0, 40.0, 41.0)] == [
+        "none",
+        "mild",
+        "moderate",
+        "moderate",
+        "severe",
+    ]
 
 
 def test_wedge_fracture_is_read() -> None:
     found = aligned(fractured(NORMAL, "L2", 0.35))
-    # on the rim the body is 1 mm deeper and 0.3 mm shorter in front than at the ellipse's ends: 2 % in the loss
+    # on the rim the body is 1 mm deeper and 0.3 mm shorter in front than at the ellipse's ends: 2 %
+    # in the loss
     assert found.value("loss_anterior_percent", "L2") == pytest.approx(35.0, abs=3.0)
     assert found.measure("height_loss_grade", "L2").value == "moderate"
     assert found.measure("height_loss_grade", "L3").value == "none"
@@ -138,7 +193,8 @@ def test_wedge_fracture_is_read() -> None:
 def test_central_height_counts_the_cavities(mild: PatientModel) -> None:
     found = spine_alignment(mild.vertebrae, None, posture="phantom")
     spec = PhantomSpec()
-    # between the cavities' floors, 9 columns within 4.2 mm: there the dish is (1 − ρ²)² of its depth, 6 % less in the mean
+    # between the cavities' floors, 9 columns within 4.2 mm: there the dish is (1 − ρ²)² of its
+    # depth, 6 % less in the mean
     exact = spec.body_height_mm - 2.0 * spec.concavity_mm
     assert exact - 0.1 < found.value("height_central_mm", "L4") < exact + 0.5
     assert found.value("height_middle_mm", "L4") == pytest.approx(spec.body_height_mm, abs=0.1)
@@ -147,7 +203,14 @@ def test_central_height_counts_the_cavities(mild: PatientModel) -> None:
 def test_what_is_not_in_the_scan_is_not_measured() -> None:
     plates, base = exact_plates(NORMAL)
     alone = spine_alignment({"L4": plates["L4"], "L5": plates["L5"]}, None, posture="supine")
-    for name in ("lumbar_lordosis_deg", "sacral_slope_deg", "pelvic_incidence_deg", "gap_score", "schwab_sva", "roussouly"):
+    for name in (
+        "lumbar_lordosis_deg",
+        "sacral_slope_deg",
+        "pelvic_incidence_deg",
+        "gap_score",
+        "schwab_sva",
+        "roussouly",
+    ):
         found = alone.measure(name)
         assert found.status == "not measurable" and found.value is None and found.reason, name
     with pytest.raises(ValueError, match="L1's superior endplate is not in the scan"):
@@ -199,8 +262,9 @@ def test_table_is_json_and_complete() -> None:
 
 
 def test_standard_errors_of_tilted_endplates() -> None:
-    # each endplate tilted by σ about x, independently, in the planar spine: SE(SS) = σ, SE(LL) = SE(disc) = √2·σ; 400 draws
-    # know a standard deviation to 1/√800 = 3.5 %, and three of those are allowed
+    # each endplate tilted by σ about x, independently, in the planar spine: SE(SS) = σ, SE(LL) =
+    # SE(disc) = √2·σ; 400 draws know a standard deviation to 1/√800 = 3.5 %, and three of those are
+    # allowed
     sigma, draws = 1.5, 400
     rng = np.random.default_rng(4)
     plates, base = exact_plates(NORMAL)
@@ -211,30 +275,44 @@ def test_standard_errors_of_tilted_endplates() -> None:
         matrix[:3, 3] = plate.centre_mm - matrix[:3, :3] @ plate.centre_mm
         return move_endplate(matrix, plate)
 
-    redrawn = {level: [(tilted(a), tilted(b)) for _ in range(draws)] for level, (a, b) in plates.items()}
-    found = standard_errors(redrawn, [tilted(base) for _ in range(draws)], femoral_heads_mm=femoral_heads_mm(NORMAL))
+    redrawn = {
+        level: [(tilted(a), tilted(b)) for _ in range(draws)] for level, (a, b) in plates.items()
+    }
+    found = standard_errors(
+        redrawn, [tilted(base) for _ in range(draws)], femoral_heads_mm=femoral_heads_mm(NORMAL)
+    )
     assert found["regional", "sacral_slope_deg"] == pytest.approx(sigma, rel=0.11)
     assert found["regional", "lumbar_lordosis_deg"] == pytest.approx(np.sqrt(2.0) * sigma, rel=0.11)
     assert found["L3-L4", "lordosis_deg"] == pytest.approx(np.sqrt(2.0) * sigma, rel=0.11)
     # PT is S1's centre against the hips: no tilt of an endplate moves it
     assert found["regional", "pelvic_tilt_deg"] == pytest.approx(0.0, abs=1e-9)
     shown = aligned(NORMAL).with_errors(found)
-    assert shown.measure("lumbar_lordosis_deg").standard_error == found["regional", "lumbar_lordosis_deg"]
+    assert (
+        shown.measure("lumbar_lordosis_deg").standard_error
+        == found["regional", "lumbar_lordosis_deg"]
+    )
     assert shown.measure("gap_score").standard_error is None
     with pytest.raises(ValueError, match="same number"):
         standard_errors({"L4": redrawn["L4"][:5], "L5": redrawn["L5"][:4]})
 
 
 def test_scores_by_hand() -> None:
-    # PI 52, SS 40, LL 50.5, L4-S1 34.3: PI−LL 1.5 (0), PT 12 (0); RPV 40 − 39.68 = 0.32 (0), RLL 50.5 − 61.24 = −10.74 (0),
-    # LDI 67.9 (0), age 64 (1); SS 35-45: Roussouly 3. The apex: leans −40, −18.4, −5.7 (L4), +2.4 (L3 inferior)
+    # PI 52, SS 40, LL 50.5, L4-S1 34.3: PI−LL 1.5 (0), PT 12 (0); RPV 40 − 39.68 = 0.32 (0), RLL
+    # 50.5 − 61.24 = −10.74 (0), LDI 67.9 (0), age 64 (1); SS 35-45: Roussouly 3. The apex: leans
+    # −40, −18.4, −5.7 (L4), +2.4 (L3 inferior)
     found = aligned(NORMAL, age=64)
     assert (found.measure("schwab_pi_ll").value, found.measure("schwab_pt").value) == ("0", "0")
     assert found.value("gap_pelvic_version_deg") == pytest.approx(0.32, abs=1e-9)
     assert found.value("gap_relative_lordosis_deg") == pytest.approx(-10.74, abs=1e-9)
-    points = [found.value(f"gap_{part}_points") for part in ("pelvic_version", "relative_lordosis", "distribution", "age")]
+    points = [
+        found.value(f"gap_{part}_points")
+        for part in ("pelvic_version", "relative_lordosis", "distribution", "age")
+    ]
     assert points == [0.0, 0.0, 0.0, 1.0]
-    assert found.measure("gap_score").status == "not measurable" and "1 points so far, at most 3 more" in found.measure("gap_score").reason
+    assert (
+        found.measure("gap_score").status == "not measurable"
+        and "1 points so far, at most 3 more" in found.measure("gap_score").reason
+    )
     assert found.measure("roussouly").value == "3" and found.measure("apex").value == "L3-L4"
 
 

@@ -1,4 +1,5 @@
-"""Labels resampled with interpolation are found and mended: the volumes are those of the labels before."""
+"""Labels resampled with interpolation are found and mended: the volumes are those of the labels
+before."""
 
 from __future__ import annotations
 
@@ -38,9 +39,17 @@ def test_volumes_come_back(lumbar_labels: Image) -> None:
 
 
 @pytest.mark.parametrize("factor", [(1.0, 1.0, 2.0), (2.0, 2.0, 2.0)])
-def test_an_axis_that_was_doubled_is_found(lumbar_labels: Image, factor: tuple[float, float, float]) -> None:
+def test_an_axis_that_was_doubled_is_found(
+    lumbar_labels: Image, factor: tuple[float, float, float]
+) -> None:
     """The rims are then halves: one number round each bone, another round the next."""
-    values = zoom(lumbar_labels.values.astype(np.float32), factor, order=1, grid_mode=True, mode="grid-constant")
+    values = zoom(
+        lumbar_labels.values.astype(np.float32),
+        factor,
+        order=1,
+        grid_mode=True,
+        mode="grid-constant",
+    )
     matrix = lumbar_labels.lps_from_index.copy()
     matrix[:3, :3] /= np.array(factor)
     mended, line = undone(Image(np.rint(values).astype(np.int16), matrix, "SEG", (), {}))

@@ -1,4 +1,5 @@
-"""Published target rules against values worked out by hand, and the spread of a demand over levels."""
+"""Published target rules against values worked out by hand, and the spread of a demand over
+levels."""
 
 from __future__ import annotations
 
@@ -10,7 +11,13 @@ import pytest
 
 from engine.patient.alignment.demand import LevelLimit, distribute
 from engine.patient.alignment.measures import SpineAlignment
-from engine.patient.alignment.rules import LEVEL_NORMS_ALL_DEG, LEVEL_NORMS_DEG, RULES, RuleTarget, compare_rules
+from engine.patient.alignment.rules import (
+    LEVEL_NORMS_ALL_DEG,
+    LEVEL_NORMS_DEG,
+    RULES,
+    RuleTarget,
+    compare_rules,
+)
 from engine.patient.alignment.scores import gap_points, roussouly_type, schwab_modifier
 from engine.patient.alignment.spine import spine_alignment
 from engine.patient.phantoms.lumbar import LumbarSpec, exact_plates, femoral_heads_mm
@@ -43,7 +50,9 @@ def targets() -> dict[str, RuleTarget]:
         ("level_norms", 50.9, 0.4),  # PI 45-55: 0.9 + 6.2 + 8.9 + 13.1 + 21.8
     ],
 )
-def test_targets_by_hand(targets: dict[str, RuleTarget], rule: str, ll: float, change: float) -> None:
+def test_targets_by_hand(
+    targets: dict[str, RuleTarget], rule: str, ll: float, change: float
+) -> None:
     found = targets[rule]
     assert found.status == "computed"
     assert found.ll_deg == pytest.approx(ll, abs=1e-6)
@@ -65,7 +74,9 @@ def test_other_targets_by_hand(targets: dict[str, RuleTarget]) -> None:
 def test_a_range_asks_for_its_nearer_end() -> None:
     given = aligned(femoral_heads_mm=None, pi_deg=80.0)
     found = {target.rule: target for target in compare_rules(given)}
-    assert found["schwab"].ll_deg == pytest.approx(70.0) and found["schwab"].change_deg == pytest.approx(19.5, abs=1e-6)
+    assert found["schwab"].ll_deg == pytest.approx(70.0) and found[
+        "schwab"
+    ].change_deg == pytest.approx(19.5, abs=1e-6)
     assert found["pi_steps"].ll_deg == pytest.approx(75.0)  # 80 − 5
 
 
@@ -73,24 +84,40 @@ def test_what_cannot_be_computed_says_why() -> None:
     found = {target.rule: target for target in compare_rules(aligned(femoral_heads_mm=None))}
     assert set(found) == set(RULES)
     for rule in ("gap_ideal", "schwab", "hasegawa2016", "pi_steps", "l1pa"):
-        assert found[rule].status == "not computed" and found[rule].ll_deg is None and "femoral heads" in found[rule].reason, rule
+        assert (
+            found[rule].status == "not computed"
+            and found[rule].ll_deg is None
+            and "femoral heads" in found[rule].reason
+        ), rule
     assert "age" in found["hasegawa2016"].reason
     # the norms need no PI: then those of all subjects
-    assert found["level_norms"].ll_deg == pytest.approx(50.5) and found["level_norms"].status == "computed"
+    assert (
+        found["level_norms"].ll_deg == pytest.approx(50.5)
+        and found["level_norms"].status == "computed"
+    )
     with pytest.raises(ValueError, match="age=400"):
         compare_rules(aligned(), age=400.0)
 
 
 def test_supine_is_said() -> None:
     found = compare_rules(aligned("supine"), age=70.0)
-    assert all("standing adds 13" in target.reason for target in found if target.status == "computed")
-    assert all("standing adds" not in target.reason for target in compare_rules(aligned("standing"), age=70.0))
+    assert all(
+        "standing adds 13" in target.reason for target in found if target.status == "computed"
+    )
+    assert all(
+        "standing adds" not in target.reason
+        for target in compare_rules(aligned("standing"), age=70.0)
+    )
     json.dumps([target.as_dict() for target in found])
 
 
 def test_norms_are_the_published_table() -> None:
     # S66 table 2: the groups' ratios (%) follow from the degrees
-    ratios = [(0.1, 9.3, 18.2, 24.8, 47.7), (1.8, 12.1, 17.5, 25.8, 42.7), (4.3, 13.0, 18.5, 25.0, 39.2)]
+    ratios = [
+        (0.1, 9.3, 18.2, 24.8, 47.7),
+        (1.8, 12.1, 17.5, 25.8, 42.7),
+        (4.3, 13.0, 18.5, 25.0, 39.2),
+    ]
     for (_, levels), published in zip(LEVEL_NORMS_DEG, ratios, strict=True):
         total = sum(levels.values())
         assert [100.0 * v / total for v in levels.values()] == pytest.approx(published, abs=0.25)
@@ -99,17 +126,46 @@ def test_norms_are_the_published_table() -> None:
 
 
 def test_scores_at_their_bounds() -> None:
-    assert [gap_points("pelvic_version", v) for v in (-15.1, -15.0, -7.1, -7.0, 5.0, 5.1)] == [3, 2, 2, 0, 0, 1]
-    assert [gap_points("relative_lordosis", v) for v in (-25.1, -25.0, -14.1, -14.0, 11.0, 11.1)] == [3, 2, 2, 0, 0, 3]
-    assert [gap_points("distribution", v) for v in (39.9, 40.0, 49.9, 50.0, 80.0, 80.1)] == [2, 1, 1, 0, 0, 3]
-    assert [gap_points("spinopelvic", v) for v in (-7.1, -7.0, 10.0, 10.1, 18.0, 18.1)] == [1, 0, 0, 1, 1, 3]
+    assert [gap_points("pelvic_version", v) for v in (-15.1, -15.0, -7.1, -7.0, 5.0, 5.1)] == [
+        3,
+        2,
+        2,
+        0,
+        0,
+        1,
+    ]
+    assert [
+        gap_points("relative_lordosis", v) for v in (-25.1, -25.0, -14.1, -14.0, 11.0, 11.1)
+    ] == [3, 2, 2, 0, 0, 3]
+    assert [gap_points("distribution", v) for v in (39.9, 40.0, 49.9, 50.0, 80.0, 80.1)] == [
+        2,
+        1,
+        1,
+        0,
+        0,
+        3,
+    ]
+    assert [gap_points("spinopelvic", v) for v in (-7.1, -7.0, 10.0, 10.1, 18.0, 18.1)] == [
+        1,
+        0,
+        0,
+        1,
+        1,
+        3,
+    ]
     assert [gap_points("age", v) for v in (59.0, 60.0)] == [0, 1]
-    assert [schwab_modifier("PI-LL", v) for v in (-20.0, 9.9, 10.0, 20.0, 20.1)] == ["0", "0", "+", "+", "++"]
+    assert [schwab_modifier("PI-LL", v) for v in (-20.0, 9.9, 10.0, 20.0, 20.1)] == [
+        "0",
+        "0",
+        "+",
+        "+",
+        "++",
+    ]
     assert [roussouly_type(ss, "L5") for ss in (34.9, 35.0, 45.0, 45.1)] == ["1", "3", "3", "4"]
     assert roussouly_type(30.0, "L4-L5") == "2" and roussouly_type(30.0, None) is None
 
 
-# -- the spread over levels --------------------------------------------------------------------------------------
+# -- the spread over levels ------------------------------------------------------------------------
 
 
 def _asks(change_deg: float, ll_deg: float) -> RuleTarget:
@@ -117,7 +173,8 @@ def _asks(change_deg: float, ll_deg: float) -> RuleTarget:
 
 
 def test_demand_goes_where_it_is_lacking() -> None:
-    # norms of all, target 50.5: L4-L5 lacks 12.7 − 6.7 = 6, L5-S1 21.6 − 18.6 = 3; 6° are spread 2 : 1
+    # norms of all, target 50.5: L4-L5 lacks 12.7 − 6.7 = 6, L5-S1 21.6 − 18.6 = 3; 6° are spread 2
+    # : 1
     found = distribute(_asks(6.0, 50.5), ["L4-L5", "L5-S1"], {"L4-L5": 6.7, "L5-S1": 18.6})
     assert found.levels_deg == pytest.approx({"L4-L5": 4.0, "L5-S1": 2.0})
     assert found.shortfall_deg == 0.0 and not found.notes
@@ -127,27 +184,39 @@ def test_limits_hand_on_and_what_is_left_is_said() -> None:
     measured = {"L4-L5": 6.7, "L5-S1": 18.6}
     tight = {"L4-L5": LevelLimit(angle_deg=3.0), "L5-S1": LevelLimit(angle_deg=8.0)}
     found = distribute(_asks(6.0, 50.5), list(measured), measured, tight)
-    assert found.levels_deg == pytest.approx({"L4-L5": 3.0, "L5-S1": 3.0}) and found.shortfall_deg == 0.0
+    assert (
+        found.levels_deg == pytest.approx({"L4-L5": 3.0, "L5-S1": 3.0})
+        and found.shortfall_deg == 0.0
+    )
     more = distribute(_asks(15.0, 50.5), list(measured), measured, tight)
     assert more.levels_deg == pytest.approx({"L4-L5": 3.0, "L5-S1": 8.0})
-    assert more.shortfall_deg == pytest.approx(4.0) and any("cannot be had" in note for note in more.notes)
+    assert more.shortfall_deg == pytest.approx(4.0) and any(
+        "cannot be had" in note for note in more.notes
+    )
 
 
 def test_a_level_that_lacks_nothing_takes_only_what_others_cannot() -> None:
     measured = {"L4-L5": 6.7, "L5-S1": 30.0}
-    assert distribute(_asks(6.0, 50.5), list(measured), measured).levels_deg == pytest.approx({"L4-L5": 6.0, "L5-S1": 0.0})
-    assert distribute(_asks(10.0, 50.5), list(measured), measured).levels_deg == pytest.approx({"L4-L5": 8.0, "L5-S1": 2.0})
+    assert distribute(_asks(6.0, 50.5), list(measured), measured).levels_deg == pytest.approx(
+        {"L4-L5": 6.0, "L5-S1": 0.0}
+    )
+    assert distribute(_asks(10.0, 50.5), list(measured), measured).levels_deg == pytest.approx(
+        {"L4-L5": 8.0, "L5-S1": 2.0}
+    )
 
 
 def test_too_much_lordosis_is_taken_back() -> None:
     found = distribute(_asks(-6.0, 50.5), ["L4-L5", "L5-S1"], {"L4-L5": 18.7, "L5-S1": 24.6})
     assert found.levels_deg == pytest.approx({"L4-L5": -4.0, "L5-S1": -2.0})
     far = distribute(_asks(-20.0, 50.5), ["L4-L5"], {"L4-L5": 18.7})
-    assert far.levels_deg["L4-L5"] == pytest.approx(-8.0) and far.shortfall_deg == pytest.approx(-12.0)
+    assert far.levels_deg["L4-L5"] == pytest.approx(-8.0) and far.shortfall_deg == pytest.approx(
+        -12.0
+    )
 
 
 def test_rims_limit_the_angle() -> None:
-    # a rim 17 mm from the middle that may move by 1 mm: 1/17 rad = 3.37°; the least of the three counts
+    # a rim 17 mm from the middle that may move by 1 mm: 1/17 rad = 3.37°; the least of the three
+    # counts
     third = np.degrees(1.0 / 17.0)
     found = LevelLimit(opens_mm=1.0, closes_mm=2.0)
     assert found.largest_deg() == pytest.approx(third) and found.limited_by() == "ligament"
@@ -159,9 +228,14 @@ def test_rims_limit_the_angle() -> None:
 
 @pytest.mark.parametrize(("before", "change"), [(0.0, 8.0), (12.0, 8.0), (18.0, -8.0)])
 def test_no_rim_moves_further_than_its_room(before: float, change: float) -> None:
-    """The exact height of a rim, 2r·sin(θ/2) above or below the middle (alignment.py), against the bound r·Δ."""
+    """The exact height of a rim, 2r·sin(θ/2) above or below the middle (alignment.py), against
+    the bound r·Δ."""
     radius = 17.0
-    moved = abs(2.0 * radius * (np.sin(np.radians(before + change) / 2.0) - np.sin(np.radians(before) / 2.0)))
+    moved = abs(
+        2.0
+        * radius
+        * (np.sin(np.radians(before + change) / 2.0) - np.sin(np.radians(before) / 2.0))
+    )
     allowed = LevelLimit(angle_deg=20.0, opens_mm=moved, opens_at_mm=radius).largest_deg()
     assert 0.98 * abs(change) < allowed <= abs(change) + 1e-9
 
@@ -172,18 +246,24 @@ def test_what_is_wanted_is_told_apart_from_what_is_given() -> None:
     tight = {"L4-L5": LevelLimit(angle_deg=3.0), "L5-S1": LevelLimit(angle_deg=8.0)}
     found = distribute(_asks(15.0, 50.5), list(measured), measured, tight)
     assert found.wanted_deg == pytest.approx({"L4-L5": 10.0, "L5-S1": 5.0})
-    assert sum(found.wanted_deg.values()) - sum(found.levels_deg.values()) == pytest.approx(found.shortfall_deg)
+    assert sum(found.wanted_deg.values()) - sum(found.levels_deg.values()) == pytest.approx(
+        found.shortfall_deg
+    )
     assert any("L4-L5 is at its limit of 3.0° (angle)" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(("seed", "change"), [(0, 3.0), (1, 17.0), (2, -9.0), (3, 40.0)])
 def test_spread_and_shortfall_add_up(seed: int, change: float) -> None:
     rng = np.random.default_rng(seed)
-    measured = {level: norm + float(rng.normal(0.0, 5.0)) for level, norm in LEVEL_NORMS_ALL_DEG.items()}
+    measured = {
+        level: norm + float(rng.normal(0.0, 5.0)) for level, norm in LEVEL_NORMS_ALL_DEG.items()
+    }
     limits = {level: LevelLimit(angle_deg=float(rng.uniform(1.0, 8.0))) for level in measured}
     found = distribute(_asks(change, 55.0), list(measured), measured, limits)
     assert sum(found.levels_deg.values()) + found.shortfall_deg == pytest.approx(change, abs=1e-5)
-    assert all(abs(part) <= limits[level].largest_deg() + 1e-9 for level, part in found.levels_deg.items())
+    assert all(
+        abs(part) <= limits[level].largest_deg() + 1e-9 for level, part in found.levels_deg.items()
+    )
     assert all(part * change >= 0.0 for part in found.levels_deg.values())
     assert sum(found.wanted_deg.values()) == pytest.approx(change)
 

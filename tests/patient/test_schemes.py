@@ -1,4 +1,5 @@
-"""Numbers alone give every scheme that explains them; names are a scheme of their own; which one is right is for the bones to say."""
+"""Numbers alone give every scheme that explains them; names are a scheme of their own; which one
+is right is for the bones to say."""
 
 from __future__ import annotations
 
@@ -17,7 +18,10 @@ def _stack(numbers: list[int], down: bool = True) -> dict[int, float]:
     [
         (_stack([19, 20, 21, 22, 23, 24]), {"verse"}),
         (_stack([20, 120, 21, 121, 22, 122, 23]), {"spineps"}),
-        (_stack([26, 27, 28, 29, 30, 31, 32], down=False), {"totalsegmentator", "totalsegmentator_v1"}),
+        (
+            _stack([26, 27, 28, 29, 30, 31, 32], down=False),
+            {"totalsegmentator", "totalsegmentator_v1"},
+        ),
         (_stack([1, 2, 3, 4, 5, 6, 7, 8], down=False), {"vertebrae_mr", "spider", "mrspineseg"}),
         (_stack([1, 201, 2, 202, 3, 203, 4, 100], down=False), {"spider"}),
         (_stack([45, 44, 43, 42, 41], down=False), {"totalspineseg"}),
@@ -26,7 +30,9 @@ def _stack(numbers: list[int], down: bool = True) -> dict[int, float]:
         (_stack([300, 301]), set()),
     ],
 )
-def test_every_scheme_that_explains_the_numbers_is_a_reading(heights: dict[int, float], schemes: set[str]) -> None:
+def test_every_scheme_that_explains_the_numbers_is_a_reading(
+    heights: dict[int, float], schemes: set[str]
+) -> None:
     assert {scheme.name for scheme in readings(heights)} >= schemes
     assert bool(readings(heights)) == bool(schemes)
 
@@ -57,7 +63,11 @@ def test_a_given_scheme_is_checked() -> None:
 def test_names_are_a_scheme() -> None:
     scheme = named({1: "L4 vertebra", 2: "vertebrae_L5", 3: "Sacrum", 4: "aorta", 5: "L4-L5 disc"})
     assert scheme is not None
-    assert dict(scheme.vertebrae) == {"L4": 1, "L5": 2} and scheme.sacrum == (3,) and scheme.tissues["aorta"] == (4,)
+    assert (
+        dict(scheme.vertebrae) == {"L4": 1, "L5": 2}
+        and scheme.sacrum == (3,)
+        and scheme.tissues["aorta"] == (4,)
+    )
     assert named({1: "Segment_1", 2: "bone"}) is None
     with pytest.raises(ValueError, match="two labels are named L4"):
         named({1: "L4", 2: "vertebra L4"})
@@ -70,5 +80,9 @@ def test_a_map_counts_up_from_the_lowest_bone() -> None:
 
 def test_schemes_give_no_number_twice() -> None:
     for scheme in SCHEMES.values():
-        numbers = [*scheme.vertebrae.values(), *scheme.sacrum, *(n for group in scheme.tissues.values() for n in group)]
+        numbers = [
+            *scheme.vertebrae.values(),
+            *scheme.sacrum,
+            *(n for group in scheme.tissues.values() for n in group),
+        ]
         assert len(numbers) == len(set(numbers)), scheme.name

@@ -25,7 +25,8 @@ from tests.patient.conftest import MILD
 
 @pytest.fixture(scope="module")
 def folder(mild: PatientModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """L4.stl and L5.stl of the phantom in other axes (x anterior, y left, z up) and in metres; plus a sub-folder."""
+    """L4.stl and L5.stl of the phantom in other axes (x anterior, y left, z up) and in metres;
+    plus a sub-folder."""
     path = tmp_path_factory.mktemp("meshes")
     for body in mild.vertebrae:
         points = body.surface.points_mm[:, [1, 0, 2]] * [-1.0, 1.0, 1.0] * 1e-3
@@ -58,7 +59,9 @@ def affine(mild: PatientModel) -> np.ndarray:
     """PIR-like axes, 1.2 × 1.0 × 1.6 mm, tilted by 8° and not quite orthonormal."""
     turn = np.radians(8.0)
     tilt = np.array([[1, 0, 0], [0, np.cos(turn), -np.sin(turn)], [0, np.sin(turn), np.cos(turn)]])
-    axes = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])  # i posterior, j inferior, k right (RAS)
+    axes = np.array(
+        [[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]
+    )  # i posterior, j inferior, k right (RAS)
     direction = tilt @ axes
     direction[:, 0] += 3e-3 * direction[:, 1]
     matrix = np.eye(4)
@@ -82,19 +85,32 @@ def test_surfaces_come_back_as_the_phantom(folder: Path, mild: PatientModel) -> 
         assert np.linalg.norm(body.pedicles["left"][1] - made.pedicles["left"][1]) < 6.0
 
 
-def test_mask_comes_back_as_the_phantom(mild: PatientModel, affine: np.ndarray, tmp_path: Path) -> None:
-    patient = from_mask(_mask(mild, affine, tmp_path / "m.nii.gz", extra=True), "L4-L5", spacing_mm=1.0)
-    assert [f.code for f in patient.findings if f.level == "L4"] == ["fragments"] and patient.findings[0].severity == "note"
-    assert any("orthonormal" in line or "sheared" in line or "perpendicular" in line for line in patient.repairs)
+def test_mask_comes_back_as_the_phantom(
+    mild: PatientModel, affine: np.ndarray, tmp_path: Path
+) -> None:
+    patient = from_mask(
+        _mask(mild, affine, tmp_path / "m.nii.gz", extra=True), "L4-L5", spacing_mm=1.0
+    )
+    assert [f.code for f in patient.findings if f.level == "L4"] == [
+        "fragments"
+    ] and patient.findings[0].severity == "note"
+    assert any(
+        "orthonormal" in line or "sheared" in line or "perpendicular" in line
+        for line in patient.repairs
+    )
     measured, exact = measure(*patient.vertebrae), truth(MILD)
     for key in measured.__dataclass_fields__:
         # voxels of 1.2 × 1.0 × 1.6 mm: half a voxel in distance, one over the endplate in angle
-        assert getattr(measured, key) == pytest.approx(getattr(exact, key), abs=1.5 if "deg" in key else 0.8), key
+        assert getattr(measured, key) == pytest.approx(
+            getattr(exact, key), abs=1.5 if "deg" in key else 0.8
+        ), key
     for body, made in zip(patient.vertebrae, mild.vertebrae, strict=True):
         assert volume_mm3(body.surface) == pytest.approx(volume_mm3(made.surface), rel=0.015)
 
 
-def test_mask_surface_keeps_the_volume(mild: PatientModel, affine: np.ndarray, tmp_path: Path) -> None:
+def test_mask_surface_keeps_the_volume(
+    mild: PatientModel, affine: np.ndarray, tmp_path: Path
+) -> None:
     image = nib.load(_mask(mild, affine, tmp_path / "v.nii"))
     lps = orthogonal(np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)[0]
     piece = pieces(np.asarray(image.dataobj).astype(np.int16), lps, {"L5": (24,)})["L5"]
@@ -107,7 +123,9 @@ def test_mask_surface_keeps_the_volume(mild: PatientModel, affine: np.ndarray, t
 
 def test_mask_errors(mild: PatientModel, affine: np.ndarray, tmp_path: Path) -> None:
     path = _mask(mild, affine, tmp_path / "m.nii.gz")
-    with pytest.raises(ValueError, match=r"L3 is absent \(label 22\); the image holds L4 \(23\), L5 \(24\)"):
+    with pytest.raises(
+        ValueError, match=r"L3 is absent \(label 22\); the image holds L4 \(23\), L5 \(24\)"
+    ):
         from_mask(path, "L3-L4")
     with pytest.raises(ValueError, match=r"none\.nii"):
         from_mask(tmp_path / "none.nii", "L4-L5")
@@ -123,16 +141,24 @@ def test_mask_errors(mild: PatientModel, affine: np.ndarray, tmp_path: Path) -> 
         with pytest.raises(ValueError, match=match):
             from_mask(tmp_path / "bad.nii.gz", "L4-L5")
 
-    refused(labels[:, : int(np.argwhere(labels == 24)[:, 1].mean())], "truncated: L5: cut off by the image's border")
+    refused(
+        labels[:, : int(np.argwhere(labels == 24)[:, 1].mean())],
+        "truncated: L5: cut off by the image's border",
+    )
     halves = labels.copy()
     halves[:, int(np.argwhere(labels == 24)[:, 1].mean())] = 0
-    refused(halves, r"fragments: L5: in \d+ pieces, the second with .*source.accept=\[fragments,volume\]")
+    refused(
+        halves,
+        r"fragments: L5: in \d+ pieces, the second with .*source.accept=\[fragments,volume\]",
+    )
     refused(np.zeros_like(labels), "the label image is empty")
     sheared = affine.copy()
     sheared[:3, 0] += 0.2 * sheared[:3, 1]
     with pytest.raises(ValueError, match=r"sheared by \d"):
         orthogonal(sheared)
-    scan = nib.Nifti1Image(np.random.default_rng(0).normal(size=(9, 9, 9)).astype(np.float32), np.eye(4))
+    scan = nib.Nifti1Image(
+        np.random.default_rng(0).normal(size=(9, 9, 9)).astype(np.float32), np.eye(4)
+    )
     nib.save(scan, tmp_path / "scan.nii")
     with pytest.raises(ValueError, match="not whole numbers"):
         from_mask(tmp_path / "scan.nii", "L4-L5")
@@ -180,7 +206,9 @@ def test_stray_pieces_and_inverted_faces_are_repaired(mild: PatientModel) -> Non
         np.concatenate([body.faces, island.faces + len(body.points_mm)])[:, ::-1].copy(),
     )
     fixed, notes = repair("L5", both, 1.5)
-    assert any("separate pieces dropped" in line for line in notes) and any("inwards" in line for line in notes)
+    assert any("separate pieces dropped" in line for line in notes) and any(
+        "inwards" in line for line in notes
+    )
     assert volume_mm3(fixed) > 0.0 and fixed.points_mm[:, 2].max() < 60.0
 
 

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from engine.patient.anatomy.uncertainty import Again, Noise, _Box, redraw, redraw_plate, standard_errors, surface_noise
+from engine.patient.anatomy.uncertainty import (
+    Again,
+    Noise,
+    _Box,
+    redraw,
+    redraw_plate,
+    standard_errors,
+    surface_noise,
+)
 from engine.patient.anatomy.vertebra import anatomy, mirror_frame
 from engine.patient.geometry.distance import isosurface
 from engine.patient.geometry.frames import vertebra_frame
@@ -26,7 +34,9 @@ def body() -> Vertebra:
     """A coarse L5 with what is found on it (not the phantom's own truth, which no draw can see)."""
     made = phantom(PhantomSpec(spacing_mm=1.5)).vertebrae[1]
     a = anatomy("L5", made.surface, made.sdf, UP)
-    return replace(made, superior=a.superior, inferior=a.inferior, pedicles=a.pedicles, landmarks=a.landmarks)
+    return replace(
+        made, superior=a.superior, inferior=a.inferior, pedicles=a.pedicles, landmarks=a.landmarks
+    )
 
 
 @pytest.fixture(scope="module")
@@ -46,30 +56,50 @@ def test_noise_has_the_asked_variance_and_correlation() -> None:
     assert float(fields.std()) == pytest.approx(1.0, abs=0.03)
     for axis in (1, 2, 3):
         for steps in (2, 4, 8):
-            a, b = np.take(fields, np.arange(60 - steps), axis), np.take(fields, np.arange(steps, 60), axis)
-            assert float((a * b).mean()) == pytest.approx(np.exp(-((0.75 * steps / 3.0) ** 2)), abs=0.03)
+            a, b = (
+                np.take(fields, np.arange(60 - steps), axis),
+                np.take(fields, np.arange(steps, 60), axis),
+            )
+            assert float((a * b).mean()) == pytest.approx(
+                np.exp(-((0.75 * steps / 3.0) ** 2)), abs=0.03
+            )
 
 
 def test_spread_is_that_of_truly_noisy_surfaces(body: Vertebra, drawn: list) -> None:
-    """24 noisy bones, each meshed and found from scratch, whose noise was made otherwise (filtered on the scan's grid)."""
+    """24 noisy bones, each meshed and found from scratch, whose noise was made otherwise
+    (filtered on the scan's grid)."""
     spacing, rng = body.sdf.spacing_mm, np.random.default_rng(5)
     actual = []
     for _ in range(24):
-        noise = gaussian_filter(rng.standard_normal(body.sdf.values.shape), 0.5 * CORRELATION_MM / spacing, mode="wrap")
-        field = VoxelField(np.asarray(body.sdf.values) + NOISE_MM * noise / noise.std(), body.sdf.origin_mm, spacing)
+        noise = gaussian_filter(
+            rng.standard_normal(body.sdf.values.shape), 0.5 * CORRELATION_MM / spacing, mode="wrap"
+        )
+        field = VoxelField(
+            np.asarray(body.sdf.values) + NOISE_MM * noise / noise.std(),
+            body.sdf.origin_mm,
+            spacing,
+        )
         a = anatomy("L5", isosurface(field), field, UP)
         marks = {"body_centre": a.landmarks["body_centre"]}
         actual.append((a.superior, a.inferior, marks))
     true, told = standard_errors(actual), standard_errors(drawn)
 
     def pooled(errors: dict, key: str) -> float:
-        return float(np.sqrt(np.mean(np.square([errors[side][key] for side in ("superior", "inferior")]))))
+        return float(
+            np.sqrt(np.mean(np.square([errors[side][key] for side in ("superior", "inferior")])))
+        )
 
-    # a deviation from 24 is good to 15 %, pooled to 10 %; 1.5 leaves room for that and for what the draws leave out
+    # a deviation from 24 is good to 15 %, pooled to 10 %; 1.5 leaves room for that and for what the
+    # draws leave out
     for key in ("centre_mm", "sagittal_deg", "coronal_deg"):
-        assert pooled(told, key) / pooled(true, key) == pytest.approx(1.0, abs=0.5) and pooled(true, key) / pooled(told, key) < 1.5, key
+        assert (
+            pooled(told, key) / pooled(true, key) == pytest.approx(1.0, abs=0.5)
+            and pooled(true, key) / pooled(told, key) < 1.5
+        ), key
     assert 1 / 1.5 < told["axial_deg"] / true["axial_deg"] < 1.5
-    ratio = np.linalg.norm(told["landmarks"]["body_centre"]) / np.linalg.norm(true["landmarks"]["body_centre"])
+    ratio = np.linalg.norm(told["landmarks"]["body_centre"]) / np.linalg.norm(
+        true["landmarks"]["body_centre"]
+    )
     assert 1 / 1.5 < ratio < 1.5
 
 
@@ -88,30 +118,52 @@ def test_mean_of_the_draws_is_the_vertebra(body: Vertebra, drawn: list) -> None:
 def test_without_noise_the_same_is_found(body: Vertebra) -> None:
     (superior, inferior, marks), _ = redraw(body, noise_mm=0.0, correlation_mm=3.0, draws=2, seed=0)
     for plate, known in ((superior, body.superior), (inferior, body.inferior)):
-        assert _angle(plate.normal, known.normal) < 0.1 and _angle(plate.axis_left, known.axis_left) < 0.15
+        assert (
+            _angle(plate.normal, known.normal) < 0.1
+            and _angle(plate.axis_left, known.axis_left) < 0.15
+        )
         assert np.linalg.norm(plate.centre_mm - known.centre_mm) < 0.1
         assert np.linalg.norm(plate.rim_mm - known.rim_mm, axis=1).max() < 0.5
     assert np.linalg.norm(marks["spinous_tip"] - body.landmarks["spinous_tip"]) < 1e-6
     for side in ("left", "right"):
-        assert np.linalg.norm(marks[f"pedicle_entry_{side}"] - body.pedicles[side][0]) < 1.0  # a flat optimum
+        assert (
+            np.linalg.norm(marks[f"pedicle_entry_{side}"] - body.pedicles[side][0]) < 1.0
+        )  # a flat optimum
 
 
-def test_spread_grows_with_the_noise_and_reads_in_the_vertebra_frame(body: Vertebra, drawn: list) -> None:
+def test_spread_grows_with_the_noise_and_reads_in_the_vertebra_frame(
+    body: Vertebra, drawn: list
+) -> None:
     small = redraw(body, noise_mm=0.5 * NOISE_MM, correlation_mm=CORRELATION_MM, draws=20, seed=3)
     a, b = standard_errors(small), standard_errors(drawn)
-    assert 1.3 < b["superior"]["sagittal_deg"] / a["superior"]["sagittal_deg"] < 3.0  # 2 in the limit of little noise
+    assert (
+        1.3 < b["superior"]["sagittal_deg"] / a["superior"]["sagittal_deg"] < 3.0
+    )  # 2 in the limit of little noise
     assert json.loads(json.dumps(b)) == b and b["draws"] == 40
     # known spread: the same plates moved along the vertebra's own axes
     pose = vertebra_frame(body.superior, body.inferior)
-    moves = np.array([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, -2.0, 0.0], [0.0, 0.0, 3.0], [0.0, 0.0, -3.0]])
+    moves = np.array(
+        [
+            [1.0, 0.0, 0.0],
+            [-1.0, 0.0, 0.0],
+            [0.0, 2.0, 0.0],
+            [0.0, -2.0, 0.0],
+            [0.0, 0.0, 3.0],
+            [0.0, 0.0, -3.0],
+        ]
+    )
     made: list[tuple[Endplate, Endplate, dict[str, np.ndarray]]] = []
     for move in moves @ pose[:3, :3].T:
-        superior, inferior = (replace(p, centre_mm=p.centre_mm + move) for p in (body.superior, body.inferior))
+        superior, inferior = (
+            replace(p, centre_mm=p.centre_mm + move) for p in (body.superior, body.inferior)
+        )
         made.append((superior, inferior, {"tip": body.landmarks["spinous_tip"] + move}))
     errors = standard_errors(made)
     assert errors["superior"]["centre_mm"] == pytest.approx(np.sqrt([2 / 5, 8 / 5, 18 / 5]))
     assert errors["landmarks"]["tip"] == pytest.approx(np.sqrt([2 / 5, 8 / 5, 18 / 5]))
-    assert errors["axial_deg"] == pytest.approx(0.0, abs=1e-9) and errors["inferior"]["coronal_deg"] == pytest.approx(0.0, abs=1e-9)
+    assert errors["axial_deg"] == pytest.approx(0.0, abs=1e-9) and errors["inferior"][
+        "coronal_deg"
+    ] == pytest.approx(0.0, abs=1e-9)
 
 
 def test_draws_are_seeded_and_independent_between_levels(body: Vertebra) -> None:
@@ -130,7 +182,9 @@ def test_a_draw_is_cheap(body: Vertebra) -> None:
         start = time.thread_time()
         again.find(0.3 * noise.draw(rng), rng)
         times.append(time.thread_time() - start)
-    assert min(times) < 0.15  # the fastest of five, of this thread: other jobs on the machine do not count
+    assert (
+        min(times) < 0.15
+    )  # the fastest of five, of this thread: other jobs on the machine do not count
 
 
 def test_any_finder_of_a_plate_is_redrawn(body: Vertebra) -> None:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-LOADS = ("standing", "flexion", "extension", "bending_left", "bending_right", "rotation_left", "rotation_right")
+LOADS = (
+    "standing",
+    "flexion",
+    "extension",
+    "bending_left",
+    "bending_right",
+    "rotation_left",
+    "rotation_right",
+)
 ALIGNMENT = {
     "lordosis_deg": 9.1,
     "segmental_lordosis_deg": 21.3,
@@ -32,9 +40,18 @@ def arm(factor: float, **more: Any) -> dict[str, Any]:
             "yielded_bone_volume": measure(
                 843.2 * factor, "mm³", "Bone beyond yield near the implant, mean over loads."
             ),
-            "misalignment": measure(2.31 * factor, "°", "Root mean square deviation from the plan under load."),
-            "stress_shielding": measure(0.31, "1", "Share of bone volume whose strain energy fell by over 75 %."),
-            "graft_window": {"value": 412.0, "unit": "mm³", "better": "higher", "description": "Volume for graft."},
+            "misalignment": measure(
+                2.31 * factor, "°", "Root mean square deviation from the plan under load."
+            ),
+            "stress_shielding": measure(
+                0.31, "1", "Share of bone volume whose strain energy fell by over 75 %."
+            ),
+            "graft_window": {
+                "value": 412.0,
+                "unit": "mm³",
+                "better": "higher",
+                "description": "Volume for graft.",
+            },
         },
         "alignment": {name: value * (1.1 - 0.1 * factor) for name, value in ALIGNMENT.items()},
         "balance": {"force_rel": 3.2e-9, "moment_rel": 8.8e-9},
@@ -46,7 +63,10 @@ def arm(factor: float, **more: Any) -> dict[str, Any]:
 
 def example() -> dict[str, Any]:
     failed = {
-        "status": {"code": "failed", "text": "factorisation broke down: the mesh has a sliver of 0.02°"},
+        "status": {
+            "code": "failed",
+            "text": "factorisation broke down: the mesh has a sliver of 0.02°",
+        },
         "measures": {"yielded_bone_volume": {"value": None, "unit": "mm³"}},
     }
     agreement = [
@@ -58,14 +78,27 @@ def example() -> dict[str, Any]:
             "sfepy": 2000.0,
             "gap_rel": 0.025,
         },
-        {"quantity": "yielded bone volume", "unit": "mm³", "engine": 88.0, "sfepy": 100.0, "gap_rel": -0.12},
+        {
+            "quantity": "yielded bone volume",
+            "unit": "mm³",
+            "engine": 88.0,
+            "sfepy": 100.0,
+            "gap_rel": -0.12,
+        },
     ]
     made_up = {
         "schema_version": 1,
         "title": "L4–L5 <TLIF> cage: made-up example",
         "created": "2026-01-01T12:00:00Z",
-        "asked": {"patient": "phantom", "implant": {"family": "interbody_cage", "approach": "tlif"}, "seed": 7},
-        "warnings": ["Bone density is assumed (profile 'normal'), not measured: yielded volumes are comparative only."],
+        "asked": {
+            "patient": "phantom",
+            "implant": {"family": "interbody_cage", "approach": "tlif"},
+            "seed": 7,
+        },
+        "warnings": [
+            "Bone density is assumed (profile 'normal'), not measured: yielded volumes are"
+            " comparative only."
+        ],
         "alignment": {
             "measured": {**ALIGNMENT, "lordosis_deg": 4.2, "height_anterior_mm": 8.8},
             "planned": ALIGNMENT,
@@ -78,12 +111,19 @@ def example() -> dict[str, Any]:
             "stock_central": arm(2.4),
             "conforming": arm(0.8),
             "conforming_central": failed,
-            "optimised": arm(0.3, agreement=agreement, notes=["2 islands of 0.3 mm³ were removed from the surface"]),
+            "optimised": arm(
+                0.3,
+                agreement=agreement,
+                notes=["2 islands of 0.3 mm³ were removed from the surface"],
+            ),
             "intact": arm(0.35),
             "full_endplate": arm(0.05),
         },
         "optimisation": {
-            "status": {"code": "max_iterations", "text": "stopped after 40 iterations; still falling by 0.1 % a step"},
+            "status": {
+                "code": "max_iterations",
+                "text": "stopped after 40 iterations; still falling by 0.1 % a step",
+            },
             "history": "history.jsonl",
             "figures": {"iterations": 40, "evaluations": 61, "peak memory MB": 2400.0},
         },

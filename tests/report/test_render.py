@@ -1,4 +1,5 @@
-"""Pictures are drawn in a child process, are not blank, and show what they should; failures are said."""
+"""Pictures are drawn in a child process, are not blank, and show what they should; failures are
+said."""
 
 from __future__ import annotations
 
@@ -31,9 +32,22 @@ def scene(tmp_path_factory):
     shape = [len(a) for a in axes]
     points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
     index = np.arange(len(points)).reshape(shape)
-    corner = [(0, 0, 0), (1, 0, 0), (1, 1, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (1, 1, 1), (0, 1, 1)]
+    corner = [
+        (0, 0, 0),
+        (1, 0, 0),
+        (1, 1, 0),
+        (0, 1, 0),
+        (0, 0, 1),
+        (1, 0, 1),
+        (1, 1, 1),
+        (0, 1, 1),
+    ]
     cells = np.stack(
-        [index[i : shape[0] - 1 + i, j : shape[1] - 1 + j, k : shape[2] - 1 + k] for i, j, k in corner], axis=-1
+        [
+            index[i : shape[0] - 1 + i, j : shape[1] - 1 + j, k : shape[2] - 1 + k]
+            for i, j, k in corner
+        ],
+        axis=-1,
     ).reshape(-1, 8)
     z = points[cells].mean(axis=1)[:, 2]
     data = {"region": [(np.abs(z) < 6).astype(int)], "flexion_strain_min": [-0.0154 * (z > 0)]}
@@ -81,20 +95,29 @@ def rgb(colour):
 
 @pytest.fixture(scope="module")
 def lopsided(tmp_path_factory):
-    """A run whose cage stands to the patient's right: x from −12 to 2 mm, y from −9 to 3; the phantom's vertebrae."""
+    """A run whose cage stands to the patient's right: x from −12 to 2 mm, y from −9 to 3; the
+    phantom's vertebrae."""
     folder = tmp_path_factory.mktemp("lopsided")
     low, high = np.array([-12.0, -9.0, 1.0]), np.array([2.0, 3.0, 9.0])
     axes = [np.arange(-24.0, 24.1, 1.0), np.arange(-20.0, 20.1, 1.0), np.arange(-12.0, 20.1, 1.0)]
     points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
     outline = np.max(np.maximum(low - points, points - high), axis=-1)
     design = folder / "designs" / "optimised"
-    artifacts.save_field(design / "implant.npz", VoxelField(outline, np.array([a[0] for a in axes]), 1.0))
-    artifacts.write_json(design / "design.json", {"surface": {"bbox_mm": [low.tolist(), high.tolist()]}})
-    image = pv.ImageData(dimensions=[len(a) for a in axes], spacing=(1, 1, 1), origin=[a[0] for a in axes])
+    artifacts.save_field(
+        design / "implant.npz", VoxelField(outline, np.array([a[0] for a in axes]), 1.0)
+    )
+    artifacts.write_json(
+        design / "design.json", {"surface": {"bbox_mm": [low.tolist(), high.tolist()]}}
+    )
+    image = pv.ImageData(
+        dimensions=[len(a) for a in axes], spacing=(1, 1, 1), origin=[a[0] for a in axes]
+    )
     grid = image.cast_to_unstructured_grid()
     middle = np.asarray(grid.cell_centers().points)
     inside = ((middle > low) & (middle < high)).all(axis=1)
-    grid.cell_data["region"] = np.where(inside, 2, np.where(middle[:, 2] < 5.0, 0, 1)).astype(np.int32)
+    grid.cell_data["region"] = np.where(inside, 2, np.where(middle[:, 2] < 5.0, 0, 1)).astype(
+        np.int32
+    )
     grid.cell_data["flexion_strain_min"] = np.full(len(middle), -0.004, np.float32)
     (folder / "fem" / "optimised").mkdir(parents=True)
     grid.save(str(folder / "fem" / "optimised" / "solution.vtu"))
@@ -110,13 +133,16 @@ def test_footprints_and_cuts_of_one_cage_agree_on_where_it_stands(lopsided):
     for job in (by_name["footprints"], sagittal, coronal):
         render.render(job)
     # read off the pictures themselves; a line is some 0.3 mm wide
-    axis, first, last = span_mm(by_name["footprints"]["out"], rgb(render.ARM_STYLES["optimised"][0]))
+    axis, first, last = span_mm(
+        by_name["footprints"]["out"], rgb(render.ARM_STYLES["optimised"][0])
+    )
     assert axis == "x" and (first, last) == pytest.approx((-12.0, 2.0), abs=0.4)
     axis, first, last = span_mm(coronal["out"], rgb(colours.PLAIN["implant"]))
     assert axis == "x" and (first, last) == pytest.approx((-12.0, 2.0), abs=0.4)
     axis, first, last = span_mm(sagittal["out"], rgb(colours.PLAIN["implant"]))
     assert axis == "y" and (first, last) == pytest.approx((-9.0, 3.0), abs=0.4)
-    # and the sides: from above with anterior up the patient's right is on the right, from anterior on the left
+    # and the sides: from above with anterior up the patient's right is on the right, from anterior
+    # on the left
     above, front = (place_of(job["out"])["horizontal"] for job in (by_name["footprints"], coronal))
     assert above["from_mm"] > above["to_mm"] and front["from_mm"] < front["to_mm"]
     vertical = place_of(by_name["footprints"]["out"])["vertical"]
@@ -124,8 +150,13 @@ def test_footprints_and_cuts_of_one_cage_agree_on_where_it_stands(lopsided):
 
 
 def test_arms_that_share_an_outline_both_show(scene):
-    ring = 10.0 * np.stack([np.cos(np.linspace(0, 6.2, 60)), np.sin(np.linspace(0, 6.2, 60))], axis=-1)
-    curves = [{"label": arm, "points_mm": ring.tolist()} for arm in ("stock_central", "conforming_central")]
+    ring = 10.0 * np.stack(
+        [np.cos(np.linspace(0, 6.2, 60)), np.sin(np.linspace(0, 6.2, 60))], axis=-1
+    )
+    curves = [
+        {"label": arm, "points_mm": ring.tolist()}
+        for arm in ("stock_central", "conforming_central")
+    ]
     path = render.render({"kind": "footprints", "curves": curves, "out": str(scene / "same.png")})
     for curve in curves:
         _, first, last = span_mm(path, rgb(render.ARM_STYLES[curve["label"]][0]))
@@ -134,19 +165,31 @@ def test_arms_that_share_an_outline_both_show(scene):
 
 @pytest.mark.parametrize(
     ("view", "right", "up"),
-    [((0, 0), "P", "S"), ((90, 0), "L", "S"), ((90, 90), "R", "A"), ((180, 0), "A", "S"), ((-90, 0), "R", "S")],
+    [
+        ((0, 0), "P", "S"),
+        ((90, 0), "L", "S"),
+        ((90, 90), "R", "A"),
+        ((180, 0), "A", "S"),
+        ((-90, 0), "R", "S"),
+    ],
 )
 def test_letters_name_the_sides_of_each_view(view, right, up):
     towards, across, upward = letters.view_axes(*view)
     assert letters.letter(across) == right and letters.letter(upward) == up
-    assert np.allclose(np.cross(across, upward), towards, atol=1e-12), "right-handed: nothing is mirrored"
+    assert np.allclose(np.cross(across, upward), towards, atol=1e-12), (
+        "right-handed: nothing is mirrored"
+    )
 
 
 def test_anatomy_shows_the_cage_through_the_bone(scene):
-    bones = [{"path": str(scene / f"{name}.ply"), "opacity": 0.35} for name in ("caudal", "cranial")]
+    bones = [
+        {"path": str(scene / f"{name}.ply"), "opacity": 0.35} for name in ("caudal", "cranial")
+    ]
     cage = {"path": str(scene / "cage.stl"), "color": "#0000ff"}
     job = {"kind": "anatomy", "name": "anatomy", "view": [0.0, 0.0], "letters": False}
-    with_cage = pixels(render.render({**job, "surfaces": [*bones, cage], "out": str(scene / "a.png")}))
+    with_cage = pixels(
+        render.render({**job, "surfaces": [*bones, cage], "out": str(scene / "a.png")})
+    )
     without = pixels(render.render({**job, "surfaces": bones, "out": str(scene / "b.png")}))
     blue = lambda image: np.mean((image[..., 2] > 0.3) & (image[..., 0] < 0.3 * image[..., 2]))  # noqa: E731
     assert blue(with_cage) > 0.05 and blue(without) == 0.0
@@ -156,7 +199,15 @@ def test_anatomy_shows_the_cage_through_the_bone(scene):
 
 def test_part_from_above_is_as_wide_as_it_is(scene):
     image = pixels(
-        render.render({"kind": "part", "path": str(scene / "cage.stl"), "view": [90, 90], "letters": False, "out": str(scene / "c.png")})
+        render.render(
+            {
+                "kind": "part",
+                "path": str(scene / "cage.stl"),
+                "view": [90, 90],
+                "letters": False,
+                "out": str(scene / "c.png"),
+            }
+        )
     )
     drawn = image.min(axis=-1) < 0.97
     rows, columns = np.flatnonzero(drawn.any(axis=1)), np.flatnonzero(drawn.any(axis=0))
@@ -181,9 +232,19 @@ def test_cut_is_coloured_by_the_field(scene):
 def test_footprints(scene):
     angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     ring = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
-    curves = [{"label": "stock", "points_mm": ring * 8}, {"label": "optimised", "points_mm": ring * [12, 8] + [0, -4]}]
+    curves = [
+        {"label": "stock", "points_mm": ring * 8},
+        {"label": "optimised", "points_mm": ring * [12, 8] + [0, -4]},
+    ]
     pixels(
-        render.render({"kind": "footprints", "rim_mm": ring * [22, 16], "curves": curves, "out": str(scene / "e.png")})
+        render.render(
+            {
+                "kind": "footprints",
+                "rim_mm": ring * [22, 16],
+                "curves": curves,
+                "out": str(scene / "e.png"),
+            }
+        )
     )
 
 
@@ -198,15 +259,24 @@ def test_footprints(scene):
     ],
 )
 def test_bad_jobs_are_named_and_leave_no_picture(scene, change, reason, capsys):
-    job = {"kind": "cut", "path": str(scene / "solution.vtu"), "load": "flexion", "plane": "sagittal"}
+    job = {
+        "kind": "cut",
+        "path": str(scene / "solution.vtu"),
+        "load": "flexion",
+        "plane": "sagittal",
+    }
     (scene / "job.json").write_text(json.dumps({**job, **change, "out": str(scene / "f.png")}))
-    assert render.main(str(scene / "job.json")) == 1  # what the child process runs; these stop before VTK draws
+    assert (
+        render.main(str(scene / "job.json")) == 1
+    )  # what the child process runs; these stop before VTK draws
     assert reason in capsys.readouterr().err
     assert not (scene / "f.png").exists()
 
 
 def test_the_reason_comes_through_from_the_child(scene):
-    with pytest.raises(render.RenderError, match=r"f\.png: RenderError: picture kind 'movie' is unknown"):
+    with pytest.raises(
+        render.RenderError, match=r"f\.png: RenderError: picture kind 'movie' is unknown"
+    ):
         render.render({"kind": "movie", "out": str(scene / "f.png")})
 
 
@@ -215,6 +285,11 @@ def test_a_crash_of_the_child_does_not_reach_the_run(scene, monkeypatch):
     crash.write_text("#!/bin/sh\nkill -SEGV $$\n")
     crash.chmod(0o755)
     monkeypatch.setattr(render.sys, "executable", str(crash))
-    job = {"name": "cage", "kind": "part", "path": str(scene / "cage.stl"), "out": str(scene / "g.png")}
+    job = {
+        "name": "cage",
+        "kind": "part",
+        "path": str(scene / "cage.stl"),
+        "out": str(scene / "g.png"),
+    }
     pictures, problems = render.render_all([job])
     assert pictures == {} and "signal 11" in problems[0]

@@ -116,13 +116,18 @@ def test_share_of_the_reachable_reduction():
     assert row.reduction == pytest.approx(0.7)
     assert row.share_of_reachable == pytest.approx(0.7 / 0.95)
     assert "graft_window" not in rows  # higher is better there
-    assert rows["stress_shielding"].share_of_reachable is None  # nothing to gain: no division by zero
+    assert (
+        rows["stress_shielding"].share_of_reachable is None
+    )  # nothing to gain: no division by zero
 
 
 @pytest.mark.parametrize(
     ("change", "where"),
     [
-        (lambda r: r["arms"]["stock"]["measures"]["misalignment"].update(value=float("nan")), "arms.stock.measures"),
+        (
+            lambda r: r["arms"]["stock"]["measures"]["misalignment"].update(value=float("nan")),
+            "arms.stock.measures",
+        ),
         (lambda r: r["timings_s"].update(search=float("inf")), "timings_s.search"),
         (lambda r: r.update(extra=1), "extra"),
         (lambda r: r["arms"]["stock"].pop("status"), "arms.stock.status"),
@@ -147,25 +152,58 @@ def test_result_json_round_trips(folder):
 
 def test_every_field_of_the_schema_is_documented():
     text = (Path(__file__).parents[2] / "docs" / "result_schema.md").read_text()
-    models = [schema.Result, schema.Arm, schema.Measure, schema.Status, schema.Alignment, schema.AlignmentPart]
-    models += [schema.Balance, schema.Agreement, schema.Optimisation, schema.Credibility, schema.Material, schema.Evidence]
+    models = [
+        schema.Result,
+        schema.Arm,
+        schema.Measure,
+        schema.Status,
+        schema.Alignment,
+        schema.AlignmentPart,
+    ]
+    models += [
+        schema.Balance,
+        schema.Agreement,
+        schema.Optimisation,
+        schema.Credibility,
+        schema.Material,
+        schema.Evidence,
+    ]
     for model in models:
         for name in model.model_fields:
             assert f"`{name}`" in text, f"{model.__name__}.{name} is not in docs/result_schema.md"
 
 
 def test_missing_pieces_are_said_not_drawn(folder):
-    bare = {"title": "t", "created": "now", "arms": {"stock": {"status": {"code": "not_run", "text": "no time"}}}}
+    bare = {
+        "title": "t",
+        "created": "now",
+        "arms": {"stock": {"status": {"code": "not_run", "text": "no time"}}},
+    }
     html = write_report(folder, bare).read_text()
     Page(html)
-    assert "not run</span>: no time" in html and "No search was run" in html and "cannot be compared" in html
+    assert (
+        "not run</span>: no time" in html
+        and "No search was run" in html
+        and "cannot be compared" in html
+    )
     with pytest.raises(ValueError, match="pictures not found"):
         write_report(folder, bare, [Picture("a", "b", folder / "none.png")])
 
 
 def test_numbers_are_short_and_never_python():
     given = [None, True, 0, 0.0, 12345, 0.00012345, 843.21, 123456.7, 98765.4, "a<b"]
-    shown = ["—", "yes", "0", "0", "12\u202f345", "1.23e-04", "843.2", "1.23e+05", "98765", "a&lt;b"]
+    shown = [
+        "—",
+        "yes",
+        "0",
+        "0",
+        "12\u202f345",
+        "1.23e-04",
+        "843.2",
+        "1.23e+05",
+        "98765",
+        "a&lt;b",
+    ]
     assert [number(value) for value in given] == shown
 
 

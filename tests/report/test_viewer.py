@@ -1,4 +1,5 @@
-"""The 3-D section: what is packed comes out again, and the page works in a browser, offline, from a file."""
+"""The 3-D section: what is packed comes out again, and the page works in a browser, offline,
+from a file."""
 
 from __future__ import annotations
 
@@ -24,8 +25,11 @@ LOADS = ("standing", "flexion")
 
 
 def solution(path: Path, shift: float = 0.0, loads=LOADS) -> pv.UnstructuredGrid:
-    """A block of tetrahedra: caudal bone below, an implant with graft in the middle layer, cranial bone above."""
-    block = pv.ImageData(dimensions=(5, 5, 7), spacing=(5.0, 5.0, 5.0), origin=(-10.0 + shift, -10.0, -15.0)).to_tetrahedra(5)
+    """A block of tetrahedra: caudal bone below, an implant with graft in the middle layer,
+    cranial bone above."""
+    block = pv.ImageData(
+        dimensions=(5, 5, 7), spacing=(5.0, 5.0, 5.0), origin=(-10.0 + shift, -10.0, -15.0)
+    ).to_tetrahedra(5)
     z, x = block.cell_centers().points[:, 2], block.cell_centers().points[:, 0] - shift
     region = np.where(z < -5, 0, np.where(z > 5, 1, np.where(np.abs(x) < 5, 3, 2)))
     grid = pv.UnstructuredGrid({pv.CellType.TETRA: block.cells.reshape(-1, 5)[:, 1:]}, block.points)
@@ -62,16 +66,24 @@ def test_what_is_packed_comes_out_again_within_a_step(run):
     at = 6 * n + -6 * n % 4
     points = np.frombuffer(raw[: 6 * n], "<u2").reshape(-1, 3) * arm["step_mm"] + arm["low_mm"]
     assert np.abs(points - grid.points).max() <= 0.5 * max(arm["step_mm"]) + 1e-5
-    assert np.array_equal(np.frombuffer(raw[at : at + 16 * m], "<u4").reshape(-1, 4), grid.cells.reshape(-1, 5)[:, 1:])
+    assert np.array_equal(
+        np.frombuffer(raw[at : at + 16 * m], "<u4").reshape(-1, 4), grid.cells.reshape(-1, 5)[:, 1:]
+    )
     region = np.frombuffer(raw[at + 16 * m : at + 17 * m], np.uint8)
     assert np.array_equal(region, grid.cell_data["region"])
     for k, load in enumerate(LOADS):
         value = np.frombuffer(raw[at + (17 + k) * m : at + (18 + k) * m], np.uint8) / 255.0
         metal = region == REGIONS.index("implant")
         strain = np.clip(-100 * grid.cell_data[f"{load}_strain_min"], 0, data["strain_percent"])
-        assert np.abs(value[~metal] * data["strain_percent"] - strain[~metal]).max() <= data["strain_percent"] / 500
+        assert (
+            np.abs(value[~metal] * data["strain_percent"] - strain[~metal]).max()
+            <= data["strain_percent"] / 500
+        )
         stress = np.clip(grid.cell_data[f"{load}_von_mises_mpa"], 0, data["stress_mpa"])
-        assert np.abs(value[metal] * data["stress_mpa"] - stress[metal]).max() <= data["stress_mpa"] / 500
+        assert (
+            np.abs(value[metal] * data["stress_mpa"] - stress[metal]).max()
+            <= data["stress_mpa"] / 500
+        )
     assert len(raw) == at + (17 + len(LOADS)) * m
 
 
@@ -81,10 +93,16 @@ def test_the_viewer_and_the_cuts_share_one_scale_from_light_to_dark_with_yield_i
     assert np.abs(rgb - colours.strain_table()).max() <= 0.5 / 255.0 + 1e-9
     lightness = rgb @ [0.2126, 0.7152, 0.0722]
     assert len(rgb) == 256 and (np.diff(lightness[::8]) < 0).all()
-    assert lightness[0] > 0.9 and lightness[-1] < 0.1, "no strain is light, far beyond yield is dark"
+    assert lightness[0] > 0.9 and lightness[-1] < 0.1, (
+        "no strain is light, far beyond yield is dark"
+    )
     assert data["strain_percent"] == colours.MOST_PERCENT == 2.0 * data["yield_percent"]
     assert tuple(colours.PLAIN) == REGIONS, "fem/report/render.py counts on the order"
-    for region in ("implant", "graft", "remnant"):  # grey: no colour of the scale, which bone alone has
+    for region in (
+        "implant",
+        "graft",
+        "remnant",
+    ):  # grey: no colour of the scale, which bone alone has
         plain = np.array([int(data["plain"][region][i : i + 2], 16) for i in (1, 3, 5)])
         assert np.ptp(plain) <= 16
 
@@ -94,7 +112,9 @@ def test_solutions_with_colons_in_their_names_are_still_read(run, tmp_path):
     for name in list(grid.cell_data.keys()):
         for quantity in ("strain_min", "von_mises_mpa"):
             if name.endswith(f"_{quantity}"):
-                grid.cell_data[name.replace(f"_{quantity}", f":{quantity}")] = grid.cell_data.pop(name)
+                grid.cell_data[name.replace(f"_{quantity}", f":{quantity}")] = grid.cell_data.pop(
+                    name
+                )
     path = tmp_path / "fem" / "stock" / "solution.vtu"
     path.parent.mkdir(parents=True)
     grid.save(str(path))
@@ -104,7 +124,9 @@ def test_solutions_with_colons_in_their_names_are_still_read(run, tmp_path):
 
 def test_no_array_of_a_solution_has_a_colon_in_its_name():
     assert fields.array_name("left_bending", "strain_min") == "left_bending_strain_min"
-    assert fields.loads_of(["left_bending_strain_min", "region", "flexion:strain_min"], "strain_min") == ["left_bending", "flexion"]
+    assert fields.loads_of(
+        ["left_bending_strain_min", "region", "flexion:strain_min"], "strain_min"
+    ) == ["left_bending", "flexion"]
     with pytest.raises(ValueError, match="no array 'a_b'; there is c"):
         fields.stored_name(["c"], "a", "b")
 
@@ -114,7 +136,10 @@ def test_the_vertebrae_have_their_names_where_the_segment_has_them(run, result):
     named = result.model_copy(update={"asked": {"segment": "L4-L5"}})
     section, script = scenes.viewer_section(run, named)
     assert '"cranial": "L4"' in script and '"caudal": "L5"' in script
-    assert 'value="caudal" checked> L5</label>' in section and 'value="remnant"> disc</label>' in section
+    assert (
+        'value="caudal" checked> L5</label>' in section
+        and 'value="remnant"> disc</label>' in section
+    )
 
 
 def test_a_run_without_solutions_and_one_with_foreign_ones_say_so(tmp_path, run, result):
@@ -171,29 +196,54 @@ def test_the_page_works_in_a_browser_from_a_file(run, result, tmp_path):
 
     section, script = scenes.viewer_section(run, result)
     page = tmp_path / "page.html"
-    page.write_text(document("A page", "today", [], [("In three dimensions", section)], script + CHECKS))
-    line = ["chromium", "--headless=new", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
-            "--window-size=1000,900", "--virtual-time-budget=30000", "--enable-logging=stderr", "--dump-dom", page.as_uri()]  # fmt: skip
+    page.write_text(
+        document("A page", "today", [], [("In three dimensions", section)], script + CHECKS)
+    )
+    line = [
+        "chromium",
+        "--headless=new",
+        "--no-sandbox",
+        "--use-angle=swiftshader",
+        "--enable-unsafe-swiftshader",
+        "--window-size=1000,900",
+        "--virtual-time-budget=30000",
+        "--enable-logging=stderr",
+        "--dump-dom",
+        page.as_uri(),
+    ]
     done = subprocess.run(line, capture_output=True, text=True, timeout=180)
     assert "Uncaught" not in done.stderr, done.stderr[-2000:]
     assert 'data-viewer="ready"' in done.stdout, done.stderr[-2000:]
     found = json.loads(unescape(done.stdout.split('data-said="')[1].split('"')[0]))
     assert 0.02 < found["plain"] < 0.9 and "optimised" in found["words"]
-    # the block's faces: 4 × 4 × 2 squares of 5 mm a bone, each of two triangles: 4 sides × 4 × 2, bottom and top 16 each
-    assert found["triangles"][0] == found["triangles"][1] == 2 * (4 * 4 * 2 + 2 * 16) and found["triangles"][4] == 0
-    assert found["cut_mm2"] == pytest.approx(20.0 * 10.0, rel=1e-3), "the section through the caudal bone"
-    assert "cut at x = 1.0 mm" in found["cut_words"], "a cut begins at the middle of the implant, which is 1 mm to the left"
-    # from anterior the patient's left is on the right; from above with anterior down, as this view has it, too
+    # the block's faces: 4 × 4 × 2 squares of 5 mm a bone, each of two triangles: 4 sides × 4 × 2,
+    # bottom and top 16 each
+    assert (
+        found["triangles"][0] == found["triangles"][1] == 2 * (4 * 4 * 2 + 2 * 16)
+        and found["triangles"][4] == 0
+    )
+    assert found["cut_mm2"] == pytest.approx(20.0 * 10.0, rel=1e-3), (
+        "the section through the caudal bone"
+    )
+    assert "cut at x = 1.0 mm" in found["cut_words"], (
+        "a cut begins at the middle of the implant, which is 1 mm to the left"
+    )
+    # from anterior the patient's left is on the right; from above with anterior down, as this view
+    # has it, too
     right, top = (lambda marks, k: sorted(marks, key=lambda m: m[k])), 2
     for view, across, upward in (("anterior", "RL", "SI"), ("cranial", "RL", "PA")):
         marks = found[view]
-        assert {m[0] for m in marks} == set(across + upward), "an axis along the sight has no letter"
+        assert {m[0] for m in marks} == set(across + upward), (
+            "an axis along the sight has no letter"
+        )
         assert right(marks, 1)[0][0] + right(marks, 1)[-1][0] == across
         assert right(marks, top)[0][0] + right(marks, top)[-1][0] == upward
     assert found["beside"].startswith("optimised (left) and stock (right)") and found["two"] == 2
     assert found["hidden"] is False and "not shown: disc, cranial" in found["without"]
     assert found["exploded"] == pytest.approx(2 * 0.5 * 45.0) and found["turned"] and found["focus"]
-    assert found["picked"].startswith("caudal: smallest principal strain") and " mm" in found["picked"]
+    assert (
+        found["picked"].startswith("caudal: smallest principal strain") and " mm" in found["picked"]
+    )
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium here")
@@ -202,8 +252,28 @@ def test_without_webgl_the_rest_of_the_page_stands(run, result, tmp_path):
 
     section, script = scenes.viewer_section(run, result)
     page = tmp_path / "page.html"
-    page.write_text(document("A page", "today", [], [("In three dimensions", section), ("After", "<p>still here</p>")], script))
-    line = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-3d-apis", "--virtual-time-budget=10000", "--dump-dom",
-            page.as_uri()]  # fmt: skip
+    page.write_text(
+        document(
+            "A page",
+            "today",
+            [],
+            [("In three dimensions", section), ("After", "<p>still here</p>")],
+            script,
+        )
+    )
+    line = [
+        "chromium",
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-3d-apis",
+        "--virtual-time-budget=10000",
+        "--dump-dom",
+        page.as_uri(),
+    ]
     done = subprocess.run(line, capture_output=True, text=True, timeout=120)
-    assert 'data-viewer="failed"' in done.stdout and "cannot be shown here" in done.stdout and "still here" in done.stdout
+    assert (
+        'data-viewer="failed"' in done.stdout
+        and "cannot be shown here" in done.stdout
+        and "still here" in done.stdout
+    )

@@ -1,4 +1,5 @@
-"""scripts/benchmark.py: wrong input is refused at once; the engine and a peer agree on a small problem; limits stop a solver."""
+"""scripts/benchmark.py: wrong input is refused at once; the engine and a peer agree on a small
+problem; limits stop a solver."""
 
 from __future__ import annotations
 
@@ -14,25 +15,47 @@ from tests.conftest import ROOT
 
 
 def test_wrong_input_is_refused():
-    done = subprocess.run([sys.executable, "scripts/benchmark.py"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and "say which: solver | size | iterations | iteration | refinement" in done.stderr
-    with pytest.raises(ValidationError, match=r"solvers: abaqus unknown; choose among engine, pardiso"):
+    done = subprocess.run(
+        [sys.executable, "scripts/benchmark.py"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (
+        done.returncode == 2
+        and "say which: solver | size | iterations | iteration | refinement" in done.stderr
+    )
+    with pytest.raises(
+        ValidationError, match=r"solvers: abaqus unknown; choose among engine, pardiso"
+    ):
         measure.BenchmarkConfig(solvers=["abaqus"])
     with pytest.raises(ValueError, match="problem 'cube'"):
         problems.make_problem("cube", 1000)
 
 
 def test_engine_and_pardiso_solve_the_same_problem(tmp_path, capsys):
-    config = measure.BenchmarkConfig(solvers=["engine", "pardiso"], unknowns=[15e3], tolerance=1e-8, out=str(tmp_path))
+    config = measure.BenchmarkConfig(
+        solvers=["engine", "pardiso"], unknowns=[15e3], tolerance=1e-8, out=str(tmp_path)
+    )
     measure.solver(config)
-    results = {r["solver"]: r for r in json.loads((tmp_path / "solver.json").read_text())["results"]}
+    results = {
+        r["solver"]: r for r in json.loads((tmp_path / "solver.json").read_text())["results"]
+    }
     assert {r["status"] for r in results.values()} == {"ok"}, results
-    assert results["engine"]["compliance"] == pytest.approx(results["pardiso"]["compliance"], rel=1e-7)
-    assert results["engine"]["relative_residual"] <= 1.05e-8 and results["engine"]["iterations"] <= 25
-    assert "| engine |" in capsys.readouterr().out and (tmp_path / "solver.png").stat().st_size > 5000
+    assert results["engine"]["compliance"] == pytest.approx(
+        results["pardiso"]["compliance"], rel=1e-7
+    )
+    assert (
+        results["engine"]["relative_residual"] <= 1.05e-8 and results["engine"]["iterations"] <= 25
+    )
+    assert (
+        "| engine |" in capsys.readouterr().out and (tmp_path / "solver.png").stat().st_size > 5000
+    )
 
 
 def test_a_solver_above_its_limit_is_stopped_and_said_so(tmp_path):
-    config = measure.BenchmarkConfig(solvers=["pardiso"], unknowns=[15e3], memory_limit_gb=0.01, out=str(tmp_path))
+    config = measure.BenchmarkConfig(
+        solvers=["pardiso"], unknowns=[15e3], memory_limit_gb=0.01, out=str(tmp_path)
+    )
     measure.solver(config)
-    assert json.loads((tmp_path / "solver.json").read_text())["results"][0]["status"] == "stopped above 0.01 GB"
+    assert (
+        json.loads((tmp_path / "solver.json").read_text())["results"][0]["status"]
+        == "stopped above 0.01 GB"
+    )

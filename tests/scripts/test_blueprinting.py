@@ -25,8 +25,12 @@ def bar(folder, density):
     u, v = np.cos(angle) * x + np.sin(angle) * y, -np.sin(angle) * x + np.cos(angle) * y
     outline = np.maximum(np.maximum(np.abs(u) - 6.0, np.abs(v) - 2.5), np.abs(z) - 2.5)
     origin = np.array([a[0] for a in axes])
-    field, rho = (VoxelField(a.astype(np.float32), origin, h) for a in (outline, np.full(x.shape, density)))
-    parts.export_design(Design("optimised", "cage", "ti6al4v", field, None, rho), folder / "designs" / "optimised")
+    field, rho = (
+        VoxelField(a.astype(np.float32), origin, h) for a in (outline, np.full(x.shape, density))
+    )
+    parts.export_design(
+        Design("optimised", "cage", "ti6al4v", field, None, rho), folder / "designs" / "optimised"
+    )
     return folder / "designs" / "optimised"
 
 
@@ -39,8 +43,12 @@ def test_struts_are_written_once_and_anew_for_other_settings(tmp_path):
     assert found["as_built_density"] == pytest.approx(0.5, abs=0.03)
     (where / "blueprint.json").write_text("{}")
     stamp = (where / "lattice.stl").stat().st_mtime_ns
-    assert drawings.write_lattice(tmp_path, "optimised", COARSE) == artifacts.read_json(where / "lattice.json")
-    assert (where / "lattice.stl").stat().st_mtime_ns == stamp and (where / "blueprint.json").exists()
+    assert drawings.write_lattice(tmp_path, "optimised", COARSE) == artifacts.read_json(
+        where / "lattice.json"
+    )
+    assert (where / "lattice.stl").stat().st_mtime_ns == stamp and (
+        where / "blueprint.json"
+    ).exists()
     other = drawings.write_lattice(tmp_path, "optimised", COARSE.model_copy(update={"build": "+x"}))
     assert other["build_direction"] == pytest.approx([np.cos(np.pi / 6), 0.5, 0.0], abs=0.02)
     assert not (where / "blueprint.json").exists(), "the sheet would tell of the other lattice"
@@ -62,30 +70,48 @@ def test_every_3mf_of_a_part_passes_strict_lib3mf_and_says_whose_it_is(tmp_path)
         meshes = model.GetMeshObjects()
         assert meshes.MoveNext() and meshes.GetCurrentMeshObject().IsManifoldAndOriented()
         group = model.GetMetaDataGroup()
-        held = {d.GetName(): d.GetValue() for d in map(group.GetMetaData, range(group.GetMetaDataCount()))}
+        held = {
+            d.GetName(): d.GetValue()
+            for d in map(group.GetMetaData, range(group.GetMetaDataCount()))
+        }
         assert held["use"] == "not for clinical use" and len(held["revision"]) == 12
-        assert (where / f"{name}.stl").read_bytes().startswith(b"FRAME=SEGMENT x=left y=posterior z=cranial; unit=mm")
+        assert (
+            (where / f"{name}.stl")
+            .read_bytes()
+            .startswith(b"FRAME=SEGMENT x=left y=posterior z=cranial; unit=mm")
+        )
         if name == "implant":
-            assert held["Title"] == "cage, patient 7 L4-L5, optimised" and held["patient"] == "patient 7"
+            assert (
+                held["Title"] == "cage, patient 7 L4-L5, optimised"
+                and held["patient"] == "patient 7"
+            )
 
 
 def test_a_solid_part_has_no_struts_and_says_so(tmp_path):
     where = bar(tmp_path, 1.0)
     assert drawings.write_lattice(tmp_path, "optimised", COARSE)["solid"]
     assert not (where / "lattice.stl").exists()
-    assert "is solid" in lattice_section(Result(title="", created="", arms={}, lattice=artifacts.read_json(where / "lattice.json")))
+    assert "is solid" in lattice_section(
+        Result(title="", created="", arms={}, lattice=artifacts.read_json(where / "lattice.json"))
+    )
 
 
 def test_the_report_tells_of_the_struts(tmp_path):
     bar(tmp_path, 0.5)
     found = drawings.write_lattice(tmp_path, "optimised", COARSE)
     text = lattice_section(Result(title="", created="", arms={}, lattice=found))
-    assert "gyroid, cell 2.4 mm" in text and "strut, narrowest" in text and "powder could not leave" in text
+    assert (
+        "gyroid, cell 2.4 mm" in text
+        and "strut, narrowest" in text
+        and "powder could not leave" in text
+    )
     assert "No struts" in lattice_section(Result(title="", created="", arms={}))
 
 
 def test_without_a_part_it_says_what_to_run(tmp_path):
-    with pytest.raises(ValueError, match=r"designs/optimised/implant.stl\); run scripts/optimize.py"):
+    with pytest.raises(
+        ValueError, match=r"designs/optimised/implant.stl\); run scripts/optimize.py"
+    ):
         drawings.write_lattice(tmp_path, "optimised", COARSE)
 
 
@@ -97,7 +123,14 @@ def test_without_a_part_it_says_what_to_run(tmp_path):
         (0.4, {"as_built_g": 7.9}, "7.90 g with struts as built; a solid outline: 11.27 g"),
     ],
 )
-def test_the_sheet_gives_one_mass_for_the_part_and_says_of_what_the_other_would_be(least, lattice, words):
+def test_the_sheet_gives_one_mass_for_the_part_and_says_of_what_the_other_would_be(
+    least, lattice, words
+):
     density = {"least": least, "mean": 0.7, "most": 1.0}
-    figures = {"relative_density": density, "solid_mass_g": 11.27, "mass_g": 7.9, "lattice": lattice}
+    figures = {
+        "relative_density": density,
+        "solid_mass_g": 11.27,
+        "mass_g": 7.9,
+        "lattice": lattice,
+    }
     assert drawings.mass_words(figures) == words

@@ -1,4 +1,5 @@
-"""The collection of inputs: large enough, and its judge knows a silent wrong number from a right one."""
+"""The collection of inputs: large enough, and its judge knows a silent wrong number from a right
+one."""
 
 from __future__ import annotations
 
@@ -12,18 +13,33 @@ from scripts.evidence.collection.base import Base, Expected, case, judged, read,
 from scripts.evidence.scan import malformed
 from scripts.evidence.scan.cases import Ran, StudyConfig
 
-TRUTH = {"lumbar": {"L4-L5.height_middle_mm": 13.8, "L4-L5.segmental_lordosis_deg": 20.7}, "reading_mg_cm3": 228.0}
+TRUTH = {
+    "lumbar": {"L4-L5.height_middle_mm": 13.8, "L4-L5.segmental_lordosis_deg": 20.7},
+    "reading_mg_cm3": 228.0,
+}
 
 
-def _ran(place: Path, expected: Expected, code: int, height_mm: float = 13.64, log: str = "", mg: int = 228) -> Ran:
+def _ran(
+    place: Path,
+    expected: Expected,
+    code: int,
+    height_mm: float = 13.64,
+    log: str = "",
+    mg: int = 228,
+) -> Ran:
     out = place / "out"
     (out / "patient").mkdir(parents=True)
     (place / "log.txt").write_text(log)
     rows = [("height_middle_mm", height_mm, "mm"), ("segmental_lordosis_deg", 20.1, "deg")]
-    measures = [{"place": "L4-L5", "name": n, "value": v, "unit": u, "status": "measured"} for n, v, u in rows]
+    measures = [
+        {"place": "L4-L5", "name": n, "value": v, "unit": u, "status": "measured"}
+        for n, v, u in rows
+    ]
     (out / "alignment.json").write_text(json.dumps({"measures": measures}))
     (out / "findings.json").write_text(json.dumps([{"text": "metal in L4"}]))
-    notes = [f"L5: density from the CT: soft tissue 55 HU, PSF 1 mm, mean ρ_QCT {mg} mg/cm³ over 50 cm³"]
+    notes = [
+        f"L5: density from the CT: soft tissue 55 HU, PSF 1 mm, mean ρ_QCT {mg} mg/cm³ over 50 cm³"
+    ]
     (out / "patient" / "bundle.json").write_text(json.dumps({"repairs": notes}))
     return Ran(case("kind", "name", expected, lambda _: []), out, code, 1.0, 1.0, log)
 
@@ -49,10 +65,23 @@ def test_what_came_is_held_against_what_is_right(
     assert judged(_ran(tmp_path, expected, code, **given), TRUTH).verdict == verdict  # type: ignore[arg-type]
 
 
-def test_there_are_enough_inputs_of_every_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_are_enough_inputs_of_every_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Base, "made", tmp_path)  # no scan is made for a list of names
     cases = malformed.malformed_cases(StudyConfig(data=str(tmp_path), out=str(tmp_path)))
     kinds = {one.facts["kind"] for one in cases}
-    assert len(cases) >= 120 and kinds == {"level", "labels", "place", "axes", "HU", "by hand", "DICOM", "file", "surface", "key"}
+    assert len(cases) >= 120 and kinds == {
+        "level",
+        "labels",
+        "place",
+        "axes",
+        "HU",
+        "by hand",
+        "DICOM",
+        "file",
+        "surface",
+        "key",
+    }
     with pytest.raises(ValueError, match="two cases are called"):
         base.every([cases, cases])

@@ -1,4 +1,5 @@
-"""The comparison says what was put in: known effects, fronts, intervals and p values; and the page holds together."""
+"""The comparison says what was put in: known effects, fronts, intervals and p values; and the
+page holds together."""
 
 from __future__ import annotations
 
@@ -41,23 +42,43 @@ def make_run(folder: Path, patient: str, objectives: str, seed: int, **changes) 
     scale = 100.0 * (1 + PATIENTS.index(patient))
 
     def measures(b: float, m: float) -> dict:
-        return {"yielded_bone": entry(b, "mm³", "bone"), "misalignment": entry(m, "mm", "off"),
-                "graft_volume": {"value": 500.0 + b, "unit": "mm³", "better": "higher", "description": "graft"}}  # fmt: skip
+        return {
+            "yielded_bone": entry(b, "mm³", "bone"),
+            "misalignment": entry(m, "mm", "off"),
+            "graft_volume": {
+                "value": 500.0 + b,
+                "unit": "mm³",
+                "better": "higher",
+                "description": "graft",
+            },
+        }
 
     for arm in result["arms"].values():
         arm["measures"], arm["agreement"] = measures(2.0 * scale, 0.1), []
         if arm["status"]["code"] != "ok":
-            arm["measures"] = {k: m | {"value": None, "per_load": {}} for k, m in arm["measures"].items()}
-    result["arms"]["optimised"]["measures"] = measures(scale * bone * noise(patient, objectives, seed), 0.1 * off * noise(seed, patient))
+            arm["measures"] = {
+                k: m | {"value": None, "per_load": {}} for k, m in arm["measures"].items()
+            }
+    result["arms"]["optimised"]["measures"] = measures(
+        scale * bone * noise(patient, objectives, seed), 0.1 * off * noise(seed, patient)
+    )
     result["arms"]["intact"]["measures"].pop("graft_volume")
     result["asked"] |= {"patient": patient, "segment": "L4-L5"}
     goals = [{"objective": "yielded_bone", "kind": "minimise", "weight": 1.0}]
     if objectives == "balanced":
         goals.append({"objective": "misalignment", "kind": "minimise", "weight": 0.5})
-    config = {"out": str(folder), "patient": {"bundle": f"cases/{patient}"}, "optimizer": {"iterations": 40},
-              "study": {"goals": goals, "seed": seed, "settings": {"approach": "TLIF"}}}  # fmt: skip
+    config = {
+        "out": str(folder),
+        "patient": {"bundle": f"cases/{patient}"},
+        "optimizer": {"iterations": 40},
+        "study": {"goals": goals, "seed": seed, "settings": {"approach": "TLIF"}},
+    }
     artifacts.write_text(folder / "config.yaml", yaml.safe_dump(config))
-    meta = {"identity": f"{patient}{objectives}{seed}", "segment": patient, "choices": {"objectives": objectives}}
+    meta = {
+        "identity": f"{patient}{objectives}{seed}",
+        "segment": patient,
+        "choices": {"objectives": objectives},
+    }
     artifacts.write_json(folder / "meta.json", meta | changes)
     artifacts.write_json(folder / "result.json", result)
     artifacts.write_text(folder / "report.html", "<p>a run</p>")
@@ -66,7 +87,9 @@ def make_run(folder: Path, patient: str, objectives: str, seed: int, **changes) 
         trimesh.creation.icosphere(4, radius).export(folder / "designs" / arm / "implant.stl")
     (folder / "segment").mkdir()
     for row in history():
-        artifacts.append_jsonl(folder / "history.jsonl", row | {"violation": row["violation"] or 0.0})
+        artifacts.append_jsonl(
+            folder / "history.jsonl", row | {"violation": row["violation"] or 0.0}
+        )
     return folder
 
 
@@ -75,7 +98,10 @@ def vertebrae():
     """Two balls stand for every patient's vertebrae."""
     ball = trimesh.creation.icosphere(3, 20.0)
     body = Surface(np.asarray(ball.vertices), np.asarray(ball.faces))
-    segment = SimpleNamespace(caudal=SimpleNamespace(name="L5", surface=body), cranial=SimpleNamespace(name="L4", surface=body))
+    segment = SimpleNamespace(
+        caudal=SimpleNamespace(name="L5", surface=body),
+        cranial=SimpleNamespace(name="L4", surface=body),
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(view, "load_segment", lambda _: segment)
         yield
@@ -94,11 +120,15 @@ def found(study):
     return tables.collect([study])
 
 
-# -- what is read ----------------------------------------------------------------------------------------------
+# -- what is read ----------------------------------------------------------------------------------
 def test_every_run_is_found_with_its_patient_set_and_seed(found):
     assert len(found.runs) == 28 and found.sets() == ["balanced", "bone_only"]
     assert {r.patient for r in found.runs} == {f"{p} L4-L5" for p in PATIENTS}
-    assert found.measures() == {"yielded_bone": ("mm³", "lower"), "misalignment": ("mm", "lower"), "graft_volume": ("mm³", "higher")}
+    assert found.measures() == {
+        "yielded_bone": ("mm³", "lower"),
+        "misalignment": ("mm", "lower"),
+        "graft_volume": ("mm³", "higher"),
+    }
 
 
 def test_only_keys_that_differ_are_named(found):
@@ -120,7 +150,10 @@ def test_two_plans_of_one_patient_are_told_apart_by_their_folders(tmp_path):
         settings = yaml.safe_load((folder / "config.yaml").read_text())
         settings["patient"]["bundle"] = f"cases/{bundle}"
         (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    assert [r.patient for r in tables.collect([tmp_path]).runs] == ["p0 L4-L5 (flat)", "p0 L4-L5 (tall)"]
+    assert [r.patient for r in tables.collect([tmp_path]).runs] == [
+        "p0 L4-L5 (flat)",
+        "p0 L4-L5 (tall)",
+    ]
 
 
 def test_runs_without_a_result_are_left_out_with_the_reason(tmp_path):
@@ -132,7 +165,10 @@ def test_runs_without_a_result_are_left_out_with_the_reason(tmp_path):
     artifacts.write_json(old / "result.json", {"schema_version": 0})
     found = tables.collect([tmp_path])
     assert len(found.runs) == 1
-    assert dict(found.left_out)[str(failed)] == "failed: no space left" and "schema" in dict(found.left_out)[str(old)]
+    assert (
+        dict(found.left_out)[str(failed)] == "failed: no space left"
+        and "schema" in dict(found.left_out)[str(old)]
+    )
 
 
 def test_nothing_to_compare_is_said(tmp_path):
@@ -157,7 +193,7 @@ def test_two_units_of_one_measure_are_refused(tmp_path):
         tables.collect([tmp_path]).measures()
 
 
-# -- what is said ----------------------------------------------------------------------------------------------
+# -- what is said ----------------------------------------------------------------------------------
 def test_the_cross_matrix_is_the_median_change_within_each_run(found):
     table = tables.matrix(found, "stock")
     for name, (bone, off) in EFFECT.items():
@@ -189,7 +225,11 @@ def test_the_statistics_find_the_effect_that_was_put_in(found):
 def test_too_few_patients_get_no_p_value():
     logs = [[0.0, 0.1], [0.2], [0.1]]
     row = paired.compare(logs, [[x + math.log(2.0) for x in p] for p in logs], 0)
-    assert row["change_percent"] == pytest.approx(100.0) and row["p"] is None and row["low_percent"] is None
+    assert (
+        row["change_percent"] == pytest.approx(100.0)
+        and row["p"] is None
+        and row["low_percent"] is None
+    )
 
 
 def test_hodges_lehmann_rank_biserial_and_holm_by_hand():
@@ -199,11 +239,17 @@ def test_hodges_lehmann_rank_biserial_and_holm_by_hand():
     assert paired.rank_biserial(d) == pytest.approx((1 + 2 - 3) / 6)
     assert paired.rank_biserial(np.zeros(3)) is None
     rows = paired.holm([{"p": 0.01}, {"p": 0.04}, {"p": None}, {"p": 0.03}])
-    assert [r["p_holm"] for r in rows] == [pytest.approx(0.03), pytest.approx(0.06), None, pytest.approx(0.06)]
+    assert [r["p_holm"] for r in rows] == [
+        pytest.approx(0.03),
+        pytest.approx(0.06),
+        None,
+        pytest.approx(0.06),
+    ]
 
 
 def test_the_interval_covers_as_often_as_it_says():
-    """95 % intervals of the mean of 12 patients: 88 to 99 of 100 hold the truth (a binomial's 3 σ, and the bootstrap's known optimism)."""
+    """95 % intervals of the mean of 12 patients: 88 to 99 of 100 hold the truth (a binomial's 3
+    σ, and the bootstrap's known optimism)."""
     random, hit = np.random.default_rng(5), 0
     for n in range(100):
         d = random.normal(0.3, 0.1, 12)
@@ -212,7 +258,7 @@ def test_the_interval_covers_as_often_as_it_says():
     assert 85 <= hit <= 99
 
 
-# -- what is written -------------------------------------------------------------------------------------------
+# -- what is written -------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def page(found, study):
     config = CompareConfig(runs=(str(study),), out=str(study.parent / "page"), pictures="none")
@@ -222,12 +268,23 @@ def page(found, study):
 
 def test_csv_and_parquet_hold_every_value(page, found):
     with duckdb.connect() as db:
-        sizes = {db.execute(f"SELECT count(*) FROM '{page.parent}/measures.{kind}'").fetchone() for kind in ("csv", "parquet")}
+        sizes = {
+            db.execute(f"SELECT count(*) FROM '{page.parent}/measures.{kind}'").fetchone()
+            for kind in ("csv", "parquet")
+        }
         assert sizes == {(28 * (6 * 3 + 2),)}  # seven arms, the intact one without graft
-        query = f"SELECT value FROM '{page.parent}/measures.parquet' WHERE run = ? AND arm = 'optimised' AND measure = 'yielded_bone'"
+        query = (
+            f"SELECT value FROM '{page.parent}/measures.parquet' WHERE run = ? AND arm ="
+            " 'optimised' AND measure = 'yielded_bone'"
+        )
         for run in found.runs[:3]:
-            assert db.execute(query, [str(run.folder)]).fetchone()[0] == run.value("optimised", "yielded_bone")
-        nothing = f"SELECT count(*) FROM '{page.parent}/measures.parquet' WHERE arm = 'conforming_central' AND value IS NULL"
+            assert db.execute(query, [str(run.folder)]).fetchone()[0] == run.value(
+                "optimised", "yielded_bone"
+            )
+        nothing = (
+            f"SELECT count(*) FROM '{page.parent}/measures.parquet' WHERE arm ="
+            " 'conforming_central' AND value IS NULL"
+        )
         assert db.execute(nothing).fetchone()[0] == 28 * 3
 
 
@@ -236,16 +293,27 @@ class Links(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         given = dict(attrs)
-        self.found += [v for k, v in given.items() if k in ("href", "src") and v and not v.startswith(("data:", "#"))]
+        self.found += [
+            v
+            for k, v in given.items()
+            if k in ("href", "src") and v and not v.startswith(("data:", "#"))
+        ]
 
 
 def test_the_summary_says_what_was_put_in(found):
-    """The set that minimises bone alone has 40 % less of it and half as much misalignment again, in every patient."""
+    """The set that minimises bone alone has 40 % less of it and half as much misalignment again,
+    in every patient."""
     text = summary.markdown(found, 0)
     assert text.startswith("28 runs: 7 patients (p0 L4-L5")
     cross = next(line for line in text.splitlines() if line.startswith("| bone_only |"))
-    assert float(cross.split("|")[2].strip(" *%")) == pytest.approx(-70.0, abs=1.0)  # half of the rival's by construction, times 0.6
-    paired_row = next(line for line in text.splitlines() if line.startswith("| bone_only against balanced | yielded bone |"))
+    assert float(cross.split("|")[2].strip(" *%")) == pytest.approx(
+        -70.0, abs=1.0
+    )  # half of the rival's by construction, times 0.6
+    paired_row = next(
+        line
+        for line in text.splitlines()
+        if line.startswith("| bone_only against balanced | yielded bone |")
+    )
     assert "| 7 (14, 14) | -4" in paired_row and paired_row.rstrip(" |").endswith("-1.00")
     assert "yielded bone, against the conforming arm, patient by patient" in text
 
@@ -255,7 +323,9 @@ def test_links_are_relative_and_lead_to_the_runs(page):
     parser.found = []
     text = page.read_text()
     parser.feed(text[: text.index("<script>")])
-    assert len(parser.found) == 28 and all(not link.startswith(("/", "http", "file")) for link in parser.found)
+    assert len(parser.found) == 28 and all(
+        not link.startswith(("/", "http", "file")) for link in parser.found
+    )
     assert all((page.parent / link).is_file() for link in parser.found)
 
 
@@ -267,27 +337,52 @@ def test_the_page_is_the_same_twice(page, found, study):
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium here")
 def test_the_page_works_in_a_browser_without_a_network(page):
-    line = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--use-angle=swiftshader", "--virtual-time-budget=10000",
-            "--enable-logging=stderr", "--dump-dom", page.as_uri()]  # fmt: skip
+    line = [
+        "chromium",
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--use-angle=swiftshader",
+        "--virtual-time-budget=10000",
+        "--enable-logging=stderr",
+        "--dump-dom",
+        page.as_uri(),
+    ]
     done = subprocess.run(line, capture_output=True, text=True, timeout=120)
-    assert 'data-ready="yes"' in done.stdout and 'data-view="ready"' in done.stdout, done.stderr[-2000:]
+    assert 'data-ready="yes"' in done.stdout and 'data-view="ready"' in done.stdout, done.stderr[
+        -2000:
+    ]
     assert "Uncaught" not in done.stderr
-    assert done.stdout.count('class="main-svg"') >= 3 and "yielded bone, of the stock arm of the same run" in done.stdout
+    assert (
+        done.stdout.count('class="main-svg"') >= 3
+        and "yielded bone, of the stock arm of the same run" in done.stdout
+    )
 
 
 def test_runs_share_the_shapes_that_are_the_same(found):
-    """7 patients × 2 vertebrae, 2 optimised devices (one a seed) and one stock device; small, and closed enough to look at."""
+    """7 patients × 2 vertebrae, 2 optimised devices (one a seed) and one stock device; small,
+    and closed enough to look at."""
     data = view.collected(found)
     assert len(data["runs"]) == 28 and len(data["shapes"]) == 14 + 3
     assert {tuple(sorted(r["parts"])) for r in data["runs"]} == {("optimised", "stock")}
     part = data["shapes"][data["runs"][0]["parts"]["optimised"]]
     assert len(part["f"]) == pytest.approx(3 * view.DEVICE_FACES, rel=0.02)
-    assert np.linalg.norm(np.reshape(part["p"], (-1, 3)), axis=1) == pytest.approx(4.0 + found.runs[0].seed, abs=0.05)
+    assert np.linalg.norm(np.reshape(part["p"], (-1, 3)), axis=1) == pytest.approx(
+        4.0 + found.runs[0].seed, abs=0.05
+    )
 
 
 def test_a_name_from_outside_cannot_become_markup(tmp_path):
-    folder = make_run(tmp_path / "a", "p0", "balanced", 0, choices={"objectives": "<img src=x onerror=alert(1)></script>"})
+    folder = make_run(
+        tmp_path / "a",
+        "p0",
+        "balanced",
+        0,
+        choices={"objectives": "<img src=x onerror=alert(1)></script>"},
+    )
     found = tables.collect([folder])
-    text = write(found, CompareConfig(runs=(str(folder),), out=str(tmp_path / "page"), pictures="none")).read_text()
+    text = write(
+        found, CompareConfig(runs=(str(folder),), out=str(tmp_path / "page"), pictures="none")
+    ).read_text()
     assert "<img src=x" not in text.replace(json.dumps("<img src=x"), "").split("<script>")[0]
     assert "alert(1)></script>" not in text

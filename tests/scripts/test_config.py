@@ -1,4 +1,5 @@
-"""Every shipped configuration composes into a valid run, experiments win, and wrong input is refused before any work."""
+"""Every shipped configuration composes into a valid run, experiments win, and wrong input is
+refused before any work."""
 
 from __future__ import annotations
 
@@ -29,7 +30,16 @@ def choices(group: str) -> list[str]:
     return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
 
 
-GROUPS = ("implant", "loadcases", "objectives", "solver", "search", "optimizer", "fem", "experiment")
+GROUPS = (
+    "implant",
+    "loadcases",
+    "objectives",
+    "solver",
+    "search",
+    "optimizer",
+    "fem",
+    "experiment",
+)
 
 
 @pytest.mark.parametrize("override", [f"{g}={c}" for g in GROUPS for c in choices(g)])
@@ -60,7 +70,9 @@ def test_the_values_of_an_experiment_win():
 def test_an_experiment_that_is_a_sweep_holds_its_jobs(experiment, jobs):
     combinations, swept = expand([f"experiment={experiment}", "out=runs/x"])
     assert len(combinations) == jobs and {"objectives", "seed"} <= set(swept)
-    first, last = (composed(*(o for o in combinations[i] if not o.startswith("out="))) for i in (0, -1))
+    first, last = (
+        composed(*(o for o in combinations[i] if not o.startswith("out="))) for i in (0, -1)
+    )
     assert first.identity() != last.identity()
 
 
@@ -94,7 +106,10 @@ def test_unknown_keys_and_values_out_of_range_are_named(overrides, named, segmen
     ("overrides", "named"),
     [
         (["implant.settings.material=wood"], "ti6al4v"),
-        (["implant.settings.length_mm=58", "implant.settings.width_mm=44"], "larger than the endplates"),
+        (
+            ["implant.settings.length_mm=58", "implant.settings.width_mm=44"],
+            "larger than the endplates",
+        ),
         (["implant.settings.wall_mm=[0.1,2]"], "0.5 mm"),
         (["implant.settings.x_mm=[5,-5]"], "not an interval"),
         (["+stock.heights_mm=[21,22]"], "no stock cage of 21-22 mm"),
@@ -129,7 +144,9 @@ def test_a_run_folder_is_never_mixed_with_another_configuration_or_patient(tmp_p
     assert open_run(composed(out, "resume=true"), load_segment(folder / "segment")) == folder
     with pytest.raises(ValueError, match="another configuration"):
         open_run(composed(out, "resume=true", "optimizer.iterations=7"), segment)
-    lower = replace(segment.caudal, sdf=replace(segment.caudal.sdf, values=segment.caudal.sdf.values + 0.1))
+    lower = replace(
+        segment.caudal, sdf=replace(segment.caudal.sdf, values=segment.caudal.sdf.values + 0.1)
+    )
     with pytest.raises(ValueError, match="patient has changed"):
         open_run(composed(out, "resume=true"), replace(segment, caudal=lower))
     (tmp_path / "other").mkdir()

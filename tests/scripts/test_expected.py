@@ -10,9 +10,7 @@ from scripts.run.folder import write_config
 
 
 def finished(folder, seconds, *words):
-    write_config(
-        run_config(composing.compose("config", [*words, "out=x"]).settings)[0], folder
-    )
+    write_config(run_config(composing.compose("config", [*words, "out=x"]).settings)[0], folder)
     artifacts.write_json(folder / "outcome.json", {"status": "done"})
     artifacts.write_json(
         folder / "timings.json", {"seconds": {"optimisation": seconds, "report": 60.0}}

@@ -61,7 +61,11 @@ def test_every_end_has_a_last_word_and_an_exit_code(config, monkeypatch, error, 
 
 def test_a_done_job_is_done_for_its_own_configuration_only(config, monkeypatch):
     end = {"code": "wall_time", "seconds": 3600.0}
-    monkeypatch.setattr(run_design, "design_run", lambda c, _: artifacts.write_json(Path(c.out) / "optimisation.json", end))
+    monkeypatch.setattr(
+        run_design,
+        "design_run",
+        lambda c, _: artifacts.write_json(Path(c.out) / "optimisation.json", end),
+    )
     monkeypatch.setattr(drawings, "write_blueprint", lambda _: None)
     monkeypatch.setattr(handover, "write_slicer", lambda *_: [])
     monkeypatch.setattr(drawings, "write_lattice", lambda *_: None)
@@ -72,7 +76,9 @@ def test_a_done_job_is_done_for_its_own_configuration_only(config, monkeypatch):
     assert not job.finished(limited.model_copy(update={"check": True}))
     other = limited.model_copy(update={"study": limited.study.model_copy(update={"seed": 3})})
     assert not job.finished(other)
-    assert not job.finished(limited.model_copy(update={"lattice": limited.lattice.model_copy(update={"cell_mm": 2.0})}))
+    assert not job.finished(
+        limited.model_copy(update={"lattice": limited.lattice.model_copy(update={"cell_mm": 2.0})})
+    )
 
 
 def test_another_runs_folder_keeps_its_outcome(config, monkeypatch):
@@ -95,8 +101,11 @@ def test_a_folder_of_something_else_is_not_touched(config, capsys):
 
 def holding(folder: Path) -> subprocess.Popen[str]:
     """A process that holds the lock until it is killed."""
-    text = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom scripts import job\n" \
-           f"with job.working(Path({str(folder)!r})):\n print('held', flush=True)\n import time; time.sleep(60)\n"
+    text = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom scripts"
+        f" import job\nwith job.working(Path({str(folder)!r})):\n print('held', flush=True)\n"
+        " import time; time.sleep(60)\n"
+    )
     process = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     return process
@@ -147,12 +156,18 @@ def test_what_is_left_of_a_job_goes_by_what_others_took():
 
 def test_killed_while_it_was_tried_again_it_does_not_look_failed(config, monkeypatch):
     folder = Path(config.out)
-    monkeypatch.setattr(run_design, "design_run", raising(OSError(errno.ENOSPC, "No space left on device")))
+    monkeypatch.setattr(
+        run_design, "design_run", raising(OSError(errno.ENOSPC, "No space left on device"))
+    )
     job.run(config)
     artifacts.write_json(folder / "meta.json", {})
     assert standing.read(folder).status == "failed"
     seen = []
-    monkeypatch.setattr(run_design, "design_run", lambda *_: seen.append((folder / OUTCOME).exists()) or raising(KeyboardInterrupt())())
+    monkeypatch.setattr(
+        run_design,
+        "design_run",
+        lambda *_: seen.append((folder / OUTCOME).exists()) or raising(KeyboardInterrupt())(),
+    )
     job.run(config)
     assert seen == [False], "a kill here leaves no word"
 
@@ -164,8 +179,19 @@ def test_nothing_to_show_is_said(tmp_path):
 
 def test_sigterm_before_the_work_begins_is_a_stop(config):
     """From the first moment on: a scheduler does not wait until JAX is loaded."""
-    line = [sys.executable, str(ROOT / "scripts" / "optimize.py"), f"out={config.out}", "experiment=demo"]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=config.out.rsplit("/", 1)[0])
+    line = [
+        sys.executable,
+        str(ROOT / "scripts" / "optimize.py"),
+        f"out={config.out}",
+        "experiment=demo",
+    ]
+    process = subprocess.Popen(
+        line,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=config.out.rsplit("/", 1)[0],
+    )
     deadline = time.monotonic() + 60
     while not (Path(config.out) / run_design.LOCK).exists() and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -1,4 +1,5 @@
-"""What happens at night, really done: jobs killed at any moment, a full disk, a Ray cluster. By name, as it is slow:
+"""What happens at night, really done: jobs killed at any moment, a full disk, a Ray cluster. By
+name, as it is slow:
 
 make test TESTS="-m slow tests/scripts/test_overnight.py"
 """
@@ -25,13 +26,32 @@ from tests.scripts.test_sweep import ROOT, command, program  # noqa: F401
 
 pytestmark = pytest.mark.slow
 #: As small as a whole job gets: some two minutes.
-TINY = ("objectives=subsidence", "seed=1", "solver.spacing_mm=3.5", "search=short", "search.spacing_mm=3.5", "search.x=1", "search.y=1",
-        "search.yaw=1", "search.refine=1", "optimizer=short", "optimizer.iterations=3", "fem=demo", "fem.arms=[intact,optimised]",
-        "check=true")  # fmt: skip
+TINY = (
+    "objectives=subsidence",
+    "seed=1",
+    "solver.spacing_mm=3.5",
+    "search=short",
+    "search.spacing_mm=3.5",
+    "search.x=1",
+    "search.y=1",
+    "search.yaw=1",
+    "search.refine=1",
+    "optimizer=short",
+    "optimizer.iterations=3",
+    "fem=demo",
+    "fem.arms=[intact,optimised]",
+    "check=true",
+)
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
-    line = [sys.executable, str(ROOT / "scripts" / "optimize.py"), *TINY, f"out={folder}", "resume=true"]
+    line = [
+        sys.executable,
+        str(ROOT / "scripts" / "optimize.py"),
+        *TINY,
+        f"out={folder}",
+        "resume=true",
+    ]
     with open(folder.parent / "log", "ab") as log:
         return subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
@@ -42,6 +62,7 @@ def outcome(folder: Path) -> dict:
 
 def numbers(folder: Path) -> str:
     """Everything of the result but times, memory and what depends on them."""
+
     def clean(value):
         if isinstance(value, dict):
             gone = ("timings_s", "memory_mb", "created", "versions", "notes", "mesh", "credibility")
@@ -66,7 +87,15 @@ def reached(folder: Path, sign: str) -> bool:
 
 def test_killed_in_every_stage_it_ends_as_if_undisturbed(undisturbed, tmp_path):
     folder, random = tmp_path / "run", np.random.default_rng(0)
-    for sign in ("position search", "state_00001.npz", "engine", "export", "SfePy", "fem/*/arm.json", "report"):
+    for sign in (
+        "position search",
+        "state_00001.npz",
+        "engine",
+        "export",
+        "SfePy",
+        "fem/*/arm.json",
+        "report",
+    ):
         process = start(folder)
         deadline = time.monotonic() + 300
         while not reached(folder, sign) and process.poll() is None and time.monotonic() < deadline:
@@ -80,20 +109,29 @@ def test_killed_in_every_stage_it_ends_as_if_undisturbed(undisturbed, tmp_path):
     assert numbers(folder) == numbers(undisturbed)
     whole, parts = (artifacts.read_jsonl(f / "history.jsonl") for f in (undisturbed, folder))
     assert [r["objective"] for r in whole] == [r["objective"] for r in parts]
-    assert (folder / "designs/optimised/implant.stl").read_bytes() == (undisturbed / "designs/optimised/implant.stl").read_bytes()
+    assert (folder / "designs/optimised/implant.stl").read_bytes() == (
+        undisturbed / "designs/optimised/implant.stl"
+    ).read_bytes()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a small file system of its own needs root")
 def test_on_a_full_disk_it_stops_and_with_room_it_goes_on(undisturbed, tmp_path):
     place = tmp_path / "small"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=17m", "tmpfs", str(place)], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=17m", "tmpfs", str(place)],
+        capture_output=True,
+        text=True,
+    )
     if mounted.returncode:
         pytest.skip(f"no small file system here: {mounted.stderr}")
     try:
         process = start(place / "run")
         assert process.wait() == job.TRANSIENT, (place / "log").read_text()
-        assert "No space left" in (place / "log").read_text() + (place / "run" / design.OUTCOME).read_text()
+        assert (
+            "No space left"
+            in (place / "log").read_text() + (place / "run" / design.OUTCOME).read_text()
+        )
         subprocess.run(["mount", "-o", "remount,size=300m", str(place)], check=True)
         assert start(place / "run").wait() == 0
         assert numbers(place / "run") == numbers(undisturbed)
@@ -109,11 +147,20 @@ def test_on_a_full_disk_it_stops_and_with_room_it_goes_on(undisturbed, tmp_path)
 def test_jobs_run_on_a_ray_cluster_of_several_nodes(program, tmp_path, monkeypatch):  # noqa: F811
     ray = pytest.importorskip("ray")
     cluster_utils = pytest.importorskip("ray.cluster_utils")
-    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "memory": 2 * 1024**3})
+    cluster = cluster_utils.Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "memory": 2 * 1024**3}
+    )
     try:
         for _ in range(2):
             cluster.add_node(num_cpus=1, memory=2 * 1024**3)
-        config = LauncherConfig(kind="ray", address=cluster.address, threads_per_job=1, memory_gb_per_job=0.5, retries=1, grace_s=20.0)
+        config = LauncherConfig(
+            kind="ray",
+            address=cluster.address,
+            threads_per_job=1,
+            memory_gb_per_job=0.5,
+            retries=1,
+            grace_s=20.0,
+        )
         hows = {"a": "done", "b": "done", "c": "killed once", "d": "wrong", "e": "full"}
         commands = [command(tmp_path, n, h) for n, h in hows.items()]
         codes = {c.name: code for c, code in launchers.launch(config, commands, threading.Event())}

@@ -11,7 +11,14 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from scripts.console import composing, overrides
-from scripts.console.overrides import grammar_problem, parsed, quoted, resume_line, shell_line, understood
+from scripts.console.overrides import (
+    grammar_problem,
+    parsed,
+    quoted,
+    resume_line,
+    shell_line,
+    understood,
+)
 
 #: Every character with a meaning to a shell, to Hydra or to OmegaConf, and some with none.
 SPECIAL = " ()=,#&{}'\"~\\$:.[]üß/-+%!;<>|*?@`1a"

@@ -1,4 +1,5 @@
-"""What runs take over from each other: only the very same content, from whoever solved it, within the disk that is allowed."""
+"""What runs take over from each other: only the very same content, from whoever solved it,
+within the disk that is allowed."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ def test_an_arm_comes_back_with_its_files(root, tmp_path):
     assert store.take(name, tmp_path / "b") is None
     store.give(name, made_arm(tmp_path / "a"), tmp_path / "a")
     assert store.take(name, tmp_path / "b").status.text == "ok"
-    assert (tmp_path / "b" / "solution.vtu").read_bytes() == b"fields" and (tmp_path / "b" / "mesh.npz").exists()
+    assert (tmp_path / "b" / "solution.vtu").read_bytes() == b"fields" and (
+        tmp_path / "b" / "mesh.npz"
+    ).exists()
 
 
 def test_other_content_and_other_code_are_other_names(monkeypatch):
@@ -49,7 +52,11 @@ def test_other_content_and_other_code_are_other_names(monkeypatch):
 
 
 def test_code_digest_covers_the_compiled_solver():
-    names = {p.name for part in ("engine", "fem", "objectives") for p in (solved.ROOT / part).rglob("*.cc")}
+    names = {
+        p.name
+        for part in ("engine", "fem", "objectives")
+        for p in (solved.ROOT / part).rglob("*.cc")
+    }
     assert "multigrid.cc" in names and len(solved.code_digest()) == 64
 
 
@@ -108,8 +115,8 @@ class Arms(check.Arms):
 
 
 def test_two_runs_share_the_work(root, tmp_path, monkeypatch):
-    """Two checks of the same five arms at once: each arm is solved once, both have all five, and neither waits for one arm while another
-    is free."""
+    """Two checks of the same five arms at once: each arm is solved once, both have all five, and
+    neither waits for one arm while another is free."""
     log: list[str] = []
 
     def alone(arm, where):
@@ -138,12 +145,20 @@ def test_a_failed_arm_is_not_kept(root, tmp_path, monkeypatch):
 
 def test_a_finished_search_is_taken_over(root, tmp_path, monkeypatch):
     """Another seed of the same study finds the rivals' positions on record and solves none."""
-    rows = '{"arm": "stock", "pose": [0, 0, 0, 0], "loss": 1.0, "measures": {}}\n{"arm": "stock", "finished": true}\n'
+    rows = (
+        '{"arm": "stock", "pose": [0, 0, 0, 0], "loss": 1.0, "measures": {}}\n{"arm": "stock",'
+        ' "finished": true}\n'
+    )
     rows += rows.replace("stock", "conforming")
-    study = SimpleNamespace(segment=np.zeros(2), config=SimpleNamespace(model_dump=lambda **_: {"goals": []}))
+    study = SimpleNamespace(
+        segment=np.zeros(2), config=SimpleNamespace(model_dump=lambda **_: {"goals": []})
+    )
     store = solved.Store(1.0)
     store.give_search(solved.key("positions", np.zeros(2), {"goals": []}), rows)
     monkeypatch.setattr(studies, "prepare", lambda *_: pytest.fail("a position was solved"))
     tmp_path.joinpath("run").mkdir()
     best = design.positions(study, tmp_path / "run", None, False, store)
-    assert best["stock"].tolist() == [0, 0, 0, 0] and (tmp_path / "run" / "search.jsonl").read_text() == rows
+    assert (
+        best["stock"].tolist() == [0, 0, 0, 0]
+        and (tmp_path / "run" / "search.jsonl").read_text() == rows
+    )

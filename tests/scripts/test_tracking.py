@@ -1,4 +1,5 @@
-"""What a finished run leaves in MLflow: told to a stand-in that keeps it, and to the real one where it is installed."""
+"""What a finished run leaves in MLflow: told to a stand-in that keeps it, and to the real one
+where it is installed."""
 
 from __future__ import annotations
 
@@ -52,23 +53,35 @@ def recorder(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    study = {"goals": [{"objective": "yielded_bone", "weight": 1.0}], "settings": {f"k{i}": i for i in range(150)}}
+    study = {
+        "goals": [{"objective": "yielded_bone", "weight": 1.0}],
+        "settings": {f"k{i}": i for i in range(150)},
+    }
     settings = {"title": "x" * 900, "study": study}
     artifacts.write_text(tmp_path / "config.yaml", yaml.safe_dump(settings))
     artifacts.write_json(tmp_path / "result.json", example())
     for row in history():
-        artifacts.append_jsonl(tmp_path / "history.jsonl", row | {"violation": row["violation"] or 0.0})
+        artifacts.append_jsonl(
+            tmp_path / "history.jsonl", row | {"violation": row["violation"] or 0.0}
+        )
     return tmp_path
 
 
-def test_parameters_metrics_and_files_are_logged_once_and_a_second_time_into_the_same_run(recorder, folder):
+def test_parameters_metrics_and_files_are_logged_once_and_a_second_time_into_the_same_run(
+    recorder, folder
+):
     config = MlflowConfig(uri="sqlite:///x.db")
     tracking.track(folder, config)
-    assert len(recorder.params) == 153 and recorder.params["study.goals.0.objective"] == "yielded_bone"
+    assert (
+        len(recorder.params) == 153 and recorder.params["study.goals.0.objective"] == "yielded_bone"
+    )
     steps = [s for s, v in recorder.metrics if "objective" in v]
     assert steps == list(range(40))
     last = recorder.metrics[-1][1]
-    assert last["stock.yielded_bone_volume"] == 843.2 and "conforming_central.yielded_bone_volume" not in last, "a failed arm has no number"
+    assert (
+        last["stock.yielded_bone_volume"] == 843.2
+        and "conforming_central.yielded_bone_volume" not in last
+    ), "a failed arm has no number"
     assert {f.rsplit("/", 1)[1] for f in recorder.files} == {"result.json", "config.yaml"}
     tracking.track(folder, config)
     assert recorder.starts == [(None, folder.name), ("r1", None)]

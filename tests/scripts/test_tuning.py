@@ -1,4 +1,5 @@
-"""The search over configurations finds a known minimum and a known Pareto front, ends hopeless trials, and survives being killed."""
+"""The search over configurations finds a known minimum and a known Pareto front, ends hopeless
+trials, and survives being killed."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from scripts.sweeps import search as sweeps_search
 from scripts.sweeps.launchers import Command
 from scripts.sweeps.search import Prune, Target, TuneConfig
 
-#: Stands for scripts/optimize.py: x → two measures, (x − 3)² and (x − 5)², approached over ten iterations.
+#: Stands for scripts/optimize.py: x → two measures, (x − 3)² and (x − 5)², approached over ten
+#: iterations.
 PROGRAM = """
     import json, os, signal, sys, time
     given = dict(a.split("=", 1) for a in sys.argv[1:])
@@ -49,7 +51,10 @@ def search(tmp_path, monkeypatch):
 
     def planned(config, params):
         folder = Path(config.out) / "trials" / f"{params['x']:.4f}"
-        return SimpleNamespace(command=Command(folder.name, folder, (f"x={params['x']}", f"out={folder}")), config=folder)
+        return SimpleNamespace(
+            command=Command(folder.name, folder, (f"x={params['x']}", f"out={folder}")),
+            config=folder,
+        )
 
     def finished(folder):
         return (folder / "outcome.json").exists()
@@ -59,8 +64,14 @@ def search(tmp_path, monkeypatch):
     monkeypatch.setattr(job, "finished", finished)
 
     def config(**changes):
-        given = {"out": str(tmp_path / "search"), "space": {"x": {"low": 0.0, "high": 9.0}}, "prune": None, "trials": 8,
-                 "targets": [{"measure": "near_three"}], "launcher": {"jobs": 2, "memory_gb_per_job": 0.2}}  # fmt: skip
+        given = {
+            "out": str(tmp_path / "search"),
+            "space": {"x": {"low": 0.0, "high": 9.0}},
+            "prune": None,
+            "trials": 8,
+            "targets": [{"measure": "near_three"}],
+            "launcher": {"jobs": 2, "memory_gb_per_job": 0.2},
+        }
         return TuneConfig(**(given | changes))
 
     return config
@@ -76,12 +87,19 @@ def test_it_finds_the_minimum_and_writes_what_it_found(search):
     best = yaml.safe_load((Path(config.out) / "best.yaml").read_text())
     assert len(best) == 1 and best[0]["values"]["optimised.near_three"] < 0.3
     rows = list(csv.DictReader(open(Path(config.out) / "trials.csv")))
-    assert len(rows) == 20 and all(float(r["optimised.near_three"]) == pytest.approx((float(r["x"]) - 3.0) ** 2) for r in rows)
+    assert len(rows) == 20 and all(
+        float(r["optimised.near_three"]) == pytest.approx((float(r["x"]) - 3.0) ** 2) for r in rows
+    )
 
 
 def test_two_targets_give_the_pareto_front(search):
     """Between 3 and 5 every x is a trade; outside, none is."""
-    config = search(trials=16, targets=[{"measure": "near_three"}, {"measure": "near_five"}], sampler="random", seed=3)
+    config = search(
+        trials=16,
+        targets=[{"measure": "near_three"}, {"measure": "near_five"}],
+        sampler="random",
+        seed=3,
+    )
     sweeps_search.run(config)
     study = sweeps_search.open_study(config)
     inside = {t.number for t in study.trials if 3.0 <= t.params["x"] <= 5.0}
@@ -116,7 +134,12 @@ def test_a_failed_trial_is_told_with_its_reason_and_the_search_goes_on(search):
 
 def test_hopeless_trials_end_early(search):
     prune = {"after": 3, "least": 3, "percentile": 50.0}
-    config = search(space={"x": {"low": 0.0, "high": 9.0}}, trials=5, prune=prune, launcher={"jobs": 1, "memory_gb_per_job": 0.2})
+    config = search(
+        space={"x": {"low": 0.0, "high": 9.0}},
+        trials=5,
+        prune=prune,
+        launcher={"jobs": 1, "memory_gb_per_job": 0.2},
+    )
     study = sweeps_search.open_study(config)
     for x in (3.1, 3.2, 3.3, 8.0, 3.0):
         study.enqueue_trial({"x": x})
@@ -141,7 +164,11 @@ def history(*values, name="m"):
         (history(9, 9), "minimise", False),  # too early
         (history(9, 9, 9), "maximise", False),
         (history(0, 0, 0), "maximise", True),
-        (history(9, 9, 9, name="other"), "minimise", False),  # not in the history: no ground to end it
+        (
+            history(9, 9, 9, name="other"),
+            "minimise",
+            False,
+        ),  # not in the history: no ground to end it
     ],
 )
 def test_a_trial_is_hopeless_when_it_stands_worse_than_the_others_did(mine, direction, ends):
@@ -151,7 +178,9 @@ def test_a_trial_is_hopeless_when_it_stands_worse_than_the_others_did(mine, dire
         others = [history(1, 1, 1), history(2, 2, 2), history(3, 3, 3)]
     why = sweeps_search.hopeless(mine, others, [target], Prune(after=3, least=3, percentile=50.0))
     assert bool(why) == ends
-    assert not sweeps_search.hopeless(mine, others[:2], [target], Prune(after=3, least=3)), "too few to compare with"
+    assert not sweeps_search.hopeless(mine, others[:2], [target], Prune(after=3, least=3)), (
+        "too few to compare with"
+    )
 
 
 @pytest.mark.parametrize(
@@ -167,7 +196,9 @@ def test_a_trial_is_hopeless_when_it_stands_worse_than_the_others_did(mine, dire
 )
 def test_a_wrong_search_is_refused(tmp_path, changes, named):
     with pytest.raises(ValueError, match=named):
-        TuneConfig(**({"out": str(tmp_path), "space": {"x": [1]}, "targets": [{"measure": "m"}]} | changes))
+        TuneConfig(
+            **({"out": str(tmp_path), "space": {"x": [1]}, "targets": [{"measure": "m"}]} | changes)
+        )
 
 
 def test_every_end_of_the_space_must_be_a_valid_run(tmp_path):
@@ -180,11 +211,19 @@ def test_every_end_of_the_space_must_be_a_valid_run(tmp_path):
 
 
 def test_the_real_command_checks_its_space_against_the_real_configuration(tmp_path):
-    """tune.py itself, under its own @hydra.main: the corners of the space are composed, what is wrong is named before any trial."""
-    line = [sys.executable, str(ROOT / "scripts" / "tune.py"), f"out={tmp_path / 'search'}", 'base=["solver=coarse","fem=demo"]',
-            "space={implant.settings.length_mm:{low:26.0,high:340.0},objectives:[balanced,nonesuch]}"]  # fmt: skip
+    """tune.py itself, under its own @hydra.main: the corners of the space are composed, what is
+    wrong is named before any trial."""
+    line = [
+        sys.executable,
+        str(ROOT / "scripts" / "tune.py"),
+        f"out={tmp_path / 'search'}",
+        'base=["solver=coarse","fem=demo"]',
+        "space={implant.settings.length_mm:{low:26.0,high:340.0},objectives:[balanced,nonesuch]}",
+    ]
     done = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert done.returncode == job.FAILED, done.stderr[-2000:]
     errors = [row for row in done.stderr.splitlines() if row.startswith("error: ")]
-    assert any("objectives=nonesuch" in row for row in errors) and any("length_mm=340.0" in row for row in errors), done.stderr[-2000:]
+    assert any("objectives=nonesuch" in row for row in errors) and any(
+        "length_mm=340.0" in row for row in errors
+    ), done.stderr[-2000:]
     assert "GlobalHydra" not in done.stderr and not (tmp_path / "search" / "trials").exists()

@@ -13,16 +13,30 @@ from tests.scripts.test_config import composed
 
 def rows(ratio, n=9):
     truth = np.linspace(100.0, 500.0, n)
-    found = [{"number": i, "kind": "stock", "status": "ok", "text": "", "sfepy": {"yielded_bone": t}, "engine": {"yielded_bone": t * r}}
-             for i, (t, r) in enumerate(zip(truth, ratio, strict=True))]  # fmt: skip
+    found = [
+        {
+            "number": i,
+            "kind": "stock",
+            "status": "ok",
+            "text": "",
+            "sfepy": {"yielded_bone": t},
+            "engine": {"yielded_bone": t * r},
+        }
+        for i, (t, r) in enumerate(zip(truth, ratio, strict=True))
+    ]
     return [*found, {"number": n, "kind": "stock", "status": "failed", "text": "no mesh"}]
 
 
 def test_rank_bias_and_spread_are_those_of_the_ratios():
     (same,) = designs.statistics(rows(np.full(9, 0.9)))
     assert (same["spearman"], same["designs"]) == (pytest.approx(1.0), 9)
-    assert (same["bias_percent"], same["spread_percent"]) == (pytest.approx(-10.0), pytest.approx(0.0, abs=1e-9))
-    (turned,) = designs.statistics(rows(np.linspace(100.0, 500.0, 9)[::-1] / np.linspace(100.0, 500.0, 9)))
+    assert (same["bias_percent"], same["spread_percent"]) == (
+        pytest.approx(-10.0),
+        pytest.approx(0.0, abs=1e-9),
+    )
+    (turned,) = designs.statistics(
+        rows(np.linspace(100.0, 500.0, 9)[::-1] / np.linspace(100.0, 500.0, 9))
+    )
     assert turned["spearman"] == pytest.approx(-1.0)
     assert designs.statistics(rows(np.ones(9))[-1:]) == []
 

@@ -1,4 +1,5 @@
-"""Reading lumbar_meshes' discs and ligaments, fibre directions, and one motion of the real L4-L5."""
+"""Reading lumbar_meshes' discs and ligaments, fibre directions, and one motion of the real
+L4-L5."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from scripts.evidence.motion import Published
 
 
 def write_ring_disc(folder: Path) -> None:
-    """A flat round disc as the data has it: in metres, a nucleus (one ring of hexahedra with a hole) and four rings of annulus."""
+    """A flat round disc as the data has it: in metres, a nucleus (one ring of hexahedra with a
+    hole) and four rings of annulus."""
     around, level = 24, "L45"
     (folder / "disc").mkdir(parents=True)
     number: dict[tuple[int, int, int], int] = {}
@@ -34,7 +36,15 @@ def write_ring_disc(folder: Path) -> None:
         for a in range(around):
             for z in range(2):
                 b = (a + 1) % around
-                low, high = ([number[ring, a, k], number[ring + 1, a, k], number[ring + 1, b, k], number[ring, b, k]] for k in (z, z + 1))
+                low, high = (
+                    [
+                        number[ring, a, k],
+                        number[ring + 1, a, k],
+                        number[ring + 1, b, k],
+                        number[ring, b, k],
+                    ]
+                    for k in (z, z + 1)
+                )
                 cells.append(" ".join(map(str, [*low, *high, 1, 1, 1, 1, 0, len(cells) + 1])))
         (folder / "disc" / f"{level}_{name}.node").write_text("\n".join(nodes))
         (folder / "disc" / f"{level}_{name}.elem").write_text("\n".join(cells))
@@ -60,7 +70,9 @@ def test_fibres_run_round_the_ring_at_their_angle(tmp_path: Path, ring: int) -> 
     outward = middle * [1.0, 1.0, 0.0] / np.linalg.norm(middle[:, :2], axis=1)[:, None]
     assert np.abs(np.einsum("mkd,md->mk", directions, outward)).max() < 1e-6
     assert np.abs(directions[..., 2]) == pytest.approx(0.5)
-    assert (directions[:, 0] * directions[:, 1]).sum(1) == pytest.approx(0.5)  # crossing at twice the angle
+    assert (directions[:, 0] * directions[:, 1]).sum(1) == pytest.approx(
+        0.5
+    )  # crossing at twice the angle
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
@@ -78,22 +90,37 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("low", "high", "value", "said"),
-    [(1.0, 2.0, 1.5, "inside"), (1.0, 2.0, 0.9, "outside (low)"), (1.0, 2.0, 2.1, "outside (high)"), (2.0, 2.0, 1.5, "-25 %")],
+    [
+        (1.0, 2.0, 1.5, "inside"),
+        (1.0, 2.0, 0.9, "outside (low)"),
+        (1.0, 2.0, 2.1, "outside (high)"),
+        (2.0, 2.0, 1.5, "-25 %"),
+    ],
 )
-def test_a_value_is_judged_against_its_range(low: float, high: float, value: float, said: str) -> None:
+def test_a_value_is_judged_against_its_range(
+    low: float, high: float, value: float, said: str
+) -> None:
     assert Published("", "", low, high, "").judge(value) == said
 
 
 def test_the_real_segment_bends_and_presses_as_published(data_dir: Path) -> None:
-    """Bounds are the literature's, not the model's: flexion of a lumbar level at 7.5 N m 2-9°, pressure at 1000 N k F/A with k 1.2-1.6 and
-    A of the disc (about 1830 mm²)."""
+    """Bounds are the literature's, not the model's: flexion of a lumbar level at 7.5 N m 2-9°,
+    pressure at 1000 N k F/A with k 1.2-1.6 and A of the disc (about 1830 mm²)."""
     folder = data_dir / "lumbar_meshes"
     if not folder.exists():
         pytest.skip(f"lumbar_meshes is not in {data_dir}; set SPINEFIT_DATA")
     segment = read_segment(folder)
     assert {lig.name: len(lig.cranial_mm) for lig in segment.ligaments} == {
-        "ALL": 9, "PLL": 5, "LF": 11, "ISL": 8, "SSL": 1, "CL_R": 10, "CL_L": 10, "ITL_R": 2, "ITL_L": 2,
-    }  # fmt: skip
+        "ALL": 9,
+        "PLL": 5,
+        "LF": 11,
+        "ISL": 8,
+        "SSL": 1,
+        "CL_R": 10,
+        "CL_L": 10,
+        "ITL_R": 2,
+        "ITL_L": 2,
+    }
     flexed = segment.run([Load(moment_nmm=(0.0, 7500.0, 0.0))])[0]
     assert 2.0 < flexed.rotation_deg[1] < 9.0
     assert max(map(abs, (flexed.rotation_deg[0], flexed.rotation_deg[2]))) < 0.1  # symmetric

@@ -19,7 +19,12 @@ def box(half=(6.0, 4.0, 3.0), turn_rad=0.3, h=H):
     points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
     c, s = np.cos(turn_rad), np.sin(turn_rad)
     local = points @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]])
-    return VoxelField(np.max(np.abs(local) - np.array(half), axis=-1), np.full(3, -9.0), h), np.array(half), c, s
+    return (
+        VoxelField(np.max(np.abs(local) - np.array(half), axis=-1), np.full(3, -9.0), h),
+        np.array(half),
+        c,
+        s,
+    )
 
 
 def test_a_turned_box_keeps_its_edges_and_volume():
@@ -28,7 +33,8 @@ def test_a_turned_box_keeps_its_edges_and_volume():
     local = sharp.points_mm @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]])
     overshoot = np.max(np.abs(local) - half, axis=-1)
     assert np.abs(overshoot).max() < 0.25 * H and np.sqrt(np.mean(overshoot**2)) < 0.03 * H
-    # on an edge two of the three |x_i| - half_i vanish: as many such vertices as 4·(2·6+2·4+2·3) mm of edge ask for
+    # on an edge two of the three |x_i| - half_i vanish: as many such vertices as 4·(2·6+2·4+2·3) mm
+    # of edge ask for
     on_edge = np.sum(np.abs(np.abs(local) - half) < 0.1 * H, axis=-1) >= 2
     assert on_edge.sum() > 0.7 * 8 * half.sum() / H
     truth = 8 * half.prod()

@@ -1,4 +1,5 @@
-"""The lattice: what is known of the cells, that the printed density is the asked one, and that nothing is trapped or loose."""
+"""The lattice: what is known of the cells, that the printed density is the asked one, and that
+nothing is trapped or loose."""
 
 from __future__ import annotations
 
@@ -20,12 +21,15 @@ UP = np.array([0.0, 0.0, 1.0])
 
 def cell(name: str, samples: int, cells: int = 1) -> np.ndarray:
     phase = (np.arange(cells * samples + (cells == 1)) + 0.5) / samples * 2 * np.pi
-    return lattice.level_function(name, *np.meshgrid(phase, phase, phase, indexing="ij", sparse=True))
+    return lattice.level_function(
+        name, *np.meshgrid(phase, phase, phase, indexing="ij", sparse=True)
+    )
 
 
 @pytest.mark.parametrize(("name", "area"), [("gyroid", 3.0915), ("diamond", 3.8378)])
 def test_cells_are_the_minimal_surfaces(name: str, area: float) -> None:
-    """Areas per cell of Schoen's gyroid and Schwarz' diamond; the nodal surfaces are within half a per cent. Level 0 halves the cell."""
+    """Areas per cell of Schoen's gyroid and Schwarz' diamond; the nodal surfaces are within half
+    a per cent. Level 0 halves the cell."""
     points, faces, _, _ = marching_cubes(cell(name, 64), 0.0, spacing=(1 / 64,) * 3)
     assert trimesh.Trimesh(points, faces).area == pytest.approx(area, rel=0.006)
     assert lattice.level(name, 0.5) == pytest.approx(0.0, abs=5e-3)
@@ -34,14 +38,18 @@ def test_cells_are_the_minimal_surfaces(name: str, area: float) -> None:
 @pytest.mark.parametrize("name", ["gyroid", "diamond"])
 @pytest.mark.parametrize("density", [0.2, 0.5, 0.8])
 def test_table_of_widths(name: str, density: float) -> None:
-    """The table against a coarser measurement than it was made with (48 samples a cell, 96 there), and its symmetry: solid and void change
-    places at 1 − ρ."""
+    """The table against a coarser measurement than it was made with (48 samples a cell, 96
+    there), and its symmetry: solid and void change places at 1 − ρ."""
     n = 48
     values = cell(name, n, 2) - np.quantile(cell(name, n), density)
     row = lattice.widths(name)[list(lattice.widths(name)[:, 0]).index(density)]
     field = values / (2 * np.pi * 1.4)
-    assert lattice.medial_widths(field, 1 / n, margin=n // 2)["p1_mm"] == pytest.approx(row[1], abs=0.035)
-    assert lattice.medial_widths(-field, 1 / n, margin=n // 2)["p1_mm"] == pytest.approx(row[2], abs=0.035)
+    assert lattice.medial_widths(field, 1 / n, margin=n // 2)["p1_mm"] == pytest.approx(
+        row[1], abs=0.035
+    )
+    assert lattice.medial_widths(-field, 1 / n, margin=n // 2)["p1_mm"] == pytest.approx(
+        row[2], abs=0.035
+    )
 
 
 def test_widths_of_known_bodies() -> None:
@@ -55,9 +63,14 @@ def test_widths_of_known_bodies() -> None:
         assert width - 0.1 < (found["p1_mm"] or 0.0) <= width
 
 
-def block(h: float = 0.25, density: float | None = None, lid: bool = False, size: float = 1.0) -> tuple[VoxelField, VoxelField]:
-    """A cylinder 9 mm wide and 6 mm high (times `size`), graded along x, or of one density; lid: solid 0.8 mm under its whole surface."""
-    axes = [h * (np.arange(n) - 0.5 * (n - 1)) for n in (int(48 * size), int(48 * size), int(36 * size))]
+def block(
+    h: float = 0.25, density: float | None = None, lid: bool = False, size: float = 1.0
+) -> tuple[VoxelField, VoxelField]:
+    """A cylinder 9 mm wide and 6 mm high (times `size`), graded along x, or of one density; lid:
+    solid 0.8 mm under its whole surface."""
+    axes = [
+        h * (np.arange(n) - 0.5 * (n - 1)) for n in (int(48 * size), int(48 * size), int(36 * size))
+    ]
     x, y, z = np.meshgrid(*axes, indexing="ij")
     outline = np.maximum(np.hypot(x, y) - 4.5 * size, np.abs(z) - 3.0 * size).astype(np.float32)
     rho = 0.3 + 0.3 * (x + 4.5) / 9.0 if density is None else np.full(x.shape, density)
@@ -73,7 +86,8 @@ def graded() -> lattice.Lattice:
 
 
 def test_as_built_density_is_the_asked_one(graded: lattice.Lattice) -> None:
-    """The file is thinner than what is wanted by what printing adds; grown again, by distances of its own, it has the wanted volume."""
+    """The file is thinner than what is wanted by what printing adds; grown again, by distances
+    of its own, it has the wanted volume."""
     f = graded.figures
     assert f["asked_density"] == pytest.approx(0.45, abs=0.01)
     assert f["as_built_density"] == pytest.approx(f["target_density"], abs=0.012)
@@ -100,7 +114,8 @@ def test_one_piece_and_no_voids(graded: lattice.Lattice) -> None:
 
 
 def test_limits_hold(graded: lattice.Lattice) -> None:
-    """Struts of at least 0.3 mm as built and 0.2 mm in the file (0.02 of measuring), pores of 0.3 mm in the middle of the range."""
+    """Struts of at least 0.3 mm as built and 0.2 mm in the file (0.02 of measuring), pores of
+    0.3 mm in the middle of the range."""
     f = graded.figures
     assert f["as_built"]["strut"]["p1_mm"] > 0.28 and f["exported"]["strut"]["p1_mm"] > 0.18
     assert f["as_built"]["pore"]["median_mm"] > 0.3
@@ -123,7 +138,9 @@ def test_dense_is_solid_and_says_so() -> None:
 
 def test_closed_pores_are_filled() -> None:
     """Under a closed lid no powder can leave: all of it becomes solid."""
-    made = lattice.realise(*block(density=0.5, lid=True, size=0.8), LatticeSettings(voxel_mm=0.14), UP)
+    made = lattice.realise(
+        *block(density=0.5, lid=True, size=0.8), LatticeSettings(voxel_mm=0.14), UP
+    )
     f = made.figures
     assert f["lattice_share"] > 0.2
     assert f["filled_mm3"] == pytest.approx(0.5 * f["lattice_share"] * f["outline_mm3"], rel=0.25)
@@ -131,11 +148,16 @@ def test_closed_pores_are_filled() -> None:
 
 
 def test_gain_goes_with_the_build_direction() -> None:
-    """Without gain the file is what is wanted; built on its side another file comes out, of the same as-built density."""
+    """Without gain the file is what is wanted; built on its side another file comes out, of the
+    same as-built density."""
     outline, rho = block(density=0.4, size=0.7)
     plain = LatticeSettings(voxel_mm=0.14)
-    none = lattice.realise(outline, rho, plain.model_copy(update={"gain_mm": (0.0, 0.0)}), UP).figures
-    up, side = (lattice.realise(outline, rho, plain, b).figures for b in (UP, np.array([1.0, 0.0, 0.0])))
+    none = lattice.realise(
+        outline, rho, plain.model_copy(update={"gain_mm": (0.0, 0.0)}), UP
+    ).figures
+    up, side = (
+        lattice.realise(outline, rho, plain, b).figures for b in (UP, np.array([1.0, 0.0, 0.0]))
+    )
     assert none["exported_mm3"] == pytest.approx(none["as_built_mm3"], rel=0.01)
     assert up["exported_mm3"] < 0.93 * none["exported_mm3"]
     for f in (up, side):
@@ -153,7 +175,8 @@ def test_loose_pieces_go() -> None:
 
 
 def test_overhang_of_a_table() -> None:
-    """A plate on a leg: the plate's underside less the leg's top, and nothing of what lies on the plate."""
+    """A plate on a leg: the plate's underside less the leg's top, and nothing of what lies on
+    the plate."""
     leg, plate = trimesh.creation.box((2, 2, 4)), trimesh.creation.box((6, 6, 1))
     plate.apply_translation([0, 0, 2.5])
     both = trimesh.util.concatenate([leg, plate])

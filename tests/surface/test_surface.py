@@ -1,4 +1,5 @@
-"""Surfaces from analytic signed distances: closed, clean, of the right volume, and the same after a round trip."""
+"""Surfaces from analytic signed distances: closed, clean, of the right volume, and the same
+after a round trip."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def rounded_box(x, y, half, radius):
 
 
 def cage(h=H, shift=0.013):
-    """An annular cage, 28 × 18 mm with a 16 × 8 mm window, faces concave (spheres of 40 mm), edges sharp."""
+    """An annular cage, 28 × 18 mm with a 16 × 8 mm window, faces concave (spheres of 40 mm),
+    edges sharp."""
     lo = np.array([-20.0, -16.0, -13.0]) + shift
     points = grid(h, lo, (20.0, 16.0, 13.0))
     x, y, z = np.moveaxis(points, -1, 0)
@@ -67,12 +69,17 @@ def test_cage_is_clean_and_keeps_its_volume(shift):
 
 def test_vertices_lie_on_the_zero_level_and_edges_are_sharp(cage_surface):
     field = cage()
-    creased, _ = contour.creases(field, cage_surface.points_mm)  # there the interpolated field is blurred
+    creased, _ = contour.creases(
+        field, cage_surface.points_mm
+    )  # there the interpolated field is blurred
     distance = field.sample(cage_surface.points_mm[~creased])
     assert np.abs(distance).max() < 0.1 * H and np.sqrt(np.mean(distance**2)) < 0.01 * H
-    # The outer wall meets the upper face here: a marching-cubes chamfer would stay half a voxel away.
+    # The outer wall meets the upper face here: a marching-cubes chamfer would stay half a voxel
+    # away.
     corner = np.array([14.0, 0.0, 44.0 - np.sqrt(40.0**2 - 14.0**2)])
-    across = (cage_surface.points_mm - corner)[:, [0, 2]][np.abs(cage_surface.points_mm[:, 1]) < 0.8]
+    across = (cage_surface.points_mm - corner)[:, [0, 2]][
+        np.abs(cage_surface.points_mm[:, 1]) < 0.8
+    ]
     assert np.linalg.norm(across, axis=1).min() < 0.2 * H
     mesh = trimesh.Trimesh(cage_surface.points_mm, cage_surface.faces, process=False)
     leftmost = np.argmax(mesh.triangles_center[:, 0])
@@ -80,11 +87,14 @@ def test_vertices_lie_on_the_zero_level_and_edges_are_sharp(cage_surface):
 
 
 def test_sphere_volume_and_area_converge_with_the_grid():
-    """Marching cubes is second order: halving the voxel cuts the volume error about fourfold (at least 2.5)."""
+    """Marching cubes is second order: halving the voxel cuts the volume error about fourfold (at
+    least 2.5)."""
     truth = 4 / 3 * np.pi * 6.0**3
 
     def volume(h):
-        return surface.check(surface.extract(sphere(h=h, centre=(0.11, 0.07, 0.03)), target_edge_mm=0.4))["volume_mm3"]
+        return surface.check(
+            surface.extract(sphere(h=h, centre=(0.11, 0.07, 0.03)), target_edge_mm=0.4)
+        )["volume_mm3"]
 
     error = [abs(volume(h) / truth - 1) for h in (1.0, 0.5)]
     assert error[1] < 0.01 and error[0] > 2.5 * error[1]
@@ -139,8 +149,12 @@ def test_check_sees_each_kind_of_defect():
     assert surface.check(Surface(two.vertices, two.faces))["components"] == 2
     assert surface.check(Surface(ball.vertices, ball.faces[:, ::-1]))["volume_mm3"] < 0
     # Two tetrahedra that share one edge: closed, but the edge has four faces.
-    points = np.array([[0, 0, 0], [1, 0, 0], [0.3, 1, 0.2], [0.3, 0.5, 1], [0.3, -1, -0.2], [0.3, -0.5, -1.0]])
-    shared = np.array([[0, 2, 1], [0, 1, 3], [1, 2, 3], [2, 0, 3], [0, 4, 1], [0, 1, 5], [1, 4, 5], [4, 0, 5]])
+    points = np.array(
+        [[0, 0, 0], [1, 0, 0], [0.3, 1, 0.2], [0.3, 0.5, 1], [0.3, -1, -0.2], [0.3, -0.5, -1.0]]
+    )
+    shared = np.array(
+        [[0, 2, 1], [0, 1, 3], [1, 2, 3], [2, 0, 3], [0, 4, 1], [0, 1, 5], [1, 4, 5], [4, 0, 5]]
+    )
     assert not surface.check(Surface(points, shared))["manifold"]
 
 
@@ -151,7 +165,10 @@ def test_export_round_trip(tmp_path, cage_surface):
         back = surface.check(surface.read(path))
         assert back["watertight"] and abs(back["volume_mm3"] / wanted["volume_mm3"] - 1) < 1e-4
         np.testing.assert_allclose(back["bbox_mm"], wanted["bbox_mm"], atol=1e-4)
-    assert paths["stl"].read_bytes()[:5] != b"solid" and paths["stl"].stat().st_size == 84 + 50 * wanted["faces"]
+    assert (
+        paths["stl"].read_bytes()[:5] != b"solid"
+        and paths["stl"].stat().st_size == 84 + 50 * wanted["faces"]
+    )
     with zipfile.ZipFile(paths["3mf"]) as archive:
         assert b'unit="millimeter"' in archive.read("3D/3dmodel.model")[:2000]
     # The STL holds exactly the surface that was checked.
@@ -163,7 +180,9 @@ def test_export_refuses_what_cannot_be_printed(tmp_path, cage_surface):
     with pytest.raises(ExportError, match=r"part: not watertight; not written"):
         surface.export(Surface(cage_surface.points_mm, cage_surface.faces[:-1]), tmp_path, "part")
     with pytest.raises(ExportError, match="inside out"):
-        surface.export(Surface(cage_surface.points_mm, cage_surface.faces[:, ::-1]), tmp_path, "part")
+        surface.export(
+            Surface(cage_surface.points_mm, cage_surface.faces[:, ::-1]), tmp_path, "part"
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -181,12 +200,16 @@ def test_export_notices_a_writer_that_loses_triangles(tmp_path, cage_surface, mo
 
 def test_density_vtu_fills_the_part(tmp_path):
     field = sphere(radius=6.0)
-    density = VoxelField(np.clip(0.2 + np.abs(field.points()[..., 2]) / 10, 0, 1), field.origin_mm, H)
+    density = VoxelField(
+        np.clip(0.2 + np.abs(field.points()[..., 2]) / 10, 0, 1), field.origin_mm, H
+    )
     mesh = meshio.read(surface.write_density_vtu(tmp_path / "d.vtu", field, density))
     cells = mesh.cells_dict["hexahedron"]
     assert abs(len(cells) * H**3 / (4 / 3 * np.pi * 216) - 1) < 0.02
     centres = mesh.points[cells].mean(axis=1)
-    np.testing.assert_allclose(mesh.cell_data["relative_density"][0], 0.2 + np.abs(centres[:, 2]) / 10, atol=1e-12)
+    np.testing.assert_allclose(
+        mesh.cell_data["relative_density"][0], 0.2 + np.abs(centres[:, 2]) / 10, atol=1e-12
+    )
     edges = mesh.points[cells[:, [1, 3, 4]]] - mesh.points[cells[:, [0]]]
     np.testing.assert_allclose(np.linalg.det(edges), H**3)  # VTK's corner order: no inverted cells
     with pytest.raises(ExportError, match="grid"):

@@ -1,7 +1,9 @@
-"""The phantom on a coarse grid, with rods and a cage, behind one compiled function that all tests share.
+"""The phantom on a coarse grid, with rods and a cage, behind one compiled function that all tests
+share.
 
-Compiling costs more than computing here, so forward and gradient tests call the same program: it returns the measures, the
-response and, for given weights, the gradient of the weighted measures (a zero weight makes the adjoint solve empty).
+Compiling costs more than computing here, so forward and gradient tests call the same program: it
+returns the measures, the response and, for given weights, the gradient of the weighted measures (a
+zero weight makes the adjoint solve empty).
 """
 
 from __future__ import annotations
@@ -34,9 +36,16 @@ LOADS = {
     "left_rotation": (720.0, 0.0, 0.0, 5.5),
 }
 CAGE = {
-    "approach": "test", "rods": True, "length_mm": 36, "width_mm": 24, "x_mm": (-6, 6), "y_mm": (-8, 8),
-    "yaw_deg": (-30, 30), "bend_per_mm": (-0.02, 0.02), "offset_mm": (-0.5, 0.5),
-}  # fmt: skip
+    "approach": "test",
+    "rods": True,
+    "length_mm": 36,
+    "width_mm": 24,
+    "x_mm": (-6, 6),
+    "y_mm": (-8, 8),
+    "yaw_deg": (-30, 30),
+    "bend_per_mm": (-0.02, 0.02),
+    "offset_mm": (-0.5, 0.5),
+}
 #: Every objective, with steps wide enough that the coarse phantom is in the middle of them.
 GOALS = [
     {"objective": "yielded_bone", "settings": {"half_width": 1.0}},
@@ -62,7 +71,8 @@ def _run(unit, weights, warm, scene, preconditioner, numerics, family, every):
 
 @dataclass(frozen=True)
 class Run:
-    """Measures [k], gradient of the weighted measures by group, and all else that one evaluation gave."""
+    """Measures [k], gradient of the weighted measures by group, and all else that one evaluation
+    gave."""
 
     measures: np.ndarray
     slope: dict[str, np.ndarray]
@@ -102,9 +112,14 @@ class Bench:
             unit, weights, warm, scene, preconditioner, self.numerics, self.family, self.every
         )
         return Run(
-            np.asarray(values), {k: np.asarray(v) for k, v in slope.items()},
-            Warm(u, warm_bar.adjoint, jnp.zeros(3)), response, info, u, np.asarray(warm_bar.probe),
-        )  # fmt: skip
+            np.asarray(values),
+            {k: np.asarray(v) for k, v in slope.items()},
+            Warm(u, warm_bar.adjoint, jnp.zeros(3)),
+            response,
+            info,
+            u,
+            np.asarray(warm_bar.probe),
+        )
 
     def names(self) -> list[str]:
         return [g.objective.name for g in self.every]
@@ -119,14 +134,19 @@ def segment() -> Segment:
 def load_cases(segment: Segment, loads=LOADS):
     names = ("preload_n", "flexion_nm", "left_bending_nm", "left_rotation_nm")
     return [
-        loadcases.make(name, {"kind": "follower_moment", "source": "test", **dict(zip(names, v, strict=True))}, segment)
+        loadcases.make(
+            name,
+            {"kind": "follower_moment", "source": "test", **dict(zip(names, v, strict=True))},
+            segment,
+        )
         for name, v in loads.items()
     ]
 
 
 @pytest.fixture(scope="session")
 def rodded(segment) -> tuple[Scene, Numerics]:
-    """The phantom with rods on a 3 mm grid of 20 × 24 × 32 voxels, two coarse levels, 55 000 unknowns."""
+    """The phantom with rods on a 3 mm grid of 20 × 24 × 32 voxels, two coarse levels, 55 000
+    unknowns."""
     held = boundary(segment, load_cases(segment), True, BoundarySettings())
     grid = make_grid(segment, SPACING_MM)
     return prepare(segment, held, grid, SolverSettings(tolerance=1e-10), "morgan2003_vertebra")
@@ -134,10 +154,11 @@ def rodded(segment) -> tuple[Scene, Numerics]:
 
 @pytest.fixture(scope="session")
 def bench(segment, rodded) -> Bench:
-    """The cage with rods; the stress-shielding reference is four times the cage's own energy at its start.
+    """The cage with rods; the stress-shielding reference is four times the cage's own energy at its
+    start.
 
-    (Not the intact segment's: that would cost another compilation, and here the ratios sit in the middle of the ramp,
-    where every voxel takes part in the gradient.)
+    (Not the intact segment's: that would cost another compilation, and here the ratios sit in the
+    middle of the ramp, where every voxel takes part in the gradient.)
     """
     scene, numerics = rodded
     scene = replace(scene, reference_sed=jnp.ones((len(numerics.loadcases), len(scene.sample))))
@@ -151,5 +172,3 @@ def bench(segment, rodded) -> Bench:
 def start(bench) -> Run:
     """The cage as configured: centred, straight, symmetric."""
     return bench.run(bench.initial())
-
-

@@ -1,7 +1,8 @@
-"""The plain way to the voxel operator, for comparison: loops over corners, 24×24 products, SciPy's sparse matrices.
+"""The plain way to the voxel operator, for comparison: loops over corners, 24×24 products, SciPy's
+sparse matrices.
 
-Nothing here is fast and nothing is shared with engine.elasticity but the element matrices, which have tests of their own.
-Unknowns are numbered as in a flattened [3, x+1, y+1, z+1] field.
+Nothing here is fast and nothing is shared with engine.elasticity but the element matrices, which
+have tests of their own. Unknowns are numbered as in a flattened [3, x+1, y+1, z+1] field.
 """
 
 from __future__ import annotations
@@ -20,14 +21,21 @@ def unknowns(shape: tuple[int, int, int]) -> np.ndarray:
     nodes = tuple(n + 1 for n in shape)
     number = np.arange(np.prod(nodes)).reshape(nodes)
     nx, ny, nz = shape
-    corners = [number[i : i + nx, j : j + ny, k : k + nz].ravel() for i, j, k in product((0, 1), repeat=3)]
-    return np.stack([corner + axis * number.size for corner in corners for axis in range(3)], axis=1)
+    corners = [
+        number[i : i + nx, j : j + ny, k : k + nz].ravel() for i, j, k in product((0, 1), repeat=3)
+    ]
+    return np.stack(
+        [corner + axis * number.size for corner in corners for axis in range(3)], axis=1
+    )
 
 
 def element_sum(fields, spacing_mm, matrices=None) -> np.ndarray:
     """Element matrices [voxels, 24, 24] of λ, μ, κ fields."""
     matrices = element_matrices(spacing_mm) if matrices is None else matrices
-    return sum(np.asarray(f, float).ravel()[:, None, None] * k for f, k in zip(fields, matrices, strict=True))
+    return sum(
+        np.asarray(f, float).ravel()[:, None, None] * k
+        for f, k in zip(fields, matrices, strict=True)
+    )
 
 
 def plain_product(fields, u, spacing_mm) -> np.ndarray:
@@ -64,7 +72,8 @@ def solved(matrix, force, fixed, values) -> np.ndarray:
 
 
 def fully_integrated(spacing_mm: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same element matrices with the λ term at all eight Gauss points: the element that locks."""
+    """The same element matrices with the λ term at all eight Gauss points: the element that
+    locks."""
     _, k_mu, k_kappa = element_matrices(spacing_mm)
     k_lam = np.zeros((24, 24))
     corners = 2.0 * np.array(list(product((0, 1), repeat=3))) - 1.0
@@ -72,7 +81,13 @@ def fully_integrated(spacing_mm: float) -> tuple[np.ndarray, np.ndarray, np.ndar
         divergence = np.empty((8, 3))
         for c in range(3):
             a, b = (d for d in range(3) if d != c)
-            divergence[:, c] = corners[:, c] * (1 + corners[:, a] * gauss[a]) * (1 + corners[:, b] * gauss[b]) / 4 / spacing_mm
+            divergence[:, c] = (
+                corners[:, c]
+                * (1 + corners[:, a] * gauss[a])
+                * (1 + corners[:, b] * gauss[b])
+                / 4
+                / spacing_mm
+            )
         k_lam += spacing_mm**3 / 8 * np.outer(divergence, divergence)
     return k_lam, k_mu, k_kappa
 

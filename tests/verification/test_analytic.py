@@ -1,8 +1,10 @@
-"""The voxel elements against exact solutions: manufactured, layered, Lamé, Eshelby, inclined interfaces, pure bending, Q1/P0.
+"""The voxel elements against exact solutions: manufactured, layered, Lamé, Eshelby, inclined
+interfaces, pure bending, Q1/P0.
 
-Where two materials meet the medium is the engine's own (`sdf.fill` and `forward.medium`); the orders stated are measured ones.
-Boundary-value problems live on the unit cube, so that the operator is compiled three times in all; a diagonally
-preconditioned CG solves them (compiling `multigrid.solve`, which has its own tests, for three grids would take a minute).
+Where two materials meet the medium is the engine's own (`sdf.fill` and `forward.medium`); the
+orders stated are measured ones. Boundary-value problems live on the unit cube, so that the operator
+is compiled three times in all; a diagonally preconditioned CG solves them (compiling
+`multigrid.solve`, which has its own tests, for three grids would take a minute).
 """
 
 from __future__ import annotations
@@ -28,13 +30,14 @@ SIZES = (6, 12, 24)
 #: Of ‖b − K u‖/‖b‖. The errors asserted below are 1e-4 and more.
 TOLERANCE = 1e-8
 GAUSS = np.array(list(product((-1.0, 1.0), repeat=3))) / np.sqrt(3)
-#: Radius of the cavity and of the inclusions; their centre is a corner of the cube, three faces are planes of symmetry.
+#: Radius of the cavity and of the inclusions; their centre is a corner of the cube, three faces are
+#: planes of symmetry.
 RADIUS = 0.5
 
 operator = jax.jit(elasticity.apply, static_argnames="spacing_mm")
 
 
-# -- tools ---------------------------------------------------------------------------------------------------
+# -- tools -----------------------------------------------------------------------------------------
 def cube(n: int) -> Grid:
     return Grid((n,) * 3, (0.0,) * 3, 1.0 / n)
 
@@ -46,7 +49,8 @@ def held_on_all_faces(n: int) -> np.ndarray:
 
 
 def octant(n: int) -> np.ndarray:
-    """Free degrees of freedom: no normal motion on the three faces through the origin, the other three faces held."""
+    """Free degrees of freedom: no normal motion on the three faces through the origin, the other
+    three faces held."""
     free = np.ones((3, n + 1, n + 1, n + 1))
     for axis in range(3):
         face = np.moveaxis(free, 1 + axis, 1)
@@ -55,17 +59,24 @@ def octant(n: int) -> np.ndarray:
     return free
 
 
-def solved(medium: Medium, h: float, free: np.ndarray, held: np.ndarray, force=0.0, tolerance=TOLERANCE) -> np.ndarray:
+def solved(
+    medium: Medium, h: float, free: np.ndarray, held: np.ndarray, force=0.0, tolerance=TOLERANCE
+) -> np.ndarray:
     """u [3, x+1, y+1, z+1] of K u = force where free is 1, u = held where it is 0."""
     index, matrices = plain.unknowns(medium.mu.shape), element_matrices(h)
-    diagonals = sum(np.asarray(m).reshape(-1, 1) * k.diagonal() for m, k in zip((medium.lam, medium.mu), matrices, strict=False))
+    diagonals = sum(
+        np.asarray(m).reshape(-1, 1) * k.diagonal()
+        for m, k in zip((medium.lam, medium.mu), matrices, strict=False)
+    )
     inverse = free / np.bincount(index.ravel(), diagonals.ravel()).reshape(free.shape)
 
     def product_of(v: np.ndarray) -> np.ndarray:
         return free * np.asarray(operator(medium, jnp.asarray(v)[None], h))[0]
 
     def dot(v: np.ndarray, w: np.ndarray) -> float:
-        return float(np.einsum("i,i", v.ravel(), w.ravel()))  # np.dot's threads wait for each other on a busy machine
+        return float(
+            np.einsum("i,i", v.ravel(), w.ravel())
+        )  # np.dot's threads wait for each other on a busy machine
 
     u = (1 - free) * held
     r = free * force - product_of(u)
@@ -88,19 +99,29 @@ def energy(medium: Medium, h: float, u: np.ndarray) -> float:
 
 
 @jax.jit
-def two_phase(shares: dict[str, np.ndarray], implant: tuple[float, float], bone: tuple[float, float]) -> Medium:
-    """The engine's mixture of voxels that hold so much of an implant and of bone, given as (E, ν); the rest is surrounding."""
+def two_phase(
+    shares: dict[str, np.ndarray], implant: tuple[float, float], bone: tuple[float, float]
+) -> Medium:
+    """The engine's mixture of voxels that hold so much of an implant and of bone, given as (E,
+    ν); the rest is surrounding."""
     shape = next(iter(shares.values())).shape
     every = jnp.stack([jnp.broadcast_to(shares.get(name, 0.0), shape) for name in REGIONS], axis=-1)
     e_bone = jnp.full(shape, bone[0])
-    scene = SimpleNamespace(e_caudal=e_bone, e_cranial=e_bone, support=jnp.zeros(shape), tissue=jnp.ones(shape))
+    scene = SimpleNamespace(
+        e_caudal=e_bone, e_cranial=e_bone, support=jnp.zeros(shape), tissue=jnp.ones(shape)
+    )
     alloy = mixture.Alloy(jnp.asarray(implant[0]), jnp.asarray(implant[1]), jnp.asarray(1.0))
     return mixture.medium(scene, every, jnp.ones(shape), alloy, bone[1])[0]  # type: ignore[arg-type]
 
 
-def arithmetic(share: np.ndarray, first: tuple[float, float], second: tuple[float, float]) -> Medium:
+def arithmetic(
+    share: np.ndarray, first: tuple[float, float], second: tuple[float, float]
+) -> Medium:
     """share·m₁ + (1 − share)·m₂ for λ and μ; with shares 0 and 1, binary voxels."""
-    lam, mu = (jnp.asarray(share * a + (1 - share) * b) for a, b in zip(plain.lame(*first), plain.lame(*second), strict=True))
+    lam, mu = (
+        jnp.asarray(share * a + (1 - share) * b)
+        for a, b in zip(plain.lame(*first), plain.lame(*second), strict=True)
+    )
     return Medium(lam, mu, jnp.zeros_like(mu))
 
 
@@ -122,7 +143,13 @@ def strain(u: np.ndarray, h: float) -> np.ndarray:
 
 def voigt(gradient: np.ndarray) -> np.ndarray:
     """Voigt strain (engineering shear) [..., 6] of displacement gradients [..., 3, 3]."""
-    return np.stack([(gradient[..., i, j] + gradient[..., j, i]) / (1 + (i == j)) for i, j in elasticity._VOIGT], axis=-1)
+    return np.stack(
+        [
+            (gradient[..., i, j] + gradient[..., j, i]) / (1 + (i == j))
+            for i, j in elasticity._VOIGT
+        ],
+        axis=-1,
+    )
 
 
 def stress_of(material: tuple[float, float], gradient: np.ndarray) -> np.ndarray:
@@ -131,20 +158,23 @@ def stress_of(material: tuple[float, float], gradient: np.ndarray) -> np.ndarray
     return lam * np.trace(gradient) * np.eye(3) + mu * (gradient + gradient.T)
 
 
-# -- zero modes ----------------------------------------------------------------------------------------------
+# -- zero modes ------------------------------------------------------------------------------------
 def test_a_heterogeneous_structure_has_the_six_rigid_motions_and_no_seventh():
     """K r = 0 for three translations and three rotations only.
 
-    K grows with the moduli, so its eigenvalues are at least those of the structure made of the softest voxel throughout
-    (Courant-Fischer). The mean dilatation alone has hourglass modes; the fully integrated μ term must hold them
-    (Hughes 1980). With μ at the centre too, the fields (−1)^(i+j) f(k) and their kin are free: the test sees them.
+    K grows with the moduli, so its eigenvalues are at least those of the structure made of the
+    softest voxel throughout (Courant-Fischer). The mean dilatation alone has hourglass modes; the
+    fully integrated μ term must hold them (Hughes 1980). With μ at the centre too, the fields
+    (−1)^(i+j) f(k) and their kin are free: the test sees them.
     """
     shape, h = (4, 3, 3), 1.7
     rng = np.random.default_rng(0)
     mu, nu = 10.0 ** rng.uniform(0, 3, shape), rng.uniform(0.0, 0.49, shape)
     lam = 2 * mu * nu / (1 - 2 * nu)
     x = Grid(shape, (3.0, -1.0, 2.0), h).nodes()
-    motions = np.stack([np.broadcast_to(e, x.shape) for e in np.eye(3)] + [np.cross(e, x) for e in np.eye(3)])
+    motions = np.stack(
+        [np.broadcast_to(e, x.shape) for e in np.eye(3)] + [np.cross(e, x) for e in np.eye(3)]
+    )
     medium = Medium(*(jnp.asarray(f) for f in (lam, mu, 0 * mu)))
     rigid = np.asarray(elasticity.apply(medium, jnp.asarray(np.moveaxis(motions, -1, 1)), h))
     matrix = plain.assembled((lam, mu, 0 * mu), h).toarray()
@@ -152,24 +182,36 @@ def test_a_heterogeneous_structure_has_the_six_rigid_motions_and_no_seventh():
     assert np.abs(rigid).max() < 1e-14 * np.abs(matrix).sum(1).max() * np.abs(motions).max()
     values = np.linalg.eigvalsh(matrix)
     one = np.ones(shape)
-    softest = np.linalg.eigvalsh(plain.assembled((lam.min() * one, mu.min() * one, 0 * one), h).toarray())
+    softest = np.linalg.eigvalsh(
+        plain.assembled((lam.min() * one, mu.min() * one, 0 * one), h).toarray()
+    )
     print("zero modes", values[:7] / mu.min() / h, softest[6] / mu.min() / h)
     assert np.abs(values[:6]).max() < 1e-13 * values[-1]
     assert values[6] > softest[6] * (1 - 1e-9)
-    assert softest[6] > 0.05 * mu.min() * h  # measured 0.13: the first torsion or bending mode of a 4 × 3 × 3 block
+    assert (
+        softest[6] > 0.05 * mu.min() * h
+    )  # measured 0.13: the first torsion or bending mode of a 4 × 3 × 3 block
     centre = elasticity._strain_matrix(elasticity._gradients(np.zeros(3), h))
     reduced = h**3 * centre.T @ np.diag([2.0, 2, 2, 1, 1, 1]) @ centre
-    values = np.linalg.eigvalsh(plain.assembled((lam, mu, 0 * mu), h, matrices=(element_matrices(h)[0], reduced, 0 * reduced)).toarray())
+    values = np.linalg.eigvalsh(
+        plain.assembled(
+            (lam, mu, 0 * mu), h, matrices=(element_matrices(h)[0], reduced, 0 * reduced)
+        ).toarray()
+    )
     assert np.sum(np.abs(values) < 1e-13 * values[-1]) >= 6 + 12
 
 
-# -- manufactured solution -----------------------------------------------------------------------------------
+# -- manufactured solution -------------------------------------------------------------------------
 def smooth(x):
     """A displacement, λ and μ without symmetry, at one point."""
     a, b, c = x
-    u = jnp.stack([
-        jnp.sin(2 * a + b) * jnp.cos(c), jnp.cos(3 * b - a) + 0.3 * jnp.sin(2 * c * a), jnp.exp(0.5 * a) * jnp.sin(2 * c + 0.7 * b),
-    ])  # fmt: skip
+    u = jnp.stack(
+        [
+            jnp.sin(2 * a + b) * jnp.cos(c),
+            jnp.cos(3 * b - a) + 0.3 * jnp.sin(2 * c * a),
+            jnp.exp(0.5 * a) * jnp.sin(2 * c + 0.7 * b),
+        ]
+    )
     return u, 2.0 + jnp.sin(2 * a + b - c), 1.0 + 0.5 * jnp.cos(a - 2 * b + 3 * c)
 
 
@@ -189,15 +231,20 @@ def _smooth_batch(x):
 
 
 def smooth_at(points: np.ndarray) -> list[np.ndarray]:
-    """u, its gradient, f = −div σ, λ and μ at points [..., 3]; in batches of one size, which is compiled once."""
+    """u, its gradient, f = −div σ, λ and μ at points [..., 3]; in batches of one size, which is
+    compiled once."""
     flat = points.reshape(-1, 3)
     padded = np.resize(flat, (-(-len(flat) // 4096), 4096, 3))
     batches = zip(*(_smooth_batch(batch) for batch in padded), strict=True)
-    return [np.concatenate(part)[: len(flat)].reshape(*points.shape[:-1], *part[0].shape[1:]) for part in batches]
+    return [
+        np.concatenate(part)[: len(flat)].reshape(*points.shape[:-1], *part[0].shape[1:])
+        for part in batches
+    ]
 
 
 def manufactured_errors(n: int) -> tuple[float, float, float, float]:
-    """L², H¹ seminorm, centre strain (root mean square and largest), all relative to the exact field's."""
+    """L², H¹ seminorm, centre strain (root mean square and largest), all relative to the exact
+    field's."""
     grid, h = cube(n), 1.0 / n
     index, free = plain.unknowns(grid.shape), held_on_all_faces(n)
     _, middle, _, lam, mu = smooth_at(grid.centres())
@@ -216,20 +263,24 @@ def manufactured_errors(n: int) -> tuple[float, float, float, float]:
     strain_error = strain(u, h) - voigt(middle)
     size = np.linalg.norm(voigt(middle)) / n**1.5
     return (
-        float(np.linalg.norm(error) / np.linalg.norm(exact)), float(np.linalg.norm(slope_error) / np.linalg.norm(gradient)),
-        float(np.linalg.norm(strain_error) / n**1.5 / size), float(np.linalg.norm(strain_error, axis=-1).max() / size),
-    )  # fmt: skip
+        float(np.linalg.norm(error) / np.linalg.norm(exact)),
+        float(np.linalg.norm(slope_error) / np.linalg.norm(gradient)),
+        float(np.linalg.norm(strain_error) / n**1.5 / size),
+        float(np.linalg.norm(strain_error, axis=-1).max() / size),
+    )
 
 
 def test_manufactured_solution_converges_with_the_orders_of_trilinear_elements():
-    """−div(λ (div u) I + 2 μ ε(u)) = f with smooth λ, μ (one value per voxel), u given on the whole boundary.
+    """−div(λ (div u) I + 2 μ ε(u)) = f with smooth λ, μ (one value per voxel), u given on the whole
+    boundary.
 
         ‖u − u_h‖ = O(h²),   |u − u_h|₁ = O(h),   ε(u_h) − ε(u) at the voxels' centres = O(h²)
 
-    The first two are a-priori estimates (Ciarlet 1978, Strang & Fix 1973: one value per voxel and two Gauss points for f
-    leave them), the last is superconvergence on uniform grids (Barlow 1976; Zlámal 1978): the strains that
-    `elasticity.strain` reports are one order better than the gradient of the field they come from. Measured: 2.00, 1.00,
-    2.00; on 24³ cells 0.09 %, 3.3 % and 0.08 %.
+    The first two are a-priori estimates (Ciarlet 1978, Strang & Fix 1973: one value per voxel and
+    two Gauss points for f leave them), the last is superconvergence on uniform grids (Barlow 1976;
+    Zlámal 1978): the strains that `elasticity.strain` reports are one order better than the
+    gradient of the field they come from. Measured: 2.00, 1.00, 2.00; on 24³ cells 0.09 %, 3.3 % and
+    0.08 %.
     """
     found = np.array([manufactured_errors(n) for n in SIZES])
     rates = orders(found)
@@ -241,9 +292,10 @@ def test_manufactured_solution_converges_with_the_orders_of_trilinear_elements()
     assert found[-1, 3] < 2e-3
 
 
-# -- layers along the load -----------------------------------------------------------------------------------
+# -- layers along the load -------------------------------------------------------------------------
 def pulled(e: np.ndarray, nu: np.ndarray | float) -> tuple[np.ndarray, float]:
-    """u and energy of a block n × n × n stretched by ε_z = 1, planes of symmetry at x = y = z = 0, sides free."""
+    """u and energy of a block n × n × n stretched by ε_z = 1, planes of symmetry at x = y = z =
+    0, sides free."""
     n = len(e)
     grid, h = cube(n), 1.0 / n
     lam, mu = plain.lame(e, nu)
@@ -256,9 +308,11 @@ def pulled(e: np.ndarray, nu: np.ndarray | float) -> tuple[np.ndarray, float]:
 
 
 def test_columns_in_parallel_share_the_strain_exactly():
-    """Any E(x, y) with one ν under ε_z: u = ε (−ν x, −ν y, z), σ_z = E ε alone, F = ε ∫E dA (Voigt's bound, attained).
+    """Any E(x, y) with one ν under ε_z: u = ε (−ν x, −ν y, z), σ_z = E ε alone, F = ε ∫E dA
+    (Voigt's bound, attained).
 
-    With different ν the columns squeeze each other, F > ε ∫E dA (Hill 1964, J. Mech. Phys. Solids 12, 199).
+    With different ν the columns squeeze each other, F > ε ∫E dA (Hill 1964, J. Mech. Phys. Solids
+    12, 199).
     """
     n, nu = SIZES[0], 0.3
     columns = 10.0 ** np.random.default_rng(1).uniform(0, 2, (n, n))
@@ -270,11 +324,18 @@ def test_columns_in_parallel_share_the_strain_exactly():
     assert 2 * stored == pytest.approx(columns.mean(), rel=1e-10)
     different = np.where(np.arange(n)[:, None, None] < n // 2, 0.05, 0.45) * np.ones_like(e)
     stiffer = 2 * pulled(np.full_like(e, 10.0), different)[1] / 10.0
-    print("parallel: u", np.abs(u - exact).max(), "F", 2 * stored / columns.mean() - 1, "nu 0.05 beside 0.45", stiffer)
+    print(
+        "parallel: u",
+        np.abs(u - exact).max(),
+        "F",
+        2 * stored / columns.mean() - 1,
+        "nu 0.05 beside 0.45",
+        stiffer,
+    )
     assert 1.001 < stiffer < 1.1
 
 
-# -- spheres -------------------------------------------------------------------------------------------------
+# -- spheres ---------------------------------------------------------------------------------------
 def lame_hole(x: np.ndarray, material: tuple[float, float]) -> np.ndarray:
     """u = x (1 + B/r³): 4 μ B = 3 K a³ frees the surface r = a of traction."""
     lam, mu = plain.lame(*material)
@@ -297,11 +358,13 @@ def lame_hole_energy(material: tuple[float, float]) -> float:
 
 
 def test_spherical_cavity_has_lames_displacement():
-    """u_r = r + B/r², σ_r(a) = 0 (Lamé 1852; Timoshenko & Goodier 1970, §136), prescribed on a cube of four radii.
+    """u_r = r + B/r², σ_r(a) = 0 (Lamé 1852; Timoshenko & Goodier 1970, §136), prescribed on a cube
+    of four radii.
 
-    The cavity holds surrounding tissue (E = 0.01 MPa against 1000: 1e-5) in parallel with bone, as in `forward.medium`.
-    Measured: the displacement in bone converges with order 1.0 (0.59, 0.30, 0.15 %) since the fill blurs the surface by a
-    voxel; the energy is right to 0.1 % on every grid. Binary voxels: 4.6, 1.0, 0.5 %.
+    The cavity holds surrounding tissue (E = 0.01 MPa against 1000: 1e-5) in parallel with bone, as
+    in `forward.medium`. Measured: the displacement in bone converges with order 1.0 (0.59, 0.30,
+    0.15 %) since the fill blurs the surface by a voxel; the energy is right to 0.1 % on every grid.
+    Binary voxels: 4.6, 1.0, 0.5 %.
     """
     bone = (1000.0, 0.3)
     exact_energy, found, energies, binary = lame_hole_energy(bone), [], [], []
@@ -310,7 +373,10 @@ def test_spherical_cavity_has_lames_displacement():
         distance = RADIUS - np.linalg.norm(grid.centres(), axis=-1)
         exact = np.moveaxis(lame_hole(grid.nodes(), bone), -1, 0)
         solid = np.linalg.norm(grid.nodes(), axis=-1) > RADIUS
-        for share, out in ((np.asarray(fill(jnp.asarray(distance), h)), found), (1.0 * (distance < 0), binary)):
+        for share, out in (
+            (np.asarray(fill(jnp.asarray(distance), h)), found),
+            (1.0 * (distance < 0), binary),
+        ):
             medium = two_phase({"caudal": share}, (1.0, 0.3), bone)
             u = solved(medium, h, octant(n), exact)
             out.append(apart(u, exact, solid))
@@ -324,13 +390,15 @@ def test_spherical_cavity_has_lames_displacement():
 
 
 def eshelby(inner: tuple[float, float], outer: tuple[float, float], far: np.ndarray):
-    """x → u of a sphere of radius a in an infinite matrix strained by `far`; and the strain inside it.
+    """x → u of a sphere of radius a in an infinite matrix strained by `far`; and the strain inside
+    it.
 
-    Inside ε = m/(1 + α(K₁/K₀ − 1)) I + d/(1 + β(μ₁/μ₀ − 1)) for far = m I + d, with α = (1 + ν₀)/(3(1 − ν₀)),
-    β = 2(4 − 5ν₀)/(15(1 − ν₀)) (Eshelby 1957; Mura 1987, §22). Outside, from a centre of dilatation, a Kelvin doublet
-    and the gradient of x·d·x/r⁵ (Goodier 1933):
+    Inside ε = m/(1 + α(K₁/K₀ − 1)) I + d/(1 + β(μ₁/μ₀ − 1)) for far = m I + d, with α = (1 +
+    ν₀)/(3(1 − ν₀)), β = 2(4 − 5ν₀)/(15(1 − ν₀)) (Eshelby 1957; Mura 1987, §22). Outside, from a
+    centre of dilatation, a Kelvin doublet and the gradient of x·d·x/r⁵ (Goodier 1933):
 
-        u = far x + A x/r³ + B [2(1 − 2ν₀) d x/r³ + 3 x (x·d·x)/r⁵] + (3 a² B/5) [2 d x/r⁵ − 5 x (x·d·x)/r⁷]
+        u = far x + A x/r³ + B [2(1 − 2ν₀) d x/r³ + 3 x (x·d·x)/r⁵] + (3 a² B/5) [2 d x/r⁵ − 5 x
+            (x·d·x)/r⁷]
     """
     (lam_1, mu_1), (lam_0, mu_0) = plain.lame(*inner), plain.lame(*outer)
     nu, bulk_ratio = outer[1], (3 * lam_1 + 2 * mu_1) / (3 * lam_0 + 2 * mu_0)
@@ -361,7 +429,8 @@ FAR = {"hydrostatic": np.eye(3), "deviatoric": np.diag([1.0, -1.0, 0.0])}
 
 
 def test_eshelbys_field_as_written_here_solves_the_problem():
-    """div σ = 0 outside, u and σ·n continuous at r = a: the oracle of the next test, by automatic differentiation."""
+    """div σ = 0 outside, u and σ·n continuous at r = a: the oracle of the next test, by
+    automatic differentiation."""
     far = np.array([[0.3, 0.2, -0.4], [0.2, -0.9, 0.1], [-0.4, 0.1, 0.8]])
     displacement, inside = eshelby(STIFF, MATRIX, far)
     lam, mu = plain.lame(*MATRIX)
@@ -372,27 +441,34 @@ def test_eshelbys_field_as_written_here_solves_the_problem():
 
     normal = np.random.default_rng(2).normal(size=(20, 3))
     normal /= np.linalg.norm(normal, axis=1, keepdims=True)
-    traction_and_pull = jax.jit(jax.vmap(lambda x: (sigma(x), jnp.einsum("ijj->i", jax.jacfwd(sigma)(x)))))
+    traction_and_pull = jax.jit(
+        jax.vmap(lambda x: (sigma(x), jnp.einsum("ijj->i", jax.jacfwd(sigma)(x))))
+    )
     x = normal * RADIUS * (1 + 1e-12)
     outer, unbalanced = (np.asarray(part) for part in traction_and_pull(x))
     # 1e-12 off the surface, where second derivatives are of the order of 10
     assert np.abs(displacement(x) - x @ inside).max() < 1e-11
-    assert np.abs(np.einsum("pij,pj->pi", outer, normal) - normal @ stress_of(STIFF, inside)).max() < 1e-10
+    assert (
+        np.abs(np.einsum("pij,pj->pi", outer, normal) - normal @ stress_of(STIFF, inside)).max()
+        < 1e-10
+    )
     assert np.abs(outer - stress_of(STIFF, inside)).max() > 0.1  # the other components do jump
     assert np.abs(unbalanced).max() < 1e-11
 
 
 @pytest.mark.parametrize("inner", [STIFF, SOFT], ids=["stiff", "soft"])
 def test_spherical_inclusion_has_eshelbys_uniform_strain(inner):
-    """Eshelby's displacement on a cube of four radii; the strain in the sphere is uniform and known (see `eshelby`).
+    """Eshelby's displacement on a cube of four radii; the strain in the sphere is uniform and known
+    (see `eshelby`).
 
-    Error of the strain over the core r < a/2, on 6 and 12 voxels to the radius, and its order (moduli 10 : 1 and 1 : 10):
+    Error of the strain over the core r < a/2, on 6 and 12 voxels to the radius, and its order
+    (moduli 10 : 1 and 1 : 10):
 
         stiff  hydrostatic  6.1, 2.9 %  1.05      deviatoric  2.7, 0.9 %  1.51
         soft   hydrostatic  6.4, 3.4 %  0.91      deviatoric  1.9, 1.1 %  0.79
 
-    First order, not second: a mixed voxel is isotropic, which a layered one is not (binary voxels: first order as well,
-    with errors of the same size). u on the cube: order 0.9-1.2.
+    First order, not second: a mixed voxel is isotropic, which a layered one is not (binary voxels:
+    first order as well, with errors of the same size). u on the cube: order 0.9-1.2.
     """
     for name, far in FAR.items():
         displacement, inside = eshelby(inner, MATRIX, far)
@@ -403,27 +479,48 @@ def test_spherical_inclusion_has_eshelbys_uniform_strain(inner):
             r = np.linalg.norm(grid.centres(), axis=-1)
             share = np.asarray(fill(jnp.asarray(r - RADIUS), h))
             exact = np.moveaxis(displacement(grid.nodes()), -1, 0)
-            u = solved(two_phase({"implant": share, "caudal": 1 - share}, inner, MATRIX), h, octant(n), exact)
+            u = solved(
+                two_phase({"implant": share, "caudal": 1 - share}, inner, MATRIX),
+                h,
+                octant(n),
+                exact,
+            )
             core = strain(u, h)[r < RADIUS / 2]
             strain_error.append(np.sqrt(((core - want) ** 2).sum(-1).mean() / (want @ want)))
             error.append(apart(u, exact))
-        print("eshelby", inner, name, "strain", strain_error, orders(strain_error), "u", error, orders(error))
+        print(
+            "eshelby",
+            inner,
+            name,
+            "strain",
+            strain_error,
+            orders(strain_error),
+            "u",
+            error,
+            orders(error),
+        )
         assert strain_error[-1] < 0.04
         assert orders(strain_error)[0] > 0.7
         assert orders(error)[0] == pytest.approx(1.0, abs=0.3)
 
 
-# -- inclined interface --------------------------------------------------------------------------------------
+# -- inclined interface ----------------------------------------------------------------------------
 def volume_below(normal: np.ndarray, c: float) -> float:
-    """Volume of the unit cube where n·x < c, n > 0: Σ over corners v of (−1)^|v| (c − n·v)₊³ / (6 n₁ n₂ n₃)."""
+    """Volume of the unit cube where n·x < c, n > 0: Σ over corners v of (−1)^|v| (c − n·v)₊³ /
+    (6 n₁ n₂ n₃)."""
     corners = np.array(list(product((0, 1), repeat=3)))
-    return float(np.sum((-1.0) ** corners.sum(1) * np.maximum(c - corners @ normal, 0) ** 3) / (6 * np.prod(normal)))
+    return float(
+        np.sum((-1.0) ** corners.sum(1) * np.maximum(c - corners @ normal, 0) ** 3)
+        / (6 * np.prod(normal))
+    )
 
 
 def plane_errors(n: int, normal: np.ndarray, shift: float, rule: str) -> tuple[float, float]:
-    """Relative error of the energy (signed) and of u for a stiff block below the plane n·x = c, soft above.
+    """Relative error of the energy (signed) and of u for a stiff block below the plane n·x = c,
+    soft above.
 
-    Exact: gradient G above, G + a ⊗ n below with (C₁:(G + a ⊗ n) − C₀:G) n = 0; here G compresses the soft part along z.
+    Exact: gradient G above, G + a ⊗ n below with (C₁:(G + a ⊗ n) − C₀:G) n = 0; here G compresses
+    the soft part along z.
     """
     stiff, soft = (10.0, 0.3), (1.0, 0.3)
     grid, h = cube(n), 1.0 / n
@@ -453,23 +550,36 @@ TILTED, STEEP = np.array([0.31, 0.22, 0.9]), np.array([0.8, 0.33, 0.5])
 
 
 def test_inclined_interface_converges_with_first_order():
-    """Two materials, 10 : 1, bonded at a plane, compressed along z: u is piecewise linear, σ·n continuous.
+    """Two materials, 10 : 1, bonded at a plane, compressed along z: u is piecewise linear, σ·n
+    continuous.
 
-    Measured on 6³, 12³, 24³ cells, energy error in per cent (displacement given, so that this is the stiffness), and order:
+    Measured on 6³, 12³, 24³ cells, energy error in per cent (displacement given, so that this is
+    the stiffness), and order:
 
                                tilted 23°                        steep 60°
         forward.medium         0.7   0.35  0.17   1.1, 1.0       −4.4  −2.3  −1.2    0.9, 1.0
         arithmetic mean       10.6   4.5   2.0    1.2, 1.1        2.5   1.0   0.4    1.3, 1.2
         binary voxels          6.2   1.5   0.7    2.0, 1.1        1.3   0.1  −0.1    (changes sign)
 
-    First order with each: an isotropic mixture cannot be right for every load on a layered voxel. The engine's is made for
-    interfaces across the load; at steep ones it is too soft, by more than the others are too stiff. u has order 1 as well.
+    First order with each: an isotropic mixture cannot be right for every load on a layered voxel.
+    The engine's is made for interfaces across the load; at steep ones it is too soft, by more than
+    the others are too stiff. u has order 1 as well.
     """
     rules = ("engine", "arithmetic", "binary")
-    tilted = {rule: np.array([plane_errors(n, TILTED, 0.013, rule) for n in SIZES]) for rule in rules}
+    tilted = {
+        rule: np.array([plane_errors(n, TILTED, 0.013, rule) for n in SIZES]) for rule in rules
+    }
     steep = np.array([plane_errors(n, STEEP, 0.013, "engine") for n in SIZES])
     for name, found in (*tilted.items(), ("steep", steep)):
-        print("plane", name, found[:, 0], orders(np.abs(found[:, 0])), "u", found[:, 1], orders(found[:, 1]))
+        print(
+            "plane",
+            name,
+            found[:, 0],
+            orders(np.abs(found[:, 0])),
+            "u",
+            found[:, 1],
+            orders(found[:, 1]),
+        )
     for found in (tilted["engine"], steep):
         assert orders(np.abs(found[:, 0])) == pytest.approx(1.0, abs=0.15)
         assert orders(found[:, 1]) == pytest.approx(1.0, abs=0.15)
@@ -482,9 +592,11 @@ def test_inclined_interface_converges_with_first_order():
 
 @pytest.mark.parametrize("normal", [TILTED, STEEP], ids=["tilted", "steep"])
 def test_stiffness_follows_a_moving_interface_smoothly(normal):
-    """What the fill is for. The error's scatter about a parabola while the plane crosses one voxel in eight steps:
+    """What the fill is for. The error's scatter about a parabola while the plane crosses one voxel
+    in eight steps:
 
-    with the fill 0.06 and 0.05 % (tilted, steep), with binary voxels 1.1 and 0.5 %, on a grid of 6³.
+    with the fill 0.06 and 0.05 % (tilted, steep), with binary voxels 1.1 and 0.5 %, on a grid of
+    6³.
     """
     n, steps, scatter = SIZES[0], np.linspace(0, 1, 9), {}
     for rule in ("engine", "binary"):
@@ -495,16 +607,27 @@ def test_stiffness_follows_a_moving_interface_smoothly(normal):
     assert scatter["binary"] > 4 * scatter["engine"]
 
 
-# -- near incompressibility ----------------------------------------------------------------------------------
-def mixed_q1p0(shape: tuple[int, int, int], h: float, mu: np.ndarray) -> tuple[sp.csc_matrix, sp.csr_matrix]:
-    """A (∫ 2 μ ε:ε) and B (∫_e div u) of trilinear displacements and one pressure per voxel, from the 1-D matrices.
+# -- near incompressibility ------------------------------------------------------------------------
+def mixed_q1p0(
+    shape: tuple[int, int, int], h: float, mu: np.ndarray
+) -> tuple[sp.csc_matrix, sp.csr_matrix]:
+    """A (∫ 2 μ ε:ε) and B (∫_e div u) of trilinear displacements and one pressure per voxel, from
+    the 1-D matrices.
 
-    ∫ ∂_iN_a ∂_jN_b is a product over the axes of mass, slope and mixed matrices of linear functions on [0, h].
+    ∫ ∂_iN_a ∂_jN_b is a product over the axes of mass, slope and mixed matrices of linear functions
+    on [0, h].
     """
-    mass, slope, mixed = h / 6 * np.array([[2, 1], [1, 2]]), np.array([[1, -1], [-1, 1]]) / h, np.array([[-1, -1], [1, 1]]) / 2
+    mass, slope, mixed = (
+        h / 6 * np.array([[2, 1], [1, 2]]),
+        np.array([[1, -1], [-1, 1]]) / h,
+        np.array([[-1, -1], [1, 1]]) / 2,
+    )
 
     def integral(i: int, j: int) -> np.ndarray:
-        factors = [slope if i == j == c else mixed if c == i else mixed.T if c == j else mass for c in range(3)]
+        factors = [
+            slope if i == j == c else mixed if c == i else mixed.T if c == j else mass
+            for c in range(3)
+        ]
         return np.kron(np.kron(factors[0], factors[1]), factors[2])
 
     k = np.zeros((8, 3, 8, 3))
@@ -518,16 +641,23 @@ def mixed_q1p0(shape: tuple[int, int, int], h: float, mu: np.ndarray) -> tuple[s
     index, cells = plain.unknowns(shape), int(np.prod(shape))
     size = index.max() + 1
     blocks = (mu.reshape(-1, 1, 1) * k.reshape(24, 24)).ravel()
-    a = sp.csc_matrix((blocks, (np.repeat(index, 24, axis=1).ravel(), np.tile(index, (1, 24)).ravel())), shape=(size, size))
+    a = sp.csc_matrix(
+        (blocks, (np.repeat(index, 24, axis=1).ravel(), np.tile(index, (1, 24)).ravel())),
+        shape=(size, size),
+    )
     rows = np.repeat(np.arange(cells), 24)
-    return a, sp.csr_matrix((np.tile(divergence.ravel(), cells), (rows, index.ravel())), shape=(cells, size))
+    return a, sp.csr_matrix(
+        (np.tile(divergence.ravel(), cells), (rows, index.ravel())), shape=(cells, size)
+    )
 
 
 def test_element_is_the_mixed_q1p0_element():
-    """[A Bᵀ; B −V/λ] (u, p) = (f, 0), p = λ·(mean of div u): the same u and p as from the condensed element matrices.
+    """[A Bᵀ; B −V/λ] (u, p) = (f, 0), p = λ·(mean of div u): the same u and p as from the condensed
+    element matrices.
 
-    (Equivalence of reduced integration and mixed methods, Malkus & Hughes 1978.) Cantilevered layers of ν = 0.3 and ν₁; the
-    mixed form also has ν₁ = 1/2, 1/λ = 0, which the engine's approaches like 1 − 2ν₁: nothing locks on the way.
+    (Equivalence of reduced integration and mixed methods, Malkus & Hughes 1978.) Cantilevered
+    layers of ν = 0.3 and ν₁; the mixed form also has ν₁ = 1/2, 1/λ = 0, which the engine's
+    approaches like 1 − 2ν₁: nothing locks on the way.
     """
     shape, h = (4, 3, 6), 0.5
     soft = np.zeros(shape, bool)
@@ -543,8 +673,13 @@ def test_element_is_the_mixed_q1p0_element():
     fixed = np.setdiff1d(np.arange(3 * size), free)
 
     def mixed(nu: float) -> tuple[np.ndarray, np.ndarray]:
-        compliance = np.where(soft, (1 - 2 * nu) / (2 * mu * nu), (1 - 0.6) / (2 * mu * 0.3)).ravel()
-        block = sp.bmat([[a[free][:, free], b[:, free].T], [b[:, free], -sp.diags(h**3 * compliance)]], format="csc")
+        compliance = np.where(
+            soft, (1 - 2 * nu) / (2 * mu * nu), (1 - 0.6) / (2 * mu * 0.3)
+        ).ravel()
+        block = sp.bmat(
+            [[a[free][:, free], b[:, free].T], [b[:, free], -sp.diags(h**3 * compliance)]],
+            format="csc",
+        )
         found = spla.spsolve(block, np.concatenate([force[free], np.zeros(len(compliance))]))
         u = np.zeros(3 * size)
         u[free] = found[: len(free)]
@@ -558,25 +693,40 @@ def test_element_is_the_mixed_q1p0_element():
         # two direct solves at contrast ~1e3·1e4 round by ~1e-16·1e6
         assert np.abs(u - reference).max() < 1e-9 * np.abs(u).max()
         eps = strain(u.reshape(3, *nodes.shape[:3]), h)
-        assert np.abs(lam * eps[..., :3].sum(-1) - pressure.reshape(shape)).max() < 1e-7 * np.abs(pressure).max()
+        assert (
+            np.abs(lam * eps[..., :3].sum(-1) - pressure.reshape(shape)).max()
+            < 1e-7 * np.abs(pressure).max()
+        )
         gaps.append(np.abs(u - limit).max() / np.abs(limit).max())
     print("gaps to nu = 1/2", gaps)
-    assert gaps[0] / gaps[1] == pytest.approx(10, rel=0.2) and gaps[1] / gaps[2] == pytest.approx(10, rel=0.05)
+    assert gaps[0] / gaps[1] == pytest.approx(10, rel=0.2) and gaps[1] / gaps[2] == pytest.approx(
+        10, rel=0.05
+    )
 
 
 def bending_ratio(n: int, nu: float, full: bool = False) -> float:
-    """Compliance over the exact one of a beam 2 × ½ × 1 (n elements high) under end tractions σ_x = E κ z.
+    """Compliance over the exact one of a beam 2 × ½ × 1 (n elements high) under end tractions σ_x =
+    E κ z.
 
-    Exact: u = κ (x z, −ν y z, −(x² + ν (z² − y²))/2); u_x = 0 at x = 0 and u_y = 0 at y = 0 are planes of symmetry.
+    Exact: u = κ (x z, −ν y z, −(x² + ν (z² − y²))/2); u_x = 0 at x = 0 and u_y = 0 at y = 0 are
+    planes of symmetry.
     """
     h, shape = 1.0 / n, (2 * n, n // 2, n)
     lam, mu = plain.lame(1.0, nu)
     one = np.ones(shape)
-    matrix = plain.assembled((lam * one, mu * one, 0 * one), h, matrices=plain.fully_integrated(h) if full else None)
+    matrix = plain.assembled(
+        (lam * one, mu * one, 0 * one), h, matrices=plain.fully_integrated(h) if full else None
+    )
     x, _, z = np.moveaxis(Grid(shape, (0.0, 0.0, -0.5), h).nodes(), -1, 0)
     number = np.arange(x.size).reshape(x.shape)
-    fixed = np.concatenate([number[0].ravel(), x.size + number[:, 0].ravel(), 2 * x.size + number[0, 0, [n // 2]]])
-    mass = h / 6 * (np.diag(np.r_[2.0, np.full(n - 1, 4.0), 2.0]) + np.eye(n + 1, k=1) + np.eye(n + 1, k=-1))
+    fixed = np.concatenate(
+        [number[0].ravel(), x.size + number[:, 0].ravel(), 2 * x.size + number[0, 0, [n // 2]]]
+    )
+    mass = (
+        h
+        / 6
+        * (np.diag(np.r_[2.0, np.full(n - 1, 4.0), 2.0]) + np.eye(n + 1, k=1) + np.eye(n + 1, k=-1))
+    )
     width = h * np.r_[0.5, np.ones(shape[1] - 1), 0.5]
     force = np.zeros((3, *x.shape))
     force[0, -1] = np.outer(width, mass @ z[0, 0])  # consistent with the linear traction
@@ -586,19 +736,32 @@ def bending_ratio(n: int, nu: float, full: bool = False) -> float:
 
 @pytest.mark.parametrize("nu", [0.0, 0.3, 0.49, 0.499, 0.4999])
 def test_pure_bending_does_not_lock_near_incompressibility(nu):
-    """The nodal values of the exact u cost, with z' the height above the voxel's middle and n voxels over the height,
+    """The nodal values of the exact u cost, with z' the height above the voxel's middle and n
+    voxels over the height,
 
-        2 μ (1 + ν²) z'²  instead of  E z'²      (ε_z has no part linear in z, the mean dilatation sees no z')
+        2 μ (1 + ν²) z'²  instead of  E z'²      (ε_z has no part linear in z, the mean dilatation
+                                                 sees no z')
         G (x'² + ν² y'²)                         (parasitic shear of −(x² − ν y²)/2)
 
-    so that C/C_exact = 1/(1 + c/n²) with c = (1 − 2ν + 3ν²)/(2 (1 + ν)): 1/2 at ν = 0, 1/4 at ν → 1/2, no locking.
+    so that C/C_exact = 1/(1 + c/n²) with c = (1 − 2ν + 3ν²)/(2 (1 + ν)): 1/2 at ν = 0, 1/4 at ν →
+    1/2, no locking.
     """
     c = (1 - 2 * nu + 3 * nu**2) / (2 * (1 + nu))
     rows = np.array([4, 8])
     ratio = np.array([bending_ratio(n, nu) for n in rows])
     shortfall, locked = (1 / ratio - 1) * rows**2 / c, bending_ratio(4, nu, full=True)
-    print("bending", nu, ratio, "shortfall over predicted", shortfall, orders(1 - ratio), "fully integrated", locked)
-    # the end x = L, where tractions leave the nodes free to do better, takes a few per cent of that (less as h → 0)
+    print(
+        "bending",
+        nu,
+        ratio,
+        "shortfall over predicted",
+        shortfall,
+        orders(1 - ratio),
+        "fully integrated",
+        locked,
+    )
+    # the end x = L, where tractions leave the nodes free to do better, takes a few per cent of that
+    # (less as h → 0)
     assert shortfall == pytest.approx(1.0, abs=0.1)
     assert shortfall[1] == pytest.approx(1.0, abs=0.04)
     if nu >= 0.49:

@@ -1,4 +1,5 @@
-"""What is compiled, and when: a second patient brings nothing new, and nothing in the compiled path goes back to the host."""
+"""What is compiled, and when: a second patient brings nothing new, and nothing in the compiled
+path goes back to the host."""
 
 from __future__ import annotations
 
@@ -42,13 +43,16 @@ def design_iteration(segment) -> np.ndarray:
     scene = replace(scene, reference_sed=jnp.ones((len(numerics.loadcases), len(scene.sample))))
     problem = Problem(scene, numerics, implants.load("cage", CAGE), goals(GOALS))
     unit = problem.initial()
-    evaluation, _, slope, _ = problem.gradient(unit, jnp.zeros(0), 1.0, problem.hierarchy(unit), forward.cold(scene))
+    evaluation, _, slope, _ = problem.gradient(
+        unit, jnp.zeros(0), 1.0, problem.hierarchy(unit), forward.cold(scene)
+    )
     assert all(np.isfinite(v).all() for v in slope.values())
     return np.asarray(evaluation.measures)
 
 
 def test_a_second_patient_compiles_nothing_new():
-    """Another anatomy (width, depth, tilt), grid origin, patches and links: same buckets of 16 voxels, same programs.
+    """Another anatomy (width, depth, tilt), grid origin, patches and links: same buckets of 16
+    voxels, same programs.
 
     (A patient in other buckets compiles once; that stays in the persistent cache.)
     """
@@ -57,13 +61,18 @@ def test_a_second_patient_compiles_nothing_new():
         jax.jit(lambda x: jnp.cosh(x) * 1.2345)(jnp.arange(7.0))
         assert names, "the counter does not count"
         names.clear()
-        second = design_iteration(phantom_segment(spacing_mm=1.5, texture=0.1, coronal_deg=3.0, width_mm=53.0, depth_mm=33.0))
+        second = design_iteration(
+            phantom_segment(
+                spacing_mm=1.5, texture=0.1, coronal_deg=3.0, width_mm=53.0, depth_mm=33.0
+            )
+        )
     assert not names, names
     assert np.abs(first / second - 1).max() > 0.01
 
 
 def test_nothing_in_the_solve_goes_back_to_the_host():
-    """The programs that a GPU would run: no callback, in- or outfeed in the XLA solver's or the objectives' code."""
+    """The programs that a GPU would run: no callback, in- or outfeed in the XLA solver's or the
+    objectives' code."""
     shape = (8, 8, 8)
     one = jnp.ones(shape)
     system = multigrid.System(multigrid.Medium(one, one, one), None, None)
@@ -74,7 +83,9 @@ def test_nothing_in_the_solve_goes_back_to_the_host():
 
     def energy(medium, load):
         changed = multigrid.System(medium, None, None)
-        u, _ = multigrid.solve(1.0, settings, changed, load, hierarchy, 0 * load, 0 * load, jnp.zeros(3))
+        u, _ = multigrid.solve(
+            1.0, settings, changed, load, hierarchy, 0 * load, 0 * load, jnp.zeros(3)
+        )
         return jnp.sum(u * load)
 
     text = jax.jit(jax.grad(energy)).lower(system.medium, load).as_text()
@@ -82,5 +93,9 @@ def test_nothing_in_the_solve_goes_back_to_the_host():
     for word in ("callback", "infeed", "outfeed", "xla_python", "host_transfer"):
         assert word not in text, word
     # and it can fail: a callback leaves its name
-    spoiled = jax.jit(lambda x: jax.pure_callback(np.sin, jax.ShapeDtypeStruct((), jnp.float64), x)).lower(1.0).as_text()
+    spoiled = (
+        jax.jit(lambda x: jax.pure_callback(np.sin, jax.ShapeDtypeStruct((), jnp.float64), x))
+        .lower(1.0)
+        .as_text()
+    )
     assert "callback" in spoiled

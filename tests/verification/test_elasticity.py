@@ -46,13 +46,14 @@ def nodal(grid: Grid, gradient: np.ndarray, shift: np.ndarray | float = 0.0) -> 
     return np.moveaxis(grid.nodes() @ gradient.T + shift, -1, 0)
 
 
-# -- one element ---------------------------------------------------------------------------------------------
+# -- one element -----------------------------------------------------------------------------------
 def test_element_matrices_are_symmetric_and_leave_exactly_the_six_rigid_motions_free():
     k_lam, k_mu, k_kappa = element_matrices(H)
     for k in (k_lam, k_mu, k_kappa):
         assert np.abs(k - k.T).max() < 1e-15 * np.abs(k).max()  # quadrature sums round by an ε
     values = np.linalg.eigvalsh(k_lam + k_mu)
-    # float64 eigenvalues of a 24×24 matrix are good to about 24 ε of the largest; an hourglass mode would be a seventh
+    # float64 eigenvalues of a 24×24 matrix are good to about 24 ε of the largest; an hourglass mode
+    # would be a seventh
     assert np.sum(np.abs(values) < 1e-13 * values[-1]) == 6
     assert values[6] > 1e-3 * values[-1]
     x = corner_positions(H)
@@ -71,7 +72,9 @@ def test_constant_strain_has_exactly_its_energy():
         u = (corner_positions(H) @ eps).ravel()
         stress = lam * np.trace(eps) * np.eye(3) + 2 * mu * eps
         # closed form; 1e-12 is 24 products in float64 with room
-        assert 0.5 * u @ (lam * k_lam + mu * k_mu) @ u == pytest.approx(0.5 * H**3 * np.sum(stress * eps), rel=1e-12)
+        assert 0.5 * u @ (lam * k_lam + mu * k_mu) @ u == pytest.approx(
+            0.5 * H**3 * np.sum(stress * eps), rel=1e-12
+        )
 
 
 def test_foundation_carries_the_lumped_mass():
@@ -80,7 +83,7 @@ def test_foundation_carries_the_lumped_mass():
     assert shift @ k_kappa @ shift == pytest.approx(H**3 * (0.3**2 + 1 + 4), rel=1e-14)
 
 
-# -- the operator --------------------------------------------------------------------------------------------
+# -- the operator ----------------------------------------------------------------------------------
 def test_apply_is_the_plain_element_product():
     medium, rng = random_medium(SHAPE), np.random.default_rng(2)
     u = rng.normal(size=(3, 3, *(n + 1 for n in SHAPE)))
@@ -101,7 +104,9 @@ def test_apply_is_the_plain_product_where_the_medium_is_uniform_and_soft_beside_
     u = np.random.default_rng(3).normal(size=(1, 3, *(n + 1 for n in SHAPE)))
     fields = (lam, 0.7 * lam, 0 * lam)
     plain_out = plain.plain_product(fields, u, H)[:, :, 3:]
-    fast = np.asarray(elasticity.apply(Medium(*map(jnp.asarray, fields)), jnp.asarray(u), H))[:, :, 3:]
+    fast = np.asarray(elasticity.apply(Medium(*map(jnp.asarray, fields)), jnp.asarray(u), H))[
+        :, :, 3:
+    ]
     assert np.abs(fast - plain_out).max() < 1e-12 * np.abs(plain_out).max()
 
 
@@ -109,9 +114,10 @@ def test_operator_with_foundation_and_links_is_symmetric_and_positive():
     medium, rng = random_medium(SHAPE, 4), np.random.default_rng(4)
     root = rng.normal(size=(6, 6))
     links = Links(
-        jnp.asarray(rng.choice(200, 30, replace=False)), jnp.asarray(rng.normal(size=(6, 30, 3))),
+        jnp.asarray(rng.choice(200, 30, replace=False)),
+        jnp.asarray(rng.normal(size=(6, 30, 3))),
         jnp.asarray(1e3 * root @ root.T),
-    )  # fmt: skip
+    )
     u, v = rng.normal(size=(2, 1, 3, *(n + 1 for n in SHAPE)))
     ku, kv = (np.asarray(elasticity.apply(medium, jnp.asarray(w), H, links)) for w in (u, v))
     size = np.linalg.norm(ku) * np.linalg.norm(v)
@@ -128,8 +134,15 @@ def test_energy_pairing_is_the_derivative_of_the_operator():
     u, v = (jnp.asarray(w) for w in rng.normal(size=(2, 2, 3, *(n + 1 for n in SHAPE))))
     pairing = elasticity.energy_pairing(u, v, H)
     for part in range(3):
-        moved = Medium(*(m + c if i == part else m for i, (m, c) in enumerate(zip(fields(medium), fields(change), strict=True))))
-        difference = jnp.vdot(v, elasticity.apply(moved, u, H)) - jnp.vdot(v, elasticity.apply(medium, u, H))
+        moved = Medium(
+            *(
+                m + c if i == part else m
+                for i, (m, c) in enumerate(zip(fields(medium), fields(change), strict=True))
+            )
+        )
+        difference = jnp.vdot(v, elasticity.apply(moved, u, H)) - jnp.vdot(
+            v, elasticity.apply(medium, u, H)
+        )
         expected = jnp.vdot(pairing[part], fields(change)[part])
         scale = float(jnp.sum(jnp.abs(pairing[part]) * fields(change)[part]))
         assert abs(float(difference - expected)) < 1e-11 * scale
@@ -150,17 +163,22 @@ def test_linear_field_is_recovered_exactly_in_strain_and_stress():
     medium = random_medium(SHAPE, 9)
     sigma = np.asarray(elasticity.stress(medium, jnp.asarray(eps)))
     lam, mu = np.asarray(medium.lam)[..., None], np.asarray(medium.mu)[..., None]
-    expected = lam * np.trace(sym) * np.array([1, 1, 1, 0, 0, 0]) + mu * voigt * np.array([2, 2, 2, 1, 1, 1])
+    expected = lam * np.trace(sym) * np.array([1, 1, 1, 0, 0, 0]) + mu * voigt * np.array(
+        [2, 2, 2, 1, 1, 1]
+    )
     np.testing.assert_allclose(sigma[0], expected, rtol=1e-9, atol=1e-14 * float(lam.max()))
 
 
-# -- boundary-value problems ---------------------------------------------------------------------------------
+# -- boundary-value problems -----------------------------------------------------------------------
 def test_patch_test_uniform_strain_under_prescribed_displacements():
-    """All boundary nodes follow u = G x through System.free; the inner ones must, whatever G (six strains at once)."""
+    """All boundary nodes follow u = G x through System.free; the inner ones must, whatever G
+    (six strains at once)."""
     grid = Grid(SOLVABLE, (0.0, 0.0, 0.0), 2.0)
     inner = np.zeros([n + 1 for n in SOLVABLE])
     inner[1:-1, 1:-1, 1:-1] = 1.0
-    system = System(uniform(SOLVABLE, 1000.0, 0.3), jnp.asarray(np.broadcast_to(inner, (3, *inner.shape))), None)
+    system = System(
+        uniform(SOLVABLE, 1000.0, 0.3), jnp.asarray(np.broadcast_to(inner, (3, *inner.shape))), None
+    )
     gradients = np.random.default_rng(10).normal(size=(2, 3, 3))
     exact = jnp.asarray(np.stack([nodal(grid, g) for g in gradients]))
     held = (1 - system.free) * exact
@@ -175,7 +193,8 @@ def test_patch_test_uniform_strain_under_prescribed_displacements():
 
 
 def test_bimaterial_bar_in_series_is_exact_without_poisson():
-    """ν = 0: compliance C = L₁/(E₁A) + L₂/(E₂A); bilinear elements hold the two uniform states exactly."""
+    """ν = 0: compliance C = L₁/(E₁A) + L₂/(E₂A); bilinear elements hold the two uniform states
+    exactly."""
     h, shape = 1.0, (2, 3, 6)
     e = np.full(shape, 900.0)
     e[:, :, 2:] = 15.0
@@ -199,7 +218,8 @@ def test_bimaterial_bar_in_series_is_exact_without_poisson():
 
 
 def cantilever_ratio(n: int) -> float:
-    """Tip deflection over Timoshenko's, of a beam 8:1, n elements high, one wide (ν = 0: plane), uniform end shear."""
+    """Tip deflection over Timoshenko's, of a beam 8:1, n elements high, one wide (ν = 0: plane),
+    uniform end shear."""
     height, length, e = 1.0, 8.0, 100.0
     h = height / n
     shape = (8 * n, 1, n)
@@ -214,13 +234,18 @@ def cantilever_ratio(n: int) -> float:
     load[2, -1] = np.outer([0.5, 0.5], np.r_[0.5, np.ones(n - 1), 0.5]) / n
     u = plain.solved(matrix, load.ravel(), fixed, 0.0)
     inertia, area = h * height**3 / 12, h * height
-    bending, shear = length**3 / (3 * e * inertia), length / (5 / 6 * e / 2 * area)  # Cowper's k = 5/6 at ν = 0
+    bending, shear = (
+        length**3 / (3 * e * inertia),
+        length / (5 / 6 * e / 2 * area),
+    )  # Cowper's k = 5/6 at ν = 0
     return float(load.ravel() @ u / (bending + shear))
 
 
 def test_cantilever_approaches_timoshenko_with_second_order():
-    """Parasitic shear of the trilinear element in bending adds (G/E)(h/H)² = 1/(2n²) to the bending energy at ν = 0, so
-    the deflection falls short by that share; nothing else is left but the clamp's warping restraint (< 0.2 %)."""
+    """Parasitic shear of the trilinear element in bending adds (G/E)(h/H)² = 1/(2n²) to the bending
+    energy at ν = 0, so the deflection falls short by that share; nothing else is left but the
+    clamp's warping restraint (< 0.2 %).
+    """
     rows = (2, 4, 8)
     ratios = np.array([cantilever_ratio(n) for n in rows])
     predicted = 1 / (1 + 0.5 / np.array(rows) ** 2)
@@ -232,7 +257,8 @@ def test_cantilever_approaches_timoshenko_with_second_order():
 
 
 def bonded_block_stiffness(k: int, nu: float, full: bool = False) -> float:
-    """Force for a unit compression of a 4×4×2 block between bonded rigid plates, k elements per unit length."""
+    """Force for a unit compression of a 4×4×2 block between bonded rigid plates, k elements per
+    unit length."""
     h, shape = 1.0 / k, (4 * k, 4 * k, 2 * k)
     lam, mu = plain.lame(1.0, nu)
     one = np.ones(shape)
@@ -248,8 +274,10 @@ def bonded_block_stiffness(k: int, nu: float, full: bool = False) -> float:
 
 
 def test_nearly_incompressible_block_does_not_lock():
-    """A disc-like block at ν = 0.4999. The corner singularity of the bonded edge costs 15 % on two elements over the
-    height and 4 % on four (fine grid: eight); the fully integrated element is two hundred times too stiff."""
+    """A disc-like block at ν = 0.4999. The corner singularity of the bonded edge costs 15 % on two
+    elements over the height and 4 % on four (fine grid: eight); the fully integrated element is two
+    hundred times too stiff.
+    """
     fine = bonded_block_stiffness(4, 0.4999)
     coarse, middle = (bonded_block_stiffness(k, 0.4999) for k in (1, 2))
     assert coarse == pytest.approx(fine, rel=0.18)
@@ -258,11 +286,14 @@ def test_nearly_incompressible_block_does_not_lock():
     # and it does not turn stiffer without bound as ν → 1/2
     assert bonded_block_stiffness(1, 0.499999) == pytest.approx(coarse, rel=0.02)
     # at ν = 0 the two elements are the same
-    assert bonded_block_stiffness(1, 0.0, full=True) == pytest.approx(bonded_block_stiffness(1, 0.0), rel=1e-12)
+    assert bonded_block_stiffness(1, 0.0, full=True) == pytest.approx(
+        bonded_block_stiffness(1, 0.0), rel=1e-12
+    )
 
 
 def test_fully_integrated_oracle_is_the_textbook_element():
-    """The element that locks must itself be right: same energy in constant strain, six zero modes."""
+    """The element that locks must itself be right: same energy in constant strain, six zero
+    modes."""
     k_lam, k_mu, _ = plain.fully_integrated(H)
     rng = np.random.default_rng(11)
     u = (corner_positions(H) @ tensor(rng.normal(size=6))).ravel()
@@ -270,7 +301,7 @@ def test_fully_integrated_oracle_is_the_textbook_element():
     assert np.sum(np.abs(np.linalg.eigvalsh(k_lam + k_mu)) < 1e-12) == 6
 
 
-# -- patches -------------------------------------------------------------------------------------------------
+# -- patches ---------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def patch_on_grid():
     grid = Grid((7, 6, 5), (-3.0, 4.0, 10.0), H)
@@ -291,7 +322,9 @@ def test_spread_is_statically_equivalent(patch_on_grid):
         total = np.concatenate([f.sum((0, 1, 2)), np.cross(x - point, f).sum((0, 1, 2))])
         assert np.abs(total - wrench).max() < 1e-10 * np.abs(wrench).max()
     about_origin = elasticity.resultant(grid, forces)
-    expected = np.concatenate([wrenches[:, :3], wrenches[:, 3:] + np.cross(point, wrenches[:, :3])], axis=1)
+    expected = np.concatenate(
+        [wrenches[:, :3], wrenches[:, 3:] + np.cross(point, wrenches[:, :3])], axis=1
+    )
     np.testing.assert_allclose(about_origin, expected, rtol=1e-10, atol=1e-7)
     outside = np.ones(int(np.prod([n + 1 for n in grid.shape])), bool)
     outside[patch.node] = False

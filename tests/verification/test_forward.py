@@ -26,9 +26,10 @@ def relative(a, b) -> float:
     return float(np.abs(np.asarray(a) - np.asarray(b)).max() / np.abs(np.asarray(b)).max())
 
 
-# -- statics -------------------------------------------------------------------------------------------------
+# -- statics ---------------------------------------------------------------------------------------
 def test_support_reaction_balances_the_applied_wrench(start):
-    """Solved to a residual of 1e-10; the reaction is a sum over all rows of it, so 1e-7 leaves room for the lever arms."""
+    """Solved to a residual of 1e-10; the reaction is a sum over all rows of it, so 1e-7 leaves
+    room for the lever arms."""
     reaction, applied = np.asarray(start.response.reaction), np.asarray(start.response.applied)
     for part in (slice(0, 3), slice(3, 6)):
         size = np.linalg.norm(applied[:, part], axis=1)
@@ -36,15 +37,21 @@ def test_support_reaction_balances_the_applied_wrench(start):
 
 
 def test_basis_gives_every_load_case_back(bench, rodded, segment):
-    """Nodal forces of the combination have each case's wrench as resultant, and five cases need only four solves."""
+    """Nodal forces of the combination have each case's wrench as resultant, and five cases need
+    only four solves."""
     scene, numerics = rodded
     forces = np.einsum("lr,rcxyz->lcxyz", scene.combination, scene.forces)
     got = elasticity.resultant(numerics.grid, forces)
     top, bottom = segment.cranial.superior.centre_mm, segment.caudal.inferior.centre_mm
     line = (bottom - top) / np.linalg.norm(bottom - top)
     assert scene.forces.shape[0] == 4
-    cases = {"standing": (500, 0, 0, 0), "flexion": (1175, 7.5, 0, 0), "left_bending": (700, 0, 7.8, 0),
-             "right_bending": (700, 0, -7.8, 0), "left_rotation": (720, 0, 0, 5.5)}  # fmt: skip
+    cases = {
+        "standing": (500, 0, 0, 0),
+        "flexion": (1175, 7.5, 0, 0),
+        "left_bending": (700, 0, 7.8, 0),
+        "right_bending": (700, 0, -7.8, 0),
+        "left_rotation": (720, 0, 0, 5.5),
+    }
     for name, wrench in zip(numerics.loadcases, got, strict=True):
         preload, *moment = cases[name]
         force = preload * line
@@ -79,31 +86,44 @@ def test_work_of_one_load_on_another_is_reciprocal(bench, start):
 
 def test_compliance_is_twice_the_stored_energy(bench, start):
     """fᵀu = uᵀKu, with foundation and links; here per basis load."""
-    system, _, _ = forward.construct(bench.scene, bench.numerics, bench.family, bench.physical(bench.initial()))
+    system, _, _ = forward.construct(
+        bench.scene, bench.numerics, bench.family, bench.physical(bench.initial())
+    )
     ku = multigrid.operate(system, start.displacement, bench.numerics.grid.spacing_mm)
-    stored = jnp.einsum("lr,rcxyz,scxyz,ls->l", bench.scene.combination, ku, start.displacement, bench.scene.combination)
+    stored = jnp.einsum(
+        "lr,rcxyz,scxyz,ls->l",
+        bench.scene.combination,
+        ku,
+        start.displacement,
+        bench.scene.combination,
+    )
     assert relative(stored, start.response.compliance) < 1e-8
 
 
 def test_compliance_is_positive_and_the_segment_moves_as_it_is_pushed(start):
-    """Compression shortens, flexion tips forward (+x), left bending turns about +y, left rotation about +z."""
+    """Compression shortens, flexion tips forward (+x), left bending turns about +y, left
+    rotation about +z."""
     response = start.response
     assert np.all(np.asarray(response.compliance) > 0)
     relative_motion = np.asarray(response.motion[:, 1] - response.motion[:, 0])
     assert relative_motion[response.case("standing"), 2] < 0
     free = relative_motion - relative_motion[response.case("standing")]
     for name, axis, sign in (
-        ("flexion", 3, 1), ("left_bending", 4, 1), ("right_bending", 4, -1), ("left_rotation", 5, 1)
-    ):  # fmt: skip
+        ("flexion", 3, 1),
+        ("left_bending", 4, 1),
+        ("right_bending", 4, -1),
+        ("left_rotation", 5, 1),
+    ):
         row = free[response.case(name)]
         assert sign * row[axis] > 0
     with pytest.raises(ValueError, match="'walking' is not in this response; it has standing"):
         response.case("walking")
 
 
-# -- symmetry ------------------------------------------------------------------------------------------------
+# -- symmetry --------------------------------------------------------------------------------------
 def test_phantom_bends_left_as_it_bends_right(bench, start):
-    """Anatomy, cage and grid are mirror images in x = 0 up to the resampling of the signed distances (1.5 mm samples)."""
+    """Anatomy, cage and grid are mirror images in x = 0 up to the resampling of the signed
+    distances (1.5 mm samples)."""
     response = start.response
     left, right = response.case("left_bending"), response.case("right_bending")
     low, high = principal_strains(response.strain)
@@ -119,15 +139,19 @@ def test_phantom_bends_left_as_it_bends_right(bench, start):
     flip = np.array([-1, 1, 1, 1, -1, -1])  # mirror of translations and rotations in x = 0
     motion = np.asarray(response.motion)
     assert np.abs(motion[left] - flip * motion[right]).max() < 5e-3 * np.abs(motion[left]).max()
-    assert float(response.compliance[left]) == pytest.approx(float(response.compliance[right]), rel=2e-3)
+    assert float(response.compliance[left]) == pytest.approx(
+        float(response.compliance[right]), rel=2e-3
+    )
 
 
-# -- geometry ------------------------------------------------------------------------------------------------
+# -- geometry --------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def shares(bench):
     parameters = {k: jnp.asarray(g.initial) for k, g in bench.family.groups().items()}
     implant = bench.family.fields(parameters, bench.scene.anatomy)
-    return implant, np.asarray(mixture.fractions(bench.scene, bench.numerics.grid.spacing_mm, implant))
+    return implant, np.asarray(
+        mixture.fractions(bench.scene, bench.numerics.grid.spacing_mm, implant)
+    )
 
 
 def test_fractions_are_shares_of_a_whole(shares):
@@ -141,34 +165,44 @@ def test_fractions_are_shares_of_a_whole(shares):
 
 
 def test_conforming_faces_leave_no_gap(bench):
-    """Inside the footprint, bone and implant fill every voxel on the interface: fill(φ) + fill(−φ) = 1 exactly.
+    """Inside the footprint, bone and implant fill every voxel on the interface: fill(φ) + fill(−φ)
+    = 1 exactly.
 
-    On the full-endplate family, whose solid footprint is many voxels wide; the cage composes its faces alike.
+    On the full-endplate family, whose solid footprint is many voxels wide; the cage composes its
+    faces alike.
     """
     anatomy, h = bench.scene.anatomy, bench.numerics.grid.spacing_mm
     family = implants.load("full_endplate", {})
     implant = family.fields({}, anatomy)
     fractions = np.asarray(mixture.fractions(bench.scene, h, implant))
     # where the disc-space body, which ends at the rounded rims, does not cut the part off first
-    clear = (np.asarray(anatomy.rim) < -HALF * h - family.rim_inset_mm) & (np.asarray(anatomy.disc) < -HALF * h - DISC_MARGIN_MM)
+    clear = (np.asarray(anatomy.rim) < -HALF * h - family.rim_inset_mm) & (
+        np.asarray(anatomy.disc) < -HALF * h - DISC_MARGIN_MM
+    )
     part = fractions[..., IMPLANT]
     face = clear & (part > 0.02) & (part < 0.98)
     assert face.sum() > 100
     total = fractions[..., :3].sum(-1)
     assert np.abs(total[face] - 1.0).max() < 1e-12
-    # it can fail: a product of fills, as in bone·(1 − implant), leaves up to a quarter of the voxel empty
-    product = part + (1 - part) * np.maximum(fill(bench.scene.caudal, h), fill(bench.scene.cranial, h))
+    # it can fail: a product of fills, as in bone·(1 − implant), leaves up to a quarter of the voxel
+    # empty
+    product = part + (1 - part) * np.maximum(
+        fill(bench.scene.caudal, h), fill(bench.scene.cranial, h)
+    )
     assert np.abs(product[face] - 1.0).max() > 0.2
 
 
 def test_offset_face_opens_a_gap(bench):
-    """Half a millimetre of standoff takes volume from the implant, and the bone doesn't grow into it."""
+    """Half a millimetre of standoff takes volume from the implant, and the bone doesn't grow
+    into it."""
     parameters = {k: jnp.asarray(g.initial) for k, g in bench.family.groups().items()}
     parameters["offset_caudal"] = 0.5 + 0 * parameters["offset_caudal"]
     shares = []
     for p in ({k: jnp.asarray(g.initial) for k, g in bench.family.groups().items()}, parameters):
         implant = bench.family.fields(p, bench.scene.anatomy)
-        shares.append(np.asarray(mixture.fractions(bench.scene, bench.numerics.grid.spacing_mm, implant)))
+        shares.append(
+            np.asarray(mixture.fractions(bench.scene, bench.numerics.grid.spacing_mm, implant))
+        )
     lost = shares[0][..., IMPLANT].sum() - shares[1][..., IMPLANT].sum()
     gained = shares[1][..., 0].sum() - shares[0][..., 0].sum()
     assert lost > 1
@@ -182,7 +216,9 @@ def test_bone_and_implant_volume_follow_the_offset(bench):
     sunk = {**base, "offset_caudal": -0.5 + 0 * base["offset_caudal"]}
     h = bench.numerics.grid.spacing_mm
     before, after = (
-        np.asarray(mixture.fractions(bench.scene, h, bench.family.fields(p, bench.scene.anatomy))).sum((0, 1, 2))
+        np.asarray(
+            mixture.fractions(bench.scene, h, bench.family.fields(p, bench.scene.anatomy))
+        ).sum((0, 1, 2))
         for p in (base, sunk)
     )
     gained = after[IMPLANT] - before[IMPLANT]
@@ -191,14 +227,17 @@ def test_bone_and_implant_volume_follow_the_offset(bench):
 
 
 def test_derivative_at_a_conforming_face_is_that_of_sinking_it(bench):
-    """At g = 0 φ_bone and −φ_implant tie all over the face. Against one-sided differences into the bone; max() would give
-    bone half of its derivative and the disc's remnant, which is not there, the other half."""
+    """At g = 0 φ_bone and −φ_implant tie all over the face. Against one-sided differences into
+    the bone; max() would give bone half of its derivative and the disc's remnant, which is not
+    there, the other half."""
     base = {k: jnp.asarray(g.initial) for k, g in bench.family.groups().items()}
     assert not np.any(base["offset_caudal"])
 
     def shares(t):
         p = {**base, "offset_caudal": base["offset_caudal"] - t}
-        return mixture.fractions(bench.scene, bench.numerics.grid.spacing_mm, bench.family.fields(p, bench.scene.anatomy))
+        return mixture.fractions(
+            bench.scene, bench.numerics.grid.spacing_mm, bench.family.fields(p, bench.scene.anatomy)
+        )
 
     at, tangent = jax.jvp(shares, (0.0,), (1.0,))
     step = 1e-5
@@ -217,21 +256,29 @@ def test_fill_is_complementary_smooth_and_bounded():
     assert np.abs(f + np.asarray(fill(-t, 1.0)) - 1).max() <= 2.3e-16
     slope = np.diff(f) / np.diff(np.asarray(t))
     assert slope.max() <= 0.0
-    assert np.abs(np.diff(slope)).max() < 0.006 * 1.5 / HALF**2  # no jump in slope: f'' is at most 1.5/w², steps of 0.006
+    assert (
+        np.abs(np.diff(slope)).max() < 0.006 * 1.5 / HALF**2
+    )  # no jump in slope: f'' is at most 1.5/w², steps of 0.006
 
 
 def test_filled_sphere_volume_converges_with_second_order():
-    """Σ fill·h³ of a sphere of 10 mm. The smeared shell has no first moment about the surface, so its error is that of
-    curvature, (4π/5·w²)·r-like: O(h²), with w the half width."""
+    """Σ fill·h³ of a sphere of 10 mm. The smeared shell has no first moment about the surface,
+    so its error is that of curvature, (4π/5·w²)·r-like: O(h²), with w the half width."""
     radius, errors, rng = 10.0, [], np.random.default_rng(0)
     spacings = (2.0, 1.0, 0.5)
     for h in spacings:
         found = []
-        for shift in rng.random((40, 3)):  # the mean over grid positions: one alone also has the error of sampling the shell
+        for shift in rng.random(
+            (40, 3)
+        ):  # the mean over grid positions: one alone also has the error of sampling the shell
             x, y, z = np.meshgrid(*(np.arange(-14, 14, h) + h * s for s in shift), indexing="ij")
-            found.append(float(np.asarray(fill(jnp.asarray(np.sqrt(x**2 + y**2 + z**2) - radius), h)).sum()) * h**3)
+            found.append(
+                float(np.asarray(fill(jnp.asarray(np.sqrt(x**2 + y**2 + z**2) - radius), h)).sum())
+                * h**3
+            )
         errors.append(np.mean(found) / (4 / 3 * np.pi * radius**3) - 1)
-        # exact smeared volume: ∫ f dV = V + 4πr·∫ s² weight = V(1 + (3/5)(w/r)²) for this cubic step
+        # exact smeared volume: ∫ f dV = V + 4πr·∫ s² weight = V(1 + (3/5)(w/r)²) for this cubic
+        # step
         predicted = 0.6 * (HALF * h / radius) ** 2
         assert errors[-1] == pytest.approx(predicted, rel=0.25)
     order = np.log2(errors[0] / errors[-1]) / 2
@@ -239,9 +286,10 @@ def test_filled_sphere_volume_converges_with_second_order():
     assert 1.8 < order < 2.2
 
 
-# -- mixture -------------------------------------------------------------------------------------------------
+# -- mixture ---------------------------------------------------------------------------------------
 def layered(scene, axis: int, at: float):
-    """Shares of bone below and disc remnant above a plane across `axis` that lies at `at` voxels."""
+    """Shares of bone below and disc remnant above a plane across `axis` that lies at `at`
+    voxels."""
     shape = scene.e_caudal.shape
     share = np.clip(at - np.arange(shape[axis]), 0.0, 1.0)
     bone = np.broadcast_to(share.reshape([-1 if a == axis else 1 for a in range(3)]), shape)
@@ -252,22 +300,37 @@ def layered(scene, axis: int, at: float):
 
 @pytest.mark.parametrize("at", [12.0, 12.1, 12.5, 12.9])
 def test_layers_across_the_load_are_in_series_wherever_the_interface_lies(rodded, at):
-    """Constrained compression of bone (900 MPa) under disc (4.2 MPa): Σ h/M over a column equals that of the layers.
+    """Constrained compression of bone (900 MPa) under disc (4.2 MPa): Σ h/M over a column equals
+    that of the layers.
 
-    The part's share of the voxel is exact to 1 % (λ and μ are averaged apart); an arithmetic mean loses the half voxel.
+    The part's share of the voxel is exact to 1 % (λ and μ are averaged apart); an arithmetic mean
+    loses the half voxel.
     """
     scene, shares = layered(rodded[0], 2, at)
-    body, strain_ratio = mixture.medium(scene, shares, jnp.ones(shares.shape[:3]), mixture.alloy("peek"), 0.3)
+    body, strain_ratio = mixture.medium(
+        scene, shares, jnp.ones(shares.shape[:3]), mixture.alloy("peek"), 0.3
+    )
     m = np.asarray(body.lam + 2 * body.mu)[5, 5]
-    layers = [lam + 2 * mu for lam, mu in (lame(900.0, 0.3), lame(SOFT["remnant"].e_mpa, SOFT["remnant"].poisson))]
+    layers = [
+        lam + 2 * mu
+        for lam, mu in (lame(900.0, 0.3), lame(SOFT["remnant"].e_mpa, SOFT["remnant"].poisson))
+    ]
     exact = at / layers[0] + (m.size - at) / layers[1]
     assert (1 / m).sum() == pytest.approx(exact, rel=2e-3)
     if at % 1.0:
-        arithmetic = np.sum(1 / (np.asarray(shares)[5, 5, :, 0] * layers[0] + np.asarray(shares)[5, 5, :, 4] * layers[1]))
+        arithmetic = np.sum(
+            1
+            / (
+                np.asarray(shares)[5, 5, :, 0] * layers[0]
+                + np.asarray(shares)[5, 5, :, 4] * layers[1]
+            )
+        )
         assert abs(arithmetic / exact - 1) > 3e-3
         # stress is shared: bone's strain there is what the mixture's stress makes of bone alone
         mixed = int(at)
-        assert float(strain_ratio[5, 5, mixed]) == pytest.approx(float(body.mu[5, 5, mixed]) / lame(900.0, 0.3)[1], rel=1e-9)
+        assert float(strain_ratio[5, 5, mixed]) == pytest.approx(
+            float(body.mu[5, 5, mixed]) / lame(900.0, 0.3)[1], rel=1e-9
+        )
         assert float(strain_ratio[5, 5, mixed]) < 0.1
     assert np.all(np.asarray(strain_ratio)[..., : int(at)] == pytest.approx(1.0, rel=1e-9))
 
@@ -284,7 +347,9 @@ def test_vertebrae_that_share_voxels_behind_the_disc_are_refused(rodded, segment
     distance = {"caudal": np.asarray(scene.caudal), "cranial": np.asarray(scene.cranial)}
     points = numerics.grid.centres()
     check_facets(segment, distance, points, numerics.grid.spacing_mm)
-    wall = max(segment.caudal.superior.rim_mm[:, 1].max(), segment.cranial.inferior.rim_mm[:, 1].max())
+    wall = max(
+        segment.caudal.superior.rim_mm[:, 1].max(), segment.cranial.inferior.rim_mm[:, 1].max()
+    )
     behind = (points[..., 1] > wall + 4.0) & (np.abs(points[..., 0]) < 8.0)
     fused = {k: np.where(behind, -1.0, d) for k, d in distance.items()}
     with pytest.raises(ValueError, match=r"facets fuse on a 3 mm grid.*three voxels apart"):
@@ -306,7 +371,7 @@ def test_a_loose_piece_of_bone_is_left_out(rodded):
     assert np.array_equal(cleaned[mask], kept[mask])
 
 
-# -- refusal -------------------------------------------------------------------------------------------------
+# -- refusal ---------------------------------------------------------------------------------------
 def test_unknown_bone_law_lists_the_known_ones(segment):
     with pytest.raises(ValueError, match="'iron' is unknown; choose one of morgan2003_vertebra"):
         prepare(segment, None, None, multigrid.SolverSettings(), "iron")
@@ -315,10 +380,15 @@ def test_unknown_bone_law_lists_the_known_ones(segment):
 @pytest.mark.slow
 def test_intact_segment_is_softer_than_any_cage_and_carries_no_rods(bench, start):
     """The reference of stress shielding; its own balance holds too."""
-    scene, response, info = forward.with_reference(bench.scene, bench.numerics, implants.load("none", {}))
+    scene, response, info = forward.with_reference(
+        bench.scene, bench.numerics, implants.load("none", {})
+    )
     assert float(np.max(info.relative_residual)) < 2e-10
     assert np.all(np.asarray(response.compliance) > np.asarray(start.response.compliance))
-    assert np.abs(np.asarray(response.reaction + response.applied)).max() < 1e-6 * np.abs(np.asarray(response.applied)).max()
+    assert (
+        np.abs(np.asarray(response.reaction + response.applied)).max()
+        < 1e-6 * np.abs(np.asarray(response.applied)).max()
+    )
     energy = np.asarray(scene.reference_sed)
     assert energy.shape == np.asarray(response.strain).shape[:2]
     assert energy.min() >= 0.0

@@ -34,7 +34,8 @@ class Small:
 
 @pytest.fixture(scope="module", params=["foundation and link", "fixed and link"])
 def small(request) -> Small:
-    """Two blocks of 1e5 MPa joined by a soft layer (1 MPa) in a surrounding of 0.1 MPa, a link past it; two coarse levels.
+    """Two blocks of 1e5 MPa joined by a soft layer (1 MPa) in a surrounding of 0.1 MPa, a link past
+    it; two coarse levels.
 
     Held by a foundation, or by fixed degrees of freedom that pass through the Galerkin chain.
     """
@@ -61,15 +62,18 @@ def small(request) -> Small:
     every = np.concatenate(rows)
     node = np.flatnonzero(np.abs(every).max(axis=(0, 2)) > 0)
     links = Links(
-        jnp.asarray(node), jnp.asarray(every[:, node]),
+        jnp.asarray(node),
+        jnp.asarray(every[:, node]),
         jnp.asarray(np.block([[stiffness, -stiffness], [-stiffness, stiffness]])),
-    )  # fmt: skip
+    )
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("engine.multigrid.levels.MAX_PLANE_UNKNOWNS", 27)
         assert multigrid.depth(GRID.shape) == 2
         medium = Medium(*(jnp.asarray(f) for f in (lam, mu, kappa)))
         system = System(
-            medium, None if free is None else jnp.asarray(free), multigrid.coarsen_links(links, GRID.shape, 2)
+            medium,
+            None if free is None else jnp.asarray(free),
+            multigrid.coarsen_links(links, GRID.shape, 2),
         )
         hierarchy = multigrid.build(system, GRID, compiled=False)
     matrix = plain.assembled((lam, mu, kappa), GRID.spacing_mm, links)
@@ -77,7 +81,9 @@ def small(request) -> Small:
     volume = np.zeros(GRID.shape)
     volume[1:7, 1:7, 10:] = 1.0
     top = elasticity.nodal_patch(GRID, 8 * volume, "top")
-    wrenches = np.array([[0, 0, -500.0, 0, 0, 0], [0, 0, -100, 7500, 0, 0], [30, 0, 0, 0, 2000, 5000]])
+    wrenches = np.array(
+        [[0, 0, -500.0, 0, 0, 0], [0, 0, -100, 7500, 0, 0], [30, 0, 0, 0, 2000, 5000]]
+    )
     load[:] = elasticity.spread(GRID, top, top.centre_mm, wrenches)
     return Small(system, hierarchy, matrix, load)
 
@@ -86,10 +92,13 @@ def masked(small: Small, u: np.ndarray) -> np.ndarray:
     return u if small.system.free is None else u * np.asarray(small.system.free)
 
 
-# -- transfer ------------------------------------------------------------------------------------------------
+# -- transfer --------------------------------------------------------------------------------------
 def test_restriction_is_the_transpose_of_prolongation():
     rng = np.random.default_rng(0)
-    c, f = jnp.asarray(rng.normal(size=(2, 3, 4, 3, 5))), jnp.asarray(rng.normal(size=(2, 3, 7, 5, 9)))
+    c, f = (
+        jnp.asarray(rng.normal(size=(2, 3, 4, 3, 5))),
+        jnp.asarray(rng.normal(size=(2, 3, 7, 5, 9))),
+    )
     left, right = jnp.vdot(multigrid.prolong(c), f), jnp.vdot(c, multigrid.restrict(f))
     assert abs(float(left - right)) < 1e-13 * float(jnp.linalg.norm(c) * jnp.linalg.norm(f))
 
@@ -104,10 +113,10 @@ def test_prolongation_keeps_trilinear_fields():
     assert float(jnp.abs(multigrid.prolong(field(coarse)) - field(fine)).max()) < 1e-12
 
 
-# -- Galerkin ------------------------------------------------------------------------------------------------
+# -- Galerkin --------------------------------------------------------------------------------------
 def test_every_coarse_operator_is_p_transposed_k_p_of_the_assembled_matrix(small):
-    """With fixed degrees of freedom and links in the chain: the bug of docs/decisions.md (a coarsest operator with rigid
-    modes that the finest lacks) fails here."""
+    """With fixed degrees of freedom and links in the chain: the bug of docs/decisions.md (a
+    coarsest operator with rigid modes that the finest lacks) fails here."""
     rng = np.random.default_rng(1)
     _, _, coarse = multigrid.levels_of(small.system, GRID.spacing_mm, 2)
     for level in (1, 2):
@@ -116,26 +125,38 @@ def test_every_coarse_operator_is_p_transposed_k_p_of_the_assembled_matrix(small
         fine = jnp.asarray(c)
         for _ in range(level):
             fine = multigrid.prolong(fine)
-        ku = (small.matrix @ masked(small, np.asarray(fine)).reshape(2, -1).T).T.reshape(2, 3, *NODES)
+        ku = (small.matrix @ masked(small, np.asarray(fine)).reshape(2, -1).T).T.reshape(
+            2, 3, *NODES
+        )
         expected = jnp.asarray(masked(small, ku))
         for _ in range(level):
             expected = multigrid.restrict(expected)
-        got = multigrid.operate_coarse(coarse[level - 1], small.system.links[level], jnp.asarray(c, jnp.float32))
+        got = multigrid.operate_coarse(
+            coarse[level - 1], small.system.links[level], jnp.asarray(c, jnp.float32)
+        )
         # stored and multiplied in float32: 24 products and 8 children, ε = 6e-8
         assert float(jnp.abs(got - expected).max() / jnp.abs(expected).max()) < 3e-6
         links = small.system.links[level]
         rows = coarsest.link_rows(links, shape)
-        dense = coarsest.sparse_matrix(np.asarray(coarse[level - 1], float)).toarray() + rows.T @ np.asarray(links.stiffness) @ rows
-        assert np.abs(dense @ c[0].ravel() - np.asarray(expected[0]).ravel()).max() < 3e-6 * float(jnp.abs(expected).max())
+        dense = (
+            coarsest.sparse_matrix(np.asarray(coarse[level - 1], float)).toarray()
+            + rows.T @ np.asarray(links.stiffness) @ rows
+        )
+        assert np.abs(dense @ c[0].ravel() - np.asarray(expected[0]).ravel()).max() < 3e-6 * float(
+            jnp.abs(expected).max()
+        )
 
 
 def test_coarsest_solve_is_the_inverse_of_its_matrix(small):
-    """By planes and with the links by Woodbury, against the dense inverse; factors in float32 at contrast 1e6."""
+    """By planes and with the links by Woodbury, against the dense inverse; factors in float32 at
+    contrast 1e6."""
     levels = len(small.hierarchy.block_inverse)
     _, _, coarse = multigrid.levels_of(small.system, GRID.spacing_mm, levels)
     nodes = tuple(n // 2**levels + 1 for n in GRID.shape)
     # as stiff as the blocks, or they would do nothing beside them
-    links = replace(small.system.links[levels], stiffness=1e4 * small.system.links[levels].stiffness)
+    links = replace(
+        small.system.links[levels], stiffness=1e4 * small.system.links[levels].stiffness
+    )
     chain = coarsest.coarsest_chain(np.asarray(coarse[-1], float), links)
     rows = coarsest.link_rows(links, nodes)
     spring = rows.T @ np.asarray(links.stiffness) @ rows
@@ -149,9 +170,11 @@ def test_coarsest_solve_is_the_inverse_of_its_matrix(small):
 
 
 def test_balancing_solves_the_motions_of_stiff_bodies_exactly(rodded):
-    """P K w = w for every motion w of the coarse space, up to float32; without balancing it is far off.
+    """P K w = w for every motion w of the coarse space, up to float32; without balancing it is far
+    off.
 
-    The intact segment, whose cranial vertebra stands on a soft disc, needs at most 35 iterations with it.
+    The intact segment, whose cranial vertebra stands on a soft disc, needs at most 35 iterations
+    with it.
     """
     scene, numerics = rodded
     scene = replace(scene, links=None)
@@ -163,21 +186,40 @@ def test_balancing_solves_the_motions_of_stiff_bodies_exactly(rodded):
     size = jnp.sqrt(jnp.sum(kw**2, axis=(1, 2, 3, 4), keepdims=True))
 
     def error(hierarchy):
-        z = multigrid.balanced_cycle(hierarchy, (kw / size).astype(jnp.float32), h, SolverSettings()) * size
+        z = (
+            multigrid.balanced_cycle(
+                hierarchy, (kw / size).astype(jnp.float32), h, SolverSettings()
+            )
+            * size
+        )
         return float(jnp.abs(z - w).max())
 
     assert error(hierarchy) < 1e-2
     compiled = multigrid.build(system, numerics.grid)
-    assert float(jnp.abs(multigrid.precondition(compiled, (kw / size).astype(jnp.float32), h, SolverSettings()) * size - w).max()) < 1e-2
+    assert (
+        float(
+            jnp.abs(
+                multigrid.precondition(
+                    compiled, (kw / size).astype(jnp.float32), h, SolverSettings()
+                )
+                * size
+                - w
+            ).max()
+        )
+        < 1e-2
+    )
     assert error(hierarchy._replace(bodies=None)) > 0.1
     zero = jnp.zeros_like(scene.forces)
-    _, info = multigrid.solve(h, SolverSettings(), system, scene.forces, hierarchy, zero, zero, jnp.zeros(3))
+    _, info = multigrid.solve(
+        h, SolverSettings(), system, scene.forces, hierarchy, zero, zero, jnp.zeros(3)
+    )
     assert float(info.relative_residual.max()) <= 1e-6
     assert int(info.iterations) <= 35
 
 
 def test_links_are_weaker_than_nothing_without_their_coarse_part(small):
-    """The check above can fail: dropping the link's coarse rows changes the coarse product by far more than 3e-6."""
+    """The check above can fail: dropping the link's coarse rows changes the coarse product by
+    far more than 3e-6."""
     _, _, coarse = multigrid.levels_of(small.system, GRID.spacing_mm, 2)
     # a relative motion of the two blocks: the lower half moves
     c = np.zeros((1, 3, 5, 5, 7), np.float32)
@@ -187,7 +229,7 @@ def test_links_are_weaker_than_nothing_without_their_coarse_part(small):
     assert float(jnp.abs(with_links - without).max()) > 10.0
 
 
-# -- cycle ---------------------------------------------------------------------------------------------------
+# -- cycle -----------------------------------------------------------------------------------------
 @partial(jax.jit, static_argnums=2)
 def cycle(hierarchy: multigrid.Hierarchy, r: jax.Array, spacing_mm: float) -> jax.Array:
     return multigrid.w_cycle(hierarchy, r, spacing_mm, SolverSettings())
@@ -198,7 +240,9 @@ def cycled(small):
     """Residuals of unit norm and what one cycle makes of them, as a batch."""
     rng = np.random.default_rng(2)
     r = masked(small, rng.normal(size=(3, 3, *NODES)))
-    r = jnp.asarray(r / np.linalg.norm(r.reshape(3, -1), axis=1)[:, None, None, None, None], jnp.float32)
+    r = jnp.asarray(
+        r / np.linalg.norm(r.reshape(3, -1), axis=1)[:, None, None, None, None], jnp.float32
+    )
     return r, cycle(small.hierarchy, r, GRID.spacing_mm)
 
 
@@ -212,17 +256,18 @@ def test_v_cycle_is_symmetric_up_to_float32(cycled):
 
 
 def test_v_cycle_of_a_batch_is_that_of_each_right_hand_side(small, cycled):
-    """Guards a miscompilation of lax.scan in float32 by XLA on CPU (jax 0.10.2), in which every right-hand side of a batch
-    but the first came out wrong. See multigrid._chebyshev."""
+    """Guards a miscompilation of lax.scan in float32 by XLA on CPU (jax 0.10.2), in which every
+    right-hand side of a batch but the first came out wrong. See multigrid._chebyshev."""
     r, together = cycled
     for b in range(1, 3):
         # the same program with this right-hand side in front
         first = cycle(small.hierarchy, jnp.roll(r, -b, axis=0), GRID.spacing_mm)[0]
-        # equal up to float32 rounding times a few stages, were the compiler to treat the places differently
+        # equal up to float32 rounding times a few stages, were the compiler to treat the places
+        # differently
         assert float(jnp.abs(together[b] - first).max()) < 1e-5 * float(jnp.abs(first).max())
 
 
-# -- solve ---------------------------------------------------------------------------------------------------
+# -- solve -----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("compiled", [False, True])
 def test_solve_is_the_direct_solution_at_contrast_1e6(small, compiled, monkeypatch):
     load = jnp.asarray(masked(small, small.load))
@@ -230,27 +275,37 @@ def test_solve_is_the_direct_solution_at_contrast_1e6(small, compiled, monkeypat
     monkeypatch.setattr("engine.multigrid.levels.MAX_PLANE_UNKNOWNS", 27)  # two coarse levels
     hierarchy = multigrid.build(small.system, GRID) if compiled else small.hierarchy
     assert isinstance(hierarchy, multigrid.Compiled if compiled else multigrid.Hierarchy)
-    u, info = multigrid.solve(GRID.spacing_mm, SETTINGS, small.system, load, hierarchy, zero, zero, jnp.zeros(3))
-    free = np.ones(load[0].size, bool) if small.system.free is None else np.asarray(small.system.free).ravel() > 0
+    u, info = multigrid.solve(
+        GRID.spacing_mm, SETTINGS, small.system, load, hierarchy, zero, zero, jnp.zeros(3)
+    )
+    free = (
+        np.ones(load[0].size, bool)
+        if small.system.free is None
+        else np.asarray(small.system.free).ravel() > 0
+    )
     inner = small.matrix[free][:, free]
     factor = spla.splu(inner.tocsc())
     for b in range(3):
         direct = factor.solve(np.asarray(load[b]).ravel()[free])
         got = np.asarray(u[b]).ravel()
         error = got[free] - direct
-        # energy norm: ‖e‖_K ≤ ‖r‖ ‖K^-½‖; relative residual 1e-10 and a softest spring of 0.1 MPa against 1e5
+        # energy norm: ‖e‖_K ≤ ‖r‖ ‖K^-½‖; relative residual 1e-10 and a softest spring of 0.1 MPa
+        # against 1e5
         assert error @ inner @ error < 1e-14 * (direct @ inner @ direct)
         assert np.abs(error).max() < 1e-7 * np.abs(direct).max()
         assert not np.any(got[~free])
         true = np.asarray(load[b]).ravel()[free] - inner @ got[free]
         reported = float(info.relative_residual[b])
-        assert np.linalg.norm(true) / np.linalg.norm(np.asarray(load[b])) == pytest.approx(reported, rel=0.05, abs=5e-12)
+        assert np.linalg.norm(true) / np.linalg.norm(np.asarray(load[b])) == pytest.approx(
+            reported, rel=0.05, abs=5e-12
+        )
         assert reported < 2e-10
     assert int(info.iterations) <= 55  # 35 to 1e-6 at the same rate
 
 
 def test_warm_start_from_the_solution_takes_hardly_an_iteration(small):
-    """The recursive residual of the first solve met the tolerance, its true one may just miss it."""
+    """The recursive residual of the first solve met the tolerance, its true one may just miss
+    it."""
     load = jnp.asarray(masked(small, small.load))
     zero = jnp.zeros_like(load)
     arguments = (GRID.spacing_mm, SETTINGS, small.system, load, small.hierarchy)
@@ -268,7 +323,8 @@ def test_a_structure_that_is_not_held_is_refused(compiled):
         multigrid.build(loose, GRID, compiled)
     if not compiled:
         return
-    # held, but by a single point: it can still turn (the oracle's coarsest matrix is float32 and does not see it)
+    # held, but by a single point: it can still turn (the oracle's coarsest matrix is float32 and
+    # does not see it)
     free = jnp.ones((3, *NODES)).at[:, 0, 0, 0].set(0.0)
     with pytest.raises(ValueError, match=r"not held.*check the support patch"):
         multigrid.build(replace(loose, free=free), GRID, compiled)
@@ -281,7 +337,8 @@ def test_an_empty_domain_is_refused():
 
 
 def block(**changes) -> System:
-    """A block of 4 × 8 × 8 voxels, held at its bottom by a foundation; the rest of the grid is empty."""
+    """A block of 4 × 8 × 8 voxels, held at its bottom by a foundation; the rest of the grid is
+    empty."""
     e = np.zeros(GRID.shape)
     e[:4, :, :8] = 100.0
     kappa = np.zeros(GRID.shape)
@@ -294,15 +351,25 @@ def test_what_no_solver_can_answer_is_refused_with_its_place():
     multigrid.check(block(), GRID)
     nan = np.asarray(block().medium.mu).copy()
     nan[2, 2, 2] = np.nan
-    with pytest.raises(ValueError, match=r"finite.*1 voxels are not, round \(5\.0, 5\.0, 5\.0\) mm.*law"):
+    with pytest.raises(
+        ValueError, match=r"finite.*1 voxels are not, round \(5\.0, 5\.0, 5\.0\) mm.*law"
+    ):
         multigrid.check(block(mu=nan), GRID)
     island = np.asarray(block().medium.mu).copy()
     island[6, 6, 9:11] = 5.0
-    with pytest.raises(ValueError, match=r"1 piece of .* held by nothing: 2 voxels round \(13\.0, 13\.0, 20\.0\) mm.*without_islands"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"1 piece of .* held by nothing: 2 voxels round \(13\.0, 13\.0, 20\.0\)"
+            r" mm.*without_islands"
+        ),
+    ):
         multigrid.build(block(mu=island), GRID)
     forces = np.zeros((1, 3, *NODES))
     forces[0, 2, 8, 8, 12] = 1.0
-    with pytest.raises(ValueError, match=r"1 loaded nodes touch no material, round \(16\.0, 16\.0, 24\.0\) mm"):
+    with pytest.raises(
+        ValueError, match=r"1 loaded nodes touch no material, round \(16\.0, 16\.0, 24\.0\) mm"
+    ):
         multigrid.check(block(), GRID, jnp.asarray(forces))
     with pytest.raises(ValueError, match="held by nothing: 256 voxels"):
         multigrid.check(block(kappa=np.zeros(GRID.shape)), GRID)
@@ -317,10 +384,11 @@ def test_islands_below_a_volume_are_dropped_and_listed():
     assert len(multigrid.without_islands(block(mu=island).medium, GRID, below_mm3=10.0)[1]) == 1
 
 
-# -- the compiled solver -------------------------------------------------------------------------------------
+# -- the compiled solver ---------------------------------------------------------------------------
 def test_compiled_cycle_is_the_cycle_of_the_oracle(small, monkeypatch):
-    """Same algorithm, other code (engine/multigrid/native/multigrid.cc): M r agrees to float32 times the smoother's sensitivity to λ_max, which
-    the two estimate from other starting vectors (1 % apart at most)."""
+    """Same algorithm, other code (engine/multigrid/native/multigrid.cc): M r agrees to float32
+    times the smoother's sensitivity to λ_max, which the two estimate from other starting vectors
+    (1 % apart at most)."""
     monkeypatch.setattr("engine.multigrid.levels.MAX_PLANE_UNKNOWNS", 27)
     bodies = np.zeros(NODES, np.uint8)
     bodies[1:8, 1:8, :6], bodies[1:8, 1:8, 7:] = 1, 2
@@ -328,21 +396,34 @@ def test_compiled_cycle_is_the_cycle_of_the_oracle(small, monkeypatch):
     rng = np.random.default_rng(4)
     r = jnp.asarray(masked(small, rng.normal(size=(2, 3, *NODES))), jnp.float32)
     oracle, compiled = (multigrid.build(system, GRID, flag) for flag in (False, True))
-    a, b = (np.asarray(multigrid.precondition(m, r, GRID.spacing_mm, SolverSettings()), float) for m in (oracle, compiled))
+    a, b = (
+        np.asarray(multigrid.precondition(m, r, GRID.spacing_mm, SolverSettings()), float)
+        for m in (oracle, compiled)
+    )
     assert np.abs(a - b).max() < 0.02 * np.abs(a).max()
     # and in the norm that matters: how fast each of them reduces the error
     zero = jnp.zeros(r.shape)
-    zero, load = zero[:1], jnp.asarray(masked(small, small.load))[:1]  # of several loads the compiled solve makes a block
+    zero, load = (
+        zero[:1],
+        jnp.asarray(masked(small, small.load))[:1],
+    )  # of several loads the compiled solve makes a block
     counts = [
-        int(multigrid.solve(GRID.spacing_mm, SETTINGS, system, load, m, zero, zero, jnp.zeros(3))[1].iterations)
+        int(
+            multigrid.solve(GRID.spacing_mm, SETTINGS, system, load, m, zero, zero, jnp.zeros(3))[
+                1
+            ].iterations
+        )
         for m in (oracle, compiled)
     ]
     assert abs(counts[0] - counts[1]) <= 2
 
 
 def test_compiled_w_cycle_is_that_of_the_oracle(monkeypatch):
-    """With three coarsenings the second coarse level is visited twice; one visit gives another cycle and needs more iterations."""
-    assert multigrid.REPEAT_FROM == 2  # kRepeatFrom of multigrid.cc, which the comparison below holds to it
+    """With three coarsenings the second coarse level is visited twice; one visit gives another
+    cycle and needs more iterations."""
+    assert (
+        multigrid.REPEAT_FROM == 2
+    )  # kRepeatFrom of multigrid.cc, which the comparison below holds to it
     monkeypatch.setattr("engine.multigrid.levels.MAX_PLANE_UNKNOWNS", 27)
     grid = Grid((16, 16, 24), (0.0, 0.0, 0.0), 1.0)
     assert multigrid.depth(grid.shape) == 3
@@ -354,27 +435,51 @@ def test_compiled_w_cycle_is_that_of_the_oracle(monkeypatch):
     system = System(Medium(*map(jnp.asarray, (lam, mu, kappa))), None, None)
     r = jnp.asarray(rng.normal(size=(2, 3, 17, 17, 25)), jnp.float32)
     found = {}
-    for name, compiled, repeat in (("oracle", False, 2), ("compiled", True, 2), ("V-cycle", False, 99)):
+    for name, compiled, repeat in (
+        ("oracle", False, 2),
+        ("compiled", True, 2),
+        ("V-cycle", False, 99),
+    ):
         monkeypatch.setattr("engine.multigrid.cycle.REPEAT_FROM", repeat)
         jax.clear_caches()
         m = multigrid.build(system, grid, compiled)
         z = np.asarray(multigrid.precondition(m, r, grid.spacing_mm, SolverSettings()), float)
         load, zero = jnp.asarray(r[:1], float), jnp.zeros((1, *r.shape[1:]))
-        found[name] = z, int(multigrid.solve(grid.spacing_mm, SETTINGS, system, load, m, zero, zero, jnp.zeros(3))[1].iterations)
+        found[name] = (
+            z,
+            int(
+                multigrid.solve(
+                    grid.spacing_mm, SETTINGS, system, load, m, zero, zero, jnp.zeros(3)
+                )[1].iterations
+            ),
+        )
     off, other = (np.abs(found["oracle"][0] - found[k][0]).max() for k in ("compiled", "V-cycle"))
     print({k: v[1] for k, v in found.items()}, off / np.abs(found["oracle"][0]).max(), other / off)
     assert off < 0.02 * np.abs(found["oracle"][0]).max() and off < 0.5 * other
-    assert abs(found["oracle"][1] - found["compiled"][1]) <= 1 and found["compiled"][1] < found["V-cycle"][1]
+    assert (
+        abs(found["oracle"][1] - found["compiled"][1]) <= 1
+        and found["compiled"][1] < found["V-cycle"][1]
+    )
 
 
 def test_block_takes_dependent_empty_and_equal_loads_and_needs_fewer_iterations(small):
-    """Two loads, their sum, nothing (from a warm start), twice the first, the first again, a warm one: each as if by itself."""
+    """Two loads, their sum, nothing (from a warm start), twice the first, the first again, a
+    warm one: each as if by itself."""
     first, second = jnp.asarray(masked(small, small.load))[:2]
     loads = jnp.stack([first, second, first + second, 0 * first, 2 * first, first, second])
     zero, hierarchy = jnp.zeros(loads.shape), multigrid.build(small.system, GRID)
 
     def solved(b, start):
-        return multigrid.solve(GRID.spacing_mm, SETTINGS, small.system, b, hierarchy, start, jnp.zeros_like(b), jnp.zeros(3))
+        return multigrid.solve(
+            GRID.spacing_mm,
+            SETTINGS,
+            small.system,
+            b,
+            hierarchy,
+            start,
+            jnp.zeros_like(b),
+            jnp.zeros(3),
+        )
 
     alone = [solved(b[None], zero[:1]) for b in (first, second)]
     u, info = solved(loads, zero.at[6].set(alone[1][0][0]).at[3].set(alone[0][0][0]))
@@ -390,14 +495,25 @@ def test_block_keeps_a_load_that_is_not_a_number_to_itself(small):
     loads = jnp.asarray(masked(small, small.load))[:2]
     zero, hierarchy = jnp.zeros(loads.shape), multigrid.build(small.system, GRID)
     u, info = multigrid.solve(
-        GRID.spacing_mm, SETTINGS, small.system, loads.at[0, 0, 3, 3, 3].set(jnp.nan), hierarchy, zero, zero, jnp.zeros(3)
+        GRID.spacing_mm,
+        SETTINGS,
+        small.system,
+        loads.at[0, 0, 3, 3, 3].set(jnp.nan),
+        hierarchy,
+        zero,
+        zero,
+        jnp.zeros(3),
     )
-    assert [s.code for s in multigrid.statuses(info, SETTINGS, ("broken", "whole"))] == ["failed", "ok"]
+    assert [s.code for s in multigrid.statuses(info, SETTINGS, ("broken", "whole"))] == [
+        "failed",
+        "ok",
+    ]
     assert np.all(np.isfinite(np.asarray(u)[1]))
 
 
 def test_compiled_sensitivities_are_those_of_the_oracle():
-    """vᵀ ∂K/∂(λ, μ, κ) u of every voxel; zero before the first and after the last voxel of material in a column."""
+    """vᵀ ∂K/∂(λ, μ, κ) u of every voxel; zero before the first and after the last voxel of
+    material in a column."""
     rng = np.random.default_rng(8)
     mu = rng.uniform(1.0, 2.0, GRID.shape)
     mu[0], mu[3, 4, :4], mu[5, 5, 6], mu[2, 2] = 0.0, 0.0, 0.0, 0.0
@@ -411,17 +527,29 @@ def test_compiled_sensitivities_are_those_of_the_oracle():
 
 
 def test_compiled_solve_in_a_void_domain_equals_the_oracle(small):
-    """Columns are stored as runs; here some are empty, some start late, and one has a hole in its middle."""
+    """Columns are stored as runs; here some are empty, some start late, and one has a hole in
+    its middle."""
     keep = np.ones(GRID.shape)
     keep[0], keep[:, -1], keep[6:, :, 9:], keep[3:5, 3:5, 2:4] = 0, 0, 0, 0
     given = small.system.medium
-    medium = Medium(*(jnp.asarray(np.asarray(f) * keep) for f in (given.lam, given.mu, given.kappa)))
+    medium = Medium(
+        *(jnp.asarray(np.asarray(f) * keep) for f in (given.lam, given.mu, given.kappa))
+    )
     system = replace(small.system, medium=medium, links=None)
     load = np.array(masked(small, small.load))
     load *= np.asarray(multigrid.touched(medium))
     load, zero = jnp.asarray(load), jnp.zeros(load.shape)
     u = [
-        multigrid.solve(GRID.spacing_mm, SETTINGS, system, load, multigrid.build(system, GRID, flag), zero, zero, jnp.zeros(3))
+        multigrid.solve(
+            GRID.spacing_mm,
+            SETTINGS,
+            system,
+            load,
+            multigrid.build(system, GRID, flag),
+            zero,
+            zero,
+            jnp.zeros(3),
+        )
         for flag in (False, True)
     ]
     assert float(jnp.abs(u[0][0] - u[1][0]).max()) < 1e-7 * float(jnp.abs(u[0][0]).max())
@@ -438,7 +566,16 @@ def test_compiled_solve_says_when_it_stagnates():
     load = np.zeros((2, 3, *NODES))
     load[0, 2, 3, 3, -1], load[1, 2, -1, 3, -1] = 1.0, 1.0
     zero, hierarchy = jnp.zeros(load.shape), multigrid.build(system, GRID)
-    _, info = multigrid.solve(GRID.spacing_mm, SolverSettings(), system, jnp.asarray(load), hierarchy, zero, zero, jnp.zeros(3))
+    _, info = multigrid.solve(
+        GRID.spacing_mm,
+        SolverSettings(),
+        system,
+        jnp.asarray(load),
+        hierarchy,
+        zero,
+        zero,
+        jnp.zeros(3),
+    )
     got = multigrid.statuses(info, SolverSettings(), ("carried", "lost"))
     assert [s.code for s in got] == ["ok", "stagnated"]
     assert got[1].relative_residual == pytest.approx(1.0)
@@ -446,8 +583,10 @@ def test_compiled_solve_says_when_it_stagnates():
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_void_needs_no_stiffness_even_behind_a_roller(compiled):
-    """λ = μ = 0 around a body whose roller lies on an odd plane: coarse nodes beyond it keep sideways stiffness only, and
-    coarse nodes in the void none. Their 3×3 blocks were divided by a determinant of zero: NaN after one iteration."""
+    """λ = μ = 0 around a body whose roller lies on an odd plane: coarse nodes beyond it keep
+    sideways stiffness only, and coarse nodes in the void none. Their 3×3 blocks were divided by a
+    determinant of zero: NaN after one iteration.
+    """
     e = np.zeros(GRID.shape)
     e[1:6, 2:7, 1:7] = 100.0
     lam, mu = plain.lame(1.0, 0.3)
@@ -463,7 +602,9 @@ def test_void_needs_no_stiffness_even_behind_a_roller(compiled):
     system = System(Medium(*(jnp.asarray(f) for f in fields)), jnp.asarray(free), None)
     hierarchy = multigrid.build(system, GRID, compiled)
     zero = jnp.zeros_like(jnp.asarray(load))
-    u, info = multigrid.solve(GRID.spacing_mm, SETTINGS, system, jnp.asarray(load), hierarchy, zero, zero, jnp.zeros(3))
+    u, info = multigrid.solve(
+        GRID.spacing_mm, SETTINGS, system, jnp.asarray(load), hierarchy, zero, zero, jnp.zeros(3)
+    )
     active = (free * node).ravel() > 0
     direct = np.zeros(load.size)
     matrix = plain.assembled(fields, GRID.spacing_mm)
@@ -486,7 +627,9 @@ def test_shapes_that_cannot_be_coarsened_are_refused_and_padding_repairs_them():
 
 def test_statuses_say_what_happened():
     settings = SolverSettings(tolerance=1e-6)
-    info = SolveInfo(np.int32(57), np.array([1e-7, 3e-3, np.nan, 3e-3]), np.array([False, False, False, True]))
+    info = SolveInfo(
+        np.int32(57), np.array([1e-7, 3e-3, np.nan, 3e-3]), np.array([False, False, False, True])
+    )
     got = multigrid.statuses(info, settings, ("a", "b", "c", "d"))
     assert [s.code for s in got] == ["ok", "max_iterations", "failed", "stagnated"]
     for status, name in zip(got, "abcd", strict=True):
@@ -494,24 +637,41 @@ def test_statuses_say_what_happened():
     assert "max_iterations" in got[1].text and got[1].relative_residual == 3e-3
 
 
-# -- loose solves --------------------------------------------------------------------------------------------
-def test_errors_of_functional_gradient_and_corrected_functional_follow_the_tolerance_and_its_square(small):
-    """J(u) = w·u + (w·u)²/2 and dJ/dμ for solves to τ = 1e-2 … 1e-5 against 1e-12: J is wrong by less than τ/10, the gradient by
-    less than τ, and J + λᵀ(b − K u) by less than τ²/1000 (Pierce & Giles 2000). Root mean squares over random w; prints the table."""
+# -- loose solves ----------------------------------------------------------------------------------
+def test_errors_of_functional_gradient_and_corrected_functional_follow_the_tolerance_and_its_square(
+    small,
+):
+    """J(u) = w·u + (w·u)²/2 and dJ/dμ for solves to τ = 1e-2 … 1e-5 against 1e-12: J is wrong by
+    less than τ/10, the gradient by less than τ, and J + λᵀ(b − K u) by less than τ²/1000 (Pierce &
+    Giles 2000). Root mean squares over random w; prints the table.
+    """
     load = jnp.asarray(masked(small, small.load))
     rng = np.random.default_rng(9)
     zero, hierarchy = jnp.zeros_like(load), multigrid.build(small.system, GRID)
 
     def solved(mu, tolerance: float, probe):
-        system = replace(small.system, medium=Medium(small.system.medium.lam, mu, small.system.medium.kappa))
-        return multigrid.solve(GRID.spacing_mm, SolverSettings(tolerance=tolerance), system, load, hierarchy, zero, zero, probe)[0]
+        system = replace(
+            small.system, medium=Medium(small.system.medium.lam, mu, small.system.medium.kappa)
+        )
+        return multigrid.solve(
+            GRID.spacing_mm,
+            SolverSettings(tolerance=tolerance),
+            system,
+            load,
+            hierarchy,
+            zero,
+            zero,
+            probe,
+        )[0]
 
     def measured(w, tolerance: float):
         def functional(mu, probe):
             along = jnp.sum(w * solved(mu, tolerance, probe))
             return along + along**2 / 2
 
-        value, (slope, probe) = jax.value_and_grad(functional, argnums=(0, 1))(small.system.medium.mu, jnp.zeros(3))
+        value, (slope, probe) = jax.value_and_grad(functional, argnums=(0, 1))(
+            small.system.medium.mu, jnp.zeros(3)
+        )
         return float(value), float(value + probe[2]), np.asarray(slope)
 
     size = jnp.sqrt(jnp.sum(solved(small.system.medium.mu, 1e-12, jnp.zeros(3)) ** 2))
@@ -523,21 +683,37 @@ def test_errors_of_functional_gradient_and_corrected_functional_follow_the_toler
         assert exact_corrected == pytest.approx(exact, rel=1e-9, abs=1e-13)
         for row, tolerance in zip(squares, tolerances, strict=True):
             plain_value, corrected, gradient = measured(w, tolerance)
-            row += [(plain_value - exact) ** 2, (corrected - exact) ** 2, (np.abs(gradient - slope).max() / np.abs(slope).max()) ** 2]
+            row += [
+                (plain_value - exact) ** 2,
+                (corrected - exact) ** 2,
+                (np.abs(gradient - slope).max() / np.abs(slope).max()) ** 2,
+            ]
     errors = np.sqrt(squares / 6)
     for tolerance, row in zip(tolerances, errors, strict=True):
         print(f"{tolerance:.0e}  J {row[0]:.1e}  corrected {row[1]:.1e}  gradient {row[2]:.1e}")
-    allowed = np.array(tolerances)[:, None] * [0.1, 0.0, 1.0] + np.array(tolerances)[:, None] ** 2 * [0.0, 1e-3, 0.0]
+    allowed = np.array(tolerances)[:, None] * [0.1, 0.0, 1.0] + np.array(tolerances)[
+        :, None
+    ] ** 2 * [0.0, 1e-3, 0.0]
     assert np.all(errors < np.maximum(allowed, 1e-15))
     assert np.all(errors[:, 1] < 0.05 * errors[:, 0])
-    assert errors[0, 1] > 1e-13 and errors[0, 2] > 1e-6  # loose solves are loose: the bounds above say something
+    assert (
+        errors[0, 1] > 1e-13 and errors[0, 2] > 1e-6
+    )  # loose solves are loose: the bounds above say something
 
 
-# -- the phantom ---------------------------------------------------------------------------------------------
+# -- the phantom -----------------------------------------------------------------------------------
 RING = {
-    "approach": "ALIF", "rods": True, "length_mm": 38, "width_mm": 26, "x_mm": (-4, 4), "y_mm": (-6, 6),
-    "yaw_deg": (-5, 5), "wall_mm": (1.0, 1.5), "start_wall_mm": 1.0, "relative_density": (0.05, 1.0),
-}  # fmt: skip
+    "approach": "ALIF",
+    "rods": True,
+    "length_mm": 38,
+    "width_mm": 26,
+    "x_mm": (-4, 4),
+    "y_mm": (-6, 6),
+    "yaw_deg": (-5, 5),
+    "wall_mm": (1.0, 1.5),
+    "start_wall_mm": 1.0,
+    "relative_density": (0.05, 1.0),
+}
 
 
 def designs() -> dict[str, tuple[str, dict, dict]]:
@@ -546,14 +722,19 @@ def designs() -> dict[str, tuple[str, dict, dict]]:
     return {
         "solid": ("full_endplate", {"rods": True}, {}),
         "ring": ("cage", RING, {"density": np.ones((4, 3))}),
-        "graded": ("cage", {**RING, "wall_mm": (4.0, 9.0), "start_wall_mm": 8.0}, {"density": graded}),
+        "graded": (
+            "cage",
+            {**RING, "wall_mm": (4.0, 9.0), "start_wall_mm": 8.0},
+            {"density": graded},
+        ),
         "near-void": ("cage", {**RING, "solid_rim_mm": 0.0}, {"density": np.full((4, 3), 0.05)}),
     }
 
 
 @pytest.mark.parametrize("name", designs())
 def test_phantom_converges_whatever_the_design(rodded, name):
-    """At most 35 iterations to 1e-6 (DESIGN §5 saw 22-31 on real anatomy with fixed supports, 19-20 without)."""
+    """At most 35 iterations to 1e-6 (DESIGN §5 saw 22-31 on real anatomy with fixed supports,
+    19-20 without)."""
     scene, numerics = rodded
     family_name, settings, changes = designs()[name]
     family = implants.load(family_name, settings)
@@ -563,9 +744,13 @@ def test_phantom_converges_whatever_the_design(rodded, name):
     settings = SolverSettings(tolerance=1e-6)
     zero = jnp.zeros_like(scene.forces)
     h = numerics.grid.spacing_mm
-    u, info = multigrid.solve(h, settings, system, scene.forces, hierarchy, zero, zero, jnp.zeros(3))
+    u, info = multigrid.solve(
+        h, settings, system, scene.forces, hierarchy, zero, zero, jnp.zeros(3)
+    )
     true = np.asarray(scene.forces - multigrid.operate(system, u, h)).reshape(len(u), -1)
-    relative = np.linalg.norm(true, axis=1) / np.linalg.norm(np.asarray(scene.forces).reshape(len(u), -1), axis=1)
+    relative = np.linalg.norm(true, axis=1) / np.linalg.norm(
+        np.asarray(scene.forces).reshape(len(u), -1), axis=1
+    )
     print(f"{name}: {int(info.iterations)} iterations, {relative.max():.1e}")
     assert relative.max() <= 1e-6
     np.testing.assert_allclose(relative, info.relative_residual, rtol=1e-6)
@@ -574,14 +759,18 @@ def test_phantom_converges_whatever_the_design(rodded, name):
 
 
 def test_a_solve_that_goes_nowhere_is_reported_and_stops(rodded):
-    """A preconditioner of zeros makes no progress, a load of NaN has no residual; the same program as above serves."""
+    """A preconditioner of zeros makes no progress, a load of NaN has no residual; the same
+    program as above serves."""
     scene, numerics = rodded
-    system, _, _ = forward.construct(scene, numerics, implants.load("full_endplate", {"rods": True}), {})
+    system, _, _ = forward.construct(
+        scene, numerics, implants.load("full_endplate", {"rods": True}), {}
+    )
     hierarchy = multigrid.build(system, numerics.grid, compiled=False)
     settings, h = SolverSettings(tolerance=1e-6), numerics.grid.spacing_mm
     zero = jnp.zeros_like(scene.forces)
     nothing = hierarchy._replace(
-        block_inverse=tuple(0 * b for b in hierarchy.block_inverse), bodies=None,
+        block_inverse=tuple(0 * b for b in hierarchy.block_inverse),
+        bodies=None,
         coarsest=jax.tree.map(lambda a: 0 * a, hierarchy.coarsest),
     )
     _, info = multigrid.solve(h, settings, system, scene.forces, nothing, zero, zero, jnp.zeros(3))

@@ -1,11 +1,12 @@
-"""Gradients of every objective in every parameter group for each load case by itself, on the phantom and on a real patient.
+"""Gradients of every objective in every parameter group for each load case by itself, on the
+phantom and on a real patient.
 
     R(h) = |m(p + h d) − m(p) − h ∇m·d|
 
-A triple passes when over some window of three steps (h, h/2, h/4) out of five R falls with a slope of 1.9 or more, or when R
-lies under the floor (solver noise, FLOOR of the measure) at every step. Larger steps cross switches of max() (see
-test_gradients), smaller ones drown in the solver's tolerance of 1e-11; a window between them is what the theory promises.
-Prints the table.
+A triple passes when over some window of three steps (h, h/2, h/4) out of five R falls with a slope
+of 1.9 or more, or when R lies under the floor (solver noise, FLOOR of the measure) at every step.
+Larger steps cross switches of max() (see test_gradients), smaller ones drown in the solver's
+tolerance of 1e-11; a window between them is what the theory promises. Prints the table.
 """
 
 from __future__ import annotations
@@ -38,13 +39,25 @@ WIDE = {"yielded_bone": {"half_width": 1.0}, "stress_shielding": {"half_width": 
 def alone(response: Response, case: int) -> Response:
     """The response to one load case."""
     one = slice(case, case + 1)
-    parts = {k: getattr(response, k)[one] for k in ("strain", "stress", "motion", "compliance", "reaction", "applied", "reference_sed")}
+    parts = {
+        k: getattr(response, k)[one]
+        for k in (
+            "strain",
+            "stress",
+            "motion",
+            "compliance",
+            "reaction",
+            "applied",
+            "reference_sed",
+        )
+    }
     return replace(response, **parts, loadcases=response.loadcases[one])
 
 
 @partial(jax.jit, static_argnames=("numerics", "family"))
 def measured(unit, weights, warm, scene, preconditioner, numerics, family):
-    """Measures [objective × load case], the gradient of their weighted sum, and the displacements."""
+    """Measures [objective × load case], the gradient of their weighted sum, and the
+    displacements."""
 
     def measures(unit):
         physical = {k: g.lower + unit[k] * (g.upper - g.lower) for k, g in family.groups().items()}
@@ -66,17 +79,34 @@ def table(scene, numerics, family) -> tuple[list[str], int]:
     numerics = replace(numerics, solver=settings)
     scene = replace(scene, reference_sed=jnp.ones((len(numerics.loadcases), len(scene.sample))))
     groups = family.groups()
-    unit, rng = interior({k: (g.initial - g.lower) / np.where(g.upper > g.lower, g.upper - g.lower, 1.0) for k, g in groups.items()}, 8)
+    unit, rng = interior(
+        {
+            k: (g.initial - g.lower) / np.where(g.upper > g.lower, g.upper - g.lower, 1.0)
+            for k, g in groups.items()
+        },
+        8,
+    )
     unit = {k: jnp.asarray(v) for k, v in unit.items()}
-    preconditioner = forward.hierarchy(scene, numerics, family, {k: g.lower + unit[k] * (g.upper - g.lower) for k, g in groups.items()})
+    preconditioner = forward.hierarchy(
+        scene,
+        numerics,
+        family,
+        {k: g.lower + unit[k] * (g.upper - g.lower) for k, g in groups.items()},
+    )
     count = len(OBJECTIVES) * len(numerics.loadcases)
 
     def run(p, weights, warm):
         return measured(p, weights, warm, scene, preconditioner, numerics, family)
 
     # the reference of stress shielding: four times the design's own energy, so that no site is idle
-    first = forward.respond(scene, numerics, family, {k: g.lower + unit[k] * (g.upper - g.lower) for k, g in groups.items()},
-                            preconditioner, forward.cold(scene))[0]  # fmt: skip
+    first = forward.respond(
+        scene,
+        numerics,
+        family,
+        {k: g.lower + unit[k] * (g.upper - g.lower) for k, g in groups.items()},
+        preconditioner,
+        forward.cold(scene),
+    )[0]
     scene = replace(scene, reference_sed=2.0 * jnp.sum(first.strain * first.stress, axis=-1))
     base, _, u = run(unit, jnp.zeros(count), forward.cold(scene))
     warm = replace(forward.cold(scene), forward=u)
@@ -86,15 +116,23 @@ def table(scene, numerics, family) -> tuple[list[str], int]:
         direction = rng.normal(size=unit[group].shape)
         direction = jnp.asarray(direction / np.linalg.norm(direction))
         steps = [h * FINE.get(group, 1.0) for h in STEPS]
-        along = [run({**unit, group: unit[group] + h * direction}, jnp.zeros(count), warm)[0] for h in steps]
+        along = [
+            run({**unit, group: unit[group] + h * direction}, jnp.zeros(count), warm)[0]
+            for h in steps
+        ]
         for i in range(count):
             slope = float(jnp.vdot(slopes[i][group], direction))
-            rest = np.array([abs(float(m[i] - base[i]) - h * slope) for h, m in zip(steps, along, strict=True)])
+            rest = np.array(
+                [abs(float(m[i] - base[i]) - h * slope) for h, m in zip(steps, along, strict=True)]
+            )
             order = np.log2(rest[:-2] / np.maximum(rest[2:], 1e-300)) / 2
             quiet = bool(np.all(rest < FLOOR * abs(float(base[i]))))
             passed = quiet or order.max() >= 1.9
             missed += not passed
-            title = f"{OBJECTIVES[i // len(numerics.loadcases)]:17s} {numerics.loadcases[i % len(numerics.loadcases)]:15s} {group:15s}"
+            title = (
+                f"{OBJECTIVES[i // len(numerics.loadcases)]:17s}"
+                f" {numerics.loadcases[i % len(numerics.loadcases)]:15s} {group:15s}"
+            )
             told = "under the floor" if quiet else f"slope {order.max():.2f}"
             size = f"m {float(base[i]):10.4g}  g·d {slope:10.3g}  R {rest[0]:.1e} … {rest[-1]:.1e}"
             lines.append(f"{'' if passed else 'MISSED '}{title} {size}  {told}")
@@ -110,19 +148,29 @@ def test_every_load_case_on_the_phantom(bench):
 
 @pytest.mark.slow
 def test_every_load_case_on_verse004(data_dir, tmp_path):
-    """The seven shipped load cases with rods on VerSe004 at 2 mm, prepared from its mask with the shipped configuration."""
+    """The seven shipped load cases with rods on VerSe004 at 2 mm, prepared from its mask with
+    the shipped configuration."""
     config = str(Path(__file__).parents[2] / "conf")
     mask = data_dir / "verse004_mask" / "sub-verse004_seg-vert_msk.nii.gz"
     with initialize_config_dir(config, version_base="1.3"):
         patient = compose(
-            "prepare_patient", ["source=mask", f"source.path={mask}", "segment=L4-L5", "alignment.draws=0", f"out={tmp_path}"]
+            "prepare_patient",
+            [
+                "source=mask",
+                f"source.path={mask}",
+                "segment=L4-L5",
+                "alignment.draws=0",
+                f"out={tmp_path}",
+            ],
         )
         run = compose("config", [f"out={tmp_path}/run", f"patient.bundle={tmp_path}"])
     prepared = PrepareConfig.model_validate(OmegaConf.to_container(patient, resolve=True))
     segment = prepare(prepared).segment
     made = arms.make(segment, configure.run_config(run)[0].study)
     grid = engine_scene.make_grid(segment, 2.0)
-    scene, numerics = engine_scene.prepare(segment, made.boundary, grid, made.config.solver.settings(), made.config.solver.bone_law)
+    scene, numerics = engine_scene.prepare(
+        segment, made.boundary, grid, made.config.solver.settings(), made.config.solver.bone_law
+    )
     lines, missed = table(scene, numerics, made.cage)
     print("\n".join(lines))
     print(f"{len(lines) - missed} of {len(lines)}")

@@ -12,17 +12,19 @@ from engine.patient.alignment.rules import LEVEL_NORMS_ALL_DEG, RuleTarget
 
 @dataclass(frozen=True)
 class LevelLimit:
-    """Largest change of one disc's angle: the opening rim is held by its ligament, the closing rim by the disc space.
+    """Largest change of one disc's angle: the opening rim is held by its ligament, the closing rim
+    by the disc space.
 
         |Δ| ≤ min(angle, opens/r_o, closes/r_c)
 
-    The disc turns about its middle, whose height is planned apart, so that a rim, r from the middle, moves by
-    2r·|sin(θ′/2) − sin(θ/2)| ≤ r·|Δ| with θ the disc angle before and θ′ after (alignment.py): the bound is safe, and under
-    2 % too strict for discs below 20°.
+    The disc turns about its middle, whose height is planned apart, so that a rim, r from the
+    middle, moves by 2r·|sin(θ′/2) − sin(θ/2)| ≤ r·|Δ| with θ the disc angle before and θ′ after
+    (alignment.py): the bound is safe, and under 2 % too strict for discs below 20°.
 
     angle_deg               most that is asked of one level; ours [M]
-    opens_mm, closes_mm     what the opening rim may still rise and the closing one still sink, after the change of the middle
-                            height (planning._level_limit has them for one patient); inf: not limited
+    opens_mm, closes_mm     what the opening rim may still rise and the closing one still sink,
+                            after the change of the middle height (planning._level_limit has them
+                            for one patient); inf: not limited
     opens_at_mm, closes_at_mm   r_o and r_c
     """
 
@@ -37,20 +39,27 @@ class LevelLimit:
         return self._bound()[0]
 
     def limited_by(self) -> str:
-        """"angle" | "ligament" | "disc space": which of the three is least."""
+        """ "angle" | "ligament" | "disc space": which of the three is least."""
         return self._bound()[1]
 
     def _bound(self) -> tuple[float, str]:
         opens = float(np.degrees(max(self.opens_mm, 0.0) / self.opens_at_mm))
         closes = float(np.degrees(max(self.closes_mm, 0.0) / self.closes_at_mm))
-        return min((self.angle_deg, "angle"), (opens, "ligament"), (closes, "disc space"), key=lambda bound: bound[0])
+        return min(
+            (self.angle_deg, "angle"),
+            (opens, "ligament"),
+            (closes, "disc space"),
+            key=lambda bound: bound[0],
+        )
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """Change of lordosis by treated level (degrees), what they cannot give, and the reason of each that is at its limit.
+    """Change of lordosis by treated level (degrees), what they cannot give, and the reason of each
+    that is at its limit.
 
-    levels_deg   given; wanted_deg is what the level would take if nothing were limited. Σ wanted − Σ given = shortfall
+    levels_deg   given; wanted_deg is what the level would take if nothing were limited. Σ wanted −
+                 Σ given = shortfall
     """
 
     rule: str
@@ -70,10 +79,10 @@ def distribute(
 ) -> Distribution:
     """The change of lordosis that a target demands, spread over the levels that are treated.
 
-    With Δ the demand, s_i the norm's share of level i [S66] and m_i its measured lordosis, level i lacks
-    d_i = max(sign(Δ)·(s_i·LL_target − m_i), 0) and takes Δ·d_i/Σd; what a level cannot take (its limit) goes to those that
-    still can, by the same shares, and where none of them lacks any more, by their remaining room. What is left over is
-    the shortfall.
+    With Δ the demand, s_i the norm's share of level i [S66] and m_i its measured lordosis, level i
+    lacks d_i = max(sign(Δ)·(s_i·LL_target − m_i), 0) and takes Δ·d_i/Σd; what a level cannot take
+    (its limit) goes to those that still can, by the same shares, and where none of them lacks any
+    more, by their remaining room. What is left over is the shortfall.
 
     levels         treated, as "L4-L5"
     measured_deg   superior-to-superior lordosis of these levels
@@ -83,17 +92,30 @@ def distribute(
     Raises: ValueError for no level, an unknown or unmeasured one, or a target without a change.
     """
     if target.change_deg is None or target.ll_deg is None:
-        raise ValueError(f"rule {target.rule} gives no change of lordosis ({target.reason or target.status}); choose another")
+        raise ValueError(
+            f"rule {target.rule} gives no change of lordosis ({target.reason or target.status});"
+            " choose another"
+        )
     norms = dict(norms_deg or target.levels_deg or LEVEL_NORMS_ALL_DEG)
     if not levels or len(set(levels)) != len(levels):
-        raise ValueError(f"levels treated: {list(levels)}; expected at least one, each once, as ['L4-L5']")
+        raise ValueError(
+            f"levels treated: {list(levels)}; expected at least one, each once, as ['L4-L5']"
+        )
     for level in levels:
         if level not in norms or level not in measured_deg:
             there = sorted(set(norms) & set(measured_deg))
-            raise ValueError(f"level {level!r} has no norm or was not measured; choose among {', '.join(there) or 'none'}")
+            raise ValueError(
+                f"level {level!r} has no norm or was not measured; choose among"
+                f" {', '.join(there) or 'none'}"
+            )
     sign = 1.0 if target.change_deg >= 0.0 else -1.0
     total = sum(norms.values())
-    lacks = np.array([max(sign * (norms[level] / total * target.ll_deg - measured_deg[level]), 0.0) for level in levels])
+    lacks = np.array(
+        [
+            max(sign * (norms[level] / total * target.ll_deg - measured_deg[level]), 0.0)
+            for level in levels
+        ]
+    )
     bounds = [(limits or {}).get(level, LevelLimit()) for level in levels]
     caps = np.array([bound.largest_deg() for bound in bounds])
     first = next((weight for weight in (lacks, caps) if weight.sum() > 0.0), np.ones(len(levels)))
@@ -116,7 +138,9 @@ def distribute(
         if part > bound.largest_deg() - 1e-6
     ]
     if left:
-        notes.append(f"{left:.1f}° of {abs(target.change_deg):.1f}° cannot be had from {', '.join(levels)}")
+        notes.append(
+            f"{left:.1f}° of {abs(target.change_deg):.1f}° cannot be had from {', '.join(levels)}"
+        )
     spread = {level: float(sign * part) for level, part in zip(levels, given, strict=True)}
     asked = {level: float(part) for level, part in zip(levels, wanted, strict=True)}
     return Distribution(target.rule, target.change_deg, spread, asked, sign * left, tuple(notes))

@@ -1,18 +1,21 @@
 """Alignment of two neighbouring vertebrae: what is measured, and its exact inverse.
 
-Everything is read in the frame of the caudal vertebra's superior endplate (x left, y posterior, z its normal n).
-m, c and l are the cranial vertebra's inferior endplate: normal turned cranially, centre and left axis, there.
+Everything is read in the frame of the caudal vertebra's superior endplate (x left, y posterior, z
+its normal n). m, c and l are the cranial vertebra's inferior endplate: normal turned cranially,
+centre and left axis, there.
 
     lordosis   atan2(m_y, m_z)       disc angle, positive when the disc opens anteriorly
     coronal    atan2(−m_x, m_z)      positive when it opens to the left
     axial      atan2(l_y, l_x)       positive when the cranial vertebra turns to the left
     b = (n + m)/|n + m|              the disc's mean normal; slips lie across it, heights along it
-    height(p)  (c − p)·m / b·m       at p = anterior rim, centre, posterior rim of the caudal endplate on x = 0
-    listhesis  −c·ŷ, lateral c·x̂     ŷ, x̂: y and x made perpendicular to b; between the endplates' *centres*
+    height(p)  (c − p)·m / b·m       at p = anterior rim, centre, posterior rim of the caudal
+                                     endplate on x = 0
+    listhesis  −c·ŷ, lateral c·x̂     ŷ, x̂: y and x made perpendicular to b; between the endplates'
+                                      *centres*
 
-Heights are between the bony rims' planes (the cavity of a concave endplate adds 1.5-2 mm a side to the bare gap).
-`segmental_lordosis_deg` is the sagittal angle from the cranial vertebra's superior to the caudal vertebra's inferior
-endplate: both bodies' wedges and the disc angle.
+Heights are between the bony rims' planes (the cavity of a concave endplate adds 1.5-2 mm a side to
+the bare gap). `segmental_lordosis_deg` is the sagittal angle from the cranial vertebra's superior
+to the caudal vertebra's inferior endplate: both bodies' wedges and the disc angle.
 
 Reproducibility of such measures on images: Cobb 4.3°, lordosis 3.6° [S71].
 """
@@ -40,8 +43,9 @@ def measure(cranial: Vertebra | Plates, caudal: Vertebra | Plates) -> SegmentAli
     m, centre, left = -upper.normal, upper.centre_mm, upper.axis_left
     if m[2] <= 0.3 or centre[2] <= 0.0:
         raise ValueError(
-            f"the cranial endplate is not above the caudal one (height {centre[2]:.1f} mm, tilt "
-            f"{np.degrees(np.arccos(np.clip(m[2], -1, 1))):.0f}°); check the order and the names of the vertebrae"
+            f"the cranial endplate is not above the caudal one (height {centre[2]:.1f} mm, tilt"
+            f" {np.degrees(np.arccos(np.clip(m[2], -1, 1))):.0f}°); check the order and the names"
+            " of the vertebrae"
         )
     across, back, b = disc_axes(m)
     front_y, back_y = midsagittal(lower)
@@ -51,7 +55,8 @@ def measure(cranial: Vertebra | Plates, caudal: Vertebra | Plates) -> SegmentAli
 
     return SegmentAlignment(
         lordosis_deg=float(np.degrees(np.arctan2(m[1], m[2]))),
-        segmental_lordosis_deg=_sagittal_deg(upper_top.normal) - _sagittal_deg(-lower_bottom.normal),
+        segmental_lordosis_deg=_sagittal_deg(upper_top.normal)
+        - _sagittal_deg(-lower_bottom.normal),
         coronal_deg=float(np.degrees(np.arctan2(-m[0], m[2]))),
         axial_deg=float(np.degrees(np.arctan2(left[1], left[0]))),
         height_anterior_mm=height(front_y),
@@ -70,7 +75,8 @@ def cranial_pose(
     listhesis_mm: float,
     lateral_mm: float,
 ) -> np.ndarray:
-    """Frame [4, 4] of the cranial inferior endplate (z cranial) in the caudal one's: the inverse of `measure`."""
+    """Frame [4, 4] of the cranial inferior endplate (z cranial) in the caudal one's: the inverse
+    of `measure`."""
     m = unit(np.array([-np.tan(np.radians(coronal_deg)), np.tan(np.radians(lordosis_deg)), 1.0]))
     turn = np.radians(axial_deg)
     left = np.array([np.cos(turn), np.sin(turn), 0.0])
@@ -97,7 +103,8 @@ def disc_axes(m: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def midsagittal(plate: Endplate) -> tuple[float, float]:
-    """y of the anterior and posterior rim on x = 0 of the endplate's own frame (rim from +x, anticlockwise)."""
+    """y of the anterior and posterior rim on x = 0 of the endplate's own frame (rim from +x,
+    anticlockwise)."""
     offset = plate.rim_mm - plate.centre_mm
     angle = np.arctan2(offset[:, 1], offset[:, 0])
     radius = np.hypot(offset[:, 0], offset[:, 1])

@@ -15,7 +15,8 @@ POSTURES = ("supine", "standing", "phantom", "unknown")
 
 @dataclass(frozen=True)
 class Measure:
-    """One value. status "measured" | "given" | "not measurable"; `reason` says why not, or what to beware of."""
+    """One value. status "measured" | "given" | "not measurable"; `reason` says why not, or what
+    to beware of."""
 
     value: float | str | None
     unit: str
@@ -27,9 +28,11 @@ class Measure:
 
 @dataclass(frozen=True)
 class SpineAlignment:
-    """All measures by (place, name): place "L4-L5", "L4" or "regional"; the unit is the name's ending.
+    """All measures by (place, name): place "L4-L5", "L4" or "regional"; the unit is the name's
+    ending.
 
-    segments   SegmentAlignment by disc; for L5-S1 its segmental lordosis ends at S1's superior endplate
+    segments   SegmentAlignment by disc; for L5-S1 its segmental lordosis ends at S1's superior
+               endplate
     """
 
     posture: str
@@ -40,24 +43,38 @@ class SpineAlignment:
         """The measure. Raises ValueError naming what there is at that place."""
         if (place, name) not in self.measures:
             there = [key for where, key in self.measures if where == place]
-            raise ValueError(f"no measure {name!r} at {place!r}; there is {', '.join(there) or 'nothing'}")
+            raise ValueError(
+                f"no measure {name!r} at {place!r}; there is {', '.join(there) or 'nothing'}"
+            )
         return self.measures[place, name]
 
     def value(self, name: str, place: str = REGIONAL) -> float:
-        """The number. Raises ValueError, with the reason, where it could not be measured or is a word."""
+        """The number. Raises ValueError, with the reason, where it could not be measured or is a
+        word."""
         found = self.measure(name, place)
         if not isinstance(found.value, int | float):
-            raise ValueError(f"{name} of {place} is {found.value or 'not measurable'}: {found.reason or 'a word, no number'}")
+            raise ValueError(
+                f"{name} of {place} is {found.value or 'not measurable'}:"
+                f" {found.reason or 'a word, no number'}"
+            )
         return float(found.value)
 
     def table(self) -> list[dict[str, Any]]:
-        """One JSON-able row per measure: place, name, value, unit, status, standard_error, reason, source."""
-        return [{"place": place, "name": name, **asdict(found)} for (place, name), found in self.measures.items()]
+        """One JSON-able row per measure: place, name, value, unit, status, standard_error,
+        reason, source."""
+        return [
+            {"place": place, "name": name, **asdict(found)}
+            for (place, name), found in self.measures.items()
+        ]
 
     def with_errors(self, errors: Mapping[tuple[str, str], float]) -> SpineAlignment:
         """The same with standard errors (of `standard_errors`) at the measures that have one."""
         measures = {
-            key: replace(found, standard_error=errors[key]) if key in errors and found.status == "measured" else found
+            key: (
+                replace(found, standard_error=errors[key])
+                if key in errors and found.status == "measured"
+                else found
+            )
             for key, found in self.measures.items()
         }
         return replace(self, measures=measures)

@@ -1,10 +1,12 @@
-"""Is what was measured on the treated segment a lumbar or thoracic segment's? The last check on a pose that files or labels put wrong.
+"""Is what was measured on the treated segment a lumbar or thoracic segment's? The last check on a
+pose that files or labels put wrong.
 
-Two bones from two scans, a label moved by a few millimetres, surfaces each in a frame of its own: all are read well, and show only in
-what lies between them.
+Two bones from two scans, a label moved by a few millimetres, surfaces each in a frame of its own:
+all are read well, and show only in what lies between them.
 
     middle height of the disc   2-18 mm usual, 24 mm at most   [S69: L4-L5 13.8 ± 3 mm]
-    slip of the upper body      10 mm usual (grade I-II), 26 mm at most (grade IV of a depth of 35 mm)
+    slip of the upper body      10 mm usual (grade I-II), 26 mm at most (grade IV of a depth of 35
+                                mm)
     lordosis, coronal, axial    −20-35°, ±20°, ±20° usual; −35-50°, ±40°, ±40° at most   [M]
 """
 
@@ -24,7 +26,8 @@ RANGES: dict[str, tuple[tuple[float, float], tuple[float, float], str]] = {
 
 
 def check_segment(name: str, measured: SegmentAlignment) -> list[Finding]:
-    """Warnings for measures of the treated segment that few people have. Raises ValueError for those that nobody has."""
+    """Warnings for measures of the treated segment that few people have. Raises ValueError for
+    those that nobody has."""
     findings, impossible = [], []
     for part, (usual, possible, unit) in RANGES.items():
         value = float(getattr(measured, part))
@@ -32,10 +35,14 @@ def check_segment(name: str, measured: SegmentAlignment) -> list[Finding]:
         if not possible[0] <= value <= possible[1]:
             impossible.append(f"{text} ({possible[0]:g} to {possible[1]:g} is possible)")
         elif not usual[0] <= value <= usual[1]:
-            findings.append(Finding("measure", "warning", name, f"{text} is unusual ({usual[0]:g} to {usual[1]:g})"))
+            findings.append(
+                Finding(
+                    "measure", "warning", name, f"{text} is unusual ({usual[0]:g} to {usual[1]:g})"
+                )
+            )
     if impossible:
         raise ValueError(
-            f"{'; '.join(impossible)}: the two vertebrae are not as they stand in one patient (files of two frames, labels of two scans, "
-            "a level between them?)"
+            f"{'; '.join(impossible)}: the two vertebrae are not as they stand in one patient"
+            " (files of two frames, labels of two scans, a level between them?)"
         )
     return findings

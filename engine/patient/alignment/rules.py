@@ -1,7 +1,9 @@
-"""Published target rules of lumbar alignment, and what a target asks of the levels that are treated.
+"""Published target rules of lumbar alignment, and what a target asks of the levels that are
+treated.
 
-Each rule is an equation with its source and its inputs; they disagree, so all are shown and none is chosen here. They were
-found on standing adults: a supine lordosis is smaller (13.0° LL, 4.4° L4-S1 in the mean [S67]) and is not corrected.
+Each rule is an equation with its source and its inputs; they disagree, so all are shown and none is
+chosen here. They were found on standing adults: a supine lordosis is smaller (13.0° LL, 4.4° L4-S1
+in the mean [S67]) and is not corrected.
 
     rule              target LL                                              source
     gap_ideal         0.62·PI + 29, SS = 0.59·PI + 9                         [S60], LL [M]
@@ -34,7 +36,8 @@ from engine.patient.alignment.scores import (
     roussouly_type,
 )
 
-#: Segmental lordosis (superior to superior endplate) by PI group, standing [S66 table 2]: (PI below, degrees L1-L2 … L5-S1).
+#: Segmental lordosis (superior to superior endplate) by PI group, standing [S66 table 2]: (PI
+#: below, degrees L1-L2 … L5-S1).
 LEVEL_NORMS_DEG: tuple[tuple[float, dict[str, float]], ...] = (
     (45.0, {"L1-L2": 0.0, "L2-L3": 3.9, "L3-L4": 7.7, "L4-L5": 10.5, "L5-S1": 20.2}),
     (55.0, {"L1-L2": 0.9, "L2-L3": 6.2, "L3-L4": 8.9, "L4-L5": 13.1, "L5-S1": 21.8}),
@@ -50,7 +53,8 @@ class RuleTarget:
     """What one rule asks of one patient.
 
     status       "computed" | "no lordosis" (the rule sets something else) | "not computed"
-    ll_deg       target lordosis L1-S1; ll_range_deg where the rule gives a range (ll_deg is then its end next to the patient)
+    ll_deg       target lordosis L1-S1; ll_range_deg where the rule gives a range (ll_deg is then
+                 its end next to the patient)
     l4_s1_deg    target L4-S1 (a range for GAP's LDI of 50-80 %, given as l4_s1_range_deg)
     change_deg   target less measured LL; None where LL was not measured
     others       further targets by name, degrees
@@ -93,7 +97,8 @@ class _Inputs:
 
 @dataclass(frozen=True)
 class Rule:
-    """A published rule: `needs` names inputs without which it says nothing; `targets` gives RuleTarget's fields."""
+    """A published rule: `needs` names inputs without which it says nothing; `targets` gives
+    RuleTarget's fields."""
 
     name: str
     title: str
@@ -131,7 +136,10 @@ def _gap_aligned(x: _Inputs) -> dict[str, Any]:
 
 def _lafage(x: _Inputs) -> dict[str, Any]:
     years = _given(x.age) - 55.0
-    return {"ll_deg": _given(x.pi) - (years / 2.0 + 3.0), "others": {"pelvic_tilt_deg": years / 3.0 + 20.0}}
+    return {
+        "ll_deg": _given(x.pi) - (years / 2.0 + 3.0),
+        "others": {"pelvic_tilt_deg": years / 3.0 + 20.0},
+    }
 
 
 def _pi_steps(x: _Inputs) -> dict[str, Any]:
@@ -140,7 +148,8 @@ def _pi_steps(x: _Inputs) -> dict[str, Any]:
 
 
 def level_norms_deg(pi_deg: float | None) -> dict[str, float]:
-    """Segmental lordosis by level of the PI group, or of all subjects where PI is not known [S66 table 2]."""
+    """Segmental lordosis by level of the PI group, or of all subjects where PI is not known [S66
+    table 2]."""
     if pi_deg is None:
         return dict(LEVEL_NORMS_ALL_DEG)
     return dict(next(levels for below, levels in LEVEL_NORMS_DEG if pi_deg < below))
@@ -148,14 +157,23 @@ def level_norms_deg(pi_deg: float | None) -> dict[str, float]:
 
 def _norms(x: _Inputs) -> dict[str, Any]:
     levels = level_norms_deg(x.pi)
-    return {"ll_deg": sum(levels.values()), "l4_s1_deg": levels["L4-L5"] + levels["L5-S1"], "levels_deg": levels}
+    return {
+        "ll_deg": sum(levels.values()),
+        "l4_s1_deg": levels["L4-L5"] + levels["L5-S1"],
+        "levels_deg": levels,
+    }
 
 
 def _roussouly(x: _Inputs) -> dict[str, Any]:
     kind = roussouly_type(_given(x.ss), x.apex)
     apex = {"1": "L5", "2": "base of L4", "3": "middle of L4", "4": "base of L3 or higher"}
     text = f"type {kind}, apex {apex[kind]}" if kind else "type 1 or 2, apex L5 or base of L4"
-    return {"reason": f"SS {_given(x.ss):.0f}°: {text}; measured apex {x.apex or 'not known'}; [S68] gives no LL"}
+    return {
+        "reason": (
+            f"SS {_given(x.ss):.0f}°: {text}; measured apex {x.apex or 'not known'}; [S68] gives"
+            " no LL"
+        )
+    }
 
 
 def _l1pa(x: _Inputs) -> dict[str, Any]:
@@ -178,7 +196,15 @@ RULES: dict[str, Rule] = {
             _ADULTS,
             _gap_ideal,
         ),
-        Rule("gap_aligned", "GAP aligned range", "LL − (0.62·PI + 29) in −14 … +11; LDI 50-80 %", "[M]", ("PI",), _ADULTS, _gap_aligned),
+        Rule(
+            "gap_aligned",
+            "GAP aligned range",
+            "LL − (0.62·PI + 29) in −14 … +11; LDI 50-80 %",
+            "[M]",
+            ("PI",),
+            _ADULTS,
+            _gap_aligned,
+        ),
         Rule(
             "schwab",
             "SRS-Schwab modifier 0",
@@ -204,7 +230,10 @@ RULES: dict[str, Rule] = {
             "[S63]",
             ("PI",),
             _ADULTS,
-            lambda x: {"ll_deg": 0.45 * _given(x.pi) + 31.8, "others": {"pelvic_tilt_deg": 0.47 * _given(x.pi) - 7.5}},
+            lambda x: {
+                "ll_deg": 0.45 * _given(x.pi) + 31.8,
+                "others": {"pelvic_tilt_deg": 0.47 * _given(x.pi) - 7.5},
+            },
         ),
         Rule(
             "lafage_age",
@@ -233,7 +262,15 @@ RULES: dict[str, Rule] = {
             "324 healthy standing adults; SD 3.4 to 9.1° per level",
             _norms,
         ),
-        Rule("roussouly", "Roussouly type", "SS < 35: 1 or 2, 35-45: 3, > 45: 4", "[S68]", ("SS",), "healthy standing adults", _roussouly),
+        Rule(
+            "roussouly",
+            "Roussouly type",
+            "SS < 35: 1 or 2, 35-45: 3, > 45: 4",
+            "[S68]",
+            ("SS",),
+            "healthy standing adults",
+            _roussouly,
+        ),
         Rule("l1pa", "L1 pelvic angle", "L1PA = 0.5·PI − 21", "[S61]", ("PI",), _ADULTS, _l1pa),
     )
 }
@@ -268,16 +305,29 @@ def compare_rules(alignment: SpineAlignment, age: float | None = None) -> list[R
         "SS": f"SS is not measurable: {found['sacral_slope_deg'].reason}",
     }
     have = {"PI": x.pi, "age": x.age, "SS": x.ss}
-    return [_target(rule, x, [why[need] for need in rule.needs if have[need] is None], alignment.posture) for rule in RULES.values()]
+    return [
+        _target(
+            rule, x, [why[need] for need in rule.needs if have[need] is None], alignment.posture
+        )
+        for rule in RULES.values()
+    ]
 
 
-_NUMBERS = ("pelvic_incidence_deg", "lumbar_lordosis_deg", "l4_s1_lordosis_deg", "sacral_slope_deg", "l1_pelvic_angle_deg")
+_NUMBERS = (
+    "pelvic_incidence_deg",
+    "lumbar_lordosis_deg",
+    "l4_s1_lordosis_deg",
+    "sacral_slope_deg",
+    "l1_pelvic_angle_deg",
+)
 
 
 def _target(rule: Rule, x: _Inputs, missing: Sequence[str], posture: str) -> RuleTarget:
     common = (rule.name, rule.title, rule.equation, rule.source)
     if missing:
-        return RuleTarget(*common, "not computed", reason="; ".join(missing), validity=rule.validity)
+        return RuleTarget(
+            *common, "not computed", reason="; ".join(missing), validity=rule.validity
+        )
     fields = rule.targets(x)
     if "ll_deg" not in fields:
         return RuleTarget(*common, "no lordosis", **fields, validity=rule.validity)
@@ -290,8 +340,10 @@ def _target(rule: Rule, x: _Inputs, missing: Sequence[str], posture: str) -> Rul
         notes.append("LL was not measured, so that the change is not known")
     if posture == "supine":
         notes.append(
-            f"measured supine, the rule is for standing: standing adds {STANDING_ADDS_DEG['lumbar_lordosis_deg']:g}° LL and "
-            f"{STANDING_ADDS_DEG['l4_s1_lordosis_deg']:g}° L4-S1 in the mean [S67], which the change does not subtract"
+            "measured supine, the rule is for standing: standing adds"
+            f" {STANDING_ADDS_DEG['lumbar_lordosis_deg']:g}° LL and"
+            f" {STANDING_ADDS_DEG['l4_s1_lordosis_deg']:g}° L4-S1 in the mean [S67], which the"
+            " change does not subtract"
         )
     return RuleTarget(
         *common,
@@ -302,4 +354,3 @@ def _target(rule: Rule, x: _Inputs, missing: Sequence[str], posture: str) -> Rul
         reason="; ".join(notes),
         validity=rule.validity,
     )
-

@@ -28,8 +28,8 @@ def gap_ideal_lordosis_deg(pi_deg: float) -> float:
 
 
 def gap_points(part: str, value: float) -> int:
-    """Points of one part of the GAP score [M]: "pelvic_version", "relative_lordosis" (measured less ideal, degrees),
-    "distribution" (percent), "spinopelvic" (degrees) or "age" (years)."""
+    """Points of one part of the GAP score [M]: "pelvic_version", "relative_lordosis" (measured
+    less ideal, degrees), "distribution" (percent), "spinopelvic" (degrees) or "age" (years)."""
     if part == "age":
         return int(value >= 60.0)
     for (bound, points), (_, following) in pairwise(_GAP[part]):
@@ -50,7 +50,8 @@ def schwab_modifier(part: str, value_deg: float) -> str:
 
 
 def roussouly_type(sacral_slope_deg: float, apex: str | None) -> str | None:
-    """Type "1" … "4" by SS, below 35° by the apex (L5: 1, else 2) [S68]; None where that is needed and not known."""
+    """Type "1" … "4" by SS, below 35° by the apex (L5: 1, else 2) [S68]; None where that is
+    needed and not known."""
     if sacral_slope_deg < 35.0:
         return None if apex is None else "1" if apex in ("L5", "L5-S1") else "2"
     return "3" if sacral_slope_deg <= 45.0 else "4"

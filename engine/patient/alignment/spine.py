@@ -1,21 +1,29 @@
-"""Regional alignment of the lumbar spine: every value with its unit, its standing and what it rests on.
+"""Regional alignment of the lumbar spine: every value with its unit, its standing and what it rests
+on.
 
 Axes
-    x   patient's left: the hip axis where the femoral heads are known, else S1's left axis, else the vertebrae's mean
-    z   chord from S1 (or the lowest endplate) to the uppermost one, made perpendicular to x;  y = z × x, posterior
-All angles are taken in these planes, so how the patient lies in the scanner does not matter. Only what is measured against
-gravity does (SS, PT, the apex, and GAP, Schwab and Roussouly through them): there LPS z, projected into the sagittal
-plane, stands for the vertical, in a supine scan as well.
+    x   patient's left: the hip axis where the femoral heads are known, else S1's left axis, else
+        the vertebrae's mean
+    z   chord from S1 (or the lowest endplate) to the uppermost one, made perpendicular to x;  y = z
+        × x, posterior
+All angles are taken in these planes, so how the patient lies in the scanner does not matter. Only
+what is measured against gravity does (SS, PT, the apex, and GAP, Schwab and Roussouly through
+them): there LPS z, projected into the sagittal plane, stands for the vertical, in a supine scan as
+well.
 
 With n an endplate's cranial normal, lean(n) = atan2(n·y, n·z), H the hip axis, M S1's centre
     LL      lean(L1 superior) − lean(S1 superior)            [S57]; L4-S1 the same from L4
-    level   lean(cranial superior) − lean(caudal superior)   levels L1-L2 … L5-S1 add up to LL; the definition of [S66]
+    level   lean(cranial superior) − lean(caudal superior)   levels L1-L2 … L5-S1 add up to LL; the
+                                                             definition of [S66]
     SS      −lean(S1) from the vertical;  PT = lean(HM) from the vertical;  PI = PT + SS [S57]
     L1PA    lean(HM) − lean(H → L1's centre) [S58]
-    tilt    atan2(l·z, l·x) of an endplate's left axis l;  Cobb = largest |tilt(superior of i) − tilt(inferior of j)|
-    slip    along the disc (alignment.py), as % of the caudal endplate's depth; Meyerding [M]. A slip moves centres and posterior
-            rims alike, a difference in depth or a rounded corner only one of them: the smaller counts, opposite signs are none
-Body heights are between the two rim planes; height_central is between the bone's own surfaces (the cavities count).
+    tilt    atan2(l·z, l·x) of an endplate's left axis l;  Cobb = largest |tilt(superior of i) −
+                                                           tilt(inferior of j)|
+    slip    along the disc (alignment.py), as % of the caudal endplate's depth; Meyerding [M]. A
+            slip moves centres and posterior rims alike, a difference in depth or a rounded corner
+            only one of them: the smaller counts, opposite signs are none
+Body heights are between the two rim planes; height_central is between the bone's own surfaces (the
+cavities count).
 """
 
 from __future__ import annotations
@@ -26,7 +34,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from engine.patient.alignment.corners import central_height_mm, corners, posterior_height_mm, posterior_slip_mm
+from engine.patient.alignment.corners import (
+    central_height_mm,
+    corners,
+    posterior_height_mm,
+    posterior_slip_mm,
+)
 from engine.patient.alignment.disc import Plates, measure
 from engine.patient.alignment.measures import POSTURES, REGIONAL, Measure, SpineAlignment
 from engine.patient.alignment.scores import (
@@ -56,15 +69,17 @@ def spine_alignment(
     posture: str,
     age: float | None = None,
 ) -> SpineAlignment:
-    """Alignment of the vertebrae (cranial to caudal; or their (superior, inferior) endplates by name) and the sacrum.
+    """Alignment of the vertebrae (cranial to caudal; or their (superior, inferior) endplates by
+    name) and the sacrum.
 
     femoral_heads_mm [2, 3]   centres of the femoral heads in any order, same frame
-    pi_deg                    pelvic incidence from elsewhere, where the femoral heads are not in the scan
+    pi_deg                    pelvic incidence from elsewhere, where the femoral heads are not in
+                              the scan
     posture                   "supine" | "standing" | "phantom" | "unknown"
     age                       years; only the GAP score asks for it
 
-    Raises: ValueError for an unknown posture, no vertebra, both femoral heads and PI, a PI outside 15-110°, heads not [2, 3], or endplates
-    that are not in order (alignment.measure).
+    Raises: ValueError for an unknown posture, no vertebra, both femoral heads and PI, a PI outside
+    15-110°, heads not [2, 3], or endplates that are not in order (alignment.measure).
     """
     if isinstance(vertebrae, Mapping):
         plates, bodies = dict(vertebrae), {}
@@ -76,12 +91,17 @@ def spine_alignment(
     if not plates:
         raise ValueError("no vertebra was given; alignment needs at least one with both endplates")
     if femoral_heads_mm is not None and pi_deg is not None:
-        raise ValueError(f"both femoral heads and pi_deg={pi_deg:g} were given; they may disagree: give one of them")
+        raise ValueError(
+            f"both femoral heads and pi_deg={pi_deg:g} were given; they may disagree: give one of"
+            " them"
+        )
     if pi_deg is not None and not 15.0 <= pi_deg <= 110.0:
         raise ValueError(f"pi_deg={pi_deg:g} is no pelvic incidence; expected 15 to 110 degrees")
     heads = None if femoral_heads_mm is None else np.asarray(femoral_heads_mm, float)
     if heads is not None and heads.shape != (2, 3):
-        raise ValueError(f"femoral_heads_mm has shape {heads.shape}; expected the two centres, (2, 3)")
+        raise ValueError(
+            f"femoral_heads_mm has shape {heads.shape}; expected the two centres, (2, 3)"
+        )
     base = sacrum.superior if isinstance(sacrum, Sacrum) else sacrum
     return _Reader(plates, bodies, base, heads, pi_deg, posture, age).read()
 
@@ -95,18 +115,25 @@ def standard_errors(
     posture: str = "unknown",
     age: float | None = None,
 ) -> dict[tuple[str, str], float]:
-    """Standard deviation of every number over redrawn endplates: `spine_alignment` is recomputed for each draw.
+    """Standard deviation of every number over redrawn endplates: `spine_alignment` is recomputed
+    for each draw.
 
-    draws    per level (cranial to caudal) equally many (superior, inferior) endplates; draw k of all levels goes together
+    draws    per level (cranial to caudal) equally many (superior, inferior) endplates; draw k of
+             all levels goes together
     sacrum   as many of S1's superior endplate
 
-    Choices (Cobb's end vertebrae) are made anew in each draw, so that their share of the error counts. A number that is
-    measured in fewer than two draws has none.
+    Choices (Cobb's end vertebrae) are made anew in each draw, so that their share of the error
+    counts. A number that is measured in fewer than two draws has none.
     Raises: ValueError for fewer than two draws or unequal numbers.
     """
-    counts = {level: len(list_) for level, list_ in draws.items()} | ({} if sacrum is None else {"S1": len(sacrum)})
+    counts = {level: len(list_) for level, list_ in draws.items()} | (
+        {} if sacrum is None else {"S1": len(sacrum)}
+    )
     if len(set(counts.values())) != 1 or min(counts.values()) < 2:
-        raise ValueError(f"redrawn endplates per level: {counts}; expected the same number, at least 2, at every level")
+        raise ValueError(
+            f"redrawn endplates per level: {counts}; expected the same number, at least 2, at every"
+            " level"
+        )
     values: dict[tuple[str, str], list[float]] = {}
     for k in range(next(iter(counts.values()))):
         drawn = spine_alignment(
@@ -125,17 +152,37 @@ def standard_errors(
 
 
 def meyerding(slip_percent: float, slip_mm: float) -> str:
-    """Grade of a slip: I < 25, II < 50, III < 75, IV ≤ 100 %, V beyond [M]; "retro" where it is backwards; "none" < 2 mm."""
+    """Grade of a slip: I < 25, II < 50, III < 75, IV ≤ 100 %, V beyond [M]; "retro" where it is
+    backwards; "none" < 2 mm."""
     if abs(slip_mm) < SLIP_TOLERANCE_MM:
         return "none"
     size = abs(slip_percent)
-    grade = "I" if size < 25.0 else "II" if size < 50.0 else "III" if size < 75.0 else "IV" if size <= 100.0 else "V"
+    grade = (
+        "I"
+        if size < 25.0
+        else "II"
+        if size < 50.0
+        else "III"
+        if size < 75.0
+        else "IV"
+        if size <= 100.0
+        else "V"
+    )
     return f"{grade} retro" if slip_percent < 0.0 else grade
 
 
 def height_loss_grade(loss_percent: float) -> str:
-    """Genant's grade of the largest height loss: mild from 20, moderate from 25, severe over 40 % [M]."""
-    return "none" if loss_percent < 20.0 else "mild" if loss_percent < 25.0 else "moderate" if loss_percent <= 40.0 else "severe"
+    """Genant's grade of the largest height loss: mild from 20, moderate from 25, severe over 40
+    % [M]."""
+    return (
+        "none"
+        if loss_percent < 20.0
+        else "mild"
+        if loss_percent < 25.0
+        else "moderate"
+        if loss_percent <= 40.0
+        else "severe"
+    )
 
 
 class _Reader:
@@ -181,15 +228,27 @@ class _Reader:
         self._scores()
         return SpineAlignment(self.posture, segments, self.measures)
 
-    # -- writing ---------------------------------------------------------------------------------------------
+    # -- writing -----------------------------------------------------------------------------------
 
-    def _put(self, place: str, name: str, value: float | str, *, reason: str = "", status: str = "measured", source: str = "") -> None:
+    def _put(
+        self,
+        place: str,
+        name: str,
+        value: float | str,
+        *,
+        reason: str = "",
+        status: str = "measured",
+        source: str = "",
+    ) -> None:
         if not source:
             source = f"endplates of this scan ({self.posture})"
             if name in _VERTICAL:
                 source += "; LPS z of the scan stands for the vertical"
         if not reason and self.posture == "supine" and name in STANDING_ADDS_DEG:
-            reason = f"supine: standing adds {STANDING_ADDS_DEG[name]:g}° in the mean of one cohort [S67]"
+            reason = (
+                f"supine: standing adds {STANDING_ADDS_DEG[name]:g}° in the mean of one cohort"
+                " [S67]"
+            )
         number = float(value) if not isinstance(value, str) else value
         self.measures[place, name] = Measure(number, _unit(name), status, None, reason, source)
 
@@ -200,7 +259,7 @@ class _Reader:
         found = self.measures.get((REGIONAL, name))
         return found.value if found is not None and isinstance(found.value, float) else None
 
-    # -- geometry --------------------------------------------------------------------------------------------
+    # -- geometry ----------------------------------------------------------------------------------
 
     def _across(self, vector: np.ndarray) -> np.ndarray:
         return unit(vector - (vector @ self.x) * self.x)
@@ -210,11 +269,17 @@ class _Reader:
 
     def _below(self, lower: str) -> Plates | None:
         if lower == "S1":
-            return None if self.base is None else (self.base, replace(self.base, normal=-self.base.normal))
+            return (
+                None
+                if self.base is None
+                else (self.base, replace(self.base, normal=-self.base.normal))
+            )
         return self.plates[lower]
 
     def _superior(self, level: str) -> Endplate | None:
-        return self.base if level == "S1" else self.plates[level][0] if level in self.plates else None
+        return (
+            self.base if level == "S1" else self.plates[level][0] if level in self.plates else None
+        )
 
     def _between(self, upper: str, lower: str) -> float | str:
         """Lordosis from one superior endplate to another, or what is missing."""
@@ -222,10 +287,12 @@ class _Reader:
         missing = [_MISSING.format(level) for level, plate in ends.items() if plate is None]
         if missing:
             return "; ".join(missing)
-        first, last = (self._lean(plate.normal, self.z) for plate in ends.values() if plate is not None)
+        first, last = (
+            self._lean(plate.normal, self.z) for plate in ends.values() if plate is not None
+        )
         return _wrapped(first - last)
 
-    # -- discs and bodies ------------------------------------------------------------------------------------
+    # -- discs and bodies --------------------------------------------------------------------------
 
     def _disc(self, upper: str, lower: str, below: Plates) -> SegmentAlignment:
         place = f"{upper}-{lower}"
@@ -249,13 +316,20 @@ class _Reader:
         to_own = inverse(vertebra_frame(superior, inferior))
         top, bottom = move_endplate(to_own, superior), move_endplate(to_own, inferior)
         (front_top, back_top), (front_bottom, back_bottom) = corners(top), corners(bottom)
-        front, back = float(np.linalg.norm(front_top - front_bottom)), float(np.linalg.norm(back_top - back_bottom))
+        front, back = (
+            float(np.linalg.norm(front_top - front_bottom)),
+            float(np.linalg.norm(back_top - back_bottom)),
+        )
         self._put(level, "height_anterior_mm", front)
-        self._put(level, "height_middle_mm", float(np.linalg.norm(top.centre_mm - bottom.centre_mm)))
+        self._put(
+            level, "height_middle_mm", float(np.linalg.norm(top.centre_mm - bottom.centre_mm))
+        )
         self._put(level, "height_posterior_mm", back)
         (tx, ty, tz), (bx, by, bz) = top.normal, -bottom.normal
         self._put(level, "wedge_deg", float(np.degrees(np.arctan2(ty, tz) - np.arctan2(by, bz))))
-        self._put(level, "coronal_wedge_deg", float(np.degrees(np.arctan2(-tx, tz) - np.arctan2(-bx, bz))))
+        self._put(
+            level, "coronal_wedge_deg", float(np.degrees(np.arctan2(-tx, tz) - np.arctan2(-bx, bz)))
+        )
         self._put(level, "loss_anterior_percent", 100.0 * (1.0 - front / back))
         losses = [100.0 * (1.0 - front / back)]
         if level in self.bodies:
@@ -267,19 +341,29 @@ class _Reader:
             for name in ("height_central_mm", "loss_central_percent"):
                 self._lack(level, name, "needs the bone's surface, and only endplates were given")
         at = self.levels.index(level)
-        near = [n for n in self.levels[max(at - 1, 0) : at + 2] if n != level and (follow(n, level) or follow(level, n))]
+        near = [
+            n
+            for n in self.levels[max(at - 1, 0) : at + 2]
+            if n != level and (follow(n, level) or follow(level, n))
+        ]
         if near:
             usual = float(np.mean([posterior_height_mm(*self.plates[n]) for n in near]))
-            self._put(level, "loss_posterior_percent", 100.0 * (1.0 - back / usual), reason=f"against {' and '.join(near)}")
+            self._put(
+                level,
+                "loss_posterior_percent",
+                100.0 * (1.0 - back / usual),
+                reason=f"against {' and '.join(near)}",
+            )
         else:
             self._lack(level, "loss_posterior_percent", "no neighbouring level to compare with")
-        # the crush of a whole body shows in its posterior height alone; L5's is naturally lower and is left out of the grade
+        # the crush of a whole body shows in its posterior height alone; L5's is naturally lower and
+        # is left out of the grade
         if near and level not in ("L5", "L6"):
             losses.append(100.0 * (1.0 - back / usual))
         note = "against its own posterior height and the neighbours'; a shape, not a diagnosis"
         self._put(level, "height_loss_grade", height_loss_grade(max(losses)), reason=note)
 
-    # -- region ----------------------------------------------------------------------------------------------
+    # -- region ------------------------------------------------------------------------------------
 
     def _regional(self) -> None:
         for name, upper in (("lumbar_lordosis_deg", "L1"), ("l4_s1_lordosis_deg", "L4")):
@@ -292,7 +376,11 @@ class _Reader:
         if total is None or lower is None:
             self._lack(REGIONAL, "lordosis_distribution_percent", "needs LL and L4-S1")
         elif total < 10.0:
-            self._lack(REGIONAL, "lordosis_distribution_percent", f"LL of {total:.1f}° is too small to be divided")
+            self._lack(
+                REGIONAL,
+                "lordosis_distribution_percent",
+                f"LL of {total:.1f}° is too small to be divided",
+            )
         else:
             self._put(REGIONAL, "lordosis_distribution_percent", 100.0 * lower / total)
 
@@ -302,7 +390,11 @@ class _Reader:
             if place[0] != "L":
                 continue
             if total is None or total < 10.0:
-                why = "LL is not measurable" if total is None else f"LL of {total:.1f}° is too small to be divided"
+                why = (
+                    "LL is not measurable"
+                    if total is None
+                    else f"LL of {total:.1f}° is too small to be divided"
+                )
                 self._lack(place, "lordosis_share_percent", why)
             else:
                 level = self.measures[place, "level_lordosis_deg"].value
@@ -310,7 +402,12 @@ class _Reader:
                 self._put(place, "lordosis_share_percent", 100.0 * level / total)
 
     def _pelvis(self) -> None:
-        names = ("pelvic_incidence_deg", "pelvic_tilt_deg", "pi_minus_ll_deg", "l1_pelvic_angle_deg")
+        names = (
+            "pelvic_incidence_deg",
+            "pelvic_tilt_deg",
+            "pi_minus_ll_deg",
+            "l1_pelvic_angle_deg",
+        )
         if self.base is None:
             self._lack(REGIONAL, "sacral_slope_deg", _MISSING.format("S1"))
             slope = None
@@ -326,20 +423,35 @@ class _Reader:
             self._put(REGIONAL, "pelvic_tilt_deg", tilt)
             if "L1" in self.plates:
                 centre = 0.5 * (self.plates["L1"][0].centre_mm + self.plates["L1"][1].centre_mm)
-                angle = self._lean(self.base.centre_mm - axis, self.z) - self._lean(centre - axis, self.z)
+                angle = self._lean(self.base.centre_mm - axis, self.z) - self._lean(
+                    centre - axis, self.z
+                )
                 self._put(REGIONAL, "l1_pelvic_angle_deg", _wrapped(angle))
             else:
                 self._lack(REGIONAL, "l1_pelvic_angle_deg", _MISSING.format("L1"))
         elif self.pi_deg is not None:
-            self._put(REGIONAL, "pelvic_incidence_deg", self.pi_deg, status="given", source="given, not of this scan")
+            self._put(
+                REGIONAL,
+                "pelvic_incidence_deg",
+                self.pi_deg,
+                status="given",
+                source="given, not of this scan",
+            )
             if slope is not None:
-                self._put(REGIONAL, "pelvic_tilt_deg", self.pi_deg - slope, reason="given PI less measured SS")
+                self._put(
+                    REGIONAL,
+                    "pelvic_tilt_deg",
+                    self.pi_deg - slope,
+                    reason="given PI less measured SS",
+                )
             else:
                 self._lack(REGIONAL, "pelvic_tilt_deg", _MISSING.format("S1"))
             self._lack(REGIONAL, "l1_pelvic_angle_deg", "the femoral heads are not in the scan")
         else:
             for name in (n for n in names if n != "pi_minus_ll_deg"):
-                self._lack(REGIONAL, name, hips_missing if self.base is not None else _MISSING.format("S1"))
+                self._lack(
+                    REGIONAL, name, hips_missing if self.base is not None else _MISSING.format("S1")
+                )
         incidence, lordosis = self._get("pelvic_incidence_deg"), self._get("lumbar_lordosis_deg")
         if incidence is not None and lordosis is not None:
             self._put(REGIONAL, "pi_minus_ll_deg", incidence - lordosis)
@@ -348,7 +460,9 @@ class _Reader:
 
     def _coronal(self) -> None:
         tilt = {
-            (level, side): float(np.degrees(np.arctan2(plate.axis_left @ self.z, plate.axis_left @ self.x)))
+            (level, side): float(
+                np.degrees(np.arctan2(plate.axis_left @ self.z, plate.axis_left @ self.x))
+            )
             for level, pair in self.plates.items()
             for side, plate in enumerate(pair)
         }
@@ -365,20 +479,30 @@ class _Reader:
             angle = tilt[upper, 0] - tilt[lower, 1]
             small = "under 10°, which is not called scoliosis [M]" if abs(angle) < 10.0 else ""
             self._put(REGIONAL, "cobb_deg", abs(angle), reason=small)
-            self._put(REGIONAL, "cobb_side", "left" if angle > 0.0 else "right", reason=small or "side of the convexity")
+            self._put(
+                REGIONAL,
+                "cobb_side",
+                "left" if angle > 0.0 else "right",
+                reason=small or "side of the convexity",
+            )
             self._put(REGIONAL, "cobb_ends", f"{upper}-{lower}", reason=small)
             self._put(REGIONAL, "cobb_apex", self._cobb_apex(i, j, np.sign(angle)), reason=small)
         turns = {
             level: float(np.degrees(np.arctan2(left @ np.cross(self.z, self.x), left @ self.x)))
-            for level, left in ((level, vertebra_frame(*pair)[:3, 0]) for level, pair in self.plates.items())
+            for level, left in (
+                (level, vertebra_frame(*pair)[:3, 0]) for level, pair in self.plates.items()
+            )
         }
         for level, turn in turns.items():
             self._put(level, "axial_rotation_deg", turn)
         if len(turns) > 1:
-            self._put(REGIONAL, "axial_rotation_range_deg", max(turns.values()) - min(turns.values()))
+            self._put(
+                REGIONAL, "axial_rotation_range_deg", max(turns.values()) - min(turns.values())
+            )
 
     def _cobb_apex(self, i: int, j: int, side: float) -> str:
-        """The body or disc between the end vertebrae that is farthest to the convex side of the line between them."""
+        """The body or disc between the end vertebrae that is farthest to the convex side of the
+        line between them."""
         stations: list[tuple[str, np.ndarray]] = []
         for k in range(i, j + 1):
             superior, inferior = self.plates[self.levels[k]]
@@ -390,14 +514,20 @@ class _Reader:
         chord = top - bottom
         direction = np.array([chord @ self.x, chord @ self.z])
         off = [
-            side * float(((centre - bottom) @ self.x) * direction[1] - ((centre - bottom) @ self.z) * direction[0])
+            side
+            * float(
+                ((centre - bottom) @ self.x) * direction[1]
+                - ((centre - bottom) @ self.z) * direction[0]
+            )
             for _, centre in stations
         ]
         return stations[int(np.argmax(off))][0]
 
     def _apex(self) -> None:
         """Where the lordosis is farthest forward: the first endplate, from S1 up, that is level."""
-        column: list[tuple[str, str, Endplate]] = [] if self.base is None else [("S1", "superior", self.base)]
+        column: list[tuple[str, str, Endplate]] = (
+            [] if self.base is None else [("S1", "superior", self.base)]
+        )
         for level in reversed(self.levels):
             superior, inferior = self.plates[level]
             column += [
@@ -406,15 +536,23 @@ class _Reader:
             ]
         lean = [self._lean(plate.normal, self.up) for _, _, plate in column]
         if lean[0] >= 0.0:
-            self._lack(REGIONAL, "apex", f"the lowest endplate in the scan ({column[0][0]}) does not lean forward")
+            self._lack(
+                REGIONAL,
+                "apex",
+                f"the lowest endplate in the scan ({column[0][0]}) does not lean forward",
+            )
             return
         for k, ((low, _, _), (high, _, _)) in enumerate(pairwise(column)):
             if lean[k + 1] >= 0.0:
                 self._put(REGIONAL, "apex", high if high == low else f"{high}-{low}")
                 return
-        self._lack(REGIONAL, "apex", f"no endplate up to {self.levels[0]} is level: the spine leans forward throughout")
+        self._lack(
+            REGIONAL,
+            "apex",
+            f"no endplate up to {self.levels[0]} is level: the spine leans forward throughout",
+        )
 
-    # -- published classifications ---------------------------------------------------------------------------
+    # -- published classifications -----------------------------------------------------------------
 
     def _scores(self) -> None:
         slope, tilt = self._get("sacral_slope_deg"), self._get("pelvic_tilt_deg")
@@ -427,24 +565,44 @@ class _Reader:
         self._lack(REGIONAL, "schwab_sva", "the C7 plumb line is not in a lumbar scan")
         self._gap(slope, incidence)
         apex = self.measures[REGIONAL, "apex"]
-        kind = None if slope is None else roussouly_type(slope, apex.value if isinstance(apex.value, str) else None)
+        kind = (
+            None
+            if slope is None
+            else roussouly_type(slope, apex.value if isinstance(apex.value, str) else None)
+        )
         if kind is not None:
             self._put(REGIONAL, "roussouly", kind, source="SS and apex [S68]")
         else:
-            why = _MISSING.format("S1") if slope is None else f"SS under 35° is type 1 or 2 by the apex; {apex.reason}"
+            why = (
+                _MISSING.format("S1")
+                if slope is None
+                else f"SS under 35° is type 1 or 2 by the apex; {apex.reason}"
+            )
             self._lack(REGIONAL, "roussouly", why)
 
     def _gap(self, slope: float | None, incidence: float | None) -> None:
-        lordosis, share = self._get("lumbar_lordosis_deg"), self._get("lordosis_distribution_percent")
+        lordosis, share = (
+            self._get("lumbar_lordosis_deg"),
+            self._get("lordosis_distribution_percent"),
+        )
         for name, value, wanted in (
             ("gap_pelvic_version", slope, gap_ideal_slope_deg),
             ("gap_relative_lordosis", lordosis, gap_ideal_lordosis_deg),
         ):
             if value is not None and incidence is not None:
                 ideal = wanted(incidence)
-                self._put(REGIONAL, f"{name}_deg", value - ideal, source=f"measured less ideal {ideal:.1f}° [S60]")
+                self._put(
+                    REGIONAL,
+                    f"{name}_deg",
+                    value - ideal,
+                    source=f"measured less ideal {ideal:.1f}° [S60]",
+                )
             else:
-                self._lack(REGIONAL, f"{name}_deg", "needs PI and SS" if wanted is gap_ideal_slope_deg else "needs PI and LL")
+                self._lack(
+                    REGIONAL,
+                    f"{name}_deg",
+                    "needs PI and SS" if wanted is gap_ideal_slope_deg else "needs PI and LL",
+                )
         parts = {
             "pelvic_version": self._get("gap_pelvic_version_deg"),
             "relative_lordosis": self._get("gap_relative_lordosis_deg"),
@@ -452,18 +610,26 @@ class _Reader:
             "spinopelvic": None,
             "age": self.age,
         }
-        lacking = {"spinopelvic": "global tilt needs C7, which is not in a lumbar scan", "age": "needs the patient's age"}
+        lacking = {
+            "spinopelvic": "global tilt needs C7, which is not in a lumbar scan",
+            "age": "needs the patient's age",
+        }
         known, open_ = 0, []
         for part, value in parts.items():
             if value is None:
                 open_.append(part)
-                self._lack(REGIONAL, f"gap_{part}_points", lacking.get(part, "needs PI, SS, LL and L4-S1"))
+                self._lack(
+                    REGIONAL, f"gap_{part}_points", lacking.get(part, "needs PI, SS, LL and L4-S1")
+                )
             else:
                 points = gap_points(part, value)
                 known += points
                 self._put(REGIONAL, f"gap_{part}_points", float(points), source="GAP [M]")
         most = sum(gap_most(part) for part in open_)
-        why = f"without {', '.join(open_).replace('_', ' ')}: {known} points so far, at most {most} more"
+        why = (
+            f"without {', '.join(open_).replace('_', ' ')}: {known} points so far, at most {most}"
+            " more"
+        )
         self._lack(REGIONAL, "gap_score", f"{why}; {lacking['spinopelvic']}")
 
 
@@ -477,4 +643,3 @@ def _unit(name: str) -> str:
 
 def _wrapped(angle_deg: float) -> float:
     return float((angle_deg + 180.0) % 360.0 - 180.0)
-

@@ -17,7 +17,8 @@ BOX_MM = (36.0, 30.0, 28.0)
 
 
 class BodyBox:
-    """The signed distance in a box about the body, axes along a vertebra's frame, and the body's extent in it."""
+    """The signed distance in a box about the body, axes along a vertebra's frame, and the body's
+    extent in it."""
 
     def _plane(self, flat: np.ndarray, height: np.ndarray) -> np.ndarray:
         """How a plane is fitted to heights (a + b·x + c·y)."""
@@ -31,10 +32,12 @@ class BodyBox:
         self.waist, self.wall_mm = self._section()
 
     def _section(self) -> tuple[np.ndarray, float]:
-        """The body's own section [x, y] at the level where it reaches least far back, and its posterior wall, y."""
+        """The body's own section [x, y] at the level where it reaches least far back, and its
+        posterior wall, y."""
         x, y, z = self.axes
         best: tuple[float, np.ndarray] | None = None
-        # levels that cut an endplate's cavity (low or crushed bodies) show a ring, not the body: its middle must be deep in bone
+        # levels that cut an endplate's cavity (low or crushed bodies) show a ring, not the body:
+        # its middle must be deep in bone
         solid = self.values[np.abs(x) < 3.0][:, np.abs(y) < 3.0].max(axis=(0, 1)) < -3.0
         near = np.abs(z) <= 10.0
         for level in np.flatnonzero(near & solid if (near & solid).any() else near):
@@ -50,7 +53,10 @@ class BodyBox:
             if best is None or back < best[0]:
                 best = back, section
         if best is None:
-            raise ValueError(f"{self.name}: no vertebral body is found; check the label or the surface, and its unit")
+            raise ValueError(
+                f"{self.name}: no vertebral body is found; check the label or the surface, and its"
+                " unit"
+            )
         return best[1], best[0]
 
     def plate(self, side: str) -> Endplate:
@@ -61,18 +67,26 @@ class BodyBox:
             columns, levels = columns[:, :, ::-1], -levels[::-1]
         height, known = first_bone(columns, levels)
         x, y, _ = self.axes
-        # the plane as outward height e = a + b·x + c·y (e = ±z), first through the middle of the footprint
+        # the plane as outward height e = a + b·x + c·y (e = ±z), first through the middle of the
+        # footprint
         inner = known & self.waist
         plane = self._plane(np.stack(np.meshgrid(x, y, indexing="ij"), -1)[inner], height[inner])
         angle = np.linspace(0.0, 2.0 * np.pi, _ANGLES, endpoint=False)
-        heights = VoxelField(np.where(known, height, -50.0)[..., None], np.array([x[0], y[0], 0.0]), STEP_MM)
+        heights = VoxelField(
+            np.where(known, height, -50.0)[..., None], np.array([x[0], y[0], 0.0]), STEP_MM
+        )
         centre = np.array([0.0, float(y[self.waist.any(axis=0)].mean())])
         reach = _reach(self.waist, x, y, angle, centre)
         edge = reach
         for _ in range(8):
             radii = np.arange(0.0, 34.0, 0.375)
-            flat = centre + radii[None, :, None] * np.stack([np.cos(angle), np.sin(angle)], -1)[:, None, :]
-            above = heights.sample(np.concatenate([flat, np.zeros((*flat.shape[:2], 1))], -1)) - _at(plane, flat)
+            flat = (
+                centre
+                + radii[None, :, None] * np.stack([np.cos(angle), np.sin(angle)], -1)[:, None, :]
+            )
+            above = heights.sample(
+                np.concatenate([flat, np.zeros((*flat.shape[:2], 1))], -1)
+            ) - _at(plane, flat)
             outside = flat[..., 1] > self.wall_mm + 4.0
             above[outside] = -50.0
             edge_index = _edge(above, radii, reach)
@@ -89,34 +103,51 @@ class BodyBox:
         point = np.array([*centre, sign * float(_at(plane, centre))])
         normal = unit(np.array([-plane[1], -plane[2], 1.0]) * np.array([1.0, 1.0, sign]))
         turn = self.pose[:3, :3]
-        return endplate(rigid(self.pose, point), turn @ (sign * normal), turn[:, 0], rigid(self.pose, rim3), side)
+        return endplate(
+            rigid(self.pose, point),
+            turn @ (sign * normal),
+            turn[:, 0],
+            rigid(self.pose, rim3),
+            side,
+        )
 
     def _rim(
-        self, plane: np.ndarray, sign: float, centre: np.ndarray, angle: np.ndarray, edge: np.ndarray
+        self,
+        plane: np.ndarray,
+        sign: float,
+        centre: np.ndarray,
+        angle: np.ndarray,
+        edge: np.ndarray,
     ) -> np.ndarray:
-        """Radius at which the section 1 mm under the plane leaves the bone, next to the rough edge."""
+        """Radius at which the section 1 mm under the plane leaves the bone, next to the rough
+        edge."""
         near = np.linspace(-2.5, 2.5, 41)
         radii = np.maximum(edge[:, None] + near, 0.5)
         flat = centre + radii[..., None] * np.stack([np.cos(angle), np.sin(angle)], -1)[:, None, :]
         z = sign * (_at(plane, flat) - RIM_DEPTH_MM * np.sqrt(1.0 + plane[1] ** 2 + plane[2] ** 2))
         value = self.sdf.sample(rigid(self.pose, np.concatenate([flat, z[..., None]], -1)))
         exits = (value[:, :-1] <= 0.0) & (value[:, 1:] > 0.0)
-        # the exit closest to the rough edge; none: the rough edge itself (median over neighbours mends it)
+        # the exit closest to the rough edge; none: the rough edge itself (median over neighbours
+        # mends it)
         cost = np.where(exits, np.abs(near[:-1] + near[1:]), np.inf)
         k = np.argmin(cost, axis=1)
         rows = np.arange(len(angle))
         a, b = value[rows, k], value[rows, k + 1]
         found = exits.any(axis=1)
         share = np.where(found, -a / np.where(b - a == 0.0, 1.0, b - a), 0.0)
-        radius = np.where(found, radii[rows, k] + share * (radii[rows, k + 1] - radii[rows, k]), edge)
+        radius = np.where(
+            found, radii[rows, k] + share * (radii[rows, k + 1] - radii[rows, k]), edge
+        )
         return _without_spurs(angle, radius)
 
 
 def _without_spurs(angle: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """Rim radius without what stands off a robust Fourier fit: spurs (osteophytes) and bites (a pedicle right under the rim).
+    """Rim radius without what stands off a robust Fourier fit: spurs (osteophytes) and bites (a
+    pedicle right under the rim).
 
-    Order 6 follows a hollow posterior wall. The loss is convex (pseudo-Huber, 0.3 mm) and what stands off is faded out
-    smoothly, d·(1 − (d/3 mm)²)², so that a slightly other surface gives a slightly other rim.
+    Order 6 follows a hollow posterior wall. The loss is convex (pseudo-Huber, 0.3 mm) and what
+    stands off is faded out smoothly, d·(1 − (d/3 mm)²)², so that a slightly other surface gives a
+    slightly other rim.
     """
     waves = [f(k * angle) for k in range(1, 7) for f in (np.cos, np.sin)]
     basis = np.column_stack([np.ones_like(angle), *waves])
@@ -131,7 +162,8 @@ def _without_spurs(angle: np.ndarray, radius: np.ndarray) -> np.ndarray:
 
 
 def first_bone(columns: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Height [x, y] at which a column is first bone coming from its far (outer) end, and where there is one."""
+    """Height [x, y] at which a column is first bone coming from its far (outer) end, and where
+    there is one."""
     inside = columns[:, :, ::-1] < 0.0
     index = len(z) - 1 - np.argmax(inside, axis=2)
     known = inside.any(axis=2) & (index < len(z) - 1)
@@ -142,7 +174,9 @@ def first_bone(columns: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return z[index] + share * STEP_MM, known
 
 
-def _reach(section: np.ndarray, x: np.ndarray, y: np.ndarray, angle: np.ndarray, centre: np.ndarray) -> np.ndarray:
+def _reach(
+    section: np.ndarray, x: np.ndarray, y: np.ndarray, angle: np.ndarray, centre: np.ndarray
+) -> np.ndarray:
     """Radius of the waist's section in each direction."""
     field = VoxelField(section.astype(float)[..., None], np.array([x[0], y[0], 0.0]), STEP_MM)
     radii = np.arange(0.0, 34.0, 0.5)
@@ -156,7 +190,8 @@ def _at(plane: np.ndarray, flat: np.ndarray) -> np.ndarray:
 
 
 def _edge(above: np.ndarray, radii: np.ndarray, reach: np.ndarray) -> np.ndarray:
-    """Index of the last radius of the endplate: it falls 1 mm under the plane there, seen from 0.7 of the waist."""
+    """Index of the last radius of the endplate: it falls 1 mm under the plane there, seen from
+    0.7 of the waist."""
     high = above > -RIM_DEPTH_MM
     result = np.zeros(len(above), int)
     for row, limit in enumerate(reach):
@@ -164,7 +199,9 @@ def _edge(above: np.ndarray, radii: np.ndarray, reach: np.ndarray) -> np.ndarray
         while k < len(radii) - 1 and not high[row, k] and radii[k] < limit:
             k += 1
         if not high[row, k] and high[row, :k].any():
-            k = int(np.flatnonzero(high[row, :k])[-1])  # a rounded-off edge: it falls away further in
+            k = int(
+                np.flatnonzero(high[row, :k])[-1]
+            )  # a rounded-off edge: it falls away further in
         while k < len(radii) - 1 and high[row, k + 1]:
             k += 1
         result[row] = k
@@ -172,7 +209,8 @@ def _edge(above: np.ndarray, radii: np.ndarray, reach: np.ndarray) -> np.ndarray
 
 
 def _crest(above: np.ndarray, flat: np.ndarray, radii: np.ndarray, edge: np.ndarray) -> np.ndarray:
-    """Highest point (x, y, height over the plane) of each direction in the outer 30 % of the endplate."""
+    """Highest point (x, y, height over the plane) of each direction in the outer 30 % of the
+    endplate."""
     smooth = (np.roll(above, 1, axis=1) + above + np.roll(above, -1, axis=1)) / 3.0
     outer = (radii >= 0.7 * edge[:, None]) & (radii <= edge[:, None] - STEP_MM)
     k = np.argmax(np.where(outer, smooth, -np.inf), axis=1)

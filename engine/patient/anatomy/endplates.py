@@ -20,7 +20,8 @@ class EndplateShape:
 
     x_mm [n], y_mm [m]      grid in the endplate's frame (left, posterior), origin at its centre
     height_mm [n, m]        outward height over the rim plane, NaN outside the rim
-    concavity_mm            depth of the deepest point under the rim plane, at concavity_place_mm [3]
+    concavity_mm            depth of the deepest point under the rim plane, at concavity_place_mm
+                            [3]
     concavity_offset_mm     that place, left and posterior of the endplate's centre
     rim_height_range_mm     5th and 95th percentile of the crest's height over the plane
     ring_width_mm           None where the endplate is too flat for a ring to end
@@ -38,7 +39,7 @@ class EndplateShape:
     area_mm2: float
 
 
-# -- endplates -------------------------------------------------------------------------------------------------
+# -- endplates -------------------------------------------------------------------------------------
 
 
 def endplate_shape(bone: SectionedBone, side: str) -> EndplateShape:
@@ -50,7 +51,11 @@ def endplate_shape(bone: SectionedBone, side: str) -> EndplateShape:
 
     def heights(flat: np.ndarray) -> np.ndarray:
         columns = np.concatenate(
-            [np.broadcast_to(flat[:, :, None, :], (*flat.shape[:2], len(levels), 2)), np.empty((*flat.shape[:2], len(levels), 1))], -1
+            [
+                np.broadcast_to(flat[:, :, None, :], (*flat.shape[:2], len(levels), 2)),
+                np.empty((*flat.shape[:2], len(levels), 1)),
+            ],
+            -1,
         )
         columns[..., 2] = sign * levels
         height, known = first_bone(bone._field.sample(rigid(matrix, columns)), levels)
@@ -63,7 +68,10 @@ def endplate_shape(bone: SectionedBone, side: str) -> EndplateShape:
     height = np.where(share <= 1.0, heights(flat), np.nan)
     inner = np.where(share <= 0.8, height, np.nan)
     if np.isfinite(inner).sum() < 0.7 * (share <= 0.8).sum():
-        raise ValueError(f"{bone.name}: under a third of the {side} endplate's plane lies no bone; the plate does not fit the surface")
+        raise ValueError(
+            f"{bone.name}: under a third of the {side} endplate's plane lies no bone; the plate"
+            " does not fit the surface"
+        )
     i, j = np.unravel_index(int(np.nanargmin(inner)), inner.shape)
     place = rigid(matrix, np.array([x[i], y[j], sign * height[i, j]]))
     # the ring, by direction
@@ -85,7 +93,11 @@ def endplate_shape(bone: SectionedBone, side: str) -> EndplateShape:
         concavity_place_mm=place,
         concavity_offset_mm=(float(x[i]), float(y[j])),
         rim_height_range_mm=(float(low_crest), float(high_crest)),
-        ring_width_mm=float(np.median(widths)) if len(widths) >= 0.5 * len(rim) and -height[i, j] > 2.0 * RING_DROP_MM else None,
+        ring_width_mm=(
+            float(np.median(widths))
+            if len(widths) >= 0.5 * len(rim) and -height[i, j] > 2.0 * RING_DROP_MM
+            else None
+        ),
         area_mm2=outline_area_mm2(rim),
     )
 
@@ -95,5 +107,7 @@ def _share(flat: np.ndarray, rim: np.ndarray) -> np.ndarray:
     angle = np.arctan2(rim[:, 1], rim[:, 0])
     order = np.argsort(angle)
     radius = np.hypot(rim[:, 0], rim[:, 1])[order]
-    limit = np.interp(np.arctan2(flat[..., 1], flat[..., 0]), angle[order], radius, period=2.0 * np.pi)
+    limit = np.interp(
+        np.arctan2(flat[..., 1], flat[..., 0]), angle[order], radius, period=2.0 * np.pi
+    )
     return np.asarray(np.hypot(flat[..., 0], flat[..., 1]) / limit)

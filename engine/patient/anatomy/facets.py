@@ -14,14 +14,16 @@ from engine.patient.anatomy.sections import FLARE_MM, SIDES, SectionedBone, vert
 from engine.patient.geometry.frames import unit
 from engine.types import Vertebra, VoxelField, rigid
 
-#: A joint's two surfaces are closer than this (cartilage 1-2 mm a side at most, and open joints) [M].
+#: A joint's two surfaces are closer than this (cartilage 1-2 mm a side at most, and open joints)
+#: [M].
 FACET_GAP_MM = 4.0
 _FACET_MM2 = 20.0
 
 
 @dataclass(frozen=True)
 class Facet:
-    """One joint surface: normal out of this bone, gap to the neighbour (area mean, 5th percentile)."""
+    """One joint surface: normal out of this bone, gap to the neighbour (area mean, 5th
+    percentile)."""
 
     centre_mm: np.ndarray
     normal: np.ndarray
@@ -31,34 +33,43 @@ class Facet:
     sagittal_plane_deg: float
 
 
-# -- facets and processes --------------------------------------------------------------------------------------
+# -- facets and processes --------------------------------------------------------------------------
 
 
 def facet(bone: SectionedBone, other: Vertebra | None, word: str, side: str) -> Facet:
     if other is None:
-        raise ValueError(f"{bone.name}: needs the vertebra {word}; a facet cannot be told from its process on one bone alone")
+        raise ValueError(
+            f"{bone.name}: needs the vertebra {word}; a facet cannot be told from its process on"
+            " one bone alone"
+        )
     own, sign = bone.points, SIDES[side]
     candidates = np.flatnonzero((own[:, 1] > bone.wall_mm + 2.0) & (sign * own[:, 0] > 5.0))
     points = bone.vertebra.surface.points_mm[candidates]
-    field_ = VoxelField(np.asarray(other.sdf.values, float), other.sdf.origin_mm, other.sdf.spacing_mm)
+    field_ = VoxelField(
+        np.asarray(other.sdf.values, float), other.sdf.origin_mm, other.sdf.spacing_mm
+    )
     gap = field_.sample(points)
     near = gap < FACET_GAP_MM
     candidates, points, gap = candidates[near], points[near], gap[near]
     steps = 0.5 * np.eye(3)
-    slope = np.stack([field_.sample(points + step) - field_.sample(points - step) for step in steps], axis=-1)
+    slope = np.stack(
+        [field_.sample(points + step) - field_.sample(points - step) for step in steps], axis=-1
+    )
     normals, areas = vertex_normals(bone.vertebra.surface)
     facing = np.einsum("ij,ij->i", normals[candidates], slope) < -0.5
     candidates, gap = candidates[facing], gap[facing]
     if len(gap):
-        # cartilages are of even thickness: what gapes more than that over the least gap is the joint's flared edge
+        # cartilages are of even thickness: what gapes more than that over the least gap is the
+        # joint's flared edge
         even = gap < np.percentile(gap, 5.0) + FLARE_MM
         candidates, gap = candidates[even], gap[even]
     patch = _largest_patch(bone.vertebra.surface.faces, candidates, areas)
     area = float(areas[candidates[patch]].sum())
     if area < _FACET_MM2:
         raise ValueError(
-            f"{bone.name}: only {area:.0f} mm² of the {side} side lie within {FACET_GAP_MM:g} mm of {other.name} and face it (at least "
-            f"{_FACET_MM2:g}); the joint is wide open, cut off or removed"
+            f"{bone.name}: only {area:.0f} mm² of the {side} side lie within {FACET_GAP_MM:g} mm of"
+            f" {other.name} and face it (at least {_FACET_MM2:g}); the joint is wide open, cut off"
+            " or removed"
         )
     vertices, gap = candidates[patch], gap[patch]
     weight = areas[vertices] / area
@@ -100,7 +111,11 @@ def process_tips(bone: SectionedBone) -> dict[str, Callable[[], np.ndarray]]:
 
     def spinous() -> np.ndarray:
         found = bone.vertebra.landmarks.get("spinous_tip")
-        return extreme(behind, own[:, 1] - 0.5 * np.abs(own[:, 0])) if found is None else np.asarray(found, float)
+        return (
+            extreme(behind, own[:, 1] - 0.5 * np.abs(own[:, 0]))
+            if found is None
+            else np.asarray(found, float)
+        )
 
     def transverse(sign: float) -> np.ndarray:
         # the process may spring from the pedicle, level with the posterior wall
@@ -108,14 +123,16 @@ def process_tips(bone: SectionedBone) -> dict[str, Callable[[], np.ndarray]]:
         reach = sign * rigid(bone.to_own, tip)[0]
         if reach < bone.half_width_mm + 4.0:
             raise ValueError(
-                f"{bone.name}: no transverse process; nothing reaches more than {reach:.0f} mm from the midline, the body itself "
-                f"{bone.half_width_mm:.0f} mm"
+                f"{bone.name}: no transverse process; nothing reaches more than {reach:.0f} mm from"
+                f" the midline, the body itself {bone.half_width_mm:.0f} mm"
             )
         return tip
 
     def articular(sign: float, up: float) -> np.ndarray:
         lateral = sign * own[:, 0]
-        return extreme(behind & (lateral > 5.0) & (lateral < bone.half_width_mm + 4.0), up * own[:, 2])
+        return extreme(
+            behind & (lateral > 5.0) & (lateral < bone.half_width_mm + 4.0), up * own[:, 2]
+        )
 
     makers: dict[str, Callable[[], np.ndarray]] = {"spinous_tip": spinous}
     for side, sign in SIDES.items():

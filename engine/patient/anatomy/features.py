@@ -1,26 +1,36 @@
-"""Anatomical features of one vertebra: endplate relief, pedicle isthmus, facets, processes, canal and body.
+"""Anatomical features of one vertebra: endplate relief, pedicle isthmus, facets, processes, canal
+and body.
 
-Everything is read from the vertebra's signed distance φ and surface in its own frame (frames.vertebra_frame: x left,
-y posterior, z cranial), and given back in the frame that the vertebra is in.
+Everything is read from the vertebra's signed distance φ and surface in its own frame
+(frames.vertebra_frame: x left, y posterior, z cranial), and given back in the frame that the
+vertebra is in.
 
-    endplate   h(x, y): outward height of the outermost bone over the rim plane, in the endplate's frame; NaN outside the rim.
-               concavity = −min h within 80 % of the rim's radius (farther out the rim itself falls off by 1 mm)
-    ring       per direction the crest is the highest point of the outer 30 %; the ring reaches from the rim inwards to where the
-               endplate lies 0.3 mm under the crest; its width is the median over the directions
-    pedicle    the isthmus is the smallest closed section φ < 0 perpendicular to the axis, from 4 mm before to 12 mm behind the
-               body's posterior wall; u = z × axis is transverse, v = axis × u cranio-caudal; width and height are the chords along
-               u and v through the section's centroid, as an axial and a sagittal slice show them; inscribed_diameter_mm is
-               that of the largest circle within the section, the thickest screw that stays in bone
-               convergence = atan2(medial, anterior), sagittal = atan2(cranial, anterior) of entry → target
-    facet      surface behind the body, off the midline, within 4 mm of the neighbour, within 1.5 mm of the joint's least gap and
-               facing the neighbour (n·∇φ_neighbour < −0.5): the largest connected patch of each side. Angle to the sagittal
-               plane: 0° a sagittal, 90° a coronal joint
-    canal      empty region of a plane z = const enclosed by bone, at the level closest to the pedicles' middle (their axes 5 mm
-               behind the wall) where bone 1 mm deep closes it; AP: chord through its centroid, transverse: its full width (interpedicular)
-    body       heights between the rims' midpoints (the planes) and between the bone's own surfaces on the axis
+    endplate   h(x, y): outward height of the outermost bone over the rim plane, in the endplate's
+               frame; NaN outside the rim. concavity = −min h within 80 % of the rim's radius
+               (farther out the rim itself falls off by 1 mm)
+    ring       per direction the crest is the highest point of the outer 30 %; the ring reaches from
+               the rim inwards to where the endplate lies 0.3 mm under the crest; its width is the
+               median over the directions
+    pedicle    the isthmus is the smallest closed section φ < 0 perpendicular to the axis, from 4 mm
+               before to 12 mm behind the body's posterior wall; u = z × axis is transverse, v =
+               axis × u cranio-caudal; width and height are the chords along u and v through the
+               section's centroid, as an axial and a sagittal slice show them; inscribed_diameter_mm
+               is that of the largest circle within the section, the thickest screw that stays in
+               bone convergence = atan2(medial, anterior), sagittal = atan2(cranial, anterior) of
+               entry → target
+    facet      surface behind the body, off the midline, within 4 mm of the neighbour, within 1.5 mm
+               of the joint's least gap and facing the neighbour (n·∇φ_neighbour < −0.5): the
+               largest connected patch of each side. Angle to the sagittal plane: 0° a sagittal, 90°
+               a coronal joint
+    canal      empty region of a plane z = const enclosed by bone, at the level closest to the
+               pedicles' middle (their axes 5 mm behind the wall) where bone 1 mm deep closes it;
+               AP: chord through its centroid, transverse: its full width (interpedicular)
+    body       heights between the rims' midpoints (the planes) and between the bone's own surfaces
+               on the axis
 
-A facet's surface cannot be told from the process that carries it on one bone alone, so it is only given with the neighbour.
-Usual lumbar figures [M]: pedicle width 7-18 mm from L1 to L5, canal 15-25 mm antero-posterior.
+A facet's surface cannot be told from the process that carries it on one bone alone, so it is only
+given with the neighbour. Usual lumbar figures [M]: pedicle width 7-18 mm from L1 to L5, canal 15-25
+mm antero-posterior.
 """
 
 from __future__ import annotations
@@ -58,9 +68,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Pedicle:
-    """Section at the isthmus and path along the axis. chord_mm: entry to the anterior cortex along the axis.
+    """Section at the isthmus and path along the axis. chord_mm: entry to the anterior cortex along
+    the axis.
 
-    convergence_deg positive when the path runs towards the midline, sagittal_deg when it runs upwards, entry → target.
+    convergence_deg positive when the path runs towards the midline, sagittal_deg when it runs
+    upwards, entry → target.
     """
 
     isthmus_mm: np.ndarray
@@ -92,11 +104,13 @@ class Body:
 
 @dataclass(frozen=True)
 class Features:
-    """What was found on one vertebra. What could not be found is None or left out, with the reason in `missing` by its name.
+    """What was found on one vertebra. What could not be found is None or left out, with the reason
+    in `missing` by its name.
 
     pedicles   "left", "right"
     facets     "superior_left", … (needs `above`), "inferior_left", … (needs `below`)
-    points     "spinous_tip", "spinolaminar", "transverse_left", "superior_articular_left", "inferior_articular_left" (tips), …
+    points     "spinous_tip", "spinolaminar", "transverse_left", "superior_articular_left",
+               "inferior_articular_left" (tips), …
     """
 
     name: str
@@ -120,8 +134,11 @@ class Features:
         return plain
 
 
-def features(vertebra: Vertebra, below: Vertebra | None = None, above: Vertebra | None = None) -> Features:
-    """All features of a vertebra (module docstring); `below` and `above`, in the same frame, bring the facet joints.
+def features(
+    vertebra: Vertebra, below: Vertebra | None = None, above: Vertebra | None = None
+) -> Features:
+    """All features of a vertebra (module docstring); `below` and `above`, in the same frame, bring
+    the facet joints.
 
     What cannot be found is left out with its reason; nothing but a defect of this code raises.
     """
@@ -143,7 +160,10 @@ def features(vertebra: Vertebra, below: Vertebra | None = None, above: Vertebra 
     inferior = attempt("inferior", lambda: endplate_shape(bone, "inferior"))
     for side, shape in (("superior", superior), ("inferior", inferior)):
         if shape is not None and shape.ring_width_mm is None:
-            missing[f"{side}.ring_width_mm"] = f"too flat: a ring ends {RING_DROP_MM:g} mm under its crest in half of the directions"
+            missing[f"{side}.ring_width_mm"] = (
+                f"too flat: a ring ends {RING_DROP_MM:g} mm under its crest in half of the"
+                " directions"
+            )
     pedicles = collect({side: partial(_pedicle, bone, side) for side in SIDES}, "pedicles")
     facets: dict[str, Facet] = {}
     for kind, other, word in (("superior", above, "above"), ("inferior", below, "below")):
@@ -159,10 +179,12 @@ def features(vertebra: Vertebra, below: Vertebra | None = None, above: Vertebra 
     else:
         missing["spinous_length_mm"] = missing["points.spinolaminar"]
     body = attempt("body", lambda: _body(bone))
-    return Features(vertebra.name, superior, inferior, pedicles, facets, points, length, canal, body, missing)
+    return Features(
+        vertebra.name, superior, inferior, pedicles, facets, points, length, canal, body, missing
+    )
 
 
-# -- pedicles --------------------------------------------------------------------------------------------------
+# -- pedicles --------------------------------------------------------------------------------------
 
 
 def _pedicle(bone: SectionedBone, side: str) -> Pedicle:
@@ -191,8 +213,11 @@ def _pedicle(bone: SectionedBone, side: str) -> Pedicle:
     )
 
 
-def _isthmus(bone: SectionedBone, side: str, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Outline [n, 2] of the smallest closed section across the axis near the posterior wall, and the axis's point in it."""
+def _isthmus(
+    bone: SectionedBone, side: str, u: np.ndarray, v: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Outline [n, 2] of the smallest closed section across the axis near the posterior wall, and
+    the axis's point in it."""
     entry, target, along = bone.pedicle_line(side)
     half = np.arange(-WINDOW_MM, WINDOW_MM + 0.01, SECTION_MM)
     line = entry + np.arange(0.0, np.linalg.norm(target - entry), 0.5)[:, None] * along
@@ -200,25 +225,37 @@ def _isthmus(bone: SectionedBone, side: str, u: np.ndarray, v: np.ndarray) -> tu
     best: tuple[float, np.ndarray, np.ndarray] | None = None
     for origin in line[(behind > -_ISTHMUS_MM[0]) & (behind < _ISTHMUS_MM[1])]:
         section = bone.phi(origin + half[:, None, None] * u + half[None, :, None] * v)
-        outline = enclosing_outline(section, (half[0], half[0]), SECTION_MM, (0.0, 0.0), inside_negative=True)
+        outline = enclosing_outline(
+            section, (half[0], half[0]), SECTION_MM, (0.0, 0.0), inside_negative=True
+        )
         if outline is not None and (best is None or outline_area_mm2(outline) < best[0]):
             best = outline_area_mm2(outline), outline, origin
     if best is None:
-        raise ValueError(f"{bone.name}: the {side} pedicle has no closed section near the posterior wall; it joins body or facet")
+        raise ValueError(
+            f"{bone.name}: the {side} pedicle has no closed section near the posterior wall; it"
+            " joins body or facet"
+        )
     return best[1], best[2]
 
 
 def _body(bone: SectionedBone) -> Body:
     vertebra = bone.vertebra
-    (front_top, back_top), (front_bottom, back_bottom) = (_corners_own(bone, side) for side in ("superior", "inferior"))
+    (front_top, back_top), (front_bottom, back_bottom) = (
+        _corners_own(bone, side) for side in ("superior", "inferior")
+    )
     middle = 0.5 * (bone.front_mm + bone.wall_mm)
     depth = bone.wall_mm - bone.front_mm
-    # pedicles join behind the middle: the width is the widest chord of the front half of the section at mid-height
+    # pedicles join behind the middle: the width is the widest chord of the front half of the
+    # section at mid-height
     rows = np.linspace(middle - 0.25 * depth, middle, 11)
-    widths = [length_through_mm(bone, np.array([0.0, y, 0.0]), 0, 1.4 * bone.half_width_mm) for y in rows]
+    widths = [
+        length_through_mm(bone, np.array([0.0, y, 0.0]), 0, 1.4 * bone.half_width_mm) for y in rows
+    ]
     return Body(
         height_anterior_mm=float(np.linalg.norm(front_top - front_bottom)),
-        height_middle_mm=float(np.linalg.norm(vertebra.superior.centre_mm - vertebra.inferior.centre_mm)),
+        height_middle_mm=float(
+            np.linalg.norm(vertebra.superior.centre_mm - vertebra.inferior.centre_mm)
+        ),
         height_posterior_mm=float(np.linalg.norm(back_top - back_bottom)),
         height_central_bone_mm=central_height_mm(vertebra),
         width_superior_mm=2.0 * vertebra.superior.half_width_mm,
@@ -246,4 +283,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float | np.floating):
         return float(value) if np.isfinite(value) else None
     return value
-

@@ -1,15 +1,19 @@
-"""Femoral heads: a sphere on each femur of a label image, so that pelvic incidence and tilt can be measured.
+"""Femoral heads: a sphere on each femur of a label image, so that pelvic incidence and tilt can be
+measured.
 
     surface    of the uppermost 80 mm of the femur's mask (labels.mask_surface)
-    start      of 3000 spheres through four points within 40 mm (|p − c|² = r², linear in c and |c|² − r²), radius 15-35 mm, the one
-               that has most surface within the tolerance τ
-    refined    least squares of |p − c| − r over those points, Tukey's biweight of 2 τ, until it stands; τ = max(0.8 mm, 0.4 voxel)
-    accepted   radius 18-30 mm; rms residual under τ; at least 45 % of the sphere's directions seen (the neck and the cut take the
-               rest); no voxel of the femur on the image's border within r + 1 voxel of the centre
+    start      of 3000 spheres through four points within 40 mm (|p − c|² = r², linear in c and |c|²
+               − r²), radius 15-35 mm, the one that has most surface within the tolerance τ
+    refined    least squares of |p − c| − r over those points, Tukey's biweight of 2 τ, until it
+               stands; τ = max(0.8 mm, 0.4 voxel)
+    accepted   radius 18-30 mm; rms residual under τ; at least 45 % of the sphere's directions seen
+               (the neck and the cut take the rest); no voxel of the femur on the image's border
+               within r + 1 voxel of the centre
 
-A head that is cut off by the field of view has no value: its sphere would be an extrapolation. Both are needed, 120-230 mm apart and
-within 4 mm of each other's radius (adult heads are 40-56 mm wide and 160-200 mm apart [M]).
-Largest error on analytic femurs: 0.07 mm at voxels of 1.5 mm, 0.28 mm at 3 mm (tests/patient/test_hips.py).
+A head that is cut off by the field of view has no value: its sphere would be an extrapolation. Both
+are needed, 120-230 mm apart and within 4 mm of each other's radius (adult heads are 40-56 mm wide
+and 160-200 mm apart [M]). Largest error on analytic femurs: 0.07 mm at voxels of 1.5 mm, 0.28 mm at
+3 mm (tests/patient/test_hips.py).
 """
 
 from __future__ import annotations
@@ -37,7 +41,8 @@ _MEASURES = ("pelvic_incidence_deg", "pelvic_tilt_deg", "pi_minus_ll_deg", "l1_p
 
 @dataclass(frozen=True)
 class FemoralHead:
-    """A fitted head, LPS mm. residual_mm: rms over its surface; coverage: share of the sphere's directions with surface."""
+    """A fitted head, LPS mm. residual_mm: rms over its surface; coverage: share of the sphere's
+    directions with surface."""
 
     centre_mm: np.ndarray
     radius_mm: float
@@ -46,16 +51,23 @@ class FemoralHead:
 
 
 def femoral_heads(labels: Labels) -> tuple[np.ndarray | None, str]:
-    """Centres [2, 3] (left, right) fitted to the femurs of a label image, and the line that says how or why not.
+    """Centres [2, 3] (left, right) fitted to the femurs of a label image, and the line that says
+    how or why not.
 
     (None, "") where the image holds no femur.
     """
     sides = {side: labels.scheme.tissues.get(f"femur_{side}", ()) for side in ("left", "right")}
-    there = pieces(labels.image.values, labels.image.lps_from_index, {side: numbers for side, numbers in sides.items() if numbers})
+    there = pieces(
+        labels.image.values,
+        labels.image.lps_from_index,
+        {side: numbers for side, numbers in sides.items() if numbers},
+    )
     if not there:
         return None, ""
     found: dict[str, FemoralHead] = {}
-    reasons = [f"{side}: the image holds no femur of that side" for side in sides if side not in there]
+    reasons = [
+        f"{side}: the image holds no femur of that side" for side in sides if side not in there
+    ]
     for side, piece in there.items():
         try:
             found[side] = fit_head(piece, labels.image.values.shape)
@@ -66,8 +78,14 @@ def femoral_heads(labels: Labels) -> tuple[np.ndarray | None, str]:
     if reasons:
         return None, f"femoral heads: not fitted ({'; '.join(reasons)})"
     numbers = "/".join(str(piece.number) for piece in there.values())
-    parts = [f"{side} r {h.radius_mm:.1f} mm, residual {h.residual_mm:.2f} mm, {h.coverage:.0%} covered" for side, h in found.items()]
-    return np.stack([found[side].centre_mm for side in sides]), f"femoral heads: fitted to labels {numbers} ({'; '.join(parts)})"
+    parts = [
+        f"{side} r {h.radius_mm:.1f} mm, residual {h.residual_mm:.2f} mm, {h.coverage:.0%} covered"
+        for side, h in found.items()
+    ]
+    return (
+        np.stack([found[side].centre_mm for side in sides]),
+        f"femoral heads: fitted to labels {numbers} ({'; '.join(parts)})",
+    )
 
 
 def fit_head(piece: Piece, shape: tuple[int, ...]) -> FemoralHead:
@@ -80,33 +98,48 @@ def fit_head(piece: Piece, shape: tuple[int, ...]) -> FemoralHead:
     tolerance = max(0.8, 0.4 * float(voxel.max()))
     sphere = _start(points, tolerance) if len(points) > 50 else None
     if sphere is None:
-        raise ValueError(f"no sphere of 15-35 mm is on it{', and it is cut off by the border of the image' if len(cut) else ''}")
+        raise ValueError(
+            "no sphere of 15-35 mm is on"
+            f" it{', and it is cut off by the border of the image' if len(cut) else ''}"
+        )
     centre, radius, used = _refine(points, sphere, tolerance)
     if len(cut) and float(np.linalg.norm(cut - centre, axis=1).min()) < radius + float(voxel.max()):
-        raise ValueError(f"the head is cut off by the image's border ({piece.cut_where}); scan or segment it whole, or give its centre")
+        raise ValueError(
+            f"the head is cut off by the image's border ({piece.cut_where}); scan or segment it"
+            " whole, or give its centre"
+        )
     if not RADIUS_MM[0] <= radius <= RADIUS_MM[1]:
         raise ValueError(
-            f"the sphere has a radius of {radius:.1f} mm (a head has {RADIUS_MM[0]:g}-{RADIUS_MM[1]:g}); a prosthesis, or no head"
+            f"the sphere has a radius of {radius:.1f} mm (a head has"
+            f" {RADIUS_MM[0]:g}-{RADIUS_MM[1]:g}); a prosthesis, or no head"
         )
     offset = points[used] - centre
     residual = float(np.sqrt(np.mean((np.linalg.norm(offset, axis=1) - radius) ** 2)))
     coverage = _coverage(offset[np.abs(np.linalg.norm(offset, axis=1) - radius) < tolerance])
     if residual > tolerance or coverage < COVERAGE:
         raise ValueError(
-            f"the surface is no sphere: residual {residual:.2f} mm (at most {tolerance:.2f}), {coverage:.0%} of it seen "
-            f"(at least {COVERAGE:.0%})"
+            f"the surface is no sphere: residual {residual:.2f} mm (at most {tolerance:.2f}),"
+            f" {coverage:.0%} of it seen (at least {COVERAGE:.0%})"
         )
     return FemoralHead(centre, radius, residual, coverage)
 
 
 def heads_of(patient: PatientModel) -> np.ndarray | None:
-    """The centres [2, 3] that a patient's source knows: fitted, given, or of the phantom; the left one (+x) first."""
-    heads = patient.source.get("femoral_heads", {}).get("centres_mm", patient.source.get("femoral_heads_mm"))
-    return None if heads is None else np.array(sorted(heads, key=lambda centre: -float(centre[0])), float)
+    """The centres [2, 3] that a patient's source knows: fitted, given, or of the phantom; the
+    left one (+x) first."""
+    heads = patient.source.get("femoral_heads", {}).get(
+        "centres_mm", patient.source.get("femoral_heads_mm")
+    )
+    return (
+        None
+        if heads is None
+        else np.array(sorted(heads, key=lambda centre: -float(centre[0])), float)
+    )
 
 
 def noted(alignment: SpineAlignment, line: str) -> SpineAlignment:
-    """The same alignment, in which what rests on the femoral heads says where they come from, or why there are none."""
+    """The same alignment, in which what rests on the femoral heads says where they come from, or
+    why there are none."""
     measures = dict(alignment.measures)
     for key in ((REGIONAL, name) for name in _MEASURES):
         found = measures.get(key)
@@ -121,14 +154,20 @@ def _implausible(found: Mapping[str, FemoralHead]) -> list[str]:
     left, right = found["left"], found["right"]
     apart = float(np.linalg.norm(left.centre_mm - right.centre_mm))
     if not APART_MM[0] <= apart <= APART_MM[1]:
-        return [f"the two centres are {apart:.0f} mm apart (expected {APART_MM[0]:g}-{APART_MM[1]:g})"]
+        return [
+            f"the two centres are {apart:.0f} mm apart (expected {APART_MM[0]:g}-{APART_MM[1]:g})"
+        ]
     if abs(left.radius_mm - right.radius_mm) > RADII_DIFFER_MM:
-        return [f"radii of {left.radius_mm:.1f} and {right.radius_mm:.1f} mm are not of one pair (at most {RADII_DIFFER_MM:g} apart)"]
+        return [
+            f"radii of {left.radius_mm:.1f} and {right.radius_mm:.1f} mm are not of one pair (at"
+            f" most {RADII_DIFFER_MM:g} apart)"
+        ]
     return []
 
 
 def _proximal(piece: Piece, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Surface points of the femur's upper end, and the centres of its voxels on the image's border (LPS)."""
+    """Surface points of the femur's upper end, and the centres of its voxels on the image's
+    border (LPS)."""
     matrix = piece.lps_from_index
     start = np.array([s.start for s in piece.box], float)
     index = np.argwhere(piece.mask)
@@ -154,7 +193,13 @@ def _start(points: np.ndarray, tolerance: float) -> tuple[np.ndarray, float] | N
     p = points[rng.choice(len(points), min(len(points), 1200), replace=False)]
     near = np.linalg.norm(p[:, None] - p, axis=-1) < _NEAR_MM
     first = rng.integers(len(p), size=_TRIALS)
-    four = np.stack([first, *(np.argmax(rng.random((_TRIALS, len(p))) * near[first], axis=1) for _ in range(3))], axis=1)
+    four = np.stack(
+        [
+            first,
+            *(np.argmax(rng.random((_TRIALS, len(p))) * near[first], axis=1) for _ in range(3)),
+        ],
+        axis=1,
+    )
     corner = p[four]  # [t, 4, 3]
     system = 2.0 * (corner[:, 1:] - corner[:, :1])
     side = (corner[:, 1:] ** 2).sum(axis=-1) - (corner[:, :1] ** 2).sum(axis=-1)
@@ -170,7 +215,9 @@ def _start(points: np.ndarray, tolerance: float) -> tuple[np.ndarray, float] | N
     return None if best is None else best[1:]
 
 
-def _refine(points: np.ndarray, sphere: tuple[np.ndarray, float], tolerance: float) -> tuple[np.ndarray, float, np.ndarray]:
+def _refine(
+    points: np.ndarray, sphere: tuple[np.ndarray, float], tolerance: float
+) -> tuple[np.ndarray, float, np.ndarray]:
     """Centre, radius and which points are on it."""
     centre, radius = sphere
     for _ in range(40):
@@ -194,5 +241,9 @@ def _coverage(offset: np.ndarray) -> float:
     z, turn = 1.0 - k / 200.0, np.pi * (1.0 + np.sqrt(5.0)) * k
     flat = np.sqrt(1.0 - z**2)
     even = np.stack([flat * np.cos(turn), flat * np.sin(turn), z], axis=1)
-    return float(((even @ (offset / np.linalg.norm(offset, axis=1, keepdims=True)).T).max(axis=1) > np.cos(np.radians(10.0))).mean())
-
+    return float(
+        (
+            (even @ (offset / np.linalg.norm(offset, axis=1, keepdims=True)).T).max(axis=1)
+            > np.cos(np.radians(10.0))
+        ).mean()
+    )

@@ -1,8 +1,9 @@
 """Pedicle axes: the straight path through each pedicle that stays deepest in the bone.
 
-In the vertebra's frame the line (x, z) = (x₀ + a·s, z₀ + b·s), s = y − isthmus, is chosen to maximise the soft
-minimum of its depth −φ from the target to 13 mm behind the posterior wall of the body; the isthmus is the shallowest
-place on it behind the wall. Entry: where the line leaves the bone behind. Target: in the body, at 65 % of its depth.
+In the vertebra's frame the line (x, z) = (x₀ + a·s, z₀ + b·s), s = y − isthmus, is chosen to
+maximise the soft minimum of its depth −φ from the target to 13 mm behind the posterior wall of the
+body; the isthmus is the shallowest place on it behind the wall. Entry: where the line leaves the
+bone behind. Target: in the body, at 65 % of its depth.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ BEHIND_MM = 13.0
 def pedicle_axes(
     name: str, sdf: VoxelField, pose: np.ndarray, superior: Endplate, inferior: Endplate
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Axes {"left": [2, 3], "right": [2, 3]} (entry, target) and isthmus points, in the frame of `sdf`.
+    """Axes {"left": [2, 3], "right": [2, 3]} (entry, target) and isthmus points, in the frame of
+    `sdf`.
 
     Raises: ValueError when no path stays at least 1 mm inside the bone (cut or missing pedicle).
     """
@@ -40,7 +42,8 @@ def pedicle_axes(
             return -np.asarray(sdf.sample(rigid(pose, points)))
 
         def cost(line: np.ndarray, sign: float = sign) -> float:
-            # soft minimum of the depth; a pedicle converges forwards by 0-25° and tilts at most 20° sagittally
+            # soft minimum of the depth; a pedicle converges forwards by 0-25° and tilts at most 20°
+            # sagittally
             value = depth(line)
             over = max(abs(line[1] - sign * 0.23) - 0.23, 0.0) + max(abs(line[3]) - 0.36, 0.0)
             return float(np.log(np.exp(-2.0 * value).mean()) / 2.0 + 20.0 * over)
@@ -57,8 +60,9 @@ def pedicle_axes(
         value = depth(line)
         if value.min() < 1.0:
             raise ValueError(
-                f"{name}: no {side} pedicle is found (deepest path {value.min():.1f} mm inside the bone, at least 1 mm "
-                "is needed); the posterior elements are cut off or the segmentation has a gap there"
+                f"{name}: no {side} pedicle is found (deepest path {value.min():.1f} mm inside the"
+                " bone, at least 1 mm is needed); the posterior elements are cut off or the"
+                " segmentation has a gap there"
             )
         narrow = along[int(np.argmin(np.where(along > wall - 2.0, value, np.inf)))]
         behind = np.arange(narrow, wall + 45.0, 0.1)
@@ -66,6 +70,8 @@ def pedicle_axes(
         leaves = behind[int(np.argmax(outside))] if outside.any() else behind[-1]
         ends = np.array([leaves, goal, narrow])
         s = ends - wall - 5.0
-        points = rigid(pose, np.stack([line[0] + line[1] * s, ends, line[2] + line[3] * s], axis=-1))
+        points = rigid(
+            pose, np.stack([line[0] + line[1] * s, ends, line[2] + line[3] * s], axis=-1)
+        )
         axes[side], isthmus[side] = points[:2], points[2]
     return axes, isthmus

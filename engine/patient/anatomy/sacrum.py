@@ -2,15 +2,19 @@
 
 The sacrum has no waist and no pedicles to go by, so the endplate is found from the midline:
 
-    1. midline    plane of best mirror symmetry (as anatomy.py), from all azimuths about `up`, or from L5's left axis
+    1. midline    plane of best mirror symmetry (as anatomy.py), from all azimuths about `up`, or
+                  from L5's left axis
     2. S1's body  the deepest bone of the midline slice in its upper part
-    3. endplate   from several forward tilts (0-80°, or about L5's endplate): the plane through the first bone met within
-                  9 mm of the middle, followed until it does not turn any more; footprint: what is joined to the middle
-                  and lies no more than 1.5 mm under that plane (the alae and the canal fall away, the facets rise)
-    4. rim        as anatomy.py: Tukey plane through the crest of the outer 30 %, section 1 mm under it
+    3. endplate   from several forward tilts (0-80°, or about L5's endplate): the plane through the
+                  first bone met within 9 mm of the middle, followed until it does not turn any
+                  more; footprint: what is joined to the middle and lies no more than 1.5 mm under
+                  that plane (the alae and the canal fall away, the facets rise)
+    4. rim        as anatomy.py: Tukey plane through the crest of the outer 30 %, section 1 mm under
+                  it
 
-Of the candidates the one is kept that is as large and flat as an endplate, faces cranially and forwards, and lies under
-L5 where that is known. A sacrum cut below S1 (TotalSegmentator's S1 label) will do.
+Of the candidates the one is kept that is as large and flat as an endplate, faces cranially and
+forwards, and lies under L5 where that is known. A sacrum cut below S1 (TotalSegmentator's S1 label)
+will do.
 """
 
 from __future__ import annotations
@@ -33,10 +37,12 @@ _CORE_MM = 9.0
 def sacrum_endplate(
     surface: Surface, sdf: VoxelField, up: np.ndarray, above: Endplate | None = None
 ) -> tuple[Endplate, dict[str, np.ndarray]]:
-    """S1's superior endplate and its landmarks "promontory" and "s1_posterior_superior", in the frame of the surface.
+    """S1's superior endplate and its landmarks "promontory" and "s1_posterior_superior", in the
+    frame of the surface.
 
     surface, sdf   the sacrum, or its part S1, closed; mm
-    up [3]         rough cranial direction of the lumbar spine, to some 30°; the endplate may face 0-80° forwards of it
+    up [3]         rough cranial direction of the lumbar spine, to some 30°; the endplate may face
+                   0-80° forwards of it
     above          L5's (or L6's) inferior endplate, where known: the search then starts below it
 
     Raises: ValueError when nothing is found that can be S1's endplate.
@@ -53,26 +59,29 @@ def sacrum_endplate(
         try:
             plate = _plate(surface, sdf, pose)
         except ValueError:
-            continue  # no endplate there; the other candidates decide, and none at all is the error below
+            # no endplate there; the other candidates decide, and none at all is the error below
+            continue
         cost = _cost(sdf, plate, up, above)
         if cost is not None:
             found.append((cost, plate))
     if not found:
         hint = "under L5's endplate" if above is not None else "at its upper end (L5 was not given)"
         raise ValueError(
-            f"S1: no superior endplate is found {hint} ({len(tried)} places tried); check that the label is the whole upper "
-            "sacrum, that L5 is in the same frame, and the file's axes"
+            f"S1: no superior endplate is found {hint} ({len(tried)} places tried); check that the"
+            " label is the whole upper sacrum, that L5 is in the same frame, and the file's axes"
         )
     best = min(found, key=lambda item: item[0])[1]
     return best, _corners(best)
 
 
 def _below(surface: Surface, sdf: VoxelField, above: Endplate) -> list[np.ndarray]:
-    """Rough frames from L5's inferior endplate: its left axis, and its plane turned forwards by up to 35° or back by 10°."""
+    """Rough frames from L5's inferior endplate: its left axis, and its plane turned forwards by
+    up to 35° or back by 10°."""
     down = unit(above.normal)
     left = unit(above.axis_left)
     back = np.cross(-down, left)
-    # the middle of S1 lies where the endplate's axis first meets the sacrum; listhesis puts it to the front or back
+    # the middle of S1 lies where the endplate's axis first meets the sacrum; listhesis puts it to
+    # the front or back
     starts = []
     steps = np.arange(1.0, 40.0, 0.5)
     for turn in (15.0, 0.0, 30.0, -10.0):
@@ -84,15 +93,16 @@ def _below(surface: Surface, sdf: VoxelField, above: Endplate) -> list[np.ndarra
                 starts.append(frame(ray[hits[0]], z, left))
     if not starts:
         raise ValueError(
-            "S1: L5's inferior endplate does not look at the sacrum (no bone within 40 mm under it); check that both are in "
-            "one frame, or that a level between them is missing"
+            "S1: L5's inferior endplate does not look at the sacrum (no bone within 40 mm under"
+            " it); check that both are in one frame, or that a level between them is missing"
         )
     symmetric = mirror_frame(surface, sdf, starts[0])
     return [frame(start[:3, 3], start[:3, 2], symmetric[:3, 0]) for start in starts]
 
 
 def _alone(surface: Surface, sdf: VoxelField, up: np.ndarray) -> list[np.ndarray]:
-    """Rough frames without L5: the bone's own midline, S1's body in it, and tilts of 0 to 80° forwards."""
+    """Rough frames without L5: the bone's own midline, S1's body in it, and tilts of 0 to 80°
+    forwards."""
     left, middle = _midline(surface, sdf, up)
     body = _upper_body(sdf, up, left, middle)
     back = np.cross(up - (up @ left) * left, left)
@@ -117,7 +127,8 @@ def _turned(z: np.ndarray, back: np.ndarray, forward_deg: float) -> np.ndarray:
 
 
 def _midline(surface: Surface, sdf: VoxelField, up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Normal of the mirror plane (either sign) and a point of it, searched over all azimuths about `up`."""
+    """Normal of the mirror plane (either sign) and a point of it, searched over all azimuths
+    about `up`."""
     points = surface.points_mm[:: max(len(surface.points_mm) // 1200, 1)]
     centre = points.mean(axis=0)
     base = frame(centre, up, unit(np.cross(up, [0.31, 0.95, 0.12])))
@@ -129,13 +140,24 @@ def _midline(surface: Surface, sdf: VoxelField, up: np.ndarray) -> tuple[np.ndar
     def misfit(parameters: np.ndarray) -> float:
         normal, shift = plane(parameters)
         height = (points - centre) @ normal - shift
-        return float(np.minimum(np.abs(sdf.sample(points - 2.0 * height[:, None] * normal)), 6.0).mean())
+        return float(
+            np.minimum(np.abs(sdf.sample(points - 2.0 * height[:, None] * normal)), 6.0).mean()
+        )
 
-    grid = [np.array([angle, 0.0, shift]) for angle in np.radians(np.arange(0, 180, 7.5)) for shift in (-6.0, 0.0, 6.0)]
+    grid = [
+        np.array([angle, 0.0, shift])
+        for angle in np.radians(np.arange(0, 180, 7.5))
+        for shift in (-6.0, 0.0, 6.0)
+    ]
     best = None
     for start in sorted(grid, key=misfit)[:4]:
         simplex = start + np.vstack([np.zeros(3), np.diag([0.06, 0.1, 3.0])])
-        result = minimize(misfit, start, method="Nelder-Mead", options={"maxiter": 200, "xatol": 1e-3, "initial_simplex": simplex})
+        result = minimize(
+            misfit,
+            start,
+            method="Nelder-Mead",
+            options={"maxiter": 200, "xatol": 1e-3, "initial_simplex": simplex},
+        )
         if best is None or result.fun < best.fun:
             best = result
     assert best is not None
@@ -143,8 +165,11 @@ def _midline(surface: Surface, sdf: VoxelField, up: np.ndarray) -> tuple[np.ndar
     return normal, centre + shift * normal
 
 
-def _upper_body(sdf: VoxelField, up: np.ndarray, left: np.ndarray, middle: np.ndarray) -> np.ndarray:
-    """A point deep in S1's body: in the midline slice, the bone blurred by 6 mm, its peak within 35 mm of the top of the body."""
+def _upper_body(
+    sdf: VoxelField, up: np.ndarray, left: np.ndarray, middle: np.ndarray
+) -> np.ndarray:
+    """A point deep in S1's body: in the midline slice, the bone blurred by 6 mm, its peak within
+    35 mm of the top of the body."""
     z = unit(up - (up @ left) * left)
     side = np.cross(z, left)
     step = 1.0
@@ -160,7 +185,8 @@ def _upper_body(sdf: VoxelField, up: np.ndarray, left: np.ndarray, middle: np.nd
 
 
 def _settle(sdf: VoxelField, start: np.ndarray) -> np.ndarray | None:
-    """The start turned and moved until its z is normal to the bone's surface about its origin and centred on the footprint.
+    """The start turned and moved until its z is normal to the bone's surface about its origin and
+    centred on the footprint.
 
     None where it finds no bone or does not come to rest.
     """
@@ -177,8 +203,13 @@ def _settle(sdf: VoxelField, start: np.ndarray) -> np.ndarray | None:
             offset *= min(1.0, 5.0 / max(float(np.linalg.norm(offset)), 1e-9))
         tilt = unit(pose[:3, :3] @ np.array([-plane[1], -plane[2], 1.0]))
         turn = float(np.degrees(np.arccos(np.clip(tilt @ pose[:3, 2], -1.0, 1.0))))
-        if turn > 12.0:  # by steps, so that it slides along the bone and does not jump to another face
-            tilt = unit(pose[:3, 2] + np.tan(np.radians(12.0)) * unit(tilt - (tilt @ pose[:3, 2]) * pose[:3, 2]))
+        if (
+            turn > 12.0
+        ):  # by steps, so that it slides along the bone and does not jump to another face
+            tilt = unit(
+                pose[:3, 2]
+                + np.tan(np.radians(12.0)) * unit(tilt - (tilt @ pose[:3, 2]) * pose[:3, 2])
+            )
         origin = rigid(pose, np.array([*offset, plane[0] + offset @ plane[1:]]))
         # along the midline only: sideways the mirror plane decides
         origin -= ((origin - start[:3, 3]) @ start[:3, 0]) * start[:3, 0]
@@ -189,8 +220,11 @@ def _settle(sdf: VoxelField, start: np.ndarray) -> np.ndarray | None:
     return pose if turn < 3.0 and moved < 2.0 else None
 
 
-def _heights(sdf: VoxelField, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
-    """First bone seen from above within 14 mm of the origin: positions [x, y, 2], height, known, plane of the core."""
+def _heights(
+    sdf: VoxelField, pose: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+    """First bone seen from above within 14 mm of the origin: positions [x, y, 2], height, known,
+    plane of the core."""
     x, y = np.arange(-36.0, 36.1, STEP_MM), np.arange(-30.0, 30.1, STEP_MM)
     z = np.arange(-14.0, 14.1, STEP_MM)
     values = sdf.sample(rigid(pose, np.stack(np.meshgrid(x, y, z, indexing="ij"), axis=-1)))
@@ -203,8 +237,8 @@ def _heights(sdf: VoxelField, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray,
 
 
 def _flat_plane(flat: np.ndarray, height: np.ndarray) -> np.ndarray:
-    """Plane (a, b, c) of height = a + b·x + c·y by Tukey's biweight of 1.5 mm: of the flat part alone, where alae rise on
-    both sides or the points reach over an edge."""
+    """Plane (a, b, c) of height = a + b·x + c·y by Tukey's biweight of 1.5 mm: of the flat part
+    alone, where alae rise on both sides or the points reach over an edge."""
     basis = np.column_stack([np.ones(len(flat)), flat])
     weight = np.ones(len(flat))
     plane = np.zeros(3)
@@ -217,9 +251,11 @@ def _flat_plane(flat: np.ndarray, height: np.ndarray) -> np.ndarray:
     return np.asarray(plane)
 
 
-def _footprint(height: np.ndarray, known: np.ndarray, flat: np.ndarray, plane: np.ndarray) -> np.ndarray:
-    """What is joined to the middle and neither falls 1.5 mm under nor rises 4.5 mm over the core's plane (a cavity's rim
-    is up to 3 mm higher than its floor)."""
+def _footprint(
+    height: np.ndarray, known: np.ndarray, flat: np.ndarray, plane: np.ndarray
+) -> np.ndarray:
+    """What is joined to the middle and neither falls 1.5 mm under nor rises 4.5 mm over the
+    core's plane (a cavity's rim is up to 3 mm higher than its floor)."""
     over = height - (plane[0] + flat @ plane[1:])
     level = known & (over > -1.5) & (over < 4.5)
     level = binary_opening(level, iterations=2)  # narrow bridges to alae and facets
@@ -232,8 +268,11 @@ def _footprint(height: np.ndarray, known: np.ndarray, flat: np.ndarray, plane: n
 
 
 def local_endplate(sdf: VoxelField, near: Endplate) -> Endplate:
-    """The endplate found again next to a known one, its left axis kept (for redrawing on disturbed surfaces: 0.1 s)."""
-    return _SacralBox("S1", sdf, frame(near.centre_mm, near.normal, near.axis_left)).plate("superior")
+    """The endplate found again next to a known one, its left axis kept (for redrawing on
+    disturbed surfaces: 0.1 s)."""
+    return _SacralBox("S1", sdf, frame(near.centre_mm, near.normal, near.axis_left)).plate(
+        "superior"
+    )
 
 
 class _SacralBox(BodyBox):
@@ -267,9 +306,13 @@ def _plate(surface: Surface, sdf: VoxelField, pose: np.ndarray) -> Endplate:
 def _cost(sdf: VoxelField, plate: Endplate, up: np.ndarray, above: Endplate | None) -> float | None:
     """How little it looks like S1's endplate (smaller is better); None where it cannot be one.
 
-    Mean distance of the plane's rim to the bone 1 mm under it, plus how far it lies from straight under L5.
+    Mean distance of the plane's rim to the bone 1 mm under it, plus how far it lies from straight
+    under L5.
     """
-    if not (WIDTHS_MM[0] < plate.half_width_mm < WIDTHS_MM[1] and DEPTHS_MM[0] < plate.half_depth_mm < DEPTHS_MM[1]):
+    if not (
+        WIDTHS_MM[0] < plate.half_width_mm < WIDTHS_MM[1]
+        and DEPTHS_MM[0] < plate.half_depth_mm < DEPTHS_MM[1]
+    ):
         return None
     if plate.normal @ up < np.cos(np.radians(85.0)):
         return None
@@ -282,14 +325,18 @@ def _cost(sdf: VoxelField, plate: Endplate, up: np.ndarray, above: Endplate | No
         back = np.cross(up, plate.axis_left)
         return None if plate.normal @ back > np.sin(np.radians(15.0)) else cost
     gap = plate.centre_mm - above.centre_mm
-    if not 0.0 < gap @ above.normal < 40.0 or plate.normal @ above.normal > -np.cos(np.radians(50.0)):
+    if not 0.0 < gap @ above.normal < 40.0 or plate.normal @ above.normal > -np.cos(
+        np.radians(50.0)
+    ):
         return None
     sideways = float(np.linalg.norm(gap - (gap @ above.normal) * above.normal))
     return cost + 0.02 * sideways
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
-    return bool(np.linalg.norm(a[:3, 3] - b[:3, 3]) < 2.0 and a[:3, 2] @ b[:3, 2] > np.cos(np.radians(4.0)))
+    return bool(
+        np.linalg.norm(a[:3, 3] - b[:3, 3]) < 2.0 and a[:3, 2] @ b[:3, 2] > np.cos(np.radians(4.0))
+    )
 
 
 def _corners(plate: Endplate) -> dict[str, np.ndarray]:
@@ -297,6 +344,11 @@ def _corners(plate: Endplate) -> dict[str, np.ndarray]:
     own = rigid(inverse(frame(plate.centre_mm, plate.normal, plate.axis_left)), plate.rim_mm)
     angle, radius = np.arctan2(own[:, 1], own[:, 0]), np.hypot(own[:, 0], own[:, 1])
     order = np.argsort(angle)
-    front, rear = np.interp([-0.5 * np.pi, 0.5 * np.pi], angle[order], radius[order], period=2.0 * np.pi)
+    front, rear = np.interp(
+        [-0.5 * np.pi, 0.5 * np.pi], angle[order], radius[order], period=2.0 * np.pi
+    )
     back = np.cross(plate.normal, plate.axis_left)
-    return {"promontory": plate.centre_mm - front * back, "s1_posterior_superior": plate.centre_mm + rear * back}
+    return {
+        "promontory": plate.centre_mm - front * back,
+        "s1_posterior_superior": plate.centre_mm + rear * back,
+    }

@@ -1,17 +1,18 @@
 """The assumed density of a vertebra when there is no CT: by depth under the surface, and by place.
 
-    ρ = law⁻¹( E_core + (E_shell − E_core)·(t_shell / 1.5 mm)·s(depth) ),   s = 1 to 1 mm, linearly 0 at 2 mm
+    ρ = law⁻¹( E_core + (E_shell − E_core)·(t_shell / 1.5 mm)·s(depth) ),   s = 1 to 1 mm, linearly
+        0 at 2 mm
 
-∫ s = 1.5 mm, so that the shell's E·t is kept through the law E(ρ) = 4730 ρ^1.56 [S20]: this is the apparent density
-as a clinical CT of 0.5-1 mm would resolve a shell that is only 0.4-0.5 mm thick.
+∫ s = 1.5 mm, so that the shell's E·t is kept through the law E(ρ) = 4730 ρ^1.56 [S20]: this is the
+apparent density as a clinical CT of 0.5-1 mm would resolve a shell that is only 0.4-0.5 mm thick.
 
-    body core    ρ = mean·(1 + endplate_gradient·(ζ² − 1/3) + posterior_gradient·η), ζ = ±1 at the endplates, η = ±1/2
-                 at the posterior and anterior wall
+    body core    ρ = mean·(1 + endplate_gradient·(ζ² − 1/3) + posterior_gradient·η), ζ = ±1 at the
+                 endplates, η = ±1/2 at the posterior and anterior wall
     wall         0.4 mm [S12] of 12000 MPa [S8, S9]
-    endplates    0.5 mm [M] of 12000 MPa at the rim falling to 2000 MPa at the centre with the square of the
-                 elliptic radius [S13]
-    posterior    3500 MPa throughout (published for the whole of the posterior elements, shell included); hence
-                 0.824 g/cm³
+    endplates    0.5 mm [M] of 12000 MPa at the rim falling to 2000 MPa at the centre with the
+                 square of the elliptic radius [S13]
+    posterior    3500 MPa throughout (published for the whole of the posterior elements, shell
+                 included); hence 0.824 g/cm³
 
 None of this is the patient: whoever uses it says "assumed" in `density_source`.
 """
@@ -63,13 +64,17 @@ def assumed_density(
     profile: BoneProfile,
     texture: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> VoxelField:
-    """Density field on the grid of `sdf` (module docstring); outside the bone, the value of the nearest bone.
+    """Density field on the grid of `sdf` (module docstring); outside the bone, the value of the
+    nearest bone.
 
-    texture   relative deviation of the body's core by position in the vertebra's own frame (phantom only)
+    texture   relative deviation of the body's core by position in the vertebra's own frame (phantom
+              only)
     """
     bone = np.asarray(sdf.values) <= 0.0
     if not bone.any():
-        raise ValueError("the signed distance holds no bone (no negative sample); check the surface and its unit")
+        raise ValueError(
+            "the signed distance holds no bone (no negative sample); check the surface and its unit"
+        )
     points = sdf.origin_mm + sdf.spacing_mm * np.argwhere(bone)
     depth = -np.asarray(sdf.values, float)[bone]
     own = rigid(inverse(vertebra_frame(superior, inferior)), points)
@@ -79,7 +84,9 @@ def assumed_density(
     half_depth = 0.5 * (superior.half_depth_mm + inferior.half_depth_mm)
 
     zeta, eta = 2.0 * share - 1.0, np.clip(0.5 * own[:, 1] / half_depth, -0.5, 0.5)
-    core = 1.0 + profile.endplate_gradient * (zeta**2 - 1.0 / 3.0) + profile.posterior_gradient * eta
+    core = (
+        1.0 + profile.endplate_gradient * (zeta**2 - 1.0 / 3.0) + profile.posterior_gradient * eta
+    )
     core = profile.trabecular_g_cm3 * core * (1.0 if texture is None else 1.0 + texture(own))
     law = BONE_LAWS["morgan2003_vertebra"]
     e_core = np.asarray(law.modulus_mpa(core))
@@ -87,7 +94,8 @@ def assumed_density(
     plate_share, radius = endplate_share(points, superior, inferior)
     e_plate = (
         profile.endplate_e_centre_mpa
-        + (profile.endplate_e_rim_mpa - profile.endplate_e_centre_mpa) * np.minimum(radius, 1.0) ** 2
+        + (profile.endplate_e_rim_mpa - profile.endplate_e_centre_mpa)
+        * np.minimum(radius, 1.0) ** 2
     )
     et_shell = (1.0 - plate_share) * (profile.wall_e_mpa - e_core) * profile.wall_thickness_mm
     et_shell += plate_share * (e_plate - e_core) * profile.endplate_thickness_mm
@@ -103,13 +111,16 @@ def assumed_density(
 
 
 def posterior_share(points_mm: np.ndarray, superior: Endplate, inferior: Endplate) -> np.ndarray:
-    """Share 0..1 of posterior element at points: a smooth step of 4 mm across the body's posterior wall.
+    """Share 0..1 of posterior element at points: a smooth step of 4 mm across the body's posterior
+    wall.
 
-    The wall is the plane through the most posterior rim points of the two endplates (mean over the most posterior
-    eighth), in the vertebra's own frame.
+    The wall is the plane through the most posterior rim points of the two endplates (mean over the
+    most posterior eighth), in the vertebra's own frame.
     """
     matrix = inverse(vertebra_frame(superior, inferior))
-    (y_sup, z_sup), (y_inf, z_inf) = (_back(rigid(matrix, plate.rim_mm)) for plate in (superior, inferior))
+    (y_sup, z_sup), (y_inf, z_inf) = (
+        _back(rigid(matrix, plate.rim_mm)) for plate in (superior, inferior)
+    )
     own = rigid(matrix, points_mm)
     wall = y_inf + (y_sup - y_inf) * np.clip((own[..., 2] - z_inf) / (z_sup - z_inf), 0.0, 1.0)
     t = np.clip((own[..., 1] - wall + 2.0) / 4.0, 0.0, 1.0)
@@ -121,11 +132,14 @@ def _back(rim: np.ndarray) -> tuple[float, float]:
     return float(rim[last, 1].mean()), float(rim[last, 2].mean())
 
 
-def endplate_share(points: np.ndarray, superior: Endplate, inferior: Endplate) -> tuple[np.ndarray, np.ndarray]:
-    """Share 0..1 of endplate (against side wall) in the shell at points, and the elliptic radius there.
+def endplate_share(
+    points: np.ndarray, superior: Endplate, inferior: Endplate
+) -> tuple[np.ndarray, np.ndarray]:
+    """Share 0..1 of endplate (against side wall) in the shell at points, and the elliptic radius
+    there.
 
-    Endplate: within 4 mm (falling to none at 6 mm) under an endplate's plane and inside 0.97 of its ellipse; the
-    rim's outer edge is wall.
+    Endplate: within 4 mm (falling to none at 6 mm) under an endplate's plane and inside 0.97 of its
+    ellipse; the rim's outer edge is wall.
     """
     share, radius = np.zeros(len(points)), np.ones(len(points))
     for plate in (superior, inferior):
@@ -133,7 +147,9 @@ def endplate_share(points: np.ndarray, superior: Endplate, inferior: Endplate) -
         u = offset @ plate.axis_left / plate.half_width_mm
         v = offset @ np.cross(plate.normal, plate.axis_left) / plate.half_depth_mm
         rho = np.hypot(u, v)
-        here = np.clip((6.0 + offset @ plate.normal) / 2.0, 0.0, 1.0) * np.clip((1.02 - rho) / 0.1, 0.0, 1.0)
+        here = np.clip((6.0 + offset @ plate.normal) / 2.0, 0.0, 1.0) * np.clip(
+            (1.02 - rho) / 0.1, 0.0, 1.0
+        )
         radius = np.where(here > share, rho, radius)
         share = np.maximum(share, here)
     return share, radius

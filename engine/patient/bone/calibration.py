@@ -1,21 +1,25 @@
-"""HU → density: what turns a CT's numbers into mineral-equivalent density, and how well that is known.
+"""HU → density: what turns a CT's numbers into mineral-equivalent density, and how well that is
+known.
 
-    ρ_QCT(HU) = intercept + slope·HU + curvature·HU²            [g/cm³ of K2HPO4 (or HA) that attenuates as much]
+    ρ_QCT(HU) = intercept + slope·HU + curvature·HU²            [g/cm³ of K2HPO4 (or HA) that
+                                                                attenuates as much]
 
 linear        slope and intercept from elsewhere, such as the scanner's own quality assurance
-phantom       rods of known density in the scan: HU = α + β ρ by least squares, turned round.
-              Rods of K2HPO4 dissolved in water (Mindways): HU − ρ_water = σ_ref ρ + β_ref with ρ in mg/cm³, then
-              σ_CT = σ_ref − 0.2174, β_CT = β_ref + 999.6 and HU = σ_CT ρ + β_CT (QCT PRO User Guide v5.0, as Ogo's documentation
-              gives it)
-phantomless   the patient's own tissues.
-              With cortical bone, after Michalski et al. 2020 (doi 10.1016/j.medengphy.2020.01.009): of all energies take the one at
-              which the tissues' mass attenuation m (NIST) is best linear in HU; fit m = a HU + b, and the tissues' own densities
-              (1 + HU/1000) m_water / m = c HU + d; a voxel is K2HPO4 in triglyceride by mass,
-              ρ_QCT = (c HU + d)·(a HU + b − m_TG)/(m_K2HPO4 − m_TG): a parabola. The energy is a parameter of the fit, not the
-              beam's: an ideal 80 keV scan gives 97 keV. Water comes out near 30 mg/cm³, as it is compared with fat.
-              Without cortical bone the tissues cannot tell the energy, which must then be given: ρ_QCT is fitted to each tissue's
-              own equivalent ρ = HU_ref/s, HU_ref = 1000 (m ρ_tissue / m_water − 1), s = 1000 (m_K2HPO4/m_water − 0.2174) HU·cm³/g.
-              10 keV more or less is 20 % of slope, so that this is the weakest of the four.
+phantom       rods of known density in the scan: HU = α + β ρ by least squares, turned round. Rods
+              of K2HPO4 dissolved in water (Mindways): HU − ρ_water = σ_ref ρ + β_ref with ρ in
+              mg/cm³, then σ_CT = σ_ref − 0.2174, β_CT = β_ref + 999.6 and HU = σ_CT ρ + β_CT (QCT
+              PRO User Guide v5.0, as Ogo's documentation gives it)
+phantomless   the patient's own tissues. With cortical bone, after Michalski et al. 2020 (doi
+              10.1016/j.medengphy.2020.01.009): of all energies take the one at which the tissues'
+              mass attenuation m (NIST) is best linear in HU; fit m = a HU + b, and the tissues' own
+              densities (1 + HU/1000) m_water / m = c HU + d; a voxel is K2HPO4 in triglyceride by
+              mass, ρ_QCT = (c HU + d)·(a HU + b − m_TG)/(m_K2HPO4 − m_TG): a parabola. The energy
+              is a parameter of the fit, not the beam's: an ideal 80 keV scan gives 97 keV. Water
+              comes out near 30 mg/cm³, as it is compared with fat. Without cortical bone the
+              tissues cannot tell the energy, which must then be given: ρ_QCT is fitted to each
+              tissue's own equivalent ρ = HU_ref/s, HU_ref = 1000 (m ρ_tissue / m_water − 1), s =
+              1000 (m_K2HPO4/m_water − 0.2174) HU·cm³/g. 10 keV more or less is 20 % of slope, so
+              that this is the weakest of the four.
 
 HU alone are no density: without a calibration there is none.
 """
@@ -39,11 +43,14 @@ LEAST_R2 = 0.98
 ENHANCED_BLOOD_HU = 75.0
 #: A rod whose HU scatter this much more than the others' lies partly outside what it is taken for.
 UNEVEN_ROD = (3.0, 40.0)
-#: What regions of interest keep from the boundary of a rod or a tissue: some 1.5 widths of a usual kernel.
+#: What regions of interest keep from the boundary of a rod or a tissue: some 1.5 widths of a usual
+#: kernel.
 MARGIN_MM = 1.5
-#: Slopes outside are another unit (mg/cm³, kg/m³) or another scale than HU; scanners have about 0.8e-3 at 120 kV [M].
+#: Slopes outside are another unit (mg/cm³, kg/m³) or another scale than HU; scanners have about
+#: 0.8e-3 at 120 kV [M].
 PLAUSIBLE_SLOPES = (0.2e-3, 3.0e-3)
-#: Water that a gram of dissolved K2HPO4 displaces, g; and water's density in mg/cm³ (QCT PRO User Guide v5.0).
+#: Water that a gram of dissolved K2HPO4 displaces, g; and water's density in mg/cm³ (QCT PRO User
+#: Guide v5.0).
 DISPLACED, WATER_MG = 0.2174, 999.6
 
 Tissue = Literal["air", "adipose", "muscle", "blood", "cortical_bone"]
@@ -51,7 +58,8 @@ Tissue = Literal["air", "adipose", "muscle", "blood", "cortical_bone"]
 
 @dataclass(frozen=True)
 class CalibrationPoint:
-    """One rod or tissue: its robust mean HU over `voxels` voxels (SD sd_hu), its density in g/cm³, and its weight in the fit."""
+    """One rod or tissue: its robust mean HU over `voxels` voxels (SD sd_hu), its density in
+    g/cm³, and its weight in the fit."""
 
     name: str
     hu: float
@@ -66,8 +74,10 @@ class Calibration:
     """A calibration that holds for one scan (module docstring).
 
     equivalent    "K2HPO4" | "HA": what the density is an equivalent of
-    residual_g_cm3  root mean square of the points' residuals, g/cm³; r2 the fit's R²; both NaN where nothing was fitted
-    covariance    of (intercept, slope, curvature), from the residuals; None where nothing was fitted
+    residual_g_cm3  root mean square of the points' residuals, g/cm³; r2 the fit's R²; both NaN
+                    where nothing was fitted
+    covariance    of (intercept, slope, curvature), from the residuals; None where nothing was
+                  fitted
     source, notes where it comes from, and what the reader must know, one line each
     details       further figures of the fit, by name with unit
     """
@@ -86,7 +96,8 @@ class Calibration:
     details: dict[str, float] = field(default_factory=dict)
 
     def density_g_cm3(self, hu: Any) -> Any:
-        """Mineral-equivalent density ρ_QCT, g/cm³ (elementwise; beyond the parabola's vertex, far under fat, its value there)."""
+        """Mineral-equivalent density ρ_QCT, g/cm³ (elementwise; beyond the parabola's vertex,
+        far under fat, its value there)."""
         c = self.curvature_g_cm3_per_hu2
         if c != 0.0:
             vertex = -self.slope_g_cm3_per_hu / (2.0 * c)
@@ -102,16 +113,19 @@ class Calibration:
         return 2.0 * above / (b + np.sqrt(np.maximum(b * b + 4.0 * c * above, 0.0)))
 
     def standard_error_g_cm3(self, hu: Any) -> Any:
-        """Standard error of the *line* at HU, √(vᵀ C v) with v = (1, HU, HU²); NaN where it was not fitted here.
+        """Standard error of the *line* at HU, √(vᵀ C v) with v = (1, HU, HU²); NaN where it was not
+        fitted here.
 
-        From the residuals alone: neither noise in the voxels nor an error common to all points (position in the scanner, patient
-        size) is in it.
+        From the residuals alone: neither noise in the voxels nor an error common to all points
+        (position in the scanner, patient size) is in it.
         """
         h = np.asarray(hu, float)
         if self.covariance is None:
             return np.full_like(h, np.nan)
         v = np.stack([np.ones_like(h), h, h * h], axis=-1)
-        return np.sqrt(np.maximum(np.einsum("...i,ij,...j->...", v, np.array(self.covariance), v), 0.0))
+        return np.sqrt(
+            np.maximum(np.einsum("...i,ij,...j->...", v, np.array(self.covariance), v), 0.0)
+        )
 
     @property
     def slope_se(self) -> float:
@@ -124,7 +138,7 @@ class Calibration:
         return float("nan") if self.covariance is None else float(np.sqrt(self.covariance[0][0]))
 
 
-# -- what is asked for --------------------------------------------------------------------------------------------
+# -- what is asked for -----------------------------------------------------------------------------
 class _Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -139,7 +153,8 @@ class Roi(_Config):
 
 
 class Rod(Roi):
-    """A rod of a calibration phantom; water_mg_cm3 only for solutions (Mindways), from the phantom's certificate."""
+    """A rod of a calibration phantom; water_mg_cm3 only for solutions (Mindways), from the
+    phantom's certificate."""
 
     name: str = ""
     length_mm: float = Field(default=20.0, ge=1.0, le=1000.0)
@@ -167,7 +182,8 @@ class LinearCalibration(_Config):
 
 
 class PhantomCalibration(_Config):
-    """Rods by place, or by number in the label image `labels` (a path). All rods weigh the same in the fit."""
+    """Rods by place, or by number in the label image `labels` (a path). All rods weigh the same
+    in the fit."""
 
     kind: Literal["phantom"] = "phantom"
     rods: tuple[Rod, ...] = ()
@@ -179,19 +195,29 @@ class PhantomCalibration(_Config):
     @model_validator(mode="after")
     def _rods(self) -> PhantomCalibration:
         if bool(self.rods) == bool(self.labelled):
-            raise ValueError("give either rods (by place) or labelled (with labels, the path of a label image)")
+            raise ValueError(
+                "give either rods (by place) or labelled (with labels, the path of a label image)"
+            )
         if self.labelled and self.labels is None:
-            raise ValueError("labelled rods need labels, the path of the label image that they are numbered in")
+            raise ValueError(
+                "labelled rods need labels, the path of the label image that they are numbered in"
+            )
         every: tuple[Rod | LabelledRod, ...] = self.rods or self.labelled
         if len(every) < LEAST_RODS:
-            raise ValueError(f"{len(every)} rods are given; at least {LEAST_RODS} are needed to see whether they lie on a line")
+            raise ValueError(
+                f"{len(every)} rods are given; at least {LEAST_RODS} are needed to see whether they"
+                " lie on a line"
+            )
         if len({rod.water_mg_cm3 is None for rod in every}) > 1:
-            raise ValueError("water_mg_cm3 must be given for all rods (solutions) or for none (solid rods)")
+            raise ValueError(
+                "water_mg_cm3 must be given for all rods (solutions) or for none (solid rods)"
+            )
         return self
 
 
 class PhantomlessCalibration(_Config):
-    """The patient's tissues, each from the first of: rois, numbers in `labels`, the scan's own labels, `find` by HU.
+    """The patient's tissues, each from the first of: rois, numbers in `labels`, the scan's own
+    labels, `find` by HU.
 
     effective_kev   without cortical bone only (module docstring)
     """
@@ -207,7 +233,9 @@ class PhantomlessCalibration(_Config):
     @model_validator(mode="after")
     def _numbers(self) -> PhantomlessCalibration:
         if self.numbers and self.labels is None:
-            raise ValueError("numbers need labels, the path of the label image that they are found in")
+            raise ValueError(
+                "numbers need labels, the path of the label image that they are found in"
+            )
         return self
 
 
@@ -218,11 +246,14 @@ class NoCalibration(_Config):
 
 
 CalibrationConfig = LinearCalibration | PhantomCalibration | PhantomlessCalibration | NoCalibration
-_ADAPTER: TypeAdapter[CalibrationConfig] = TypeAdapter(Annotated[CalibrationConfig, Field(discriminator="kind")])
+_ADAPTER: TypeAdapter[CalibrationConfig] = TypeAdapter(
+    Annotated[CalibrationConfig, Field(discriminator="kind")]
+)
 
 
 def calibration_config(values: Mapping[str, Any]) -> CalibrationConfig:
-    """The configuration of a mapping with `kind` linear | phantom | phantomless | none (conf/calibration/).
+    """The configuration of a mapping with `kind` linear | phantom | phantomless | none
+    (conf/calibration/).
 
     Raises: pydantic's ValidationError (a ValueError) that names the wrong key.
     """
@@ -230,37 +261,57 @@ def calibration_config(values: Mapping[str, Any]) -> CalibrationConfig:
 
 
 def require_hu(image: Image) -> None:
-    """Raises ValueError where the image can't hold HU: an MRI, labels, or numbers that are never negative."""
+    """Raises ValueError where the image can't hold HU: an MRI, labels, or numbers that are never
+    negative."""
     if image.modality == "MR":
-        raise ValueError("MRI gives geometry only; its grey values are no HU and hold no density: leave the calibration out, or give a CT")
+        raise ValueError(
+            "MRI gives geometry only; its grey values are no HU and hold no density: leave the"
+            " calibration out, or give a CT"
+        )
     if image.modality == "SEG":
-        raise ValueError("this is a label image, which holds no HU; give the CT that the labels were drawn on")
+        raise ValueError(
+            "this is a label image, which holds no HU; give the CT that the labels were drawn on"
+        )
     if float(np.min(image.values)) >= 0.0:
         raise ValueError(
-            "no value of this image is negative, so it is no CT in HU (fat is about −100 HU); subtract 1024 if it was stored with that "
-            "offset, or leave the calibration out if it is an MRI"
+            "no value of this image is negative, so it is no CT in HU (fat is about −100 HU);"
+            " subtract 1024 if it was stored with that offset, or leave the calibration out if it"
+            " is an MRI"
         )
 
 
-def scan_warnings(image: Image, calibration_kvp: float | None = None, blood_hu: float | None = None) -> tuple[str, ...]:
-    """What in the scan bends its HU: contrast agent (DICOM, or blood above 100 HU), and a tube voltage other than the calibration's."""
+def scan_warnings(
+    image: Image, calibration_kvp: float | None = None, blood_hu: float | None = None
+) -> tuple[str, ...]:
+    """What in the scan bends its HU: contrast agent (DICOM, or blood above 100 HU), and a tube
+    voltage other than the calibration's."""
     lines = []
     agent = str(image.source.get("ContrastBolusAgent", "no")).lower() not in ("no", "none", "")
     if agent or (blood_hu is not None and blood_hu > ENHANCED_BLOOD_HU):
-        why = "the scan's header names a contrast agent" if agent else f"blood has {blood_hu:.0f} HU, above {ENHANCED_BLOOD_HU:.0f}"
-        lines.append(f"warning: {why}: contrast raises the HU of bone too, so density and stiffness are too high")
+        why = (
+            "the scan's header names a contrast agent"
+            if agent
+            else f"blood has {blood_hu:.0f} HU, above {ENHANCED_BLOOD_HU:.0f}"
+        )
+        lines.append(
+            f"warning: {why}: contrast raises the HU of bone too, so density and stiffness are too"
+            " high"
+        )
     given = image.source.get("KVP")
-    voltages = [float(v) for v in (given if isinstance(given, list | tuple) else [given]) if v is not None]
+    voltages = [
+        float(v) for v in (given if isinstance(given, list | tuple) else [given]) if v is not None
+    ]
     if calibration_kvp is not None and any(abs(v - calibration_kvp) > 0.5 for v in voltages):
         lines.append(
-            f"warning: scanned at {', '.join(f'{v:g}' for v in voltages)} kV, calibrated at {calibration_kvp:g} kV: "
-            "bone's HU depend on the tube voltage"
+            f"warning: scanned at {', '.join(f'{v:g}' for v in voltages)} kV, calibrated at"
+            f" {calibration_kvp:g} kV: bone's HU depend on the tube voltage"
         )
     return tuple(lines)
 
 
 def fitted_line(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Least-squares (intercept, slope), their covariance [2, 2] and R². Raises ValueError when all x are the same."""
+    """Least-squares (intercept, slope), their covariance [2, 2] and R². Raises ValueError when
+    all x are the same."""
     if np.ptp(x) == 0.0:
         raise ValueError("all calibration points have the same value; a line needs different ones")
     design = np.stack([np.ones_like(x), x], axis=-1)

@@ -1,19 +1,24 @@
-"""Apparent density of a vertebra from a calibrated CT, with the partial volume at its surface undone.
+"""Apparent density of a vertebra from a calibrated CT, with the partial volume at its surface
+undone.
 
-A voxel v holds y_v = HU_v − HU_soft = ∫ h(v − x)·(HU(x) − HU_soft) dx over the bone, with h the voxel's box blurred by the scanner's
-PSF. Its share of bone is f_v = ∫ h(v − x) dx over the bone. The voxel's excess is given back to the bone inside it,
+A voxel v holds y_v = HU_v − HU_soft = ∫ h(v − x)·(HU(x) − HU_soft) dx over the bone, with h the
+voxel's box blurred by the scanner's PSF. Its share of bone is f_v = ∫ h(v − x) dx over the bone.
+The voxel's excess is given back to the bone inside it,
 
-    HU_bone(x) = HU_soft + Σ_v h(v − x)·ω_v·y_v/f_v / Σ_v h(v − x)·ω_v,     ω_v = 1 where f_v ≥ 0.02, else 0,
+    HU_bone(x) = HU_soft + Σ_v h(v − x)·ω_v·y_v/f_v / Σ_v h(v − x)·ω_v,     ω_v = 1 where f_v ≥
+        0.02, else 0,
 
-which is a normalised convolution that returns a uniform bone exactly, and keeps ∫HU over the bone for any density: Σ_v y_v is what
-was measured, and each y_v is spread with weights whose integral over the bone is f_v. (Weights ω = f_v, the usual choice, lose 30 %
-of a thin shell.) It is one step of Richardson and Lucy's iteration from uniform bone; the scan's blur is not undone, so a shell lies
+which is a normalised convolution that returns a uniform bone exactly, and keeps ∫HU over the bone
+for any density: Σ_v y_v is what was measured, and each y_v is spread with weights whose integral
+over the bone is f_v. (Weights ω = f_v, the usual choice, lose 30 % of a thin shell.) It is one step
+of Richardson and Lucy's iteration from uniform bone; the scan's blur is not undone, so a shell lies
 over the outer 1-2 mm, as types.Vertebra expects.
 
-Then ρ_QCT by the calibration and ρ_app = (0.877 ρ_QCT + 0.079)/0.6 (materials.apparent_of_qct, with its warning).
+Then ρ_QCT by the calibration and ρ_app = (0.877 ρ_QCT + 0.079)/0.6 (materials.apparent_of_qct, with
+its warning).
 
-Finite elements integrate E over every cell by quadrature of this field (fem.solve.moduli, forward._modulus), not of HU or of a
-cell's mean density; no further function is needed for that.
+Finite elements integrate E over every cell by quadrature of this field (fem.solve.moduli,
+forward._modulus), not of HU or of a cell's mean density; no further function is needed for that.
 """
 
 from __future__ import annotations
@@ -24,7 +29,13 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinates
 
 from engine.materials import BONE_LAWS, apparent_of_qct, qct_of_apparent
-from engine.patient.bone.assumed import SMEAR_MM, BoneProfile, density_of_modulus, endplate_share, posterior_share
+from engine.patient.bone.assumed import (
+    SMEAR_MM,
+    BoneProfile,
+    density_of_modulus,
+    endplate_share,
+    posterior_share,
+)
 from engine.patient.bone.calibration import Calibration, require_hu, scan_warnings
 from engine.patient.geometry.frames import inverse, vertebra_frame
 from engine.patient.read.image import Image
@@ -34,7 +45,8 @@ from engine.types import Endplate, Vertebra, VoxelField, rigid
 PSF_MM = 1.0
 #: Voxels with less bone say nothing: their excess is noise and neighbours.
 LEAST_SHARE = 0.02
-#: No bone is denser than this; what a neighbour's bone does to a voxel of little bone is cut there [M].
+#: No bone is denser than this; what a neighbour's bone does to a voxel of little bone is cut there
+#: [M].
 MOST_HU = 3000.0
 #: A shell of 0.4-0.5 mm is seen by the CT up to this voxel size, and assumed above.
 SEEN_MM = 1.0
@@ -42,10 +54,12 @@ SEEN_MM = 1.0
 MOST_OUTSIDE = 0.005
 #: More of a bone than this in metal and its streaks, and its density cannot be known.
 MOST_EXCLUDED = 0.40
-#: Apparent density g/cm³ that no bone has (compact bone is 1.8-2.0), and the share of a bone at which the scan is refused for it: what
-#: is given back to a voxel's small share of bone is noisy, 1.0 % of VerSe004's L2 as scanned.
+#: Apparent density g/cm³ that no bone has (compact bone is 1.8-2.0), and the share of a bone at
+#: which the scan is refused for it: what is given back to a voxel's small share of bone is noisy,
+#: 1.0 % of VerSe004's L2 as scanned.
 DENSEST_G_CM3, MOST_TOO_DENSE = 2.0, 0.03
-#: Mean mineral density of a whole vertebra, mg/cm³, that is a vertebra's [M]: osteoporotic 60, sclerotic 500.
+#: Mean mineral density of a whole vertebra, mg/cm³, that is a vertebra's [M]: osteoporotic 60,
+#: sclerotic 500.
 MEAN_QCT_MG_CM3 = (10.0, 700.0)
 _CELL_MM = 0.5
 _FWHM = 2.0 * np.sqrt(2.0 * np.log(2.0))
@@ -64,18 +78,22 @@ def ct_density(
     inferior: Endplate | None = None,
     excluded: np.ndarray | None = None,
 ) -> tuple[VoxelField, list[str]]:
-    """Apparent density g/cm³ on the grid of `sdf` (module docstring), outside the bone that of the nearest bone; and what was done.
+    """Apparent density g/cm³ on the grid of `sdf` (module docstring), outside the bone that of the
+    nearest bone; and what was done.
 
     soft_hu   HU around the bone; None: the median of the CT 2-4 mm outside of it
-    psf_mm    full width at half maximum of the scanner's point spread (isotropic; the voxel's box is not in it)
-    shell     "ct": as scanned. "assumed": the body's outer 2 mm take the CT's density from further inside and the shell of `profile`
-              (bone.py, its E·t kept through Morgan's law); posterior elements as scanned. "auto": "ct" for voxels up to 1 mm
+    psf_mm    full width at half maximum of the scanner's point spread (isotropic; the voxel's box
+              is not in it)
+    shell     "ct": as scanned. "assumed": the body's outer 2 mm take the CT's density from further
+              inside and the shell of `profile` (bone.py, its E·t kept through Morgan's law);
+              posterior elements as scanned. "auto": "ct" for voxels up to 1 mm
     superior, inferior   endplates, for the assumed shell
-    excluded  [i, j, k] bool on the image's grid: voxels that say nothing of bone (metal, streaks); bone there takes the nearest density
+    excluded  [i, j, k] bool on the image's grid: voxels that say nothing of bone (metal, streaks);
+              bone there takes the nearest density
 
     Samples farther apart than the CT's voxels hold the mean over the bone in their cell.
-    Raises: ValueError for an MRI, for bone outside the image (with the share), for an assumed shell without its endplates, and for a
-    bone too much of which is excluded.
+    Raises: ValueError for an MRI, for bone outside the image (with the share), for an assumed shell
+    without its endplates, and for a bone too much of which is excluded.
     """
     require_hu(image)
     if shell not in ("ct", "assumed", "auto"):
@@ -84,7 +102,9 @@ def ct_density(
         raise ValueError(f"psf_mm={psf_mm:g}: a point spread of 0 to 5 mm is expected")
     bone = np.asarray(sdf.values) <= 0.0
     if not bone.any():
-        raise ValueError("the signed distance holds no bone (no negative sample); check the surface and its unit")
+        raise ValueError(
+            "the signed distance holds no bone (no negative sample); check the surface and its unit"
+        )
     notes = [*scan_warnings(image), *_inside_scan(sdf, bone, image)]
     grid = _Cells(sdf, image, psf_mm / _FWHM, excluded)
     soft = grid.around() if soft_hu is None else float(soft_hu)
@@ -93,10 +113,14 @@ def ct_density(
     if (lost := float(grid.share[grid.excluded].sum() / grid.share.sum())) > 0.0:
         if lost > MOST_EXCLUDED:
             raise ValueError(
-                f"{100 * lost:.0f} % of the bone lies in metal or its streaks (at most {100 * MOST_EXCLUDED:.0f} %): its density cannot "
-                "be known; leave the calibration out (density is then assumed), or treat another level"
+                f"{100 * lost:.0f} % of the bone lies in metal or its streaks (at most"
+                f" {100 * MOST_EXCLUDED:.0f} %): its density cannot be known; leave the calibration"
+                " out (density is then assumed), or treat another level"
             )
-        notes.append(f"{100 * lost:.1f} % of the bone lies in metal or its streaks and takes the nearest density")
+        notes.append(
+            f"{100 * lost:.1f} % of the bone lies in metal or its streaks and takes the nearest"
+            " density"
+        )
     ratio = np.where(used, excess / np.where(used, grid.share, 1.0), 0.0)
     sampled = _integrated(sdf, bone, float(image.voxel_mm.min()), grid, ratio, used)
     qct = calibration.density_g_cm3(soft + sampled)
@@ -104,25 +128,32 @@ def ct_density(
     volume = float(bone.sum()) * sdf.spacing_mm**3
     negative = values < 0.0
     notes.append(
-        f"density from the CT: soft tissue {soft:.0f} HU, PSF {psf_mm:g} mm, mean ρ_QCT {1e3 * qct.mean():.0f} mg/cm³ over "
-        f"{volume / 1e3:.1f} cm³; apparent density by Schileo's line, which is 0.13 g/cm³ at ρ_QCT = 0"
+        f"density from the CT: soft tissue {soft:.0f} HU, PSF {psf_mm:g} mm, mean ρ_QCT"
+        f" {1e3 * qct.mean():.0f} mg/cm³ over {volume / 1e3:.1f} cm³; apparent density by Schileo's"
+        " line, which is 0.13 g/cm³ at ρ_QCT = 0"
     )
     if (qct < 0.0).mean() > 0.001:
         notes.append(
-            f"{100 * (qct < 0.0).mean():.1f} % of the bone has a mineral equivalent below zero (marrow fat, noise); "
-            f"{100 * negative.mean():.1f} % ({volume * negative.mean():.0f} mm³) lies below zero apparent density, which was raised to it"
+            f"{100 * (qct < 0.0).mean():.1f} % of the bone has a mineral equivalent below zero"
+            f" (marrow fat, noise); {100 * negative.mean():.1f} % ({volume * negative.mean():.0f}"
+            " mm³) lies below zero apparent density, which was raised to it"
         )
     values = np.maximum(values, 0.0)
     largest = float(image.voxel_mm.max())
     if shell == "auto":
         shell = "ct" if largest <= SEEN_MM else "assumed"
         notes.append(
-            f"shell: {'as scanned' if shell == 'ct' else 'assumed, not seen'} at voxels of {largest:.2f} mm (limit {SEEN_MM:g} mm)"
+            f"shell: {'as scanned' if shell == 'ct' else 'assumed, not seen'} at voxels of"
+            f" {largest:.2f} mm (limit {SEEN_MM:g} mm)"
         )
     if shell == "assumed":
         if superior is None or inferior is None:
-            raise ValueError("an assumed shell needs the superior and inferior endplate; give them, or shell=ct")
-        values = _with_shell(values, sdf, bone, largest, profile or BoneProfile(), superior, inferior)
+            raise ValueError(
+                "an assumed shell needs the superior and inferior endplate; give them, or shell=ct"
+            )
+        values = _with_shell(
+            values, sdf, bone, largest, profile or BoneProfile(), superior, inferior
+        )
     filled = np.zeros(bone.shape, np.float32)
     filled[bone] = values
     nearest = distance_transform_edt(~bone, return_distances=False, return_indices=True)
@@ -130,18 +161,23 @@ def ct_density(
 
 
 def check_plausible(density: VoxelField, sdf: VoxelField) -> None:
-    """Raises ValueError for a vertebra's apparent density (from `ct_density`) that no vertebra has."""
+    """Raises ValueError for a vertebra's apparent density (from `ct_density`) that no vertebra
+    has."""
     apparent = np.asarray(density.values, float)[np.asarray(sdf.values) <= 0.0]
     dense = float((apparent > DENSEST_G_CM3).mean())
     remedy = "check calibration and scan, or leave the calibration out (density is then assumed)"
     if dense > MOST_TOO_DENSE:
         raise ValueError(
-            f"{100 * dense:.1f} % of the bone has an apparent density above {DENSEST_G_CM3:g} g/cm³ (up to {apparent.max():.1f}), which no "
-            f"bone has: metal, cement, contrast agent or a wrong slope; {remedy}"
+            f"{100 * dense:.1f} % of the bone has an apparent density above {DENSEST_G_CM3:g} g/cm³"
+            f" (up to {apparent.max():.1f}), which no bone has: metal, cement, contrast agent or a"
+            f" wrong slope; {remedy}"
         )
     mean, (low, high) = 1e3 * float(qct_of_apparent(apparent).mean()), MEAN_QCT_MG_CM3
     if not low <= mean <= high:
-        raise ValueError(f"the mean mineral density is {mean:.0f} mg/cm³; a vertebra has {low:.0f} to {high:.0f}: {remedy}")
+        raise ValueError(
+            f"the mean mineral density is {mean:.0f} mg/cm³; a vertebra has {low:.0f} to"
+            f" {high:.0f}: {remedy}"
+        )
 
 
 def _inside_scan(sdf: VoxelField, bone: np.ndarray, image: Image) -> list[str]:
@@ -151,19 +187,28 @@ def _inside_scan(sdf: VoxelField, bone: np.ndarray, image: Image) -> list[str]:
     share = float(out.mean())
     if share > MOST_OUTSIDE:
         raise ValueError(
-            f"{100 * share:.1f} % of the bone lies outside the image (at most {100 * MOST_OUTSIDE:g} %); the vertebra is cut by the "
-            "field of view, or surface and CT are not in one frame: leave the level out or check the files' frames"
+            f"{100 * share:.1f} % of the bone lies outside the image (at most"
+            f" {100 * MOST_OUTSIDE:g} %); the vertebra is cut by the field of view, or surface and"
+            " CT are not in one frame: leave the level out or check the files' frames"
         )
-    return [f"{100 * share:.2f} % of the bone lies outside the image and takes the nearest density"] if share else []
+    return (
+        [f"{100 * share:.2f} % of the bone lies outside the image and takes the nearest density"]
+        if share
+        else []
+    )
 
 
 class _Cells:
-    """The CT around one bone: HU and share of bone of every voxel, and the subdivided voxels on which both are blurred.
+    """The CT around one bone: HU and share of bone of every voxel, and the subdivided voxels on
+    which both are blurred.
 
-    hu, share [i, j, k] of the box of voxels that starts at `low`; parts: cells per voxel along each axis.
+    hu, share [i, j, k] of the box of voxels that starts at `low`; parts: cells per voxel along each
+    axis.
     """
 
-    def __init__(self, sdf: VoxelField, image: Image, sigma_mm: float, excluded: np.ndarray | None = None) -> None:
+    def __init__(
+        self, sdf: VoxelField, image: Image, sigma_mm: float, excluded: np.ndarray | None = None
+    ) -> None:
         self.sdf, self.image, voxel = sdf, image, image.voxel_mm
         points = sdf.origin_mm + sdf.spacing_mm * np.argwhere(np.asarray(sdf.values) <= 0.0)
         index = rigid(np.linalg.inv(image.lps_from_index), points)
@@ -178,7 +223,11 @@ class _Cells:
         self.parts = np.maximum(np.ceil(voxel / _CELL_MM - 1e-6).astype(int), 1)
         self.sigma = sigma_mm / (voxel / self.parts)
         covered = self._occupancy(voxel / self.parts)
-        blurred = gaussian_filter(covered, self.sigma, mode="nearest", truncate=3.0) if sigma_mm else covered
+        blurred = (
+            gaussian_filter(covered, self.sigma, mode="nearest", truncate=3.0)
+            if sigma_mm
+            else covered
+        )
         split = [int(n) for pair in zip(self.hu.shape, self.parts, strict=True) for n in pair]
         self.share = blurred.reshape(split).mean(axis=(1, 3, 5))
 
@@ -186,7 +235,10 @@ class _Cells:
         """Share of bone in every cell: a linear ramp over the cell's size across the surface."""
         matrix = self.image.lps_from_index
         n = np.array(self.hu.shape) * self.parts
-        axes = [low - 0.5 + (np.arange(m) + 0.5) / p for low, m, p in zip(self.low, n, self.parts, strict=True)]
+        axes = [
+            low - 0.5 + (np.arange(m) + 0.5) / p
+            for low, m, p in zip(self.low, n, self.parts, strict=True)
+        ]
         width = float(np.prod(cell) ** (1.0 / 3.0))
         inverse_spacing = 1.0 / self.sdf.spacing_mm
         turn = matrix[:3, :3] * inverse_spacing
@@ -195,27 +247,49 @@ class _Cells:
         covered = np.empty(tuple(n), np.float32)
         i, j = np.meshgrid(axes[0], axes[1], indexing="ij")
         flat = turn[:, 0, None, None] * i + turn[:, 1, None, None] * j + start[:, None, None]
-        for k, z in enumerate(axes[2]):  # plane by plane: the coordinates of all would take a gigabyte
-            values = map_coordinates(distance, flat + turn[:, 2, None, None] * z, order=1, mode="nearest")
+        for k, z in enumerate(
+            axes[2]
+        ):  # plane by plane: the coordinates of all would take a gigabyte
+            values = map_coordinates(
+                distance, flat + turn[:, 2, None, None] * z, order=1, mode="nearest"
+            )
             covered[:, :, k] = np.clip(0.5 - values / width, 0.0, 1.0)
         return covered
 
     def around(self) -> float:
-        """Median HU of the CT 2-4 mm outside the bone (up to 6 mm where that is too little). Raises ValueError when there is none."""
-        index = np.stack(np.meshgrid(*[low + np.arange(n) for low, n in zip(self.low, self.hu.shape, strict=True)], indexing="ij"), -1)
-        distance = self.sdf.sample(rigid(self.image.lps_from_index, index.reshape(-1, 3))).reshape(self.hu.shape)
+        """Median HU of the CT 2-4 mm outside the bone (up to 6 mm where that is too little).
+        Raises ValueError when there is none."""
+        index = np.stack(
+            np.meshgrid(
+                *[low + np.arange(n) for low, n in zip(self.low, self.hu.shape, strict=True)],
+                indexing="ij",
+            ),
+            -1,
+        )
+        distance = self.sdf.sample(rigid(self.image.lps_from_index, index.reshape(-1, 3))).reshape(
+            self.hu.shape
+        )
         for far in (4.0, 6.0):
-            layer = (distance > 2.0) & (distance < far) & (self.share < LEAST_SHARE) & ~self.excluded
+            layer = (
+                (distance > 2.0) & (distance < far) & (self.share < LEAST_SHARE) & ~self.excluded
+            )
             if layer.sum() >= 30:
                 return float(np.median(self.hu[layer]))
-        raise ValueError("the image holds no soft tissue 2-6 mm around the bone; give soft_hu, or an image that is not cut out so tightly")
+        raise ValueError(
+            "the image holds no soft tissue 2-6 mm around the bone; give soft_hu, or an image that"
+            " is not cut out so tightly"
+        )
 
     def spread(self, of_voxels: np.ndarray) -> np.ndarray:
         """Σ_v h(v − x) of_voxels_v on the cells."""
         fine = of_voxels.astype(np.float32)
         for axis, part in enumerate(self.parts):
             fine = np.repeat(fine, part, axis=axis)
-        return np.asarray(gaussian_filter(fine, self.sigma, mode="nearest", truncate=3.0)) if self.sigma.any() else fine
+        return (
+            np.asarray(gaussian_filter(fine, self.sigma, mode="nearest", truncate=3.0))
+            if self.sigma.any()
+            else fine
+        )
 
     def index_of(self, points_mm: np.ndarray) -> np.ndarray:
         """Cell index [3, n] of points."""
@@ -223,8 +297,16 @@ class _Cells:
         return np.asarray(((index - self.low + 0.5) * self.parts - 0.5).T)
 
 
-def _integrated(sdf: VoxelField, bone: np.ndarray, voxel_mm: float, grid: _Cells, ratio: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """HU above soft tissue at every bone sample of sdf's grid: there, or the mean over the bone in its cell where cells are coarser."""
+def _integrated(
+    sdf: VoxelField,
+    bone: np.ndarray,
+    voxel_mm: float,
+    grid: _Cells,
+    ratio: np.ndarray,
+    used: np.ndarray,
+) -> np.ndarray:
+    """HU above soft tissue at every bone sample of sdf's grid: there, or the mean over the bone
+    in its cell where cells are coarser."""
     total, weight = grid.spread(ratio), grid.spread(used)
     missing = weight <= 1e-3  # bone that no voxel has seen: its nearest neighbour that one has
     if missing.any():
@@ -252,9 +334,11 @@ def _with_shell(
     superior: Endplate,
     inferior: Endplate,
 ) -> np.ndarray:
-    """The body's outer 2 mm with the profile's shell on the CT's own core; the scan's blurred shell is taken out first.
+    """The body's outer 2 mm with the profile's shell on the CT's own core; the scan's blurred shell
+    is taken out first.
 
-    The core near the surface is the nearest density at depth 2 mm + half a voxel (at most the bone's own greatest depth).
+    The core near the surface is the nearest density at depth 2 mm + half a voxel (at most the
+    bone's own greatest depth).
     """
     points = sdf.origin_mm + sdf.spacing_mm * np.argwhere(bone)
     depth = -np.asarray(sdf.values, float)
@@ -263,7 +347,9 @@ def _with_shell(
     full[bone] = values
     nearest = distance_transform_edt(~deep, return_distances=False, return_indices=True)
     core = full[tuple(nearest)][bone]
-    e_core = np.asarray(BONE_LAWS["morgan2003_vertebra"].modulus_mpa(core))  # the law of density_of_modulus
+    e_core = np.asarray(
+        BONE_LAWS["morgan2003_vertebra"].modulus_mpa(core)
+    )  # the law of density_of_modulus
     share, radius = endplate_share(points, superior, inferior)
     rim, centre = profile.endplate_e_rim_mpa, profile.endplate_e_centre_mpa
     e_plate = centre + (rim - centre) * np.minimum(radius, 1.0) ** 2
@@ -274,13 +360,15 @@ def _with_shell(
     return (1.0 - posterior) * density_of_modulus(e_body) + posterior * values
 
 
-# -- trabecular HU ------------------------------------------------------------------------------------------------
+# -- trabecular HU ---------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class TrabecularHU:
     """HU of the trabecular core of one vertebral body.
 
-    mean_hu, sd_hu   over the n voxels of the region; se_hu = SD/√n, as if voxels were independent (blur and texture make it too small)
-    vbmd_g_cm3       mineral density of that mean, and the standard error of the calibration's line there; None without a calibration
+    mean_hu, sd_hu   over the n voxels of the region; se_hu = SD/√n, as if voxels were independent
+                     (blur and texture make it too small)
+    vbmd_g_cm3       mineral density of that mean, and the standard error of the calibration's line
+                     there; None without a calibration
     """
 
     level: str
@@ -294,22 +382,28 @@ class TrabecularHU:
     notes: tuple[str, ...] = ()
 
 
-#: SD of HU above which the region is no uniform trabecular bone: noise and texture of clinical CT come to 20-50 HU [M].
+#: SD of HU above which the region is no uniform trabecular bone: noise and texture of clinical CT
+#: come to 20-50 HU [M].
 UNEVEN_HU = 80.0
 
 
 def trabecular(
-    image: Image, vertebra: Vertebra, calibration: Calibration | None = None, excluded: np.ndarray | None = None
+    image: Image,
+    vertebra: Vertebra,
+    calibration: Calibration | None = None,
+    excluded: np.ndarray | None = None,
 ) -> TrabecularHU:
-    """HU in an elliptic cylinder of the mid-body: its front two thirds, 10 mm high, without cortex and endplates.
+    """HU in an elliptic cylinder of the mid-body: its front two thirds, 10 mm high, without cortex
+    and endplates.
 
-    Voxel centres with |z| ≤ 5 mm from the middle between the endplates, ≥ 4 mm from both endplate planes and ≥ 3.5 mm inside the bone,
-    in the ellipse of 0.6 half width by 0.45 half depth about a centre 0.15 half depths before the body's: in front of the
-    basivertebral vein.
+    Voxel centres with |z| ≤ 5 mm from the middle between the endplates, ≥ 4 mm from both endplate
+    planes and ≥ 3.5 mm inside the bone, in the ellipse of 0.6 half width by 0.45 half depth about a
+    centre 0.15 half depths before the body's: in front of the basivertebral vein.
 
     excluded   [i, j, k] bool on the image's grid: voxels that say nothing of bone (metal, streaks)
 
-    Raises: ValueError for an MRI and for fewer than 20 voxels (a body too small, or outside the image).
+    Raises: ValueError for an MRI and for fewer than 20 voxels (a body too small, or outside the
+    image).
     """
     require_hu(image)
     superior, inferior = vertebra.superior, vertebra.inferior
@@ -322,11 +416,15 @@ def trabecular(
     low = np.clip(np.floor(centre - reach / image.voxel_mm).astype(int), 0, shape)
     high = np.clip(np.ceil(centre + reach / image.voxel_mm).astype(int) + 1, low, shape)
     box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    index = np.stack(np.meshgrid(*[np.arange(a, b) for a, b in zip(low, high, strict=True)], indexing="ij"), -1).reshape(-1, 3)
+    index = np.stack(
+        np.meshgrid(*[np.arange(a, b) for a, b in zip(low, high, strict=True)], indexing="ij"), -1
+    ).reshape(-1, 3)
     points = rigid(image.lps_from_index, index)
     own = rigid(inverse(pose), points)
     keep = np.abs(own[:, 2]) <= 5.0
-    keep &= (own[:, 0] / (0.6 * width)) ** 2 + ((own[:, 1] + 0.15 * depth) / (0.45 * depth)) ** 2 <= 1.0
+    keep &= (own[:, 0] / (0.6 * width)) ** 2 + (
+        (own[:, 1] + 0.15 * depth) / (0.45 * depth)
+    ) ** 2 <= 1.0
     for plate in (superior, inferior):
         keep &= (plate.centre_mm - points) @ plate.normal >= 4.0
     keep[keep] = vertebra.sdf.sample(points[keep]) <= -3.5
@@ -336,29 +434,41 @@ def trabecular(
     n, voxel = len(values), float(np.prod(image.voxel_mm))
     if n < 20:
         raise ValueError(
-            f"{vertebra.name}: only {n} voxels lie in the trabecular region (at least 20); the body is too small for voxels of "
-            f"{image.voxel_mm.max():.1f} mm, or outside the image"
+            f"{vertebra.name}: only {n} voxels lie in the trabecular region (at least 20); the body"
+            f" is too small for voxels of {image.voxel_mm.max():.1f} mm, or outside the image"
         )
     mean, sd = float(values.mean()), float(values.std(ddof=1))
     notes = list(scan_warnings(image, 120.0))
     if sd > UNEVEN_HU:
         notes.append(
-            f"warning: SD of {sd:.0f} HU: no uniform trabecular bone (fracture, Schmorl's node, sclerosis, cement, metal?); its mean is no "
-            "measure of bone quality"
+            f"warning: SD of {sd:.0f} HU: no uniform trabecular bone (fracture, Schmorl's node,"
+            " sclerosis, cement, metal?); its mean is no measure of bone quality"
         )
     vbmd = None if calibration is None else float(calibration.density_g_cm3(mean))
     error = None if calibration is None else float(calibration.standard_error_g_cm3(mean))
-    return TrabecularHU(vertebra.name, mean, sd, float(sd / np.sqrt(n)), n, n * voxel, vbmd, error, tuple(notes))
+    return TrabecularHU(
+        vertebra.name, mean, sd, float(sd / np.sqrt(n)), n, n * voxel, vbmd, error, tuple(notes)
+    )
 
 
 def l1_band(hu: float) -> str:
-    """What the mean trabecular HU of L1 says of osteoporosis, after Pickhardt et al. 2013 [S22], with its limits."""
+    """What the mean trabecular HU of L1 says of osteoporosis, after Pickhardt et al. 2013 [S22],
+    with its limits."""
     if hu <= 110.0:
         band = f"{hu:.0f} HU is at most 110: osteoporosis likely (specificity above 90 %)"
     elif hu <= 160.0:
-        band = f"{hu:.0f} HU is between 110 and 160: osteoporosis not excluded (at most 160 finds 90 % of it)"
+        band = (
+            f"{hu:.0f} HU is between 110 and 160: osteoporosis not excluded (at most 160 finds 90 %"
+            " of it)"
+        )
     elif hu <= 200.0:
         band = f"{hu:.0f} HU is between 160 and 200: osteoporosis unlikely"
     else:
-        band = f"{hu:.0f} HU is above 200: osteoporosis practically excluded (negative predictive value 99 %)"
-    return f"{band}. Holds for L1 at 120 kV without contrast agent, which raises HU; it is a screening figure, no diagnosis [S22]."
+        band = (
+            f"{hu:.0f} HU is above 200: osteoporosis practically excluded (negative predictive"
+            " value 99 %)"
+        )
+    return (
+        f"{band}. Holds for L1 at 120 kV without contrast agent, which raises HU; it is a screening"
+        " figure, no diagnosis [S22]."
+    )

@@ -1,15 +1,17 @@
-"""Are the numbers of a CT HU, and can density be read from them? Windows, wrong slopes, metal, cement.
+"""Are the numbers of a CT HU, and can density be read from them? Windows, wrong slopes, metal,
+cement.
 
-    window   a pile of voxels at the least or the greatest value, with as thick a tail under it: the image went
-             through a viewer's window, and what lay beyond is lost. Air (−1024 and below) and the top of a
-             scanner's scale (from 2300 HU) are no window.
-    scale    soft tissue 4-30 mm round the vertebrae has its most frequent HU between −20 and 110 (muscle 20-70,
-             with contrast agent more) or, in fat with muscle beside it, between −130 and −60; the air round the
-             patient between −1050 and −945. Their distance gives the slope: 1045 HU.
-    metal    from 2300 HU within 25 mm of the vertebrae: bone stays below 2000 even with sharp kernels. Streaks
-             reach further than the metal: what lies within 5 mm of it says nothing of bone. So do 1300 HU in a
-             lump that no cortex is: cement or sclerosis. Between the treated bodies 1300 HU are an implant or
-             cement, which stops.
+    window   a pile of voxels at the least or the greatest value, with as thick a tail under it: the
+             image went through a viewer's window, and what lay beyond is lost. Air (−1024 and
+             below) and the top of a scanner's scale (from 2300 HU) are no window.
+    scale    soft tissue 4-30 mm round the vertebrae has its most frequent HU between −20 and 110
+             (muscle 20-70, with contrast agent more) or, in fat with muscle beside it, between −130
+             and −60; the air round the patient between −1050 and −945. Their distance gives the
+             slope: 1045 HU.
+    metal    from 2300 HU within 25 mm of the vertebrae: bone stays below 2000 even with sharp
+             kernels. Streaks reach further than the metal: what lies within 5 mm of it says nothing
+             of bone. So do 1300 HU in a lump that no cortex is: cement or sclerosis. Between the
+             treated bodies 1300 HU are an implant or cement, which stops.
 
 None of these figures is the patient's; all are wide [M].
 """
@@ -48,7 +50,8 @@ class Metal:
 
     excluded [i, j, k] bool   voxels that say nothing of bone: the objects and STREAK_MM about them
     objects [i, j, k] int     number of the object, 0 elsewhere
-    about                     one dict per object: number, kind, volume_mm3, length_mm, diameter_mm, ends_mm [2, 3] LPS, levels
+    about                     one dict per object: number, kind, volume_mm3, length_mm, diameter_mm,
+                              ends_mm [2, 3] LPS, levels
     """
 
     excluded: np.ndarray
@@ -57,48 +60,68 @@ class Metal:
 
 
 def scale_findings(scan: Image, labels: Labels, density: bool) -> list[Finding]:
-    """Findings "hu" of a CT: windowed, or on another scale than HU. They stop where `density` is asked for, else they warn.
+    """Findings "hu" of a CT: windowed, or on another scale than HU. They stop where `density` is
+    asked for, else they warn.
 
-    What could be checked in part only is a warning "scale"; contrast agent in the aorta a warning "contrast".
+    What could be checked in part only is a warning "scale"; contrast agent in the aorta a warning
+    "contrast".
     """
     severity = "stop" if density else "warning"
     result: list[Finding] = []
-    remedy = "give the scan as the scanner stored it, or leave the calibration out (density is then assumed)"
+    remedy = (
+        "give the scan as the scanner stored it, or leave the calibration out (density is then"
+        " assumed)"
+    )
     values = scan.values
     shell = _shell(scan, labels)
     bone = values[on_grid(_labelled(labels), scan) > 0]
     if len(shell) < 2000:
         result = _windows(values, bone, severity, remedy)
-        return result or [Finding("scale", "warning", "", "too little lies round the vertebrae to check the scale of the HU")]
+        return result or [
+            Finding(
+                "scale",
+                "warning",
+                "",
+                "too little lies round the vertebrae to check the scale of the HU",
+            )
+        ]
     soft, air = _soft_hu(shell), _air_hu(scan)
     muscle = float(np.mean((shell > 0.0) & (shell < 90.0)))
     wrapped = float(np.mean(bone < -300.0))
     if wrapped > 0.02:
         text = (
-            f"{100 * wrapped:.0f} % of the labelled bone has less than −300 HU: the values are no HU, or wrapped "
-            f"round: {remedy}"
+            f"{100 * wrapped:.0f} % of the labelled bone has less than −300 HU: the values are no"
+            f" HU, or wrapped round: {remedy}"
         )
         result.append(Finding("hu", severity, "", text))
     elif not (SOFT_HU[0] <= soft <= SOFT_HU[1] or FAT_HU[0] <= soft <= FAT_HU[1]):
         text = (
-            f"the soft tissue round the vertebrae has {soft:.0f} HU; muscle has 20-70, fat about −100: the values are not HU (an "
-            f"offset left out, a slope applied twice, grey values of a viewer): {remedy}"
+            f"the soft tissue round the vertebrae has {soft:.0f} HU; muscle has 20-70, fat about"
+            " −100: the values are not HU (an offset left out, a slope applied twice, grey values"
+            f" of a viewer): {remedy}"
         )
         result.append(Finding("hu", severity, "", text))
     elif soft < SOFT_HU[0] and muscle < 0.10:
         text = (
-            f"round the vertebrae is {soft:.0f} HU and next to nothing of muscle's 20-70 ({100 * muscle:.0f} %): the values are not HU, or "
-            f"there is fat alone, by which the scale cannot be told: {remedy}"
+            f"round the vertebrae is {soft:.0f} HU and next to nothing of muscle's 20-70"
+            f" ({100 * muscle:.0f} %): the values are not HU, or there is fat alone, by which the"
+            f" scale cannot be told: {remedy}"
         )
         result.append(Finding("hu", severity, "", text))
     elif air is not None and not AIR_HU[0] <= air <= AIR_HU[1]:
         text = (
-            f"the air round the patient has {air:.0f} HU, and air has −1000; soft tissue {soft:.0f}: slope or offset of the HU are "
-            f"wrong (by this {(soft - air) / 1045.0:.2f} of a scanner's): {remedy}"
+            f"the air round the patient has {air:.0f} HU, and air has −1000; soft tissue"
+            f" {soft:.0f}: slope or offset of the HU are wrong (by this {(soft - air) / 1045.0:.2f}"
+            f" of a scanner's): {remedy}"
         )
         result.append(Finding("hu", severity, "", text))
-    elif air is not None and soft >= SOFT_HU[0] and not SLOPE[0] <= (soft - air) / 1045.0 <= SLOPE[1]:
-        text = f"from air ({air:.0f} HU) to soft tissue ({soft:.0f} HU) the scale is {(soft - air) / 1045.0:.2f} of a scanner's: {remedy}"
+    elif (
+        air is not None and soft >= SOFT_HU[0] and not SLOPE[0] <= (soft - air) / 1045.0 <= SLOPE[1]
+    ):
+        text = (
+            f"from air ({air:.0f} HU) to soft tissue ({soft:.0f} HU) the scale is"
+            f" {(soft - air) / 1045.0:.2f} of a scanner's: {remedy}"
+        )
         result.append(Finding("hu", severity, "", text))
     # a wrong scale has its floor elsewhere: one cause, said once
     result = result or _windows(values, bone, severity, remedy)
@@ -106,8 +129,9 @@ def scale_findings(scan: Image, labels: Labels, density: bool) -> list[Finding]:
         result = _unsure(shell, soft, air)
     if (blood := _blood_hu(scan, labels)) is not None and blood > ENHANCED_BLOOD_HU:
         text = (
-            f"contrast agent: the aorta has {blood:.0f} HU (30-60 without). It raises the HU of bone too, so that bone's density reads "
-            "too high by an unknown amount; blood is no reference for a calibration"
+            f"contrast agent: the aorta has {blood:.0f} HU (30-60 without). It raises the HU of"
+            " bone too, so that bone's density reads too high by an unknown amount; blood is no"
+            " reference for a calibration"
         )
         return [*result, Finding("contrast", "warning", "", text)]
     if not result:
@@ -123,39 +147,46 @@ def _unsure(shell: np.ndarray, soft: float, air: float | None) -> list[Finding]:
     blank, share = float(exact[np.argmax(count)]), float(count.max()) / len(shell)
     if share > 0.5 and (blank == 0.0 or blank <= -900.0):
         text = (
-            f"{100 * share:.0f} % of what lies round the vertebrae is blank (exactly {blank:.0f} HU): the bone was cut out, and its "
-            "edges and density are read some 10 % wrong"
+            f"{100 * share:.0f} % of what lies round the vertebrae is blank (exactly {blank:.0f}"
+            " HU): the bone was cut out, and its edges and density are read some 10 % wrong"
         )
         result.append(Finding("scale", "warning", "", text))
     if air is None:
         text = (
-            "no air lies round the patient, so that the slope of the HU is not checked; soft tissue round the vertebrae has "
-            f"{soft:.0f} HU"
+            "no air lies round the patient, so that the slope of the HU is not checked; soft"
+            f" tissue round the vertebrae has {soft:.0f} HU"
         )
         result.append(Finding("scale", "warning", "", text))
     if 85.0 < soft:
-        text = f"soft tissue round the vertebrae has {soft:.0f} HU, muscle 20-70: contrast agent, or an offset of the HU"
+        text = (
+            f"soft tissue round the vertebrae has {soft:.0f} HU, muscle 20-70: contrast agent, or"
+            " an offset of the HU"
+        )
         result.append(Finding("scale", "warning", "", text))
     return result
 
 
 def _blood_hu(scan: Image, labels: Labels) -> float | None:
-    """Median HU in the middle of the aorta; None where it is not labelled, or only in a few voxels."""
+    """Median HU in the middle of the aorta; None where it is not labelled, or only in a few
+    voxels."""
     aorta = labels.tissue("aorta")
     if aorta is None:
         return None
-    inner = Image(binary_erosion(aorta).astype(np.uint8), labels.image.lps_from_index, "SEG", (), {})
+    inner = Image(
+        binary_erosion(aorta).astype(np.uint8), labels.image.lps_from_index, "SEG", (), {}
+    )
     inside = on_grid(inner, scan) > 0
     return float(np.median(scan.values[inside])) if inside.sum() >= 50 else None
 
 
 def _windows(values: np.ndarray, bone: np.ndarray, severity: str, remedy: str) -> list[Finding]:
-    """Piles at either end of the scale; at the upper end bone's own voxels [n] count, as it is bone that is cut off."""
+    """Piles at either end of the scale; at the upper end bone's own voxels [n] count, as it is
+    bone that is cut off."""
     result = []
     low, high = values.min(), values.max()
     of_bone = float(np.mean(bone == high)) if bone.size else 0.0
-    # what a window cut off would have gone on: under its pile the tail is as thick. An object of one value (metal after artefact
-    # reduction, a marker) stands alone.
+    # what a window cut off would have gone on: under its pile the tail is as thick. An object of
+    # one value (metal after artefact reduction, a marker) stands alone.
     top = float(np.mean(values == high))
     tail = float(np.mean((values < high) & (values >= high - max(100.0, 0.1 * abs(float(high))))))
     for end, value, share, inside in (
@@ -164,19 +195,27 @@ def _windows(values: np.ndarray, bone: np.ndarray, severity: str, remedy: str) -
     ):
         if inside and share > PILE:
             text = (
-                f"{100 * share:.2g} % of the scan has exactly {value:.0f} HU and nothing lies {end}: it went through a window "
-                f"(a viewer's export) or is on another scale, and what lay {end} is lost; bone's density cannot be read from it: {remedy}"
+                f"{100 * share:.2g} % of the scan has exactly {value:.0f} HU and nothing lies"
+                f" {end}: it went through a window (a viewer's export) or is on another scale, and"
+                f" what lay {end} is lost; bone's density cannot be read from it: {remedy}"
             )
             result.append(Finding("hu", severity, "", text))
     return result
 
 
 def _labelled(labels: Labels, more: tuple[str, ...] = ()) -> Image:
-    """1 where a vertebra or the sacrum is labelled, or a tissue whose name begins with one of `more`."""
+    """1 where a vertebra or the sacrum is labelled, or a tissue whose name begins with one of
+    `more`."""
     numbers = [*labels.scheme.vertebrae.values(), *labels.scheme.sacrum]
-    numbers += [n for name, group in labels.scheme.tissues.items() if name.startswith(more) for n in group] if more else []
+    numbers += (
+        [n for name, group in labels.scheme.tissues.items() if name.startswith(more) for n in group]
+        if more
+        else []
+    )
     image = labels.image
-    return Image(np.isin(image.values, numbers).astype(np.uint8), image.lps_from_index, "SEG", (), {})
+    return Image(
+        np.isin(image.values, numbers).astype(np.uint8), image.lps_from_index, "SEG", (), {}
+    )
 
 
 def _shell(scan: Image, labels: Labels) -> np.ndarray:
@@ -187,13 +226,15 @@ def _shell(scan: Image, labels: Labels) -> np.ndarray:
 
 
 def _soft_hu(shell: np.ndarray) -> float:
-    """The most frequent HU of tissue (−400 to 3000); of everything, where hardly any of it is tissue."""
+    """The most frequent HU of tissue (−400 to 3000); of everything, where hardly any of it is
+    tissue."""
     tissue = shell[(shell > -400.0) & (shell < 3000.0)]
     return _mode(tissue if len(tissue) > 0.3 * len(shell) else shell, 10.0)
 
 
 def _air_hu(scan: Image) -> float | None:
-    """The most frequent HU of the air round the patient: what is light and touches the image's sides (not its ends along the spine).
+    """The most frequent HU of the air round the patient: what is light and touches the image's
+    sides (not its ends along the spine).
 
     Without what fills the corners of the image. None where less than 2 % of the scan is that.
     """
@@ -201,7 +242,9 @@ def _air_hu(scan: Image) -> float | None:
     thin = np.asarray(scan.values[:: stride[0], :: stride[1], :: stride[2]], float)
     objects, _ = label(thin < -250.0)
     along = int(np.argmax(np.abs(scan.lps_from_index[2, :3]) / scan.voxel_mm))
-    sides = [np.take(objects, end, axis=axis) for axis in range(3) if axis != along for end in (0, -1)]
+    sides = [
+        np.take(objects, end, axis=axis) for axis in range(3) if axis != along for end in (0, -1)
+    ]
     outside = np.setdiff1d(np.unique(np.concatenate([side.ravel() for side in sides])), [0])
     light = thin[np.isin(objects, outside)]
     if light.size == 0:
@@ -227,7 +270,8 @@ def _bones(scan: Image, labels: Labels, margin_mm: float) -> tuple[Image, np.nda
 
 
 def metal(scan: Image, labels: Labels) -> tuple[Metal | None, list[Finding]]:
-    """Metal and cement in and beside the vertebrae (module docstring), and the findings "metal"; None where there is none."""
+    """Metal and cement in and beside the vertebrae (module docstring), and the findings "metal";
+    None where there is none."""
     values, voxel = scan.values, scan.voxel_mm
     if not (values >= CEMENT_HU).any():
         return None, []
@@ -236,7 +280,11 @@ def metal(scan: Image, labels: Labels) -> tuple[Metal | None, list[Finding]]:
     away = distance_transform_edt(~bone, sampling=voxel)
     bright = (values >= METAL_HU) & (away < _NEAR_MM)
     # a voxel's share of metal is bright too: what touches and is denser than any bone belongs to it
-    bright = binary_dilation(bright, np.ones((3, 3, 3)), mask=values >= CEMENT_HU, iterations=3) if bright.any() else bright
+    bright = (
+        binary_dilation(bright, np.ones((3, 3, 3)), mask=values >= CEMENT_HU, iterations=3)
+        if bright.any()
+        else bright
+    )
     dense = (values >= CEMENT_HU) & bone & ~bright
     if dense.any():
         # a cortex of that is thin: what holds a ball of 2.2 mm is none
@@ -247,7 +295,10 @@ def metal(scan: Image, labels: Labels) -> tuple[Metal | None, list[Finding]]:
             dense = binary_dilation(seeds, np.ones((3, 3, 3)), mask=grown, iterations=5)
     objects = np.zeros(values.shape, np.int16)
     about: list[dict[str, Any]] = []
-    for kind, mask, least in (("metal", bright, LEAST_METAL_MM3), ("cement or sclerosis", dense, LEAST_CEMENT_MM3)):
+    for kind, mask, least in (
+        ("metal", bright, LEAST_METAL_MM3),
+        ("cement or sclerosis", dense, LEAST_CEMENT_MM3),
+    ):
         found, count = label(mask, np.ones((3, 3, 3)))
         for number in range(1, count + 1):
             here = found == number
@@ -262,17 +313,27 @@ def metal(scan: Image, labels: Labels) -> tuple[Metal | None, list[Finding]]:
     for one in about:
         at = f" in {', '.join(one['levels'])}" if one["levels"] else " beside the vertebrae"
         text = (
-            f"{one['kind']}{at}: {one['volume_mm3'] / 1e3:.2g} cm³, {one['length_mm']:.0f} mm long, about {one['diameter_mm']:.1f} mm "
-            f"thick; it and {STREAK_MM:g} mm about it are left out of the density, and it is kept as existing hardware "
-            "(hardware.json, patient/structures)"
+            f"{one['kind']}{at}: {one['volume_mm3'] / 1e3:.2g} cm³, {one['length_mm']:.0f} mm long,"
+            f" about {one['diameter_mm']:.1f} mm thick; it and {STREAK_MM:g} mm about it are left"
+            " out of the density, and it is kept as existing hardware (hardware.json,"
+            " patient/structures)"
         )
         x, y, z = np.mean(one["ends_mm"], axis=0)
-        findings.append(Finding("metal", "warning", one["levels"][0] if one["levels"] else "", text, (float(x), float(y), float(z))))
+        findings.append(
+            Finding(
+                "metal",
+                "warning",
+                one["levels"][0] if one["levels"] else "",
+                text,
+                (float(x), float(y), float(z)),
+            )
+        )
     return Metal(excluded, objects, tuple(about)), findings
 
 
 def in_the_disc(scan: Image, labels: Labels, segment: tuple[str, str]) -> list[Finding]:
-    """A stop "metal" where CEMENT_HU and more lie between the bodies of the treated segment, in no bone: an implant, or cement."""
+    """A stop "metal" where CEMENT_HU and more lie between the bodies of the treated segment, in
+    no bone: an implant, or cement."""
     if not set(segment) <= set(labels.pieces):
         return []
     upper, lower = (labels.pieces[level].body_mm for level in segment)
@@ -291,19 +352,27 @@ def in_the_disc(scan: Image, labels: Labels, segment: tuple[str, str]) -> list[F
     if volume < LEAST_METAL_MM3:
         return []
     text = (
-        f"{volume:.0f} mm³ between the bodies of {'-'.join(segment)} have {CEMENT_HU:.0f} HU and more, in no bone: the disc holds an "
-        "implant or cement already; choose another segment, or go on with source.accept=[metal]"
+        f"{volume:.0f} mm³ between the bodies of {'-'.join(segment)} have {CEMENT_HU:.0f} HU and"
+        " more, in no bone: the disc holds an implant or cement already; choose another segment,"
+        " or go on with source.accept=[metal]"
     )
     x, y, z = free.mean(axis=0)
     return [Finding("metal", "stop", "", text, (float(x), float(y), float(z)))]
 
 
-def _described(number: int, kind: str, mask: np.ndarray, scan: Image, labels: Labels) -> dict[str, Any]:
-    """What an object is like: a cylinder of its length and volume, and the levels in which it lies."""
+def _described(
+    number: int, kind: str, mask: np.ndarray, scan: Image, labels: Labels
+) -> dict[str, Any]:
+    """What an object is like: a cylinder of its length and volume, and the levels in which it
+    lies."""
     points = rigid(scan.lps_from_index, np.argwhere(mask).astype(float))
     volume = len(points) * float(np.prod(scan.voxel_mm))
     centre = points.mean(axis=0)
-    axis = np.linalg.svd(points - centre, full_matrices=False)[2][0] if len(points) > 2 else np.array([0.0, 0.0, 1.0])
+    axis = (
+        np.linalg.svd(points - centre, full_matrices=False)[2][0]
+        if len(points) > 2
+        else np.array([0.0, 0.0, 1.0])
+    )
     along = (points - centre) @ axis
     length = float(np.ptp(along)) + float(scan.voxel_mm.min())
     levels = []
@@ -318,6 +387,9 @@ def _described(number: int, kind: str, mask: np.ndarray, scan: Image, labels: La
         "volume_mm3": round(volume, 1),
         "length_mm": round(length, 1),
         "diameter_mm": round(float(np.sqrt(4.0 * volume / (np.pi * length))), 2),
-        "ends_mm": [(centre + end * axis).round(2).tolist() for end in (float(along.min()), float(along.max()))],
+        "ends_mm": [
+            (centre + end * axis).round(2).tolist()
+            for end in (float(along.min()), float(along.max()))
+        ],
         "levels": levels,
     }

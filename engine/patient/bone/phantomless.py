@@ -21,13 +21,19 @@ from engine.patient.bone.calibration import (
     rms,
     scan_warnings,
 )
-from engine.patient.bone.regions_of_interest import LEAST_VOXELS, calibration_point, label_values, roi_values
+from engine.patient.bone.regions_of_interest import (
+    LEAST_VOXELS,
+    calibration_point,
+    label_values,
+    roi_values,
+)
 from engine.patient.bone.rods import point_list
 from engine.patient.labels.understand import Labels
 from engine.patient.read.image import Image, on_grid
 from engine.patient.read.images import read_labels
 
-#: HU that a tissue of the patient can have at 80-140 kV [M]; outside, the region is not that tissue, or the values are not HU.
+#: HU that a tissue of the patient can have at 80-140 kV [M]; outside, the region is not that
+#: tissue, or the values are not HU.
 TISSUE_HU = {
     "air": (-1050.0, -930.0),
     "adipose": (-140.0, -50.0),
@@ -37,8 +43,9 @@ TISSUE_HU = {
 }
 
 KEV = np.array([30.0, 40.0, 50.0, 60.0, 80.0, 100.0, 150.0, 200.0])
-#: Mass attenuation cm²/g at _KEV. NIST, X-ray mass attenuation coefficients (tab4: ICRU-44 tissues, dry air, water); K2HPO4 and
-#: triglyceride C55H98O6 mixed from the elements by mass (a test does it again).
+#: Mass attenuation cm²/g at _KEV. NIST, X-ray mass attenuation coefficients (tab4: ICRU-44 tissues,
+#: dry air, water); K2HPO4 and triglyceride C55H98O6 mixed from the elements by mass (a test does it
+#: again).
 ATTENUATION = {
     "adipose": (0.3063, 0.2396, 0.2123, 0.1974, 0.1800, 0.1688, 0.1500, 0.1368),
     "air": (0.3538, 0.2485, 0.2080, 0.1875, 0.1662, 0.1541, 0.1356, 0.1233),
@@ -49,13 +56,14 @@ ATTENUATION = {
     "K2HPO4": (1.975, 0.9327, 0.5573, 0.3890, 0.2508, 0.1972, 0.1480, 0.1283),
     "triglyceride": (0.2815, 0.2293, 0.2072, 0.1945, 0.1789, 0.1683, 0.1499, 0.1369),
 }
-#: Densities of the soft tissues, g/cm³ (NIST tab2, ICRU-44). Cortical bone's own varies too much to be a reference.
+#: Densities of the soft tissues, g/cm³ (NIST tab2, ICRU-44). Cortical bone's own varies too much to
+#: be a reference.
 DENSITY = {"adipose": 0.95, "air": 0.001205, "blood": 1.06, "muscle": 1.05}
 #: The same under their names in the label schemes (schemes.py).
 _IN_SCHEMES = {"blood": "aorta", "muscle": "autochthon"}
 
 
-# -- tissues ------------------------------------------------------------------------------------------------------
+# -- tissues ---------------------------------------------------------------------------------------
 def by_tissues(config: PhantomlessCalibration, image: Image, labels: Labels | None) -> Calibration:
     samples = _tissues(config, image, labels)
     notes: list[str] = []
@@ -65,20 +73,29 @@ def by_tissues(config: PhantomlessCalibration, image: Image, labels: Labels | No
         notes.append(f"blood is contrast-enhanced ({blood:.0f} HU) and left out of the fit")
         if len(samples) < LEAST_TISSUES:
             raise ValueError(
-                f"blood has {blood:.0f} HU (30-60 without contrast agent), so that it is no reference, and {', '.join(samples)} are too "
-                f"few without it (at least {LEAST_TISSUES}): give rois for more tissues, or use calibration=linear or phantom"
+                f"blood has {blood:.0f} HU (30-60 without contrast agent), so that it is no"
+                f" reference, and {', '.join(samples)} are too few without it (at least"
+                f" {LEAST_TISSUES}): give rois for more tissues, or use calibration=linear or"
+                " phantom"
             )
     for name, values in samples.items():
         mean, (low, high) = float(trim_mean(values, 0.1)), TISSUE_HU[name]
         if not low <= mean <= high:
             raise ValueError(
-                f"{name} has {mean:.0f} HU where its region or label is (expected {low:.0f} to {high:.0f}): the region is not this tissue, "
-                "contrast agent is in it, or the scan's values are not HU; give another region, or leave the tissue out"
+                f"{name} has {mean:.0f} HU where its region or label is (expected {low:.0f} to"
+                f" {high:.0f}): the region is not this tissue, contrast agent is in it, or the"
+                " scan's values are not HU; give another region, or leave the tissue out"
             )
     notes += scan_warnings(image, blood_hu=blood)
-    points = {name: calibration_point(name, values, float("nan")) for name, values in samples.items()}
+    points = {
+        name: calibration_point(name, values, float("nan")) for name, values in samples.items()
+    }
     return phantomless(
-        {name: p.hu for name, p in points.items()}, config.effective_kev, points=points, source=config.source, notes=tuple(notes)
+        {name: p.hu for name, p in points.items()},
+        config.effective_kev,
+        points=points,
+        source=config.source,
+        notes=tuple(notes),
     )
 
 
@@ -90,24 +107,30 @@ def phantomless(
     source: str = "tissues of the patient",
     notes: tuple[str, ...] = (),
 ) -> Calibration:
-    """Calibration from the mean HU of tissues: "air", "adipose", "muscle", "blood", "cortical_bone" (module docstring).
+    """Calibration from the mean HU of tissues: "air", "adipose", "muscle", "blood", "cortical_bone"
+    (module docstring).
 
-    Raises: ValueError for fewer than three tissues, R² < 0.98, no cortical bone and no energy, or an energy at the end of the search.
+    Raises: ValueError for fewer than three tissues, R² < 0.98, no cortical bone and no energy, or
+    an energy at the end of the search.
     """
-    names = [name for name in ("air", "adipose", "muscle", "blood", "cortical_bone") if name in tissue_hu]
+    names = [
+        name for name in ("air", "adipose", "muscle", "blood", "cortical_bone") if name in tissue_hu
+    ]
     hu = np.array([tissue_hu[name] for name in names])
     if len(names) < LEAST_TISSUES:
         raise ValueError(
-            f"a calibration from tissues needs {LEAST_TISSUES} of air, adipose, muscle, blood and cortical_bone; found "
-            f"{', '.join(names) or 'none'}; give rois or numbers for more, or use calibration=linear or phantom"
+            f"a calibration from tissues needs {LEAST_TISSUES} of air, adipose, muscle, blood and"
+            f" cortical_bone; found {', '.join(names) or 'none'}; give rois or numbers for more, or"
+            " use calibration=linear or phantom"
         )
     if "cortical_bone" in names:
         polynomial, covariance, r2, density, details = _two_component(names, hu)
         line = f"effective energy {details['effective_kev']:g} keV (a parameter of the fit)"
     elif effective_kev is None:
         raise ValueError(
-            "without cortical bone among the tissues the beam's energy cannot be told; give a region of cortical bone "
-            "(rois.cortical_bone, such as a femoral shaft) or effective_kev"
+            "without cortical bone among the tissues the beam's energy cannot be told; give a"
+            " region of cortical bone (rois.cortical_bone, such as a femoral shaft) or"
+            " effective_kev"
         )
     else:
         polynomial, covariance, r2, density, details = _references(names, hu, effective_kev)
@@ -116,23 +139,49 @@ def phantomless(
     off = intercept + slope * hu + curvature * hu**2 - density
     known = points or {}
     made = tuple(
-        CalibrationPoint(n, float(h), float(d), 1.0, *((known[n].sd_hu, known[n].voxels) if n in known else ()))
+        CalibrationPoint(
+            n, float(h), float(d), 1.0, *((known[n].sd_hu, known[n].voxels) if n in known else ())
+        )
         for n, h, d in zip(names, hu, density, strict=True)
     )
     if r2 < LEAST_R2 or slope <= 0.0:
-        raise ValueError(f"the tissues do not lie on a line: R² {r2:.3f} (at least {LEAST_R2}); check the regions: {point_list(made)}")
+        raise ValueError(
+            f"the tissues do not lie on a line: R² {r2:.3f} (at least {LEAST_R2}); check the"
+            f" regions: {point_list(made)}"
+        )
     soft = rms(off[[n != "cortical_bone" for n in names]])
-    notes = (f"calibrated on {', '.join(names)}: {line}, R² {r2:.4f}, residual of the soft tissues {1e3 * soft:.0f} mg/cm³", *notes)
+    notes = (
+        (
+            f"calibrated on {', '.join(names)}: {line}, R² {r2:.4f}, residual of the soft tissues"
+            f" {1e3 * soft:.0f} mg/cm³"
+        ),
+        *notes,
+    )
     return Calibration(
-        "phantomless", slope, intercept, "K2HPO4", curvature, rms(off), r2, made, padded_covariance(covariance), source, notes, details
-    )  # fmt: skip
+        "phantomless",
+        slope,
+        intercept,
+        "K2HPO4",
+        curvature,
+        rms(off),
+        r2,
+        made,
+        padded_covariance(covariance),
+        source,
+        notes,
+        details,
+    )
 
 
-def _two_component(names: list[str], hu: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, np.ndarray, dict[str, float]]:
-    """Michalski's parabola (intercept, slope, curvature), its covariance, R², the tissues' own K2HPO4, and the two lines."""
+def _two_component(
+    names: list[str], hu: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float, np.ndarray, dict[str, float]]:
+    """Michalski's parabola (intercept, slope, curvature), its covariance, R², the tissues' own
+    K2HPO4, and the two lines."""
 
     def at(kev: float, name: str) -> float:
-        # linear between the table's energies, as the published implementation: log-log would give 96.5 keV where it says 97
+        # linear between the table's energies, as the published implementation: log-log would give
+        # 96.5 keV where it says 97
         return float(np.interp(kev, KEV, ATTENUATION[name]))
 
     def mass(kev: float) -> np.ndarray:
@@ -141,14 +190,19 @@ def _two_component(names: list[str], hu: np.ndarray) -> tuple[np.ndarray, np.nda
     energies = np.arange(40.0, 140.5, 0.5)
     kev = float(energies[np.argmax([np.corrcoef(hu, mass(e))[0, 1] ** 2 for e in energies])])
     if kev in (energies[0], energies[-1]):
-        raise ValueError(f"no energy of 40 to 140 keV explains the tissues' HU (best at the end, {kev:g} keV); check the regions")
+        raise ValueError(
+            f"no energy of 40 to 140 keV explains the tissues' HU (best at the end, {kev:g} keV);"
+            " check the regions"
+        )
     m, water, fat, mineral = mass(kev), at(kev, "water"), at(kev, "triglyceride"), at(kev, "K2HPO4")
     (b, a), c_mass, r2 = fitted_line(hu, m)
     own = (1.0 + hu / 1000.0) * water / m
     (d, c), c_own, _ = fitted_line(hu, own)
     span = mineral - fat
     polynomial = np.array([d * (b - fat), c * (b - fat) + d * a, c * a]) / span
-    by_mass = np.array([[d, 0.0], [c, d], [0.0, c]]) / span  # ∂(intercept, slope, curvature)/∂(b, a)
+    by_mass = (
+        np.array([[d, 0.0], [c, d], [0.0, c]]) / span
+    )  # ∂(intercept, slope, curvature)/∂(b, a)
     by_own = np.array([[b - fat, 0.0], [a, b - fat], [0.0, a]]) / span  # ∂/∂(d, c)
     covariance = by_mass @ c_mass @ by_mass.T + by_own @ c_own @ by_own.T
     details = {
@@ -161,21 +215,34 @@ def _two_component(names: list[str], hu: np.ndarray) -> tuple[np.ndarray, np.nda
     return polynomial, covariance, r2, own * (m - fat) / span, details
 
 
-def _references(names: list[str], hu: np.ndarray, kev: float) -> tuple[np.ndarray, np.ndarray, float, np.ndarray, dict[str, float]]:
-    """Straight line through the tissues' own equivalents at an assumed energy; what `_two_component` gives."""
+def _references(
+    names: list[str], hu: np.ndarray, kev: float
+) -> tuple[np.ndarray, np.ndarray, float, np.ndarray, dict[str, float]]:
+    """Straight line through the tissues' own equivalents at an assumed energy; what
+    `_two_component` gives."""
 
     def at(name: str) -> float:
         return float(np.exp(np.interp(np.log(kev), np.log(KEV), np.log(ATTENUATION[name]))))
 
     per_gram = 1000.0 * (at("K2HPO4") / at("water") - DISPLACED)
-    density = np.array([1000.0 * (at(n) * DENSITY[n] / at("water") - 1.0) for n in names]) / per_gram
+    density = (
+        np.array([1000.0 * (at(n) * DENSITY[n] / at("water") - 1.0) for n in names]) / per_gram
+    )
     # the densities are the references and HU the measurement, as with rods
     (alpha, beta), covariance, r2 = fitted_line(density, hu)
     turn = np.array([[-1.0 / beta, alpha / beta**2], [0.0, -1.0 / beta**2]])
-    return np.array([-alpha / beta, 1.0 / beta, 0.0]), turn @ covariance @ turn.T, r2, density, {"effective_kev": kev}
+    return (
+        np.array([-alpha / beta, 1.0 / beta, 0.0]),
+        turn @ covariance @ turn.T,
+        r2,
+        density,
+        {"effective_kev": kev},
+    )
 
 
-def _tissues(config: PhantomlessCalibration, image: Image, labels: Labels | None) -> dict[str, np.ndarray]:
+def _tissues(
+    config: PhantomlessCalibration, image: Image, labels: Labels | None
+) -> dict[str, np.ndarray]:
     """HU of every tissue that is found."""
     given = None if config.labels is None else on_grid(read_labels(config.labels), image)
     own: np.ndarray | None = None
@@ -200,9 +267,11 @@ def _tissues(config: PhantomlessCalibration, image: Image, labels: Labels | None
 
 
 def _by_hu(image: Image, name: str) -> np.ndarray | None:
-    """HU of air or fat where there is a homogeneous region of it, 3 mm from anything else; None where there is none.
+    """HU of air or fat where there is a homogeneous region of it, 3 mm from anything else; None
+    where there is none.
 
-    air: under −900 HU, without the constant that fills the corners of the image; adipose: −190 to −30 HU [M].
+    air: under −900 HU, without the constant that fills the corners of the image; adipose: −190 to
+    −30 HU [M].
     """
     values, stride = image.values, np.maximum(np.rint(1.5 / image.voxel_mm).astype(int), 1)
     thin = np.asarray(values[:: stride[0], :: stride[1], :: stride[2]])
@@ -212,5 +281,10 @@ def _by_hu(image: Image, name: str) -> np.ndarray | None:
         window = (thin < -900) & (thin > max(padding, -1100.0))
     else:
         window = (thin > -190) & (thin < -30)
-    deep = distance_transform_edt(np.pad(window, 1), sampling=image.voxel_mm * stride)[1:-1, 1:-1, 1:-1] > 3.0
+    deep = (
+        distance_transform_edt(np.pad(window, 1), sampling=image.voxel_mm * stride)[
+            1:-1, 1:-1, 1:-1
+        ]
+        > 3.0
+    )
     return np.asarray(thin[deep], float) if deep.sum() >= LEAST_VOXELS else None

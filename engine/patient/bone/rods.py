@@ -25,7 +25,7 @@ from engine.patient.read.image import Image, on_grid
 from engine.patient.read.images import read_labels
 
 
-# -- rods ---------------------------------------------------------------------------------------------------------
+# -- rods ------------------------------------------------------------------------------------------
 def by_rods(config: PhantomCalibration, image: Image) -> Calibration:
     measured: list[tuple[str, np.ndarray, float, float | None]] = []
     for k, rod in enumerate(config.rods):
@@ -35,8 +35,17 @@ def by_rods(config: PhantomCalibration, image: Image) -> Calibration:
         numbers = on_grid(read_labels(config.labels), image)
         for tube in config.labelled:
             name = f"rod {tube.number}"
-            measured.append((name, label_values(image, numbers, (tube.number,), name), tube.density_mg_cm3, tube.water_mg_cm3))
-    points = tuple(calibration_point(name, values, density / 1000.0) for name, values, density, _ in measured)
+            measured.append(
+                (
+                    name,
+                    label_values(image, numbers, (tube.number,), name),
+                    tube.density_mg_cm3,
+                    tube.water_mg_cm3,
+                )
+            )
+    points = tuple(
+        calibration_point(name, values, density / 1000.0) for name, values, density, _ in measured
+    )
     solution = measured[0][3] is not None
     water = np.array([0.0 if w is None else w for *_, w in measured])
     rho = np.array([p.density_g_cm3 for p in points])
@@ -47,44 +56,64 @@ def by_rods(config: PhantomCalibration, image: Image) -> Calibration:
     _even(points)
     if not beta > 0.0 or not PLAUSIBLE_SLOPES[0] <= 1.0 / beta <= PLAUSIBLE_SLOPES[1]:
         raise ValueError(
-            f"the rods give {0.0 if beta == 0.0 else 1e3 / beta:.3g} mg/cm³ per HU (expected 0.2 to 3); check that each rod's density "
-            f"(mg/cm³) belongs to its place: {point_list(points)}{_rods_that_fit(config, image)}"
+            f"the rods give {0.0 if beta == 0.0 else 1e3 / beta:.3g} mg/cm³ per HU (expected 0.2 to"
+            " 3); check that each rod's density (mg/cm³) belongs to its place:"
+            f" {point_list(points)}{_rods_that_fit(config, image)}"
         )
     slope, intercept = float(1.0 / beta), float(-alpha / beta)
-    expected = alpha + beta * rho + (water - WATER_MG + 1000.0 * DISPLACED * rho if solution else 0.0)
+    expected = (
+        alpha + beta * rho + (water - WATER_MG + 1000.0 * DISPLACED * rho if solution else 0.0)
+    )
     off = (hu - expected) / beta
     if r2 < LEAST_R2:
         worst = points[int(np.argmax(np.abs(off)))]
         raise ValueError(
-            f"the rods do not lie on a line: R² {r2:.3f} (at least {LEAST_R2}), {worst.name} is off most by "
-            f"{1e3 * np.abs(off).max():.0f} mg/cm³; check places and densities: {point_list(points)}{_rods_that_fit(config, image)}"
+            f"the rods do not lie on a line: R² {r2:.3f} (at least {LEAST_R2}), {worst.name} is off"
+            f" most by {1e3 * np.abs(off).max():.0f} mg/cm³; check places and densities:"
+            f" {point_list(points)}{_rods_that_fit(config, image)}"
         )
-    turn = np.array([[-1.0 / beta, alpha / beta**2], [0.0, -1.0 / beta**2]])  # ∂(intercept, slope)/∂(α, β)
+    turn = np.array(
+        [[-1.0 / beta, alpha / beta**2], [0.0, -1.0 / beta**2]]
+    )  # ∂(intercept, slope)/∂(α, β)
     top = float(rho.max())
     notes = (
-        f"{len(points)} rods, R² {r2:.4f}, residual {1e3 * rms(off):.1f} mg/cm³; densities above {1e3 * top:.0f} mg/cm³ are extrapolated",
+        (
+            f"{len(points)} rods, R² {r2:.4f}, residual {1e3 * rms(off):.1f} mg/cm³; densities"
+            f" above {1e3 * top:.0f} mg/cm³ are extrapolated"
+        ),
         *scan_warnings(image),
     )
     return Calibration(
-        config.kind, slope, intercept, config.equivalent, 0.0, rms(off), r2, points, padded_covariance(turn @ covariance @ turn.T),
-        config.source, notes,
-    )  # fmt: skip
+        config.kind,
+        slope,
+        intercept,
+        config.equivalent,
+        0.0,
+        rms(off),
+        r2,
+        points,
+        padded_covariance(turn @ covariance @ turn.T),
+        config.source,
+        notes,
+    )
 
 
 def _even(points: tuple[CalibrationPoint, ...]) -> None:
-    """Raises ValueError for a rod that is not uniform: it lies partly beside what it is taken for."""
+    """Raises ValueError for a rod that is not uniform: it lies partly beside what it is taken
+    for."""
     usual = float(np.median([point.sd_hu for point in points]))
     worst = max(points, key=lambda point: point.sd_hu)
     factor, least = UNEVEN_ROD
     if worst.sd_hu > max(factor * usual, least):
         raise ValueError(
-            f"{worst.name} is not uniform (SD {worst.sd_hu:.0f} HU, the others {usual:.0f}): its place lies partly outside the "
-            "rod; move it, or lower its radius"
+            f"{worst.name} is not uniform (SD {worst.sd_hu:.0f} HU, the others {usual:.0f}): its"
+            " place lies partly outside the rod; move it, or lower its radius"
         )
 
 
 def _rods_that_fit(config: PhantomCalibration, image: Image) -> str:
-    """Which slip explains rods that do not lie on a line: RAS for LPS, or densities in the reverse order; "" where neither does."""
+    """Which slip explains rods that do not lie on a line: RAS for LPS, or densities in the
+    reverse order; "" where neither does."""
     if not config.rods:
         return ""
 
@@ -93,21 +122,34 @@ def _rods_that_fit(config: PhantomCalibration, image: Image) -> str:
         return rod.model_copy(update={"centre_lps_mm": (-x, -y, z)})
 
     density = [rod.density_mg_cm3 for rod in config.rods][::-1]
-    turned = [rod.model_copy(update={"density_mg_cm3": d}) for rod, d in zip(config.rods, density, strict=True)]
+    turned = [
+        rod.model_copy(update={"density_mg_cm3": d})
+        for rod, d in zip(config.rods, density, strict=True)
+    ]
     slips = {
-        "x and y with the other sign (3D Slicer shows RAS, these are LPS)": [in_ras(rod) for rod in config.rods],
+        "x and y with the other sign (3D Slicer shows RAS, these are LPS)": [
+            in_ras(rod) for rod in config.rods
+        ],
         "the densities in the reverse order": turned,
     }
     for words, rods in slips.items():
         try:
-            hu = np.array([trim_mean(roi_values(image, rod, rod.name or "rod"), 0.1) for rod in rods])
+            hu = np.array(
+                [trim_mean(roi_values(image, rod, rod.name or "rod"), 0.1) for rod in rods]
+            )
         except ValueError:
             continue
         (_, beta), _, r2 = fitted_line(np.array([rod.density_mg_cm3 / 1e3 for rod in rods]), hu)
-        if r2 >= LEAST_R2 and beta > 0.0 and PLAUSIBLE_SLOPES[0] <= 1.0 / beta <= PLAUSIBLE_SLOPES[1]:
+        if (
+            r2 >= LEAST_R2
+            and beta > 0.0
+            and PLAUSIBLE_SLOPES[0] <= 1.0 / beta <= PLAUSIBLE_SLOPES[1]
+        ):
             return f". They do lie on a line (R² {r2:.3f}) with {words}"
     return ""
 
 
 def point_list(points: tuple[CalibrationPoint, ...]) -> str:
-    return ", ".join(f"{p.name} {p.hu:.0f} HU at {1e3 * p.density_g_cm3:.0f} mg/cm³" for p in points)
+    return ", ".join(
+        f"{p.name} {p.hu:.0f} HU at {1e3 * p.density_g_cm3:.0f} mg/cm³" for p in points
+    )

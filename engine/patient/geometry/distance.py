@@ -1,10 +1,10 @@
 """Signed distances on grids, from closed triangle surfaces and back.
 
-Within 1.2 mm of the surface the distance to the triangles is exact (closest of the triangles that hold the four
-nearest samples of the surface); to band_mm it is the distance to samples every 0.4 mm (error under
-0.3²/(2·1.2) = 0.04 mm); farther out it is the lattice distance to the band plus the band's own, an upper bound that is
-0.1 mm off in the mean and 1 mm at most. The sign comes from a scan-line stencil of the surface, not from normals, so
-that thin sheets and sharp edges are right.
+Within 1.2 mm of the surface the distance to the triangles is exact (closest of the triangles that
+hold the four nearest samples of the surface); to band_mm it is the distance to samples every 0.4 mm
+(error under 0.3²/(2·1.2) = 0.04 mm); farther out it is the lattice distance to the band plus the
+band's own, an upper bound that is 0.1 mm off in the mean and 1 mm at most. The sign comes from a
+scan-line stencil of the surface, not from normals, so that thin sheets and sharp edges are right.
 """
 
 from __future__ import annotations
@@ -33,8 +33,11 @@ def polydata(surface: Surface) -> pv.PolyData:
     return pv.PolyData(np.ascontiguousarray(surface.points_mm, float), faces)
 
 
-def grid_around(points_mm: np.ndarray, spacing_mm: float, margin_mm: float) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """Origin (a multiple of the spacing) and shape of the grid that holds the points with that margin."""
+def grid_around(
+    points_mm: np.ndarray, spacing_mm: float, margin_mm: float
+) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """Origin (a multiple of the spacing) and shape of the grid that holds the points with that
+    margin."""
     low = np.floor((points_mm.min(axis=0) - margin_mm) / spacing_mm) * spacing_mm
     count = np.ceil((points_mm.max(axis=0) + margin_mm - low) / spacing_mm).astype(int) + 1
     return low, (int(count[0]), int(count[1]), int(count[2]))
@@ -43,18 +46,24 @@ def grid_around(points_mm: np.ndarray, spacing_mm: float, margin_mm: float) -> t
 def surface_sdf(
     surface: Surface, spacing_mm: float, margin_mm: float = MARGIN_MM, band_mm: float = BAND_MM
 ) -> VoxelField:
-    """Signed distance to a closed surface, negative inside, on a grid `margin_mm` larger than the surface.
+    """Signed distance to a closed surface, negative inside, on a grid `margin_mm` larger than the
+    surface.
 
     Error: module docstring.
     Raises: ValueError when the surface is not closed, as nothing is then inside.
     """
     mesh = polydata(surface)
     if mesh.n_open_edges:
-        raise ValueError(f"the surface has {mesh.n_open_edges} open edges; close it before asking for a distance")
+        raise ValueError(
+            f"the surface has {mesh.n_open_edges} open edges; close it before asking for a distance"
+        )
     origin, shape = grid_around(surface.points_mm, spacing_mm, margin_mm)
     inside = _inside(mesh, origin, spacing_mm, shape)
     # lattice distance to the other side is within one cell diagonal of the true distance
-    coarse = np.where(inside, distance_transform_edt(inside), distance_transform_edt(~inside)) * spacing_mm
+    coarse = (
+        np.where(inside, distance_transform_edt(inside), distance_transform_edt(~inside))
+        * spacing_mm
+    )
     band = coarse <= band_mm + 0.9 * spacing_mm
     exact = _distance_to(surface, origin + spacing_mm * np.argwhere(band))
     distance = np.where(inside[band], -exact, exact)
@@ -77,7 +86,11 @@ def _distance_to(surface: Surface, points: np.ndarray) -> np.ndarray:
     candidates = np.sort(owner[tree.query(points[near], k=4)[1]], axis=1)
     best = np.full(len(near), np.inf)
     for column in range(candidates.shape[1]):
-        fresh = np.ones(len(near), bool) if column == 0 else candidates[:, column] != candidates[:, column - 1]
+        fresh = (
+            np.ones(len(near), bool)
+            if column == 0
+            else candidates[:, column] != candidates[:, column - 1]
+        )
         triangle = surface.points_mm[surface.faces[candidates[fresh, column]]]
         best[fresh] = np.minimum(best[fresh], _triangle_distance(points[near[fresh]], triangle))
     distance[near] = best
@@ -94,7 +107,8 @@ def _samples(surface: Surface) -> tuple[np.ndarray, np.ndarray]:
         which = np.flatnonzero(parts == n)
         i, j = np.meshgrid(np.arange(n), np.arange(n), indexing="ij")
         keep = i + j < n
-        # centroids of the n² sub-triangles' upright half: inside the triangle, none shared with a neighbour
+        # centroids of the n² sub-triangles' upright half: inside the triangle, none shared with a
+        # neighbour
         u, v = (i[keep] + 1 / 3) / n, (j[keep] + 1 / 3) / n
         weight = np.stack([1.0 - u - v, u, v], axis=-1)
         points.append(np.einsum("sc,tcx->tsx", weight, corner[which]).reshape(-1, 3))
@@ -119,7 +133,9 @@ def _triangle_distance(p: np.ndarray, triangle: np.ndarray) -> np.ndarray:
     return np.where(inside & (size > 1e-12), height, result)
 
 
-def _inside(mesh: pv.PolyData, origin: np.ndarray, spacing_mm: float, shape: tuple[int, int, int]) -> np.ndarray:
+def _inside(
+    mesh: pv.PolyData, origin: np.ndarray, spacing_mm: float, shape: tuple[int, int, int]
+) -> np.ndarray:
     """Which grid samples lie inside a closed surface (scan lines, VTK's polygon stencil)."""
     image = pv.ImageData(dimensions=shape, spacing=(spacing_mm,) * 3, origin=tuple(origin))
     stencil = vtk.vtkPolyDataToImageStencil()
@@ -139,17 +155,26 @@ def _inside(mesh: pv.PolyData, origin: np.ndarray, spacing_mm: float, shape: tup
 
 
 def isosurface(field: VoxelField, level: float = 0.0) -> Surface:
-    """Closed triangle surface {field = level}, normals towards larger values (outward for a signed distance).
+    """Closed triangle surface {field = level}, normals towards larger values (outward for a signed
+    distance).
 
     Raises: ValueError when the surface leaves the grid.
     """
     values = np.asarray(field.values, np.float32)
-    border = min(float(np.take(values, side, axis=axis).min()) for axis in range(3) for side in (0, -1))
+    border = min(
+        float(np.take(values, side, axis=axis).min()) for axis in range(3) for side in (0, -1)
+    )
     if border <= level:
         raise ValueError("the body touches the border of its grid; enlarge the margin")
-    points, faces, _, _ = marching_cubes(values, level, spacing=(field.spacing_mm,) * 3, gradient_direction="ascent")
+    points, faces, _, _ = marching_cubes(
+        values, level, spacing=(field.spacing_mm,) * 3, gradient_direction="ascent"
+    )
     surface = Surface(points.astype(float) + field.origin_mm, faces.astype(np.int64))
-    return surface if volume_mm3(surface) > 0 else Surface(surface.points_mm, surface.faces[:, ::-1].copy())
+    return (
+        surface
+        if volume_mm3(surface) > 0
+        else Surface(surface.points_mm, surface.faces[:, ::-1].copy())
+    )
 
 
 def volume_mm3(surface: Surface) -> float:

@@ -1,7 +1,7 @@
 """Frames of endplates and vertebrae, and rigid motion of everything that has a position.
 
-Every frame is a 4×4 matrix that takes its own coordinates to the frame its vertebra is given in; its axes are
-x left, y posterior, z cranial (right-handed), as LPS.
+Every frame is a 4×4 matrix that takes its own coordinates to the frame its vertebra is given in;
+its axes are x left, y posterior, z cranial (right-handed), as LPS.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def inferior_frame(vertebra: Vertebra) -> np.ndarray:
 
 
 def vertebra_frame(superior: Endplate, inferior: Endplate) -> np.ndarray:
-    """Frame of a vertebra: origin between the endplates' centres, z their mean normal, x their mean left axis."""
+    """Frame of a vertebra: origin between the endplates' centres, z their mean normal, x their
+    mean left axis."""
     return frame(
         0.5 * (superior.centre_mm + inferior.centre_mm),
         superior.normal - inferior.normal,
@@ -63,12 +64,16 @@ def vertebra_frame(superior: Endplate, inferior: Endplate) -> np.ndarray:
     )
 
 
-def endplate(plane_point: np.ndarray, cranial: np.ndarray, left: np.ndarray, rim_mm: np.ndarray, side: str) -> Endplate:
-    """Endplate from a plane (point, normal turned cranially), the left axis and a rim polygon in polar order.
+def endplate(
+    plane_point: np.ndarray, cranial: np.ndarray, left: np.ndarray, rim_mm: np.ndarray, side: str
+) -> Endplate:
+    """Endplate from a plane (point, normal turned cranially), the left axis and a rim polygon in
+    polar order.
 
-    Everything is projected onto the plane. The centre is the polygon's area centroid; the half axes are half the
-    rim's extents along the left axis and across it; the rim is resampled at `RIM_POINTS` equal angles about the
-    centre, starting at the left and counter-clockwise seen from above. side "superior" | "inferior" turns `normal`.
+    Everything is projected onto the plane. The centre is the polygon's area centroid; the half axes
+    are half the rim's extents along the left axis and across it; the rim is resampled at
+    `RIM_POINTS` equal angles about the centre, starting at the left and counter-clockwise seen from
+    above. side "superior" | "inferior" turns `normal`.
     """
     up = unit(cranial)
     x = unit(left - (left @ up) * up)
@@ -80,7 +85,9 @@ def endplate(plane_point: np.ndarray, cranial: np.ndarray, left: np.ndarray, rim
     angle = np.arctan2(polar[:, 1], polar[:, 0])
     order = np.argsort(angle)
     wanted = np.linspace(0.0, 2.0 * np.pi, RIM_POINTS, endpoint=False)
-    radius = np.interp(wanted, angle[order], np.linalg.norm(polar, axis=1)[order], period=2.0 * np.pi)
+    radius = np.interp(
+        wanted, angle[order], np.linalg.norm(polar, axis=1)[order], period=2.0 * np.pi
+    )
     u, v = radius * np.cos(wanted), radius * np.sin(wanted)
     rim = centre + u[:, None] * x + v[:, None] * y
     normal = up if side == "superior" else -up
@@ -91,7 +98,9 @@ def polygon_centroid(flat: np.ndarray) -> np.ndarray:
     """Area centroid [2] of a closed polygon [n, 2]."""
     x, y = flat.T
     cross = x * np.roll(y, -1) - np.roll(x, -1) * y
-    return np.array([((x + np.roll(x, -1)) * cross).sum(), ((y + np.roll(y, -1)) * cross).sum()]) / (3 * cross.sum())
+    return np.array(
+        [((x + np.roll(x, -1)) * cross).sum(), ((y + np.roll(y, -1)) * cross).sum()]
+    ) / (3 * cross.sum())
 
 
 def move_endplate(matrix: np.ndarray, plate: Endplate) -> Endplate:

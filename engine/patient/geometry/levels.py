@@ -18,12 +18,15 @@ def follow(upper: str, lower: str) -> bool:
     return lower in _FOLLOWING.get(upper, ())
 
 
-_FOLLOWING: dict[str, tuple[str, ...]] = {LEVELS[k]: (LEVELS[k + 1],) for k in range(len(LEVELS) - 1)}
+_FOLLOWING: dict[str, tuple[str, ...]] = {
+    LEVELS[k]: (LEVELS[k + 1],) for k in range(len(LEVELS) - 1)
+}
 _FOLLOWING |= {"L5": ("L6", "S1"), "T12": ("L1", "T13"), "T13": ("L1",)}
 
 
 def parse_segment(text: str) -> tuple[str, str]:
-    """("L4", "L5") of "L4-L5". Raises ValueError unless it names two neighbouring levels T1..L6, cranial first."""
+    """("L4", "L5") of "L4-L5". Raises ValueError unless it names two neighbouring levels T1..L6,
+    cranial first."""
     parts = [part.strip().upper() for part in str(text).split("-")]
     example = "give two neighbouring levels, the upper one first, as segment=L4-L5"
     if len(parts) != 2 or any(part not in LEVELS for part in parts):
@@ -34,7 +37,7 @@ def parse_segment(text: str) -> tuple[str, str]:
     for level in parts:
         if level == "S1" or level[0] == "C":
             raise ValueError(
-                f"segment {text!r}: {level} is not supported (endplates and pedicles are found on T1..L6); "
-                "choose a segment between two of these"
+                f"segment {text!r}: {level} is not supported (endplates and pedicles are found on"
+                " T1..L6); choose a segment between two of these"
             )
     return upper, lower

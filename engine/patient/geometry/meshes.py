@@ -15,10 +15,11 @@ LARGEST_HOLE_MM = 12.0
 
 
 def repair(name: str, surface: Surface, edge_mm: float) -> tuple[Surface, list[str]]:
-    """Closed, oriented, isotropically remeshed surface with edges of about `edge_mm`, and what was repaired.
+    """Closed, oriented, isotropically remeshed surface with edges of about `edge_mm`, and what was
+    repaired.
 
-    Raises: ValueError when a hole is wider than LARGEST_HOLE_MM, when a second piece holds over 20 % of the area, and
-    when the result is still not a closed manifold.
+    Raises: ValueError when a hole is wider than LARGEST_HOLE_MM, when a second piece holds over 20
+    % of the area, and when the result is still not a closed manifold.
     """
     notes: list[str] = []
     surface, dropped = _largest_piece(name, surface)
@@ -26,8 +27,9 @@ def repair(name: str, surface: Surface, edge_mm: float) -> tuple[Surface, list[s
     holes = _holes(surface)
     if holes and max(holes) > LARGEST_HOLE_MM:
         raise ValueError(
-            f"{name}: the surface is open over {max(holes):.0f} mm (at most {LARGEST_HOLE_MM:.0f} mm is closed "
-            "automatically); the bone is cut off or the segmentation has a gap: close it in the segmentation tool"
+            f"{name}: the surface is open over {max(holes):.0f} mm (at most {LARGEST_HOLE_MM:.0f}"
+            " mm is closed automatically); the bone is cut off or the segmentation has a gap:"
+            " close it in the segmentation tool"
         )
     meshes = pymeshlab.MeshSet()
     meshes.add_mesh(pymeshlab.Mesh(surface.points_mm, surface.faces))
@@ -49,10 +51,14 @@ def repair(name: str, surface: Surface, edge_mm: float) -> tuple[Surface, list[s
     opening = meshes.get_topological_measures()["boundary_edges"]
     if opening:
         meshes.apply_filter("meshing_close_holes", maxholesize=300)
-        notes.append(f"{name}: holes with {opening} edges closed (widest {max(holes, default=0.0):.1f} mm)")
+        notes.append(
+            f"{name}: holes with {opening} edges closed (widest {max(holes, default=0.0):.1f} mm)"
+        )
     meshes.apply_filter("meshing_re_orient_faces_coherently")
     original = abs(_volume(meshes))
-    meshes.apply_filter("meshing_isotropic_explicit_remeshing", iterations=5, targetlen=pymeshlab.PureValue(edge_mm))
+    meshes.apply_filter(
+        "meshing_isotropic_explicit_remeshing", iterations=5, targetlen=pymeshlab.PureValue(edge_mm)
+    )
     mesh = meshes.current_mesh()
     result = Surface(np.array(mesh.vertex_matrix()), np.array(mesh.face_matrix(), dtype=np.int64))
     if volume_mm3(result) < 0.0:
@@ -62,22 +68,32 @@ def repair(name: str, surface: Surface, edge_mm: float) -> tuple[Surface, list[s
     closed = polydata(result)
     if closed.n_open_edges or not closed.is_manifold:
         raise ValueError(
-            f"{name}: after repair the surface still has {closed.n_open_edges} open or non-manifold edges; repair it "
-            "in MeshLab or the segmentation tool"
+            f"{name}: after repair the surface still has {closed.n_open_edges} open or non-manifold"
+            " edges; repair it in MeshLab or the segmentation tool"
         )
     change = volume_mm3(result) / original - 1.0 if original > 0.0 else np.nan
     if not abs(change) < 0.02:
-        raise ValueError(f"{name}: remeshing changed the volume by {change:+.1%} (at most 2 %); mesh it finer")
-    notes.append(f"{name}: remeshed to {edge_mm:g} mm edges, {len(result.faces)} triangles; volume {change:+.2%}, given back")
+        raise ValueError(
+            f"{name}: remeshing changed the volume by {change:+.1%} (at most 2 %); mesh it finer"
+        )
+    notes.append(
+        f"{name}: remeshed to {edge_mm:g} mm edges, {len(result.faces)} triangles; volume"
+        f" {change:+.2%}, given back"
+    )
     return _with_volume(result, original), notes
 
 
 def _with_volume(surface: Surface, volume: float) -> Surface:
-    """The surface moved along its normals until it encloses `volume`: chords of a convex bone lose 0.3-0.6 % (0.02 mm)."""
+    """The surface moved along its normals until it encloses `volume`: chords of a convex bone
+    lose 0.3-0.6 % (0.02 mm)."""
     for _ in range(2):
-        mesh = polydata(surface).compute_normals(cell_normals=False, split_vertices=False, consistent_normals=False)
+        mesh = polydata(surface).compute_normals(
+            cell_normals=False, split_vertices=False, consistent_normals=False
+        )
         step = (volume - volume_mm3(surface)) / mesh.area
-        surface = Surface(surface.points_mm + step * np.asarray(mesh.point_data["Normals"], float), surface.faces)
+        surface = Surface(
+            surface.points_mm + step * np.asarray(mesh.point_data["Normals"], float), surface.faces
+        )
     return surface
 
 
@@ -87,11 +103,14 @@ def _volume(meshes: pymeshlab.MeshSet) -> float:
 
 
 def _largest_piece(name: str, surface: Surface) -> tuple[Surface, list[str]]:
-    """The piece of largest area; a second piece above 20 % of the area is an error, smaller ones are dropped."""
+    """The piece of largest area; a second piece above 20 % of the area is an error, smaller ones
+    are dropped."""
     mesh = polydata(surface).connectivity("all")
     region = np.asarray(mesh.cell_data["RegionId"])
     corner = surface.points_mm[surface.faces]
-    area = 0.5 * np.linalg.norm(np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]), axis=1)
+    area = 0.5 * np.linalg.norm(
+        np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]), axis=1
+    )
     areas = np.bincount(region, weights=area)
     if len(areas) == 1:
         return surface, []
@@ -99,8 +118,8 @@ def _largest_piece(name: str, surface: Surface) -> tuple[Surface, list[str]]:
     second = areas[order[1]] / areas.sum()
     if second > 0.2:
         raise ValueError(
-            f"{name}: the file holds {len(areas)} separate pieces, the second with {second:.0%} of the area; give one "
-            "vertebra per file (inner surfaces of hollow bones removed)"
+            f"{name}: the file holds {len(areas)} separate pieces, the second with {second:.0%} of"
+            " the area; give one vertebra per file (inner surfaces of hollow bones removed)"
         )
     kept = surface.faces[region == order[0]]
     used, faces = np.unique(kept, return_inverse=True)

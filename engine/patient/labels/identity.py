@@ -1,20 +1,25 @@
-"""Which level is this? Whether vertebrae have the sizes and shapes of the levels that they are read as.
+"""Which level is this? Whether vertebrae have the sizes and shapes of the levels that they are read
+as.
 
-Measured on each bone, in its own directions (cranial along the line of bodies, posterior towards its processes)
+Measured on each bone, in its own directions (cranial along the line of bodies, posterior towards
+its processes)
     width, depth   chords of the body through its deepest point, left to right and front to back
-    span           from the tip of one transverse process to the other's; height, length: along the other two directions
+    span           from the tip of one transverse process to the other's; height, length: along the
+                   other two directions
 
 A spine read as levels ℓ, all moved by s along the column, is judged by
 
     χ²(s) = min_g Σ_i [ (ln w_i/W(ℓ_i+s) − g)²/0.08² + (ln p_i/P(ℓ_i+s) − g)²/0.12² ] + g²/0.10²
 
-with the means W (body width) and P (span) of TYPICAL and the person's own scale g. The spans tell most: 60 mm in the middle thorax,
-47 at T12, 71 at L1, 92 at L5. Measured at s = 0: 11 (T9-L5 of VerSe004), 2.6 and 1.4 (L1-L5 of ct_totalsegmentator and of
-lumbar_meshes), 6.6 (L1-L5 of spine_c1_coccyx), 3.5 (the phantom); one level off: 33, 11.5, 8.1, 16, 10. So a run that holds T12 or
-all of L1-L5 can be told from one a level away, two bones cannot; nothing tells L4-L5 from L3-L4 but names, or the sacrum.
+with the means W (body width) and P (span) of TYPICAL and the person's own scale g. The spans tell
+most: 60 mm in the middle thorax, 47 at T12, 71 at L1, 92 at L5. Measured at s = 0: 11 (T9-L5 of
+VerSe004), 2.6 and 1.4 (L1-L5 of ct_totalsegmentator and of lumbar_meshes), 6.6 (L1-L5 of
+spine_c1_coccyx), 3.5 (the phantom); one level off: 33, 11.5, 8.1, 16, 10. So a run that holds T12
+or all of L1-L5 can be told from one a level away, two bones cannot; nothing tells L4-L5 from L3-L4
+but names, or the sacrum.
 
-A sacrum is no vertebra: it is much larger than the level above, or has no transverse processes. A label that is read as the sacrum
-and has a vertebra's volume, height, length and span is one.
+A sacrum is no vertebra: it is much larger than the level above, or has no transverse processes. A
+label that is read as the sacrum and has a vertebra's volume, height, length and span is one.
 """
 
 from __future__ import annotations
@@ -29,23 +34,43 @@ from engine.patient.geometry.levels import LEVELS
 from engine.patient.labels.pieces import LARGEST_CUT_MM2, Piece
 from engine.types import Finding, rigid
 
-#: Mean width of the upper endplate, and mean span of the transverse processes, mm. [M] after Panjabi et al. 1991 and 1992 (Spine
-#: 16:888, 16:861, 17:299), from compilations: the papers' own tables were not read. The four spines above deviate by at most 12 %.
+#: Mean width of the upper endplate, and mean span of the transverse processes, mm. [M] after
+#: Panjabi et al. 1991 and 1992 (Spine 16:888, 16:861, 17:299), from compilations: the papers' own
+#: tables were not read. The four spines above deviate by at most 12 %.
 TYPICAL: dict[str, tuple[float, float]] = {
-    "T1": (24.5, 75.3), "T2": (24.9, 69.4), "T3": (24.6, 60.8), "T4": (24.5, 60.0), "T5": (24.9, 60.2), "T6": (26.2, 61.2),
-    "T7": (27.8, 60.3), "T8": (29.5, 60.2), "T9": (30.6, 60.2), "T10": (31.9, 58.4), "T11": (34.9, 52.2), "T12": (39.0, 46.9),
-    "L1": (41.2, 71.2), "L2": (42.6, 76.1), "L3": (44.1, 85.7), "L4": (46.6, 79.4), "L5": (47.3, 92.5),
-}  # fmt: skip
+    "T1": (24.5, 75.3),
+    "T2": (24.9, 69.4),
+    "T3": (24.6, 60.8),
+    "T4": (24.5, 60.0),
+    "T5": (24.9, 60.2),
+    "T6": (26.2, 61.2),
+    "T7": (27.8, 60.3),
+    "T8": (29.5, 60.2),
+    "T9": (30.6, 60.2),
+    "T10": (31.9, 58.4),
+    "T11": (34.9, 52.2),
+    "T12": (39.0, 46.9),
+    "L1": (41.2, 71.2),
+    "L2": (42.6, 76.1),
+    "L3": (44.1, 85.7),
+    "L4": (46.6, 79.4),
+    "L5": (47.3, 92.5),
+}
 _WIDTH_SD, _SPAN_SD, _SCALE_SD = 0.08, 0.12, 0.10
-#: A cervical vertebra's volume mm³ [M]: its body is too small for chords, so that only this is asked of C3-C7.
+#: A cervical vertebra's volume mm³ [M]: its body is too small for chords, so that only this is
+#: asked of C3-C7.
 _CERVICAL_MM3, _VOLUME_SD = 11e3, 0.35
-#: χ² that a reading may lie above the best shift before it is doubted, and before it is refused: likelihoods 1 : 7 and 1 : 55.
+#: χ² that a reading may lie above the best shift before it is doubted, and before it is refused:
+#: likelihoods 1 : 7 and 1 : 55.
 DOUBTED, REFUSED = 4.0, 8.0
 #: Of two readings of one image the worse is dropped at this much more χ²: likelihoods 1 : 90.
 DROPPED = 9.0
 #: Levels whose sizes are known, in order.
-_COLUMN = tuple(level for level in LEVELS if level in TYPICAL or level in ("C3", "C4", "C5", "C6", "C7"))
-#: A bone whose span is less than this many body widths, and its length less than as many depths, has no processes: bodies alone.
+_COLUMN = tuple(
+    level for level in LEVELS if level in TYPICAL or level in ("C3", "C4", "C5", "C6", "C7")
+)
+#: A bone whose span is less than this many body widths, and its length less than as many depths,
+#: has no processes: bodies alone.
 _BODY_ALONE = 1.45
 
 
@@ -74,7 +99,9 @@ def shape(piece: Piece, up: np.ndarray) -> Shape:
     back = points.mean(axis=0) - piece.body_mm
     back = back - (back @ up) * up
     # a body without its arch has no posterior direction of its own: the patient's is taken
-    back = unit(back) if np.linalg.norm(back) > 2.0 else unit(np.array([0.0, 1.0, 0.0]) - up[1] * up)
+    back = (
+        unit(back) if np.linalg.norm(back) > 2.0 else unit(np.array([0.0, 1.0, 0.0]) - up[1] * up)
+    )
     left = np.cross(back, up)
     offset = points - piece.body_mm
 
@@ -107,7 +134,8 @@ def _reach(piece: Piece, direction: np.ndarray) -> float:
 
 
 def shapes(found: Mapping[str, Piece]) -> dict[str, Shape]:
-    """The sizes of all pieces, cranial direction from each to its neighbours in the mapping's order (cranial to caudal)."""
+    """The sizes of all pieces, cranial direction from each to its neighbours in the mapping's
+    order (cranial to caudal)."""
     names = list(found)
     result = {}
     for k, level in enumerate(names):
@@ -119,7 +147,8 @@ def shapes(found: Mapping[str, Piece]) -> dict[str, Shape]:
 
 
 def misfit(sizes: Mapping[str, Shape], shift: int = 0, clipped: float = 9.0) -> float | None:
-    """χ² of the sizes read as their levels moved by `shift` caudally, widths' terms at most `clipped`.
+    """χ² of the sizes read as their levels moved by `shift` caudally, widths' terms at most
+    `clipped`.
 
     None where a level has no typical size, or none is whole.
     """
@@ -142,7 +171,8 @@ def misfit(sizes: Mapping[str, Shape], shift: int = 0, clipped: float = 9.0) -> 
     value, weight = np.array([r for r, _ in rows]), np.array([1.0 / sd**2 for _, sd in rows])
     scale = float((weight @ value) / (weight.sum() + 1.0 / _SCALE_SD**2))
     terms = weight * (value - scale) ** 2
-    # a chord that misses the body (a fractured one's deepest point lies off its centre) is an outlier, not a level
+    # a chord that misses the body (a fractured one's deepest point lies off its centre) is an
+    # outlier, not a level
     terms = np.where(weight > 1.01 / _SPAN_SD**2, np.minimum(terms, clipped), terms)
     return float(terms.sum()) + (scale / _SCALE_SD) ** 2
 
@@ -153,7 +183,8 @@ def moved(level: str, shift: int) -> str:
 
 
 def vertebra_like(size: Shape, others: list[Shape]) -> bool:
-    """Whether a bone that is read as the sacrum has the sizes of the vertebrae above it (module docstring)."""
+    """Whether a bone that is read as the sacrum has the sizes of the vertebrae above it (module
+    docstring)."""
     if not others or size.bodies_only:
         return False
 
@@ -172,9 +203,11 @@ def vertebra_like(size: Shape, others: list[Shape]) -> bool:
 
 
 def sacrum_doubts(found: Mapping[str, Piece], parts: list[Piece]) -> str:
-    """Why what is read as the sacrum is none, or a level is one; "" where nothing speaks against it.
+    """Why what is read as the sacrum is none, or a level is one; "" where nothing speaks against
+    it.
 
-    found   mobile levels cranial to caudal, then "S1" where there is one     parts   the pieces of its several numbers
+    found   mobile levels cranial to caudal, then "S1" where there is one     parts   the pieces of
+        its several numbers
     """
     mobile = {level: piece for level, piece in found.items() if level != "S1"}
     sizes = shapes(found)
@@ -184,8 +217,9 @@ def sacrum_doubts(found: Mapping[str, Piece], parts: list[Piece]) -> str:
         size = sizes["S1"]
         if vertebra_like(size, above):
             return (
-                f"the label read as the sacrum has the shape of a mobile vertebra ({size.volume_mm3 / 1e3:.0f} cm³, transverse "
-                f"processes {size.span_mm:.0f} mm apart on a body {size.width_mm:.0f} mm wide)"
+                "the label read as the sacrum has the shape of a mobile vertebra"
+                f" ({size.volume_mm3 / 1e3:.0f} cm³, transverse processes {size.span_mm:.0f} mm"
+                f" apart on a body {size.width_mm:.0f} mm wide)"
             )
         if len(parts) > 1 and above and all(part.cut_mm2 <= LARGEST_CUT_MM2 for part in parts):
             ordered = sorted(parts, key=lambda part: -part.body_mm[2])
@@ -193,14 +227,23 @@ def sacrum_doubts(found: Mapping[str, Piece], parts: list[Piece]) -> str:
             each = [shape for shape in shapes(stacked).values() if _some_vertebra(shape, above)]
             if len(each) > 1:
                 volumes = " and ".join(f"{size.volume_mm3 / 1e3:.0f}" for size in each)
-                return f"the sacrum would be {len(each)} separate bones in a row, {volumes} cm³ each, of a vertebra's shape"
+                return (
+                    f"the sacrum would be {len(each)} separate bones in a row, {volumes} cm³ each,"
+                    " of a vertebra's shape"
+                )
     elif last is not None and len(mobile) > 1:
-        size, others = sizes[last], [sizes[level] for level in mobile if level != last and sizes[level].whole][-3:]
+        size, others = (
+            sizes[last],
+            [sizes[level] for level in mobile if level != last and sizes[level].whole][-3:],
+        )
         if others:
             volume = size.volume_mm3 / float(np.median([other.volume_mm3 for other in others]))
             height = size.height_mm / float(np.median([other.height_mm for other in others]))
             if volume > 1.8 and height > 1.5:
-                return f"the label read as {last} has the shape of a sacrum ({volume:.1f} times the volume of the levels above)"
+                return (
+                    f"the label read as {last} has the shape of a sacrum ({volume:.1f} times the"
+                    " volume of the levels above)"
+                )
     return ""
 
 
@@ -212,7 +255,8 @@ def _some_vertebra(size: Shape, others: list[Shape]) -> bool:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What bones' sizes say of a reading: its χ² (plain: without clipping), the best shift's, and the lines for the report."""
+    """What bones' sizes say of a reading: its χ² (plain: without clipping), the best shift's,
+    and the lines for the report."""
 
     own: float | None
     plain: float | None
@@ -223,11 +267,14 @@ class Evidence:
 
 
 def evidence(found: Mapping[str, Piece], parts: list[Piece] | None = None) -> Evidence:
-    """What speaks for and against the levels of `found` (cranial to caudal, "S1" last); parts: of a sacrum of several numbers."""
+    """What speaks for and against the levels of `found` (cranial to caudal, "S1" last); parts:
+    of a sacrum of several numbers."""
     mobile = {level: piece for level, piece in found.items() if level != "S1"}
     sizes = shapes(mobile)
     own = misfit(sizes)
-    every = {shift: value for shift in range(-12, 13) if (value := misfit(sizes, shift)) is not None}
+    every = {
+        shift: value for shift in range(-12, 13) if (value := misfit(sizes, shift)) is not None
+    }
     # a shift that stays put is preferred where nothing is better by half a unit
     best = min(every, key=lambda shift: every[shift] + 0.5 * (shift != 0)) if every else 0
     doubts = sacrum_doubts(found, parts or [])
@@ -235,15 +282,23 @@ def evidence(found: Mapping[str, Piece], parts: list[Piece] | None = None) -> Ev
     whole = [level for level in sizes if sizes[level].whole and level in _COLUMN]
     if own is not None and whole:
         widths = f"{min(sizes[k].width_mm for k in whole):.0f}-{max(sizes[k].width_mm for k in whole):.0f}"
-        spans = f"{min(sizes[k].span_mm for k in whole):.0f}-{max(sizes[k].span_mm for k in whole):.0f}"
+        spans = (
+            f"{min(sizes[k].span_mm for k in whole):.0f}-{max(sizes[k].span_mm for k in whole):.0f}"
+        )
         names = f"{whole[0]}..{whole[-1]}" if len(whole) > 1 else whole[0]
-        what = f"bodies {widths} mm wide" + ("" if sizes[whole[0]].bodies_only else f", processes {spans} mm apart")
+        what = f"bodies {widths} mm wide" + (
+            "" if sizes[whole[0]].bodies_only else f", processes {spans} mm apart"
+        )
         lines.append(f"sizes of {names} ({what}) against typical ones: χ² {own:.1f}")
-        nearest = min((every[s], s) for s in (-1, 1) if s in every) if {-1, 1} & set(every) else None
+        nearest = (
+            min((every[s], s) for s in (-1, 1) if s in every) if {-1, 1} & set(every) else None
+        )
         if nearest is not None:
             lines[-1] += f", one level {'up' if nearest[1] < 0 else 'down'} {nearest[0]:.1f}"
             if nearest[0] - own < 2.0 and "S1" not in found:
-                lines[-1] += " (sizes do not tell it from that: the count rests on numbers or names alone)"
+                lines[-1] += (
+                    " (sizes do not tell it from that: the count rests on numbers or names alone)"
+                )
     return Evidence(own, misfit(sizes, clipped=np.inf), every.get(best), best, doubts, tuple(lines))
 
 
@@ -252,7 +307,11 @@ def ribs_at(found: Mapping[str, Piece], ribs: Mapping[int, np.ndarray]) -> dict[
 
     ribs   number 1..12 → points [n, 3] (LPS) of both sides' labels
     """
-    mobile = {level: piece for level, piece in found.items() if level != "S1" and piece.cut_mm2 <= LARGEST_CUT_MM2}
+    mobile = {
+        level: piece
+        for level, piece in found.items()
+        if level != "S1" and piece.cut_mm2 <= LARGEST_CUT_MM2
+    }
     if len(mobile) < 2:
         return {}
     bodies = np.array([piece.body_mm for piece in mobile.values()])
@@ -273,7 +332,8 @@ def ribs_at(found: Mapping[str, Piece], ribs: Mapping[int, np.ndarray]) -> dict[
 
 
 def rib_findings(found: Mapping[str, Piece], ribs: Mapping[int, np.ndarray]) -> list[Finding]:
-    """A warning where most ribs' heads lie a level or more off the vertebra of their number, else a note; none without ribs."""
+    """A warning where most ribs' heads lie a level or more off the vertebra of their number,
+    else a note; none without ribs."""
     at = ribs_at(found, ribs)
     # the head of rib k stands at the upper border of Tk, and so may be nearer to the level above
     off = {k: LEVELS.index(level) - LEVELS.index(f"T{k}") for k, level in at.items()}
@@ -288,7 +348,8 @@ def rib_findings(found: Mapping[str, Piece], ribs: Mapping[int, np.ndarray]) -> 
 
 
 def findings(found: Mapping[str, Piece], clues: Evidence, how: str) -> list[Finding]:
-    """The finding "identity": stop where bones contradict their levels, else a note that says what they are believed to be and why."""
+    """The finding "identity": stop where bones contradict their levels, else a note that says
+    what they are believed to be and why."""
     mobile = [level for level in found if level != "S1"]
     if not mobile:
         return []
@@ -296,15 +357,23 @@ def findings(found: Mapping[str, Piece], clues: Evidence, how: str) -> list[Find
     names += " and sacrum" if "S1" in found else ""
     why = "; ".join((how, *clues.lines))
     if clues.doubts:
-        text = f"{clues.doubts}: the levels are not {names} ({why}); give source.label_map, or names"
+        text = (
+            f"{clues.doubts}: the levels are not {names} ({why}); give source.label_map, or names"
+        )
         return [Finding("identity", "stop", "", text)]
-    if clues.own is not None and clues.best is not None and clues.shift and clues.own - clues.best > DOUBTED:
+    if (
+        clues.own is not None
+        and clues.best is not None
+        and clues.shift
+        and clues.own - clues.best > DOUBTED
+    ):
         typical = [level for level in mobile if level in _COLUMN]
         other = f"{moved(typical[0], clues.shift)}..{moved(typical[-1], clues.shift)}"
         severity = "stop" if clues.own - clues.best > REFUSED else "warning"
         text = (
-            f"the bones read as {names} have the sizes of {other} (χ² {clues.best:.1f} against {clues.own:.1f}; {why}); give "
-            "source.label_map or the right names, or go on with source.accept=[identity]"
+            f"the bones read as {names} have the sizes of {other} (χ² {clues.best:.1f} against"
+            f" {clues.own:.1f}; {why}); give source.label_map or the right names, or go on with"
+            " source.accept=[identity]"
         )
         return [Finding("identity", severity, "", text)]
     return [Finding("identity", "note", "", f"levels are {names}: {why}")]

@@ -13,10 +13,12 @@ from engine.patient.geometry.frames import unit
 from engine.types import Surface, rigid
 
 LARGEST_CUT_MM2 = 30.0
-#: From the middle of the lowest mobile body to the sacrum: half a body and a disc are 25-35 mm; a level between adds as much.
+#: From the middle of the lowest mobile body to the sacrum: half a body and a disc are 25-35 mm; a
+#: level between adds as much.
 FAR_FROM_SACRUM_MM = 48.0
 COLUMN_MM = 12.0
-#: Faces between two labels count to the bodies within this of the line between their centres, in front and beside, mm.
+#: Faces between two labels count to the bodies within this of the line between their centres, in
+#: front and beside, mm.
 _BODY_MM = 30.0
 
 
@@ -45,7 +47,9 @@ class Piece:
     def corners_mm(self) -> np.ndarray:
         """The box's corner voxels [8, 3], LPS."""
         ends = [(0.0, float(n) - 1.0) for n in self.mask.shape]
-        return rigid(self.lps_from_index, np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, 3))
+        return rigid(
+            self.lps_from_index, np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, 3)
+        )
 
 
 def pieces(
@@ -54,7 +58,8 @@ def pieces(
     numbers: Mapping[str, tuple[int, ...]],
     boxes: list[tuple[slice, ...] | None] | None = None,
 ) -> dict[str, Piece]:
-    """The pieces of the levels in `numbers` (level → its label numbers) that the image has, in that order.
+    """The pieces of the levels in `numbers` (level → its label numbers) that the image has, in that
+    order.
 
     boxes   scipy's find_objects(values), where it is known
     """
@@ -63,12 +68,21 @@ def pieces(
     for level, group in numbers.items():
         there = [box for n in group if n <= len(boxes) and (box := boxes[n - 1]) is not None]
         if there:
-            box = tuple(slice(min(b[a].start for b in there), max(b[a].stop for b in there)) for a in range(3))
+            box = tuple(
+                slice(min(b[a].start for b in there), max(b[a].stop for b in there))
+                for a in range(3)
+            )
             result[level] = _piece(level, group, values, box, lps_from_index)
     return result
 
 
-def _piece(level: str, group: tuple[int, ...], values: np.ndarray, box: tuple[slice, ...], matrix: np.ndarray) -> Piece:
+def _piece(
+    level: str,
+    group: tuple[int, ...],
+    values: np.ndarray,
+    box: tuple[slice, ...],
+    matrix: np.ndarray,
+) -> Piece:
     mask = np.isin(values[box], group)
     voxel = np.linalg.norm(matrix[:3, :3], axis=0)
     found, count = label(mask, np.ones((3, 3, 3)))
@@ -80,7 +94,10 @@ def _piece(level: str, group: tuple[int, ...], values: np.ndarray, box: tuple[sl
     cut, where = 0.0, ""
     for axis in range(3):
         face = float(np.prod(voxel)) / voxel[axis]
-        for side, name, on_border in ((0, "first", box[axis].start == 0), (-1, "last", box[axis].stop == values.shape[axis])):
+        for side, name, on_border in (
+            (0, "first", box[axis].start == 0),
+            (-1, "last", box[axis].stop == values.shape[axis]),
+        ):
             area = float(np.take(mask, side, axis=axis).sum()) * face if on_border else 0.0
             if area > cut:
                 cut, where = area, f"{name} slice of axis {axis}"
@@ -103,22 +120,34 @@ def _piece(level: str, group: tuple[int, ...], values: np.ndarray, box: tuple[sl
 
 
 def solid_piece(level: str, surface: Surface, spacing_mm: float = 1.5) -> Piece:
-    """The piece of a closed surface (LPS), on a grid of its own: for checks that ask for sizes and shapes alone."""
+    """The piece of a closed surface (LPS), on a grid of its own: for checks that ask for sizes
+    and shapes alone."""
     field = surface_sdf(surface, spacing_mm)
     mask = np.asarray(field.values) < 0.0
     matrix = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
     matrix[:3, 3] = field.origin_mm
     voxel = np.full(3, spacing_mm)
     centroid = rigid(matrix, np.argwhere(mask).mean(axis=0))
-    return Piece(level, 0, mask, matrix, float(mask.sum()) * spacing_mm**3, _deepest(mask, voxel, matrix), centroid)
+    return Piece(
+        level,
+        0,
+        mask,
+        matrix,
+        float(mask.sum()) * spacing_mm**3,
+        _deepest(mask, voxel, matrix),
+        centroid,
+    )
 
 
 def _deepest(mask: np.ndarray, voxel: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """The peak of the mask blurred by 7 mm: the body is a vertebra's thickest part (as anatomy.body_centre)."""
+    """The peak of the mask blurred by 7 mm: the body is a vertebra's thickest part (as
+    anatomy.body_centre)."""
     stride = np.maximum(np.round(2.0 / voxel).astype(int), 1)
     coarse = mask[:: stride[0], :: stride[1], :: stride[2]].astype(np.float32)
     blurred = gaussian_filter(coarse, 7.0 / (voxel * stride), mode="constant")
-    return rigid(matrix, np.array(np.unravel_index(int(np.argmax(blurred)), blurred.shape)) * stride)
+    return rigid(
+        matrix, np.array(np.unravel_index(int(np.argmax(blurred)), blurred.shape)) * stride
+    )
 
 
 def contact_faces(upper: Piece, lower: Piece, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -135,16 +164,22 @@ def contact_faces(upper: Piece, lower: Piece, values: np.ndarray) -> tuple[np.nd
     for axis in range(3):
         first = np.take(part, range(part.shape[axis] - 1), axis=axis)
         second = np.take(part, range(1, part.shape[axis]), axis=axis)
-        faces = ((first == upper.number) & (second == lower.number)) | ((first == lower.number) & (second == upper.number))
+        faces = ((first == upper.number) & (second == lower.number)) | (
+            (first == lower.number) & (second == upper.number)
+        )
         points.append(rigid(matrix, np.argwhere(faces) + start + 0.5 * (np.arange(3) == axis)))
         areas.append(np.full(len(points[-1]), float(np.prod(voxel)) / voxel[axis]))
     return np.concatenate(points), np.concatenate(areas)
 
 
-def body_contact(upper: Piece, lower: Piece, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Voxel faces between two labels: areas [n] (mm²), places across the line of bodies [n, 3] (mm), and which are between bodies [n].
+def body_contact(
+    upper: Piece, lower: Piece, values: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Voxel faces between two labels: areas [n] (mm²), places across the line of bodies [n, 3]
+    (mm), and which are between bodies [n].
 
-    Between bodies: within 18 mm of the line, or in front and beside within 30 mm; what lies behind are facet joints.
+    Between bodies: within 18 mm of the line, or in front and beside within 30 mm; what lies behind
+    are facet joints.
     """
     points, areas = contact_faces(upper, lower, values)
     line = lower.body_mm - upper.body_mm

@@ -1,13 +1,16 @@
-"""Do the labels lie on the scan? How much HU rises across their edges, and where else it would rise more.
+"""Do the labels lie on the scan? How much HU rises across their edges, and where else it would rise
+more.
 
     rise(t) = mean over the labels' surface of  HU(p − a·n + t) − HU(p + a·n + t)          [HU]
 
-p points and n outward normals of the vertebrae's labels, a the larger of 1.5 mm and a voxel, t a shift of the labels in LPS.
-HU count from −200 to 1000, so that neither metal nor air decides. Shifts of ±16 mm, along the spine of ±46 mm (a level more), first
-on a grid of 4 mm, then of 1 mm about the best.
+p points and n outward normals of the vertebrae's labels, a the larger of 1.5 mm and a voxel, t a
+shift of the labels in LPS. HU count from −200 to 1000, so that neither metal nor air decides.
+Shifts of ±16 mm, along the spine of ±46 mm (a level more), first on a grid of 4 mm, then of 1 mm
+about the best.
 
-Aligned labels rise by 266 HU (phantom), 150 (ct_totalsegmentator, 3 mm) and 143 (ct_mri_subregions), and no shift of more than a
-voxel is better. A centimetre off they rise by −14 to 60, a whole level off by 45 to 65.
+Aligned labels rise by 266 HU (phantom), 150 (ct_totalsegmentator, 3 mm) and 143
+(ct_mri_subregions), and no shift of more than a voxel is better. A centimetre off they rise by −14
+to 60, a whole level off by 45 to 65.
 """
 
 from __future__ import annotations
@@ -24,9 +27,11 @@ from engine.types import Finding, rigid
 
 #: Least rise of labels that lie on bone, HU: soft tissues differ by less.
 LEAST_RISE_HU = 50.0
-#: Shifts (mm, or in voxels where that is more) of which is warned, and which stop; with the share of the best rise that is left.
+#: Shifts (mm, or in voxels where that is more) of which is warned, and which stop; with the share
+#: of the best rise that is left.
 WARNED, STOPPED = (1.5, 1.0, 0.93), (3.0, 1.5, 0.80)
-#: One level alone: its least share of the best rise in good patients is 0.85; a turn of 5° leaves 0.2-0.4.
+#: One level alone: its least share of the best rise in good patients is 0.85; a turn of 5° leaves
+#: 0.2-0.4.
 LEVEL_MM, LEVEL_WARNED, LEVEL_STOPPED = 2.0, 0.75, 0.60
 _NEAR_MM, _ALONG_MM, _COARSE_MM = 16.0, 48.0, 4.0
 _POINTS = 1200
@@ -35,15 +40,19 @@ _HU = (-200.0, 1000.0)
 
 @dataclass(frozen=True)
 class Placement:
-    """Rise across the labels' edges as they lie, the best rise, and the shift of the labels [3] (LPS mm) that gives it."""
+    """Rise across the labels' edges as they lie, the best rise, and the shift of the labels [3]
+    (LPS mm) that gives it."""
 
     rise_hu: float
     best_hu: float
     shift_mm: np.ndarray
 
 
-def placement(scan: Image, pieces: list[Piece], near_mm: float = _NEAR_MM, along_mm: float = _ALONG_MM) -> Placement | None:
-    """How the labels lie on a CT (module docstring), shifts up to near_mm, cranially along_mm; None without a vertebra in it."""
+def placement(
+    scan: Image, pieces: list[Piece], near_mm: float = _NEAR_MM, along_mm: float = _ALONG_MM
+) -> Placement | None:
+    """How the labels lie on a CT (module docstring), shifts up to near_mm, cranially along_mm;
+    None without a vertebra in it."""
     mobile = [piece for piece in pieces if piece.level != "S1"]
     # of cut ones all but the cut counts, which has no outside in the scan
     whole = ([piece for piece in mobile if piece.cut_mm2 <= LARGEST_CUT_MM2] or mobile)[-5:]
@@ -89,7 +98,10 @@ def placement(scan: Image, pieces: list[Piece], near_mm: float = _NEAR_MM, along
     grid = best + np.stack(np.meshgrid(fine, fine, fine, indexing="ij"), -1).reshape(-1, 3)
     rises = np.array([rise(shift) for shift in grid])
     # of equal ones the nearest
-    best = min((grid[k] for k in np.flatnonzero(rises >= rises.max() - 1e-6)), key=lambda shift: float(np.linalg.norm(shift)))
+    best = min(
+        (grid[k] for k in np.flatnonzero(rises >= rises.max() - 1e-6)),
+        key=lambda shift: float(np.linalg.norm(shift)),
+    )
     if rises.max() <= as_is:
         return Placement(as_is, as_is, np.zeros(3))
     return Placement(as_is, float(rises.max()), np.asarray(best))
@@ -111,7 +123,8 @@ def _edges(piece: Piece) -> tuple[np.ndarray, np.ndarray]:
 
 
 def displaced(scan: Image, labels: Labels) -> list[Finding]:
-    """The finding "displaced": stop or warning where the labels do not lie on the CT's bones, else a note with the figures."""
+    """The finding "displaced": stop or warning where the labels do not lie on the CT's bones,
+    else a note with the figures."""
     found = placement(scan, list(labels.pieces.values()))
     if found is None:
         return []
@@ -120,29 +133,42 @@ def displaced(scan: Image, labels: Labels) -> list[Finding]:
     figures = f"HU rises by {found.rise_hu:.0f} across the labels' edges"
     if found.best_hu < LEAST_RISE_HU:
         text = (
-            f"{figures}, and by {found.best_hu:.0f} at most where they would be moved to; labels on bone rise by 150 and more: the scan "
-            "is not the one that the labels were drawn on, is mirrored or turned against it, or holds no HU"
+            f"{figures}, and by {found.best_hu:.0f} at most where they would be moved to; labels on"
+            " bone rise by 150 and more: the scan is not the one that the labels were drawn on, is"
+            " mirrored or turned against it, or holds no HU"
         )
         return [Finding("displaced", "stop", "", text)]
     x, y, z = (round(float(v)) for v in found.shift_mm)
-    moved = f"{abs(x)} mm to the {'left' if x > 0 else 'right'}, {abs(y)} mm {'back' if y > 0 else 'forward'}, "
+    moved = (
+        f"{abs(x)} mm to the {'left' if x > 0 else 'right'}, {abs(y)} mm"
+        f" {'back' if y > 0 else 'forward'}, "
+    )
     moved += f"{abs(z)} mm {'up' if z > 0 else 'down'}"
     text = f"{figures}, but by {found.best_hu:.0f} if they were moved by {moved}"
     for severity, (limit, voxels, least) in (("stop", STOPPED), ("warning", WARNED)):
         if shift >= max(limit, voxels * voxel) and share < least:
             more = (
-                ": labels and scan are not in one frame (resampled, cropped, or re-exported?). Mend the affine, or give "
-                f"'source.shift_mm=[{x},{y},{z}]'"
+                ": labels and scan are not in one frame (resampled, cropped, or re-exported?)."
+                f" Mend the affine, or give 'source.shift_mm=[{x},{y},{z}]'"
             )
             return [Finding("displaced", severity, "", text + more)]
     each = _each(scan, labels, found)
     if each:
         return each
-    return [Finding("displaced", "note", "", f"the labels lie on the scan: {figures} (best {found.best_hu:.0f}, {shift:.0f} mm away)")]
+    return [
+        Finding(
+            "displaced",
+            "note",
+            "",
+            f"the labels lie on the scan: {figures} (best {found.best_hu:.0f}, {shift:.0f} mm"
+            " away)",
+        )
+    ]
 
 
 def _each(scan: Image, labels: Labels, together: Placement) -> list[Finding]:
-    """Levels that lie beside their own bone though the labels as a whole do not: one moved alone, or all turned about their middle."""
+    """Levels that lie beside their own bone though the labels as a whole do not: one moved
+    alone, or all turned about their middle."""
     findings = []
     for level, piece in labels.pieces.items():
         if level == "S1" or piece.cut_mm2 > LARGEST_CUT_MM2:
@@ -155,8 +181,11 @@ def _each(scan: Image, labels: Labels, together: Placement) -> list[Finding]:
         if shift >= max(LEVEL_MM, 0.7 * float(scan.voxel_mm.max())) and share < LEVEL_WARNED:
             x, y, z = (round(float(v)) for v in own.shift_mm)
             text = (
-                f"HU rises by {own.rise_hu:.0f} across {level}'s edges, but by {own.best_hu:.0f} if it alone were moved by "
-                f"({x}, {y}, {z}) mm (left, back, up): the label was moved, or labels are turned against the scan"
+                f"HU rises by {own.rise_hu:.0f} across {level}'s edges, but by {own.best_hu:.0f} if"
+                f" it alone were moved by ({x}, {y}, {z}) mm (left, back, up): the label was moved,"
+                " or labels are turned against the scan"
             )
-            findings.append(Finding("displaced", "stop" if share < LEVEL_STOPPED else "warning", level, text))
+            findings.append(
+                Finding("displaced", "stop" if share < LEVEL_STOPPED else "warning", level, text)
+            )
     return findings

@@ -1,7 +1,8 @@
 """From closed surfaces in LPS to a checked PatientModel: fields, anatomy, order, distance, overlap.
 
-Neighbours that overlap a little (facets of segmented bones often do) are parted along their mid-surface:
-φ_a ← max(φ_a, (φ_a − φ_b + gap)/2) and the same for b, so that `gap` stays open where they met.
+Neighbours that overlap a little (facets of segmented bones often do) are parted along their
+mid-surface: φ_a ← max(φ_a, (φ_a − φ_b + gap)/2) and the same for b, so that `gap` stays open where
+they met.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ PARTED_GAP_MM = 0.5
 _FAR_MM = 75.0
 
 
-#: Density of a level, given the signed distance and the anatomy that were found: the field and what was done.
+#: Density of a level, given the signed distance and the anatomy that were found: the field and what
+#: was done.
 DensityOf = Callable[[str, VoxelField, Anatomy], tuple[VoxelField, list[str]]]
 
 
@@ -52,16 +54,21 @@ def assemble(
 ) -> PatientModel:
     """Patient of the given surfaces (LPS mm, cranial to caudal).
 
-    density     the assumed profile, or the function that maps a scan's density (then `density_source` says what it is)
-    required    levels without which there is no patient (default: all); others that fail are left out, with a note
+    density     the assumed profile, or the function that maps a scan's density (then
+                `density_source` says what it is)
+    required    levels without which there is no patient (default: all); others that fail are left
+                out, with a note
     sacrum      its surface, of which the superior endplate is found
 
-    Raises: ValueError when required neighbours overlap, are far apart or in the wrong order, or a vertebra is upside down.
+    Raises: ValueError when required neighbours overlap, are far apart or in the wrong order, or a
+    vertebra is upside down.
     """
     stages = stages or Stages()
     required = tuple(surfaces) if required is None else required
     surfaces = dict(surfaces)
-    fields = {level: _field_of(level, surface, spacing_mm, stages) for level, surface in surfaces.items()}
+    fields = {
+        level: _field_of(level, surface, spacing_mm, stages) for level, surface in surfaces.items()
+    }
     centres = {level: body_centre(field) for level, field in fields.items()}
 
     def leave_out(level: str, error: ValueError) -> None:
@@ -80,11 +87,17 @@ def assemble(
                 _part(upper, lower, surfaces, fields, edge_mm, repairs, stages, ease)
         except ValueError as error:
             leave_out(upper if lower in required else lower, error)
-    up = unit(centres[next(iter(surfaces))] - centres[list(surfaces)[-1]]) if len(surfaces) > 1 else np.array([0.0, 0.0, 1.0])
+    up = (
+        unit(centres[next(iter(surfaces))] - centres[list(surfaces)[-1]])
+        if len(surfaces) > 1
+        else np.array([0.0, 0.0, 1.0])
+    )
     found: dict[str, Anatomy] = {}
     for level in list(surfaces):
         try:
-            found[level] = anatomy(level, surfaces[level], fields[level], _up(level, list(surfaces), centres, up))
+            found[level] = anatomy(
+                level, surfaces[level], fields[level], _up(level, list(surfaces), centres, up)
+            )
             _check_upright(level, found[level])
         except ValueError as error:
             leave_out(level, error)
@@ -100,28 +113,48 @@ def assemble(
                 leave_out(level, ValueError(f"density of {level}: {error}"))
                 continue
             repairs += lines
-        vertebrae.append(Vertebra(level, surface, fields[level], values, made.superior, made.inferior, made.pedicles, made.landmarks))
+        vertebrae.append(
+            Vertebra(
+                level,
+                surface,
+                fields[level],
+                values,
+                made.superior,
+                made.inferior,
+                made.pedicles,
+                made.landmarks,
+            )
+        )
     if isinstance(density, BoneProfile):
         density_source = f"assumed:{density.name}"
     assert density_source is not None
     base = None if sacrum is None else _sacrum(sacrum, vertebrae, repairs, stages)
-    return PatientModel(name, tuple(vertebrae), density_source, posture, tuple(repairs), source, base, findings)
+    return PatientModel(
+        name, tuple(vertebrae), density_source, posture, tuple(repairs), source, base, findings
+    )
 
 
-def _sacrum(surface: Surface, vertebrae: list[Vertebra], repairs: list[str], stages: Stages) -> Sacrum | None:
+def _sacrum(
+    surface: Surface, vertebrae: list[Vertebra], repairs: list[str], stages: Stages
+) -> Sacrum | None:
     above = vertebrae[-1] if vertebrae and vertebrae[-1].name in ("L5", "L6") else None
     up = unit(vertebrae[0].superior.centre_mm - vertebrae[-1].inferior.centre_mm)
     try:
         field = _field_of("S1", surface, 1.0, stages)
-        plate, landmarks = sacrum_endplate(surface, field, up, None if above is None else above.inferior)
+        plate, landmarks = sacrum_endplate(
+            surface, field, up, None if above is None else above.inferior
+        )
     except ValueError as error:
         repairs.append(f"the sacrum is left out: {error}")
         return None
     return Sacrum(surface, plate, landmarks)
 
 
-def _up(level: str, levels: list[str], centres: dict[str, np.ndarray], overall: np.ndarray) -> np.ndarray:
-    """Cranial direction at a level: between its neighbours' bodies, as a curved spine has no single one."""
+def _up(
+    level: str, levels: list[str], centres: dict[str, np.ndarray], overall: np.ndarray
+) -> np.ndarray:
+    """Cranial direction at a level: between its neighbours' bodies, as a curved spine has no
+    single one."""
     at = levels.index(level)
     near = levels[max(at - 1, 0) : at + 2]
     return unit(centres[near[0]] - centres[near[-1]]) if len(near) > 1 else overall
@@ -143,25 +176,34 @@ def overlap_mm3(a: VoxelField, b: VoxelField) -> float:
     return float((b.sample(points) < 0.0).sum()) * a.spacing_mm**3
 
 
-def _check_neighbours(upper: str, lower: str, fields: dict[str, VoxelField], centres: dict[str, np.ndarray], ease: float = 1.0) -> bool:
-    """Whether the two overlap. Raises ValueError when they are not neighbours in order and in one frame."""
+def _check_neighbours(
+    upper: str,
+    lower: str,
+    fields: dict[str, VoxelField],
+    centres: dict[str, np.ndarray],
+    ease: float = 1.0,
+) -> bool:
+    """Whether the two overlap. Raises ValueError when they are not neighbours in order and in
+    one frame."""
     offset = centres[upper] - centres[lower]
     apart = float(np.linalg.norm(offset))
     if apart > _FAR_MM:
         raise ValueError(
-            f"{upper} and {lower} are {apart:.0f} mm apart (bodies, at most {_FAR_MM:.0f}); they are not in one frame, "
-            "or a level between them is missing"
+            f"{upper} and {lower} are {apart:.0f} mm apart (bodies, at most {_FAR_MM:.0f}); they"
+            " are not in one frame, or a level between them is missing"
         )
     shared = overlap_mm3(fields[upper], fields[lower])
     if shared > ease * OVERLAP_MM3:
         raise ValueError(
-            f"{upper} and {lower} overlap by {shared:.0f} mm³ (at most {ease * OVERLAP_MM3:.0f} are parted automatically); "
-            "part them in the segmentation tool, or check that the files are two different levels in one frame"
+            f"{upper} and {lower} overlap by {shared:.0f} mm³ (at most {ease * OVERLAP_MM3:.0f} are"
+            " parted automatically); part them in the segmentation tool, or check that the files"
+            " are two different levels in one frame"
         )
     if offset[2] < 0.5 * apart:
         raise ValueError(
-            f"{upper} is not above {lower}: its body lies {offset[2]:.0f} mm higher of {apart:.0f} mm apart; check the "
-            "level names, the file's axes (source.axes) or the image's orientation"
+            f"{upper} is not above {lower}: its body lies {offset[2]:.0f} mm higher of {apart:.0f}"
+            " mm apart; check the level names, the file's axes (source.axes) or the image's"
+            " orientation"
         )
     return shared > 0.0
 
@@ -182,40 +224,63 @@ def _part(
     """
     a, b = fields[upper], fields[lower]
     shared = overlap_mm3(a, b)
-    depth = max(-float(b.sample(surfaces[upper].points_mm).min()), -float(a.sample(surfaces[lower].points_mm).min()))
+    depth = max(
+        -float(b.sample(surfaces[upper].points_mm).min()),
+        -float(a.sample(surfaces[lower].points_mm).min()),
+    )
     if depth > ease * OVERLAP_DEPTH_MM:
         raise ValueError(
-            f"{upper} and {lower} overlap {depth:.1f} mm deep (at most {ease * OVERLAP_DEPTH_MM:g} mm is parted "
-            "automatically); "
-            "part them in the segmentation tool"
+            f"{upper} and {lower} overlap {depth:.1f} mm deep (at most {ease * OVERLAP_DEPTH_MM:g}"
+            " mm is parted automatically); part them in the segmentation tool"
         )
     removed = []
     for level, own, other in ((upper, a, b), (lower, b, a)):
 
-        def make(level: str = level, own: VoxelField = own, other: VoxelField = other) -> tuple[dict[str, np.ndarray], list[str]]:
+        def make(
+            level: str = level, own: VoxelField = own, other: VoxelField = other
+        ) -> tuple[dict[str, np.ndarray], list[str]]:
             values = np.asarray(own.values, float)
             split = 0.5 * (values - other.sample(own.points()) + PARTED_GAP_MM)
-            parted = isosurface(VoxelField(np.maximum(values, split), own.origin_mm, own.spacing_mm))
+            parted = isosurface(
+                VoxelField(np.maximum(values, split), own.origin_mm, own.spacing_mm)
+            )
             surface, _ = repair(level, parted, edge_mm)
-            return {"points_mm": surface.points_mm, "faces": surface.faces, "volume_mm3": np.array(volume_mm3(parted))}, []
+            return {
+                "points_mm": surface.points_mm,
+                "faces": surface.faces,
+                "volume_mm3": np.array(volume_mm3(parted)),
+            }, []
 
-        arrays, _ = stages.run(f"parted_{level}", (surfaces[upper], surfaces[lower], own.spacing_mm, edge_mm, PARTED_GAP_MM), make)
-        removed.append((level, volume_mm3(surfaces[level]) - float(arrays["volume_mm3"]), Surface(arrays["points_mm"], arrays["faces"])))
+        arrays, _ = stages.run(
+            f"parted_{level}",
+            (surfaces[upper], surfaces[lower], own.spacing_mm, edge_mm, PARTED_GAP_MM),
+            make,
+        )
+        removed.append(
+            (
+                level,
+                volume_mm3(surfaces[level]) - float(arrays["volume_mm3"]),
+                Surface(arrays["points_mm"], arrays["faces"]),
+            )
+        )
     for level, _, surface in removed:
         surfaces[level] = surface
         fields[level] = _field_of(level, surface, fields[level].spacing_mm, stages)
     repairs.append(
-        f"{upper} and {lower} overlapped by {shared:.0f} mm³, {depth:.1f} mm deep; parted along the mid-surface with a "
-        f"{PARTED_GAP_MM:g} mm gap ({removed[0][1]:.0f} and {removed[1][1]:.0f} mm³ removed)"
+        f"{upper} and {lower} overlapped by {shared:.0f} mm³, {depth:.1f} mm deep; parted along the"
+        f" mid-surface with a {PARTED_GAP_MM:g} mm gap ({removed[0][1]:.0f} and {removed[1][1]:.0f}"
+        " mm³ removed)"
     )
 
 
 def _check_upright(level: str, found: Anatomy) -> None:
     """Pedicles spring from the upper half of a thoracic or lumbar body."""
     to_own = inverse(vertebra_frame(found.superior, found.inferior))
-    height = np.mean([rigid(to_own, found.landmarks[f"pedicle_isthmus_{side}"])[2] for side in ("left", "right")])
+    height = np.mean(
+        [rigid(to_own, found.landmarks[f"pedicle_isthmus_{side}"])[2] for side in ("left", "right")]
+    )
     if height < 0.0:
         raise ValueError(
-            f"{level} stands upside down (its pedicles spring {-height:.1f} mm below the middle of the body); the "
-            "levels are swapped, or source.axes is wrong"
+            f"{level} stands upside down (its pedicles spring {-height:.1f} mm below the middle of"
+            " the body); the levels are swapped, or source.axes is wrong"
         )

@@ -39,7 +39,8 @@ from engine.types import Finding, PatientModel, Surface, VoxelField, rigid
 class ScanOptions:
     """How surfaces and density are made.
 
-    edge_mm: remeshing; spacing_mm: the patient's fields; shell: ct_density.py; refine: edges placed by the CT's HU (refine.py)
+    edge_mm: remeshing; spacing_mm: the patient's fields; shell: ct_density.py; refine: edges placed
+    by the CT's HU (refine.py)
     """
 
     edge_mm: float = 1.5
@@ -62,11 +63,15 @@ def from_labels(
     stages: Stages | None = None,
     metal: Metal | None = None,
 ) -> PatientModel:
-    """Patient of the levels in `labels`; those of `segment` must succeed, others are left out with a note when they fail.
+    """Patient of the levels in `labels`; those of `segment` must succeed, others are left out with
+    a note when they fail.
 
-    scan, calibration   a CT and its HU → density line; without a calibration the density is assumed (`profile`)
-    metal               in that CT, on its grid: kept as structures "metal_1", …, and left out of the density
-    Where options.refine is set, a scan is needed; a level whose edges HU do not show keeps its mask's, with a note.
+    scan, calibration   a CT and its HU → density line; without a calibration the density is assumed
+                        (`profile`)
+    metal               in that CT, on its grid: kept as structures "metal_1", …, and left out of
+                        the density
+    Where options.refine is set, a scan is needed; a level whose edges HU do not show keeps its
+    mask's, with a note.
 
     Raises: ValueError as `assemble` and `ct_density` do.
     """
@@ -75,7 +80,9 @@ def from_labels(
     surfaces: dict[str, Surface] = {}
     for level, piece in labels.pieces.items():
         try:
-            surfaces[level], lines = _surface(level, piece, options, stages, labels, scan if options.refine else None)
+            surfaces[level], lines = _surface(
+                level, piece, options, stages, labels, scan if options.refine else None
+            )
             notes += lines
         except ValueError as error:
             if level in segment:
@@ -86,7 +93,10 @@ def from_labels(
     density_source = None
     if calibration is not None:
         assert scan is not None
-        density, density_source = _density(scan, calibration, options.shell, profile, stages, metal), f"ct:{calibration.kind}"
+        density, density_source = (
+            _density(scan, calibration, options.shell, profile, stages, metal),
+            f"ct:{calibration.kind}",
+        )
         notes += calibration.notes
     sacrum = surfaces.pop("S1", None)
     return assemble(
@@ -106,8 +116,14 @@ def from_labels(
     )
 
 
-def with_structures(patient: PatientModel, labels: Labels, subregions: Image | None = None, stages: Stages | None = None) -> PatientModel:
-    """The patient with what else the labels hold: discs, canal, … (structures.py), and femoral heads in source["femoral_heads"] (hips.py).
+def with_structures(
+    patient: PatientModel,
+    labels: Labels,
+    subregions: Image | None = None,
+    stages: Stages | None = None,
+) -> PatientModel:
+    """The patient with what else the labels hold: discs, canal, … (structures.py), and femoral
+    heads in source["femoral_heads"] (hips.py).
 
     Raises: ValueError where the sub-region mask does not belong to the labels.
     """
@@ -115,45 +131,82 @@ def with_structures(patient: PatientModel, labels: Labels, subregions: Image | N
     def make() -> tuple[dict[str, np.ndarray], list[str]]:
         surfaces, notes = structures(labels, subregions)
         arrays = {f"points_mm:{name}": surface.points_mm for name, surface in surfaces.items()}
-        return arrays | {f"faces:{name}": surface.faces for name, surface in surfaces.items()}, notes
+        return (
+            arrays | {f"faces:{name}": surface.faces for name, surface in surfaces.items()},
+            notes,
+        )
 
-    key = (labels.image.values, labels.image.lps_from_index, list(labels.pieces), labels.scheme.name)
-    arrays, notes = (stages or Stages()).run("structures", (key, None if subregions is None else subregions.values), make)
+    key = (
+        labels.image.values,
+        labels.image.lps_from_index,
+        list(labels.pieces),
+        labels.scheme.name,
+    )
+    arrays, notes = (stages or Stages()).run(
+        "structures", (key, None if subregions is None else subregions.values), make
+    )
     names = [name.removeprefix("points_mm:") for name in arrays if name.startswith("points_mm:")]
     found = {name: Surface(arrays[f"points_mm:{name}"], arrays[f"faces:{name}"]) for name in names}
     heads, line = femoral_heads(labels)
     cut = _plates_on_the_border(patient, labels)
     source = dict(patient.source)
     if line:
-        source["femoral_heads"] = {"how": line} | ({} if heads is None else {"centres_mm": heads.tolist()})
+        source["femoral_heads"] = {"how": line} | (
+            {} if heads is None else {"centres_mm": heads.tolist()}
+        )
     if subregions is not None:
         source["sha256"] = source["sha256"] | {"subregions": str(subregions.source.get("sha256"))}
-    return replace(patient, structures=found, source=source, repairs=(*patient.repairs, *notes), findings=(*patient.findings, *cut))
+    return replace(
+        patient,
+        structures=found,
+        source=source,
+        repairs=(*patient.repairs, *notes),
+        findings=(*patient.findings, *cut),
+    )
 
 
 def _plates_on_the_border(patient: PatientModel, labels: Labels) -> tuple[Finding, ...]:
-    """Endplates that are the image's border: of a level whose truncation was accepted, the cut looks like one."""
+    """Endplates that are the image's border: of a level whose truncation was accepted, the cut
+    looks like one."""
     image = labels.image
     to_index, last = np.linalg.inv(image.lps_from_index), np.array(image.values.shape) - 1.0
     findings = []
     for body in patient.vertebrae:
         for side, plate in (("superior", body.superior), ("inferior", body.inferior)):
             index = rigid(to_index, plate.rim_mm)
-            # 1.5 voxels: the mask ends half a voxel beyond the last centre, and its surface is rounded there
+            # 1.5 voxels: the mask ends half a voxel beyond the last centre, and its surface is
+            # rounded there
             if float(((index < 1.5) | (index > last - 1.5)).any(axis=1).mean()) > 0.25:
-                text = f"what was taken for the {side} endplate is the image's border: what is measured from it is not the patient's"
-                findings.append(Finding("truncated", "warning", body.name, text, tuple(map(float, plate.centre_mm))))  # type: ignore[arg-type]
+                text = (
+                    f"what was taken for the {side} endplate is the image's border: what is"
+                    " measured from it is not the patient's"
+                )
+                findings.append(
+                    Finding(
+                        "truncated", "warning", body.name, text, tuple(map(float, plate.centre_mm))
+                    )
+                )  # type: ignore[arg-type]
     return tuple(findings)
 
 
 def _surface(
-    level: str, piece: Piece, options: ScanOptions, stages: Stages, labels: Labels, scan: Image | None = None
+    level: str,
+    piece: Piece,
+    options: ScanOptions,
+    stages: Stages,
+    labels: Labels,
+    scan: Image | None = None,
 ) -> tuple[Surface, list[str]]:
     """Closed, remeshed surface of a piece; with a scan, its edges are placed by HU."""
     key: list[Any] = [piece.mask, piece.lps_from_index, options.edge_mm]
     hu: tuple[Image, Image, float, np.ndarray | None] | None = None
     if scan is not None:
-        hu = scan, other_bones(piece, labels), float(labels.image.voxel_mm.max()), _toward_the_spine(level, piece, labels)
+        hu = (
+            scan,
+            other_bones(piece, labels),
+            float(labels.image.voxel_mm.max()),
+            _toward_the_spine(level, piece, labels),
+        )
         key += [scan.source.get("sha256"), scan.lps_from_index, hu[1].values, hu[3]]
 
     def make() -> tuple[dict[str, np.ndarray], list[str]]:
@@ -164,8 +217,9 @@ def _surface(
                 surface = found.surface
                 place = "surface" if hu[3] is None else "upper side"
                 lines = [
-                    f"{level}: edges placed by HU on {100 * found.share:.0f} % of the {place}; moved by {found.rms_mm:.2f} mm rms, "
-                    f"{found.largest_mm:.1f} mm at most; volume as in the mask"
+                    f"{level}: edges placed by HU on {100 * found.share:.0f} % of the {place};"
+                    f" moved by {found.rms_mm:.2f} mm rms, {found.largest_mm:.1f} mm at most;"
+                    " volume as in the mask"
                 ]
             except ValueError as error:
                 lines = [f"{level}: edges are the mask's: {error}"]
@@ -179,26 +233,40 @@ def _surface(
 def _toward_the_spine(level: str, piece: Piece, labels: Labels) -> np.ndarray | None:
     """From the sacrum to the level above it; None for other levels, all of whose surface is bone's.
 
-    Its label may end inside bone below, and the ilia may be no labels: only the endplate and what faces as it does is refined.
+    Its label may end inside bone below, and the ilia may be no labels: only the endplate and what
+    faces as it does is refined.
     """
     above = [each for name, each in labels.pieces.items() if name != "S1"]
     if level != "S1" or not above:
         return None
-    last, own = (rigid(each.lps_from_index, np.argwhere(each.mask)).mean(axis=0) for each in (above[-1], piece))
+    last, own = (
+        rigid(each.lps_from_index, np.argwhere(each.mask)).mean(axis=0)
+        for each in (above[-1], piece)
+    )
     return unit(last - own)
 
 
 def other_bones(piece: Piece, labels: Labels, margin_mm: float = 8.0) -> Image:
     """1 where other vertebrae, the sacrum or hips are labelled, in the piece's box and a margin."""
     image = labels.image
-    hips = [number for name in ("hip_left", "hip_right") for number in labels.scheme.tissues.get(name, ())]
+    hips = [
+        number
+        for name in ("hip_left", "hip_right")
+        for number in labels.scheme.tissues.get(name, ())
+    ]
     numbers = [*labels.scheme.vertebrae.values(), *labels.scheme.sacrum, *hips]
-    corner = np.rint(rigid(np.linalg.inv(image.lps_from_index), piece.lps_from_index[:3, 3])).astype(int)
+    corner = np.rint(
+        rigid(np.linalg.inv(image.lps_from_index), piece.lps_from_index[:3, 3])
+    ).astype(int)
     pad = np.ceil(margin_mm / image.voxel_mm).astype(int)
     low = np.maximum(corner - pad, 0)
     high = np.minimum(corner + piece.mask.shape + pad, image.values.shape)
-    values = np.isin(image.values[tuple(slice(a, b) for a, b in zip(low, high, strict=True))], numbers)
-    own = values[tuple(slice(a, a + n) for a, n in zip(corner - low, piece.mask.shape, strict=True))]
+    values = np.isin(
+        image.values[tuple(slice(a, b) for a, b in zip(low, high, strict=True))], numbers
+    )
+    own = values[
+        tuple(slice(a, a + n) for a, n in zip(corner - low, piece.mask.shape, strict=True))
+    ]
     own &= ~piece.mask
     matrix = image.lps_from_index.copy()
     matrix[:3, 3] = rigid(matrix, low.astype(float))
@@ -206,9 +274,12 @@ def other_bones(piece: Piece, labels: Labels, margin_mm: float = 8.0) -> Image:
 
 
 def with_hardware(patient: PatientModel, scan: Image, metal: Metal) -> PatientModel:
-    """The patient with what metal and cement the scan shows: surfaces among the structures, figures in source["hardware"]."""
+    """The patient with what metal and cement the scan shows: surfaces among the structures,
+    figures in source["hardware"]."""
     surfaces = {
-        f"{one['kind'].split()[0]}_{one['number']}": mask_surface(*_boxed(metal.objects == one["number"], scan.lps_from_index))
+        f"{one['kind'].split()[0]}_{one['number']}": mask_surface(
+            *_boxed(metal.objects == one["number"], scan.lps_from_index)
+        )
         for one in metal.about
     }
     source = patient.source | {"hardware": list(metal.about)}
@@ -225,19 +296,39 @@ def _boxed(mask: np.ndarray, lps_from_index: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _density(
-    scan: Image, calibration: Calibration, shell: str, profile: BoneProfile, stages: Stages, metal: Metal | None = None
+    scan: Image,
+    calibration: Calibration,
+    shell: str,
+    profile: BoneProfile,
+    stages: Stages,
+    metal: Metal | None = None,
 ) -> DensityOf:
     excluded = None if metal is None else metal.excluded
 
     def density(level: str, sdf: VoxelField, found: Anatomy) -> tuple[VoxelField, list[str]]:
         def make() -> tuple[dict[str, np.ndarray], list[str]]:
             field, notes = ct_density(
-                sdf, scan, calibration, shell=shell, profile=profile, superior=found.superior, inferior=found.inferior, excluded=excluded
+                sdf,
+                scan,
+                calibration,
+                shell=shell,
+                profile=profile,
+                superior=found.superior,
+                inferior=found.inferior,
+                excluded=excluded,
             )
             check_plausible(field, sdf)
             return {"values": field.values}, [f"{level}: {line}" for line in notes]
 
-        key = (sdf.values, sdf.origin_mm, scan.source.get("sha256"), calibration, shell, profile.model_dump(), excluded)
+        key = (
+            sdf.values,
+            sdf.origin_mm,
+            scan.source.get("sha256"),
+            calibration,
+            shell,
+            profile.model_dump(),
+            excluded,
+        )
         arrays, notes = stages.run(f"density_{level}", key, make)
         return VoxelField(arrays["values"], sdf.origin_mm, sdf.spacing_mm), notes
 
@@ -245,9 +336,11 @@ def _density(
 
 
 def on_scan(image: Image, labels: Labels, segment: tuple[str, str]) -> Labels:
-    """The labels without levels that lie outside the scan and that the segment does not need; a finding says so.
+    """The labels without levels that lie outside the scan and that the segment does not need; a
+    finding says so.
 
-    Raises: ValueError where a vertebra of the segment lies outside: scan and labels are not of one patient, or not in one frame.
+    Raises: ValueError where a vertebra of the segment lies outside: scan and labels are not of one
+    patient, or not in one frame.
     """
     inverse = np.linalg.inv(image.lps_from_index)
     pieces, findings = dict(labels.pieces), list(labels.findings)
@@ -265,20 +358,24 @@ def on_scan(image: Image, labels: Labels, segment: tuple[str, str]) -> Labels:
         low, high = np.sort(rigid(image.lps_from_index, corner), axis=0).round()
         middle = rigid(piece.lps_from_index, np.argwhere(piece.mask)).mean(axis=0)
         raise ValueError(
-            f"{text} (LPS {low.tolist()} to {high.tolist()} mm; the label's centre is at {middle.round().tolist()}): give the scan that "
-            "the labels were drawn on"
+            f"{text} (LPS {low.tolist()} to {high.tolist()} mm; the label's centre is at"
+            f" {middle.round().tolist()}): give the scan that the labels were drawn on"
         )
     return replace(labels, pieces=pieces, findings=tuple(findings))
 
 
 def cropped(image: Image, labels: Labels, margin_mm: float = 45.0) -> Image:
-    """The part of a scan around the pieces that are read (what is far from the spine is not held in memory)."""
-    part = around(image, np.concatenate([piece.corners_mm() for piece in labels.pieces.values()]), margin_mm)
+    """The part of a scan around the pieces that are read (what is far from the spine is not held
+    in memory)."""
+    part = around(
+        image, np.concatenate([piece.corners_mm() for piece in labels.pieces.values()]), margin_mm
+    )
     return replace(part, values=np.ascontiguousarray(part.values))
 
 
 def stem(path: str | Path) -> str:
-    """A name for the patient from where it was read: the file's or folder's name without image endings."""
+    """A name for the patient from where it was read: the file's or folder's name without image
+    endings."""
     name = Path(path).resolve().name
     for ending in (".gz", ".nii", ".nrrd", ".mha", ".mhd", ".dcm"):
         name = name.removesuffix(ending)
@@ -300,28 +397,48 @@ def from_mask(
     name: str | None = None,
     subregions: str | Path | None = None,
 ) -> PatientModel:
-    """Patient from a label image alone, with assumed density; subregions: a TPTBox/SPINEPS sub-region mask on the same grid.
+    """Patient from a label image alone, with assumed density; subregions: a TPTBox/SPINEPS
+    sub-region mask on the same grid.
 
     Raises: ValueError for an unreadable image and for what the quality gate stops at.
     """
     pair = parse_segment(segment)
     image = read_labels(path)
-    labels = understand(image, pair, scheme=scheme, label_map=label_map, levels=levels, accept=accept)
+    labels = understand(
+        image, pair, scheme=scheme, label_map=label_map, levels=levels, accept=accept
+    )
     if stopping := stops(labels.findings):
         raise ValueError(f"{path}: {stopping}")
     source = source_of("mask", path, labels)
     options = ScanOptions(edge_mm, spacing_mm)
-    patient = from_labels(name or stem(path), labels, pair, source, options=options, profile=profile, posture=posture)
-    return with_structures(patient, labels, None if subregions is None else read_labels(subregions, image))
+    patient = from_labels(
+        name or stem(path), labels, pair, source, options=options, profile=profile, posture=posture
+    )
+    return with_structures(
+        patient, labels, None if subregions is None else read_labels(subregions, image)
+    )
 
 
-def source_of(kind: str, path: str | Path, labels: Labels, accept: Sequence[str] = (), scan: Image | None = None) -> dict[str, Any]:
+def source_of(
+    kind: str,
+    path: str | Path,
+    labels: Labels,
+    accept: Sequence[str] = (),
+    scan: Image | None = None,
+) -> dict[str, Any]:
     """What a bundle says of where it came from."""
     read = labels.image.source
-    source: dict[str, Any] = {"kind": kind, "path": str(path), "sha256": {"labels": str(read.get("sha256"))}, "labels": labels.scheme.name}
+    source: dict[str, Any] = {
+        "kind": kind,
+        "path": str(path),
+        "sha256": {"labels": str(read.get("sha256"))},
+        "labels": labels.scheme.name,
+    }
     if accept:
         source["accepted"] = list(accept)
     if scan is not None:
         source["sha256"]["scan"] = str(scan.source.get("sha256"))
-        source["scan"] = {key: value for key, value in scan.source.items() if key not in ("path", "sha256")}
+        source["scan"] = {
+            key: value for key, value in scan.source.items() if key not in ("path", "sha256")
+        }
     return source

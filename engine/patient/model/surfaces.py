@@ -1,10 +1,11 @@
 """Patients from surface files, one per vertebra, of unknown axes.
 
-Axes: cranial is where the upper of the two named levels lies; posterior is where the processes lie from the body (the
-bone's centroid from its thickest part); left completes the right-handed frame. When these agree with signed file
-axes within 35° the points are permuted exactly, so that the patient's own tilt is kept; otherwise they are rotated
-onto what was found, and it is said. `axes` (three letters: where the file's x, y and z point, e.g. "ALS" for x
-anterior, y left, z superior) overrides the finding and is checked against it; a left-handed code mirrors.
+Axes: cranial is where the upper of the two named levels lies; posterior is where the processes lie
+from the body (the bone's centroid from its thickest part); left completes the right-handed frame.
+When these agree with signed file axes within 35° the points are permuted exactly, so that the
+patient's own tilt is kept; otherwise they are rotated onto what was found, and it is said. `axes`
+(three letters: where the file's x, y and z point, e.g. "ALS" for x anterior, y left, z superior)
+overrides the finding and is checked against it; a left-handed code mirrors.
 """
 
 from __future__ import annotations
@@ -32,7 +33,14 @@ from engine.patient.stages import Stages
 from engine.types import Finding, PatientModel, Surface
 
 _LPS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1), "I": (2, -1)}
-_WORDS = {"L": "left", "R": "right", "P": "posterior", "A": "anterior", "S": "superior", "I": "inferior"}
+_WORDS = {
+    "L": "left",
+    "R": "right",
+    "P": "posterior",
+    "A": "anterior",
+    "S": "superior",
+    "I": "inferior",
+}
 
 
 def from_surfaces(
@@ -50,20 +58,28 @@ def from_surfaces(
     stages: Stages | None = None,
     accept: tuple[str, ...] = (),
 ) -> PatientModel:
-    """Patient from a folder with L4.stl, L5.stl, … or names that say as much (sub-folders are ignored).
+    """Patient from a folder with L4.stl, L5.stl, … or names that say as much (sub-folders are
+    ignored).
 
-    levels   "segment": only its two vertebrae; "lumbar": also what else of T12-L6 and S1 (the sacrum) is there
+    levels   "segment": only its two vertebrae; "lumbar": also what else of T12-L6 and S1 (the
+             sacrum) is there
 
-    accept   findings to go on with (quality.py): "identity", where bones have not the sizes of the levels they are named after
+    accept   findings to go on with (quality.py): "identity", where bones have not the sizes of the
+             levels they are named after
 
-    Raises: ValueError for whatever keeps the segment's files from being two neighbouring vertebrae in one frame.
+    Raises: ValueError for whatever keeps the segment's files from being two neighbouring vertebrae
+    in one frame.
     """
     stages = stages or Stages()
     pair = parse_segment(segment)
     files = {level: _required(Path(path), level) for level in pair}
     notes: list[str] = []
     wanted = LUMBAR if levels == "lumbar" else pair
-    order = [level for level in LEVELS if level in pair or (level in (*wanted, "S1") and levels == "lumbar")]
+    order = [
+        level
+        for level in LEVELS
+        if level in pair or (level in (*wanted, "S1") and levels == "lumbar")
+    ]
     meshes: dict[str, Surface] = {}
     for level in order:
         try:
@@ -96,7 +112,9 @@ def from_surfaces(
     source = {
         "kind": "surfaces",
         "path": str(Path(path).resolve()),
-        "sha256": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files.values()},
+        "sha256": {
+            file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files.values()
+        },
         "unit": unit,
         "lps_from_file": matrix.tolist(),
     }
@@ -117,15 +135,24 @@ def from_surfaces(
 
 
 def _identity(surfaces: dict[str, Surface], files: dict[str, Path]) -> list[Finding]:
-    """What the bones' sizes say of the levels that the files are named after, and that nothing tells the sides."""
+    """What the bones' sizes say of the levels that the files are named after, and that nothing
+    tells the sides."""
     found = {level: solid_piece(level, surface) for level, surface in surfaces.items()}
     names = ", ".join(files[level].name for level in found)
     clues = identity.evidence(found)
-    text = "left and right are taken from the files' axes: bones are symmetric, and nothing tells a mirrored spine"
-    return [*identity.findings(found, clues, f"the files' names ({names})"), Finding("sides", "note", "", text)]
+    text = (
+        "left and right are taken from the files' axes: bones are symmetric, and nothing tells a"
+        " mirrored spine"
+    )
+    return [
+        *identity.findings(found, clues, f"the files' names ({names})"),
+        Finding("sides", "note", "", text),
+    ]
 
 
-def _repaired(level: str, raw: Surface, edge_mm: float, stages: Stages) -> tuple[Surface, list[str]]:
+def _repaired(
+    level: str, raw: Surface, edge_mm: float, stages: Stages
+) -> tuple[Surface, list[str]]:
     def make() -> tuple[dict[str, np.ndarray], list[str]]:
         surface, lines = repair(level, raw, edge_mm)
         return {"points_mm": surface.points_mm, "faces": surface.faces}, lines
@@ -134,37 +161,54 @@ def _repaired(level: str, raw: Surface, edge_mm: float, stages: Stages) -> tuple
     return Surface(arrays["points_mm"], arrays["faces"]), lines
 
 
-def file_to_lps(meshes: dict[str, Surface], levels: tuple[str, str], axes: str | None) -> tuple[np.ndarray, str]:
-    """Matrix [3, 3] from file axes to LPS (module docstring) and the line that says how it was found."""
+def file_to_lps(
+    meshes: dict[str, Surface], levels: tuple[str, str], axes: str | None
+) -> tuple[np.ndarray, str]:
+    """Matrix [3, 3] from file axes to LPS (module docstring) and the line that says how it was
+    found."""
     fields = {level: surface_sdf(meshes[level], 2.0) for level in levels}
     centres = {level: body_centre(fields[level]) for level in levels}
     apart = float(np.linalg.norm(centres[levels[0]] - centres[levels[1]]))
     if apart < 8.0:
         raise ValueError(
-            f"{levels[0]} and {levels[1]} lie in one place (bodies {apart:.1f} mm apart): one bone under two names, or each file in a "
-            "frame of its own; give both as they stand in the patient"
+            f"{levels[0]} and {levels[1]} lie in one place (bodies {apart:.1f} mm apart): one bone"
+            " under two names, or each file in a frame of its own; give both as they stand in the"
+            " patient"
         )
     up = unit(centres[levels[0]] - centres[levels[1]])
-    back = sum((meshes[level].points_mm.mean(axis=0) - centres[level] for level in levels), np.zeros(3))
+    back = sum(
+        (meshes[level].points_mm.mean(axis=0) - centres[level] for level in levels), np.zeros(3)
+    )
     back = unit(back - (back @ up) * up)
     found = np.stack([np.cross(back, up), back, up])  # rows: left, posterior, superior in file axes
     exact = np.zeros((3, 3))
     largest = np.argmax(np.abs(found), axis=1)
     exact[np.arange(3), largest] = np.sign(found[np.arange(3), largest])
-    fits = len(set(largest)) == 3 and bool((np.abs(found).max(axis=1) > np.cos(np.radians(35.0))).all())
+    fits = len(set(largest)) == 3 and bool(
+        (np.abs(found).max(axis=1) > np.cos(np.radians(35.0))).all()
+    )
     if axes is None:
         if fits:
             return exact, f"axes found from the anatomy: {_in_words(_code(exact))}; permuted to LPS"
-        return found, "axes found from the anatomy are oblique to the file's; rotated onto left, posterior, superior"
+        return (
+            found,
+            (
+                "axes found from the anatomy are oblique to the file's; rotated onto left,"
+                " posterior, superior"
+            ),
+        )
     given = orientation_matrix(axes)
     for row, what in ((2, "superior"), (1, "posterior")):
         if given[row] @ found[row] < 0.5:
             raise ValueError(
-                f"source.axes={axes} contradicts the anatomy ({what} is elsewhere); found "
-                f"{_code(exact) if fits else 'oblique axes'}: leave source.axes out, or check the level names"
+                f"source.axes={axes} contradicts the anatomy ({what} is elsewhere); found"
+                f" {_code(exact) if fits else 'oblique axes'}: leave source.axes out, or check the"
+                " level names"
             )
     line = f"axes as given: {_in_words(axes)}"
-    return given, line if np.linalg.det(given) > 0 else line + "; left-handed, so the surfaces are mirrored"
+    return given, (
+        line if np.linalg.det(given) > 0 else line + "; left-handed, so the surfaces are mirrored"
+    )
 
 
 def orientation_matrix(axes: str) -> np.ndarray:
@@ -175,7 +219,10 @@ def orientation_matrix(axes: str) -> np.ndarray:
             row, sign = _LPS[letter]
             matrix[row, column] = sign
     if abs(np.linalg.det(matrix)) != 1.0:
-        raise ValueError(f"source.axes={axes!r} is not understood; give where x, y, z point with one of L/R, P/A, S/I each, e.g. ALS")
+        raise ValueError(
+            f"source.axes={axes!r} is not understood; give where x, y, z point with one of L/R,"
+            " P/A, S/I each, e.g. ALS"
+        )
     return matrix
 
 
@@ -186,7 +233,12 @@ def _code(matrix: np.ndarray) -> str:
 
 
 def _in_words(code: str) -> str:
-    return ", ".join(f"{axis} {_WORDS[letter]}" for axis, letter in zip("xyz", code.upper(), strict=True)) + f" ({code})"
+    return (
+        ", ".join(
+            f"{axis} {_WORDS[letter]}" for axis, letter in zip("xyz", code.upper(), strict=True)
+        )
+        + f" ({code})"
+    )
 
 
 def turn_matrix(matrix: np.ndarray, surface: Surface) -> Surface:
@@ -195,24 +247,35 @@ def turn_matrix(matrix: np.ndarray, surface: Surface) -> Surface:
 
 
 def surface_file(folder: Path, level: str) -> Path | None:
-    """The file of a level in a folder: the one called just so (L4.stl), else the one whose name says it (sb_L4_v2.stl).
+    """The file of a level in a folder: the one called just so (L4.stl), else the one whose name
+    says it (sb_L4_v2.stl).
 
     Raises: ValueError for a path that is no folder, and for several files of the level.
     """
     there = _surface_files(folder, level)
-    hits = [file for file in there if file.stem.upper() == level] or [file for file in there if level_of(file.stem) == level]
+    hits = [file for file in there if file.stem.upper() == level] or [
+        file for file in there if level_of(file.stem) == level
+    ]
     if len(hits) > 1:
         raise ValueError(
-            f"{folder}: {level} is there more than once ({', '.join(hit.name for hit in hits)}); keep one, or call it {level}.stl"
+            f"{folder}: {level} is there more than once ({', '.join(hit.name for hit in hits)});"
+            f" keep one, or call it {level}.stl"
         )
     return hits[0] if hits else None
 
 
 def _surface_files(folder: Path, level: str) -> list[Path]:
     if not folder.is_dir():
-        raise ValueError(f"source.path={folder} is not a folder; give the folder that holds {level}.stl and the like")
+        raise ValueError(
+            f"source.path={folder} is not a folder; give the folder that holds {level}.stl and the"
+            " like"
+        )
     try:
-        return sorted(f for f in folder.iterdir() if f.suffix.lower() in READABLE and not f.name.startswith(".") and f.is_file())
+        return sorted(
+            f
+            for f in folder.iterdir()
+            if f.suffix.lower() in READABLE and not f.name.startswith(".") and f.is_file()
+        )
     except PermissionError:
         raise ValueError(f"{folder} cannot be read: permission denied") from None
 
@@ -224,7 +287,7 @@ def _required(folder: Path, level: str) -> Path:
         names = listed([f.name for f in _surface_files(folder, level)], 12) or "no surface files"
         word = "sacrum" if level == "S1" else f"vertebra_{level}"
         raise ValueError(
-            f"{folder}: no file for {level} (expected {level}{'|'.join(READABLE)}, or a name that says it as {word}.stl, "
-            f"patient_{level}_v2.stl); there is {names}"
+            f"{folder}: no file for {level} (expected {level}{'|'.join(READABLE)}, or a name that"
+            f" says it as {word}.stl, patient_{level}_v2.stl); there is {names}"
         )
     return file

@@ -1,14 +1,15 @@
 """An analytic lumbar spine, L1 to the sacrum, whose regional alignment is known exactly.
 
-Vertebrae are phantom.Shape; the sacrum is an implicit S1 body (elliptic, tapering, promontory in front) with alae,
-superior articular processes, crest and a tail. Everything hangs on S1's superior endplate: its frame is the origin,
-each vertebra is posed on the one below by `cranial_pose`, and the whole is tilted forward by the sacral slope.
+Vertebrae are phantom.Shape; the sacrum is an implicit S1 body (elliptic, tapering, promontory in
+front) with alae, superior articular processes, crest and a tail. Everything hangs on S1's superior
+endplate: its frame is the origin, each vertebra is posed on the one below by `cranial_pose`, and
+the whole is tilted forward by the sacral slope.
 
     S1 normal   (0, −sin SS, cos SS)
     hip axis    H = M − d·(0, sin PT, cos PT), PT = PI − SS; heads at H ± (hip_width/2)·x
 
-A wedged body turns about its centre: anterior and posterior height h ± depth·tan(wedge/2), so that lordosis adds up in
-the planar case: LL = Σ disc angles + Σ body wedges.
+A wedged body turns about its centre: anterior and posterior height h ± depth·tan(wedge/2), so that
+lordosis adds up in the planar case: LL = Σ disc angles + Σ body wedges.
 """
 
 from __future__ import annotations
@@ -22,10 +23,25 @@ from pydantic import BaseModel, ConfigDict, Field
 from engine.patient.alignment.disc import cranial_pose, measure
 from engine.patient.bone.assumed import BoneProfile
 from engine.patient.geometry.distance import isosurface, surface_sdf
-from engine.patient.geometry.frames import frame, inverse, move_endplate, move_surface, rotation, unit
+from engine.patient.geometry.frames import (
+    frame,
+    inverse,
+    move_endplate,
+    move_surface,
+    rotation,
+    unit,
+)
 from engine.patient.phantoms.phantom import EDGE_MM, PhantomSpec, Shape, vertebra_of
 from engine.patient.phantoms.shapes import box, capsule, ellipse, smooth_max, smooth_min
-from engine.types import Endplate, PatientModel, Sacrum, SegmentAlignment, Surface, VoxelField, rigid
+from engine.types import (
+    Endplate,
+    PatientModel,
+    Sacrum,
+    SegmentAlignment,
+    Surface,
+    VoxelField,
+    rigid,
+)
 
 BODIES = ("L1", "L2", "L3", "L4", "L5")
 DISCS = ("L1-L2", "L2-L3", "L3-L4", "L4-L5", "L5-S1")
@@ -34,10 +50,11 @@ _ZERO: Five = (0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 class LumbarSpec(BaseModel):
-    """What the lumbar spine is asked to be, cranial to caudal; discs L1-L2 … L5-S1 as `SegmentAlignment` defines them.
+    """What the lumbar spine is asked to be, cranial to caudal; discs L1-L2 … L5-S1 as
+    `SegmentAlignment` defines them.
 
-    Default: disc angle + body wedge of the vertebra above = 1.2/5.9/9.1/12.7/21.6° [S66], LL 50.5°; heights [S69];
-    how S66's angles divide between disc and body [M].
+    Default: disc angle + body wedge of the vertebra above = 1.2/5.9/9.1/12.7/21.6° [S66], LL 50.5°;
+    heights [S69]; how S66's angles divide between disc and body [M].
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,7 +65,9 @@ class LumbarSpec(BaseModel):
     height_middle_mm: Five = (10.0, 11.6, 12.5, 13.8, 13.0)
     listhesis_mm: Five = _ZERO
     lateral_mm: Five = _ZERO
-    body_wedge_deg: Five = Field(default=(-2.0, -0.5, 1.0, 2.5, 8.0), description="of L1 … L5, positive when taller in front")
+    body_wedge_deg: Five = Field(
+        default=(-2.0, -0.5, 1.0, 2.5, 8.0), description="of L1 … L5, positive when taller in front"
+    )
     body_height_mm: Five = (26.0, 27.0, 27.0, 27.0, 27.0)
     width_mm: Five = (43.0, 45.0, 47.0, 49.0, 51.0)
     depth_mm: Five = (32.0, 33.0, 34.0, 35.0, 35.0)
@@ -56,21 +75,28 @@ class LumbarSpec(BaseModel):
     sacrum_depth_mm: float = Field(default=32.0, ge=24.0, le=42.0)
     concavity_mm: float = Field(default=1.75, ge=0.0, le=3.0)
     sacral_slope_deg: float = Field(default=40.0, ge=0.0, le=75.0)
-    pi_deg: float = Field(default=52.0, ge=20.0, le=100.0, description="pelvic incidence, sets where the hips are")
-    hip_distance_mm: float = Field(default=100.0, ge=60.0, le=150.0, description="S1's centre to the hip axis")
+    pi_deg: float = Field(
+        default=52.0, ge=20.0, le=100.0, description="pelvic incidence, sets where the hips are"
+    )
+    hip_distance_mm: float = Field(
+        default=100.0, ge=60.0, le=150.0, description="S1's centre to the hip axis"
+    )
     hip_width_mm: float = Field(default=170.0, ge=120.0, le=220.0)
     facet_gap_mm: float = Field(default=1.5, ge=0.8, le=3.0)
     trabecular_g_cm3: float = Field(default=0.11, ge=0.05, le=0.35)
     texture: float = Field(default=0.08, ge=0.0, le=0.25)
     seed: int = Field(default=0, ge=0)
-    rotation_deg: tuple[float, float, float] = Field(default=(0.0, 0.0, 0.0), description="of the patient, Rz·Ry·Rx")
+    rotation_deg: tuple[float, float, float] = Field(
+        default=(0.0, 0.0, 0.0), description="of the patient, Rz·Ry·Rx"
+    )
     translation_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
     spacing_mm: float = Field(default=1.25, ge=0.5, le=2.0)
 
     def body(self, level: str) -> PhantomSpec:
         """The phantom's spec of one vertebra."""
         k = BODIES.index(level)
-        # copied without validation: a fractured body is outside the range of the single-segment phantom
+        # copied without validation: a fractured body is outside the range of the single-segment
+        # phantom
         return PhantomSpec().model_copy(
             update={
                 "width_mm": self.width_mm[k],
@@ -88,15 +114,22 @@ class LumbarSpec(BaseModel):
 
 
 def fractured(spec: LumbarSpec, level: str, anterior_loss: float) -> LumbarSpec:
-    """The spec with a wedge fracture: anterior height of one body less by that share, posterior height kept.
+    """The spec with a wedge fracture: anterior height of one body less by that share, posterior
+    height kept.
 
     Raises: ValueError for a loss outside 0..0.6 or an unknown level.
     """
     if level not in BODIES or not 0.0 <= anterior_loss <= 0.6:
-        raise ValueError(f"fracture of {level!r} by {anterior_loss:g}; expected one of {', '.join(BODIES)} and a share in 0..0.6")
+        raise ValueError(
+            f"fracture of {level!r} by {anterior_loss:g}; expected one of {', '.join(BODIES)} and a"
+            " share in 0..0.6"
+        )
     k = BODIES.index(level)
     half = spec.depth_mm[k] * np.tan(0.5 * np.radians(spec.body_wedge_deg[k]))
-    front, back = (spec.body_height_mm[k] + half) * (1.0 - anterior_loss), spec.body_height_mm[k] - half
+    front, back = (
+        (spec.body_height_mm[k] + half) * (1.0 - anterior_loss),
+        spec.body_height_mm[k] - half,
+    )
     wedge, height = list(spec.body_wedge_deg), list(spec.body_height_mm)
     wedge[k] = float(np.degrees(2.0 * np.arctan((front - back) / (2.0 * spec.depth_mm[k]))))
     height[k] = float(0.5 * (front + back))
@@ -104,19 +137,28 @@ def fractured(spec: LumbarSpec, level: str, anterior_loss: float) -> LumbarSpec:
 
 
 def scoliotic(spec: LumbarSpec, coronal_deg: float) -> LumbarSpec:
-    """The spec with a left-convex lumbar curve of about `coronal_deg` from L1 to L4 and the turn that goes with it.
+    """The spec with a left-convex lumbar curve of about `coronal_deg` from L1 to L4 and the turn
+    that goes with it.
 
-    The discs L1-L2 … L3-L4 open to the left by a third each; L4-L5 and L5-S1 take 0.3 of it back (fractional curve).
+    The discs L1-L2 … L3-L4 open to the left by a third each; L4-L5 and L5-S1 take 0.3 of it back
+    (fractional curve).
     """
     third = coronal_deg / 3.0
     coronal = (0.8 * third, 1.2 * third, third, -0.5 * third, -0.4 * third)
-    return spec.model_copy(update={"coronal_deg": coronal, "axial_deg": tuple(0.15 * c for c in coronal)})
+    return spec.model_copy(
+        update={"coronal_deg": coronal, "axial_deg": tuple(0.15 * c for c in coronal)}
+    )
 
 
-def lumbar_phantom(spec: LumbarSpec | None = None, profile: BoneProfile | None = None) -> PatientModel:
-    """The phantom patient L1-L5 and sacrum in LPS, with exact endplates; `source["femoral_heads_mm"]` has the hips."""
+def lumbar_phantom(
+    spec: LumbarSpec | None = None, profile: BoneProfile | None = None
+) -> PatientModel:
+    """The phantom patient L1-L5 and sacrum in LPS, with exact endplates;
+    `source["femoral_heads_mm"]` has the hips."""
     spec = spec or LumbarSpec()
-    profile = (profile or BoneProfile()).model_copy(update={"trabecular_g_cm3": spec.trabecular_g_cm3})
+    profile = (profile or BoneProfile()).model_copy(
+        update={"trabecular_g_cm3": spec.trabecular_g_cm3}
+    )
     shapes, poses = shapes_of(spec), poses_of(spec)
     base = shapes["S1"]
     sacrum = move_surface(poses["S1"], base.surface(spec.spacing_mm))
@@ -134,7 +176,11 @@ def lumbar_phantom(spec: LumbarSpec | None = None, profile: BoneProfile | None =
         density_source="phantom",
         posture="phantom",
         repairs=(),
-        source={"kind": "phantom", "spec": spec.model_dump(mode="json"), "femoral_heads_mm": femoral_heads_mm(spec).tolist()},
+        source={
+            "kind": "phantom",
+            "spec": spec.model_dump(mode="json"),
+            "femoral_heads_mm": femoral_heads_mm(spec).tolist(),
+        },
         sacrum=Sacrum(sacrum, plate, plate_corners(plate)),
     )
 
@@ -148,7 +194,8 @@ def femoral_heads_mm(spec: LumbarSpec) -> np.ndarray:
 
 
 def exact_plates(spec: LumbarSpec) -> tuple[dict[str, tuple[Endplate, Endplate]], Endplate]:
-    """Exact (superior, inferior) endplates of L1 … L5, and S1's superior one, in LPS; no surface is made."""
+    """Exact (superior, inferior) endplates of L1 … L5, and S1's superior one, in LPS; no surface
+    is made."""
     poses = poses_of(spec)
     plates = {
         level: (
@@ -162,10 +209,11 @@ def exact_plates(spec: LumbarSpec) -> tuple[dict[str, tuple[Endplate, Endplate]]
 
 
 def lumbar_truth(spec: LumbarSpec) -> dict[str, float]:
-    """Exact alignment of the phantom by key "place.name" (places and names of regional.py); no surface is made.
+    """Exact alignment of the phantom by key "place.name" (places and names of regional.py); no
+    surface is made.
 
-    Sagittal angles are in the plane across the hip axis x, coronal ones in that of x and the chord S1-L1; the vertical
-    of SS and PT is LPS z in the sagittal plane.
+    Sagittal angles are in the plane across the hip axis x, coronal ones in that of x and the chord
+    S1-L1; the vertical of SS and PT is LPS z in the sagittal plane.
     """
     plates, sacrum = exact_plates(spec)
     below = [*(plates[level] for level in BODIES[1:]), (sacrum, _turned(sacrum))]
@@ -208,17 +256,27 @@ def lumbar_truth(spec: LumbarSpec) -> dict[str, float]:
 
 
 def plate_corners(plate: Endplate) -> dict[str, np.ndarray]:
-    """Landmarks of S1: midpoints of the anterior (promontory) and posterior rim, on the endplate's own midline."""
+    """Landmarks of S1: midpoints of the anterior (promontory) and posterior rim, on the
+    endplate's own midline."""
     offset = plate.rim_mm - plate.centre_mm
     back = np.cross(plate.normal, plate.axis_left)
-    angle, radius = np.arctan2(offset @ back, offset @ plate.axis_left), np.linalg.norm(offset, axis=1)
+    angle, radius = (
+        np.arctan2(offset @ back, offset @ plate.axis_left),
+        np.linalg.norm(offset, axis=1),
+    )
     order = np.argsort(angle)
-    front, rear = np.interp([-0.5 * np.pi, 0.5 * np.pi], angle[order], radius[order], period=2.0 * np.pi)
-    return {"promontory": plate.centre_mm - front * back, "s1_posterior_superior": plate.centre_mm + rear * back}
+    front, rear = np.interp(
+        [-0.5 * np.pi, 0.5 * np.pi], angle[order], radius[order], period=2.0 * np.pi
+    )
+    return {
+        "promontory": plate.centre_mm - front * back,
+        "s1_posterior_superior": plate.centre_mm + rear * back,
+    }
 
 
 class SacrumShape(Shape):
-    """Implicit sacrum in the frame of S1's superior rim plane (origin at the ellipse's centre, z its normal)."""
+    """Implicit sacrum in the frame of S1's superior rim plane (origin at the ellipse's centre, z
+    its normal)."""
 
     def _plane(self, side: int) -> tuple[np.ndarray, np.ndarray]:
         if side < 0:
@@ -257,24 +315,46 @@ class SacrumShape(Shape):
         mass = capsule(q, at(a + 4.0, 12.0, -30.0), at(10.0, 24.0, -78.0), 9.0)
         tail = capsule(q, at(0.0, 13.0, -50.0), at(0.0, 28.0, -90.0), 9.0)
         value = self.body(p)
-        for part, blend in ((ala, 4.0), (stem, 3.0), (facet, 3.0), (lamina, 3.0), (crest, 3.0), (mass, 4.0), (tail, 4.0)):
+        for part, blend in (
+            (ala, 4.0),
+            (stem, 3.0),
+            (facet, 3.0),
+            (lamina, 3.0),
+            (crest, 3.0),
+            (mass, 4.0),
+            (tail, 4.0),
+        ):
             value = smooth_min(value, part, blend)
         return value
 
-    def surface(self, spacing_mm: float, keep_off: tuple[VoxelField, np.ndarray] | None = None) -> Surface:
+    def surface(
+        self, spacing_mm: float, keep_off: tuple[VoxelField, np.ndarray] | None = None
+    ) -> Surface:
         """Closed surface of the sacrum; it keeps off nothing, the vertebra above it does."""
         if keep_off is not None:
-            raise ValueError("the sacrum is the lowest bone and keeps off no other; leave keep_off out")
+            raise ValueError(
+                "the sacrum is the lowest bone and keeps off no other; leave keep_off out"
+            )
         reach = 0.5 * self.spec.width_mm + 36.0
-        low, high = np.array([-reach, -0.5 * self.spec.depth_mm - 3.0, -101.0]), np.array([reach, 62.0, 18.0])
-        axes = [np.arange(start, end + spacing_mm, spacing_mm) for start, end in zip(low, high, strict=True)]
+        low, high = (
+            np.array([-reach, -0.5 * self.spec.depth_mm - 3.0, -101.0]),
+            np.array([reach, 62.0, 18.0]),
+        )
+        axes = [
+            np.arange(start, end + spacing_mm, spacing_mm)
+            for start, end in zip(low, high, strict=True)
+        ]
         points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
         return isosurface(VoxelField(self(points), low, spacing_mm))
 
 
 def shapes_of(spec: LumbarSpec) -> dict[str, Shape]:
     base = PhantomSpec().model_copy(
-        update={"width_mm": spec.sacrum_width_mm, "depth_mm": spec.sacrum_depth_mm, "concavity_mm": spec.concavity_mm}
+        update={
+            "width_mm": spec.sacrum_width_mm,
+            "depth_mm": spec.sacrum_depth_mm,
+            "concavity_mm": spec.concavity_mm,
+        }
     )
     return {level: Shape(spec.body(level)) for level in BODIES} | {"S1": SacrumShape(base)}
 
@@ -321,6 +401,13 @@ def _up_frame(plate: Endplate, up: float = 1.0) -> np.ndarray:
 
 
 def _turned(plate: Endplate) -> Endplate:
-    """The plate with its normal turned: stands in for the inferior endplate that a sacrum has not."""
-    return Endplate(plate.centre_mm, -plate.normal, plate.rim_mm, plate.axis_left, plate.half_width_mm, plate.half_depth_mm)
-
+    """The plate with its normal turned: stands in for the inferior endplate that a sacrum has
+    not."""
+    return Endplate(
+        plate.centre_mm,
+        -plate.normal,
+        plate.rim_mm,
+        plate.axis_left,
+        plate.half_width_mm,
+        plate.half_depth_mm,
+    )

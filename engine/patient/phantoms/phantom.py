@@ -1,13 +1,15 @@
 """An analytic L4-L5 whose landmarks, frames, endplates and angles are known exactly.
 
-Each vertebra is an implicit function in its own frame (origin at the body's centre, x left, y posterior, z up): a
-waisted elliptic body with a posterior notch, flat bony rims around concave endplates, pedicles, laminae, articular,
-transverse and spinous processes, joined by smooth booleans and turned into a true signed distance. The caudal
-vertebra sits with its superior endplate's frame as the origin; the cranial one is posed by the asked alignment; its
-inferior articular processes are hollowed so that `facet_gap_mm` stays open to the caudal vertebra, as in a joint.
+Each vertebra is an implicit function in its own frame (origin at the body's centre, x left, y
+posterior, z up): a waisted elliptic body with a posterior notch, flat bony rims around concave
+endplates, pedicles, laminae, articular, transverse and spinous processes, joined by smooth booleans
+and turned into a true signed distance. The caudal vertebra sits with its superior endplate's frame
+as the origin; the cranial one is posed by the asked alignment; its inferior articular processes are
+hollowed so that `facet_gap_mm` stays open to the caudal vertebra, as in a joint.
 
-Endplate convention (that of anatomy.py): the plane through the flat bony rim; the rim polygon is the body's section
-1 mm under that plane, projected onto it; the centre is the polygon's area centroid.
+Endplate convention (that of anatomy.py): the plane through the flat bony rim; the rim polygon is
+the body's section 1 mm under that plane, projected onto it; the centre is the polygon's area
+centroid.
 """
 
 from __future__ import annotations
@@ -21,9 +23,25 @@ from pydantic import BaseModel, ConfigDict, Field
 from engine.patient.alignment.disc import cranial_pose, measure
 from engine.patient.bone.assumed import BoneProfile, assumed_density
 from engine.patient.geometry.distance import isosurface, surface_sdf
-from engine.patient.geometry.frames import RIM_POINTS, endplate, frame, inverse, move_endplate, move_surface, rotation
+from engine.patient.geometry.frames import (
+    RIM_POINTS,
+    endplate,
+    frame,
+    inverse,
+    move_endplate,
+    move_surface,
+    rotation,
+)
 from engine.patient.phantoms.shapes import box, capsule, ellipse, smooth_max, smooth_min
-from engine.types import Endplate, PatientModel, SegmentAlignment, Surface, Vertebra, VoxelField, rigid
+from engine.types import (
+    Endplate,
+    PatientModel,
+    SegmentAlignment,
+    Surface,
+    Vertebra,
+    VoxelField,
+    rigid,
+)
 
 #: Depth under the rim plane at which the rim polygon is taken (see anatomy.py).
 RIM_DEPTH_MM = 1.0
@@ -32,7 +50,8 @@ EDGE_MM = 1.5
 
 
 class PhantomSpec(BaseModel):
-    """What the phantom is asked to be. Alignment as `SegmentAlignment` defines it (alignment.py)."""
+    """What the phantom is asked to be. Alignment as `SegmentAlignment` defines it
+    (alignment.py)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -46,12 +65,20 @@ class PhantomSpec(BaseModel):
     width_mm: float = Field(default=50.0, ge=38.0, le=62.0)
     depth_mm: float = Field(default=35.0, ge=27.0, le=44.0)
     body_height_mm: float = Field(default=27.0, ge=22.0, le=34.0)
-    body_wedge_deg: float = Field(default=4.0, ge=0.0, le=10.0, description="of each body, taller in front")
+    body_wedge_deg: float = Field(
+        default=4.0, ge=0.0, le=10.0, description="of each body, taller in front"
+    )
     facet_gap_mm: float = Field(default=1.5, ge=0.8, le=3.0)
-    trabecular_g_cm3: float = Field(default=0.11, ge=0.05, le=0.35, description="normal 0.18, osteopenic 0.12")
-    texture: float = Field(default=0.08, ge=0.0, le=0.25, description="relative deviation of the core's seeded texture")
+    trabecular_g_cm3: float = Field(
+        default=0.11, ge=0.05, le=0.35, description="normal 0.18, osteopenic 0.12"
+    )
+    texture: float = Field(
+        default=0.08, ge=0.0, le=0.25, description="relative deviation of the core's seeded texture"
+    )
     seed: int = Field(default=0, ge=0)
-    rotation_deg: tuple[float, float, float] = Field(default=(0.0, 0.0, 0.0), description="of the patient, Rz·Ry·Rx")
+    rotation_deg: tuple[float, float, float] = Field(
+        default=(0.0, 0.0, 0.0), description="of the patient, Rz·Ry·Rx"
+    )
     translation_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
     spacing_mm: float = Field(default=0.75, ge=0.5, le=1.5)
 
@@ -118,7 +145,10 @@ class Shape:
         y = np.cross(up, left)
         angles = np.linspace(0.0, 2.0 * np.pi, 4 * RIM_POINTS, endpoint=False)
         rays = np.cos(angles)[:, None] * left + np.sin(angles)[:, None] * y
-        low, high = np.full(len(rays), 0.3 * self.spec.depth_mm), np.full(len(rays), self.spec.width_mm)
+        low, high = (
+            np.full(len(rays), 0.3 * self.spec.depth_mm),
+            np.full(len(rays), self.spec.width_mm),
+        )
         for _ in range(40):
             middle = 0.5 * (low + high)
             out = self.body(point - RIM_DEPTH_MM * outward + middle[:, None] * rays) > 0.0
@@ -126,18 +156,31 @@ class Shape:
         return endplate(point, up, left, point + low[:, None] * rays, side)
 
     def pedicle(self, side: str) -> np.ndarray:
-        """Axis [2, 3]: entry on the posterior cortex in line with the pedicle, target in the body."""
-        sx, sz, back = self.spec.width_mm / 50.0, self.spec.body_height_mm / 27.0, 0.5 * self.spec.depth_mm
-        front, rear = np.array([14.5 * sx, back - 8.0, 4.0 * sz]), np.array([18.5 * sx, back + 13.0, 4.0 * sz])
+        """Axis [2, 3]: entry on the posterior cortex in line with the pedicle, target in the
+        body."""
+        sx, sz, back = (
+            self.spec.width_mm / 50.0,
+            self.spec.body_height_mm / 27.0,
+            0.5 * self.spec.depth_mm,
+        )
+        front, rear = (
+            np.array([14.5 * sx, back - 8.0, 4.0 * sz]),
+            np.array([18.5 * sx, back + 13.0, 4.0 * sz]),
+        )
         along = (rear - front) / np.linalg.norm(rear - front)
         steps = np.arange(0.0, 40.0, 0.05)
         inside = self(rear + steps[:, None] * along) < 0.0
         axis = np.array([rear + steps[int(np.argmin(inside))] * along, front - 14.0 * along])
         return axis * (1.0 if side == "left" else np.array([-1.0, 1.0, 1.0]))
 
-    def surface(self, spacing_mm: float, keep_off: tuple[VoxelField, np.ndarray] | None = None) -> Surface:
-        """Closed surface; `keep_off` = (distance of another bone, its frame from here) opens the facet gap."""
-        reach = np.array([0.5 * self.spec.width_mm + 20.0, 0.0, 0.5 * self.spec.body_height_mm + 22.0])
+    def surface(
+        self, spacing_mm: float, keep_off: tuple[VoxelField, np.ndarray] | None = None
+    ) -> Surface:
+        """Closed surface; `keep_off` = (distance of another bone, its frame from here) opens the
+        facet gap."""
+        reach = np.array(
+            [0.5 * self.spec.width_mm + 20.0, 0.0, 0.5 * self.spec.body_height_mm + 22.0]
+        )
         low = np.array([-reach[0], -0.5 * self.spec.depth_mm - 3.0, -reach[2]])
         high = np.array([reach[0], 0.5 * self.spec.depth_mm + 60.0, reach[2]])
         axes = [np.arange(a, b + spacing_mm, spacing_mm) for a, b in zip(low, high, strict=True)]
@@ -152,12 +195,16 @@ class Shape:
 
 
 def phantom(spec: PhantomSpec | None = None, profile: BoneProfile | None = None) -> PatientModel:
-    """The phantom patient, L4 and L5, in LPS. Alignment and endplates are exact, not measured (see `truth`).
+    """The phantom patient, L4 and L5, in LPS. Alignment and endplates are exact, not measured (see
+    `truth`).
 
-    `profile` gives the shells and gradients of the density; the core's mean density is the spec's own.
+    `profile` gives the shells and gradients of the density; the core's mean density is the spec's
+    own.
     """
     spec = spec or PhantomSpec()
-    profile = (profile or BoneProfile()).model_copy(update={"trabecular_g_cm3": spec.trabecular_g_cm3})
+    profile = (profile or BoneProfile()).model_copy(
+        update={"trabecular_g_cm3": spec.trabecular_g_cm3}
+    )
     shape = Shape(spec)
     lps = global_motion(spec)
     sup = shape.plate("superior")
@@ -185,7 +232,8 @@ def truth(spec: PhantomSpec) -> SegmentAlignment:
     upper = _cranial(shape, spec)
     lower = inverse(_frame(shape.plate("superior")))
     plates = [
-        (move_endplate(m, shape.plate("superior")), move_endplate(m, shape.plate("inferior"))) for m in (upper, lower)
+        (move_endplate(m, shape.plate("superior")), move_endplate(m, shape.plate("inferior")))
+        for m in (upper, lower)
     ]
     return measure(plates[0], plates[1])
 
@@ -225,7 +273,9 @@ def vertebra_of(
     spec: PhantomSpec,
     profile: BoneProfile,
 ) -> Vertebra:
-    superior, inferior = (move_endplate(pose, shape.plate(side)) for side in ("superior", "inferior"))
+    superior, inferior = (
+        move_endplate(pose, shape.plate(side)) for side in ("superior", "inferior")
+    )
     density = assumed_density(sdf, superior, inferior, profile, texture_of(spec, name))
     spinous = np.array([0.0, 0.5 * spec.depth_mm + 52.0, -7.5 * spec.body_height_mm / 27.0])
     return Vertebra(
@@ -241,7 +291,8 @@ def vertebra_of(
 
 
 def texture_of(spec: PhantomSpec, name: str) -> Callable[[np.ndarray], np.ndarray]:
-    """Smooth relative deviation by position in the vertebra's frame: 24 seeded plane waves of 8-25 mm."""
+    """Smooth relative deviation by position in the vertebra's frame: 24 seeded plane waves of
+    8-25 mm."""
     rng = np.random.default_rng([spec.seed, ord(name[-1])])
     direction = rng.normal(size=(24, 3))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
@@ -253,4 +304,3 @@ def texture_of(spec: PhantomSpec, name: str) -> Callable[[np.ndarray], np.ndarra
         return np.asarray(np.clip(spec.texture * np.sqrt(2.0 / len(waves)) * total, -0.5, 0.5))
 
     return deviation
-

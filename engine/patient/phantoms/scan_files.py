@@ -38,12 +38,14 @@ def write_dicom_series(
     shuffle: bool = True,
     name: str = "PHANTOM^SPINEFIT",
 ) -> list[Path]:
-    """The image as a DICOM series of axial slices (CT or MR Image Storage), caudal to cranial; returns the files in that order.
+    """The image as a DICOM series of axial slices (CT or MR Image Storage), caudal to cranial;
+    returns the files in that order.
 
-    Axes are first permuted and flipped to the nearest of L, P, S. CT: int16, stored = HU + 1024. With `gantry_tilt_deg` the
-    image is sampled again (cubic) as a tilted gantry does: every slice turned about the row axis by the tilt, the table moved
-    along the untilted slice normal, so that the slices' positions are sheared; what lies beyond the image is air.
-    `shuffle` names the files in an order that is not the slices'.
+    Axes are first permuted and flipped to the nearest of L, P, S. CT: int16, stored = HU + 1024.
+    With `gantry_tilt_deg` the image is sampled again (cubic) as a tilted gantry does: every slice
+    turned about the row axis by the tilt, the table moved along the untilted slice normal, so that
+    the slices' positions are sheared; what lies beyond the image is air. `shuffle` names the files
+    in an order that is not the slices'.
 
     Raises: ValueError for another modality, a tilt over 30°, values beyond int16.
     """
@@ -60,11 +62,19 @@ def write_dicom_series(
         values, origin, down = _tilted(values, matrix, voxel, np.radians(gantry_tilt_deg))
     stored = np.rint(values - intercept)
     if stored.min() < -32768 or stored.max() > 32767:
-        raise ValueError(f"values {values.min():.0f}..{values.max():.0f} do not fit a signed 16-bit image; rescale them first")
+        raise ValueError(
+            f"values {values.min():.0f}..{values.max():.0f} do not fit a signed 16-bit image;"
+            " rescale them first"
+        )
     pixels = stored.astype("<i2")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    seed = [modality, str(gantry_tilt_deg), str(matrix.tolist()), hashlib.sha256(pixels.tobytes()).hexdigest()]
+    seed = [
+        modality,
+        str(gantry_tilt_deg),
+        str(matrix.tolist()),
+        hashlib.sha256(pixels.tobytes()).hexdigest(),
+    ]
     uid = {key: generate_uid(entropy_srcs=[key, *seed]) for key in ("study", "series", "frame")}
     count = pixels.shape[2]
     numbers = np.random.default_rng(0).permutation(count) if shuffle else np.arange(count)
@@ -75,7 +85,11 @@ def write_dicom_series(
         data.ImageOrientationPatient = [_decimal(v) for v in (*row_direction, *down)]
         if modality == "CT":
             data.GantryDetectorTilt = _decimal(gantry_tilt_deg)
-            data.RescaleIntercept, data.RescaleSlope, data.RescaleType = str(int(intercept)), "1", "HU"
+            data.RescaleIntercept, data.RescaleSlope, data.RescaleType = (
+                str(int(intercept)),
+                "1",
+                "HU",
+            )
         plane = np.ascontiguousarray(pixels[:, :, k].T)
         data.Rows, data.Columns = plane.shape
         data.PixelData = plane.tobytes()
@@ -90,7 +104,9 @@ def _axial(image: Image) -> tuple[np.ndarray, np.ndarray]:
     directions = image.lps_from_index[:3, :3] / image.voxel_mm
     order = [int(np.argmax(np.abs(directions[axis]))) for axis in range(3)]
     if sorted(order) != [0, 1, 2]:
-        raise ValueError("the image is turned by 45° or more about two axes; no axis is the axial one")
+        raise ValueError(
+            "the image is turned by 45° or more about two axes; no axis is the axial one"
+        )
     values, matrix = np.transpose(image.values, order), image.lps_from_index.copy()
     matrix[:3, :3] = matrix[:3, order]
     for axis in range(3):
@@ -101,10 +117,13 @@ def _axial(image: Image) -> tuple[np.ndarray, np.ndarray]:
     return values, matrix
 
 
-def _tilted(values: np.ndarray, matrix: np.ndarray, voxel: np.ndarray, tilt_rad: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _tilted(
+    values: np.ndarray, matrix: np.ndarray, voxel: np.ndarray, tilt_rad: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Values on the sheared grid of a tilted gantry, its origin, and its column direction.
 
-    Slices turn about the row axis through the image's middle, so that the middle of every slice stays where it was.
+    Slices turn about the row axis through the image's middle, so that the middle of every slice
+    stays where it was.
     """
     down, normal = matrix[:3, 1] / voxel[1], matrix[:3, 2] / voxel[2]
     turned = np.cos(tilt_rad) * down + np.sin(tilt_rad) * normal
@@ -118,8 +137,14 @@ def _tilted(values: np.ndarray, matrix: np.ndarray, voxel: np.ndarray, tilt_rad:
     coefficients = spline_filter(values.astype(np.float32), order=3, output=np.float32)
     result = np.empty(values.shape, np.float32)
     for k in range(values.shape[2]):
-        result[:, :, k] = map_coordinates(coefficients, [i, j, k + rise], order=3, mode="constant", cval=fill, prefilter=False)
-    return np.clip(result, min(fill, float(values.min())), values.max()), origin, turned  # cubic overshoot at the skin
+        result[:, :, k] = map_coordinates(
+            coefficients, [i, j, k + rise], order=3, mode="constant", cval=fill, prefilter=False
+        )
+    return (
+        np.clip(result, min(fill, float(values.min())), values.max()),
+        origin,
+        turned,
+    )  # cubic overshoot at the skin
 
 
 def _decimal(value: float) -> str:
@@ -127,29 +152,61 @@ def _decimal(value: float) -> str:
     return f"{value:.10f}"[:16] if abs(value) >= 1e-12 else "0"
 
 
-def _slice_header(modality: str, name: str, uid: Mapping[str, str], seed: list[str], k: int, voxel: np.ndarray) -> FileDataset:
-    """One instance without place and pixels; every type 1 and type 2 attribute of the mandatory modules is there."""
+def _slice_header(
+    modality: str, name: str, uid: Mapping[str, str], seed: list[str], k: int, voxel: np.ndarray
+) -> FileDataset:
+    """One instance without place and pixels; every type 1 and type 2 attribute of the mandatory
+    modules is there."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage if modality == "CT" else MRImageStorage
     meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["instance", str(k), *seed])
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     data.SpecificCharacterSet = "ISO_IR 100"
-    data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = uid["study"], uid["series"], uid["frame"]
-    data.PatientName, data.PatientID, data.PatientBirthDate, data.PatientSex = name, "PHANTOM", "", ""
-    data.StudyDate, data.StudyTime, data.StudyID, data.AccessionNumber, data.ReferringPhysicianName = "20000101", "000000", "1", "", ""
+    data.SOPClassUID, data.SOPInstanceUID = (
+        meta.MediaStorageSOPClassUID,
+        meta.MediaStorageSOPInstanceUID,
+    )
+    data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = (
+        uid["study"],
+        uid["series"],
+        uid["frame"],
+    )
+    data.PatientName, data.PatientID, data.PatientBirthDate, data.PatientSex = (
+        name,
+        "PHANTOM",
+        "",
+        "",
+    )
+    (
+        data.StudyDate,
+        data.StudyTime,
+        data.StudyID,
+        data.AccessionNumber,
+        data.ReferringPhysicianName,
+    ) = ("20000101", "000000", "1", "", "")
     data.SeriesNumber, data.AcquisitionNumber, data.InstanceNumber = 1, 1, k + 1
     data.Manufacturer, data.ManufacturerModelName = "spinefit", "synthetic"
-    data.Modality, data.SeriesDescription, data.PatientPosition = modality, "synthetic phantom", "HFS"
+    data.Modality, data.SeriesDescription, data.PatientPosition = (
+        modality,
+        "synthetic phantom",
+        "HFS",
+    )
     data.PositionReferenceIndicator, data.Laterality = "", ""
-    data.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"] if modality == "CT" else ["ORIGINAL", "PRIMARY", "OTHER"]
+    data.ImageType = (
+        ["ORIGINAL", "PRIMARY", "AXIAL"] if modality == "CT" else ["ORIGINAL", "PRIMARY", "OTHER"]
+    )
     data.PixelSpacing = [_decimal(voxel[1]), _decimal(voxel[0])]
     data.SliceThickness = _decimal(voxel[2])
     if modality == "CT":
         data.KVP, data.ConvolutionKernel = "120", "SYNTHETIC"
     else:
-        data.ScanningSequence, data.SequenceVariant, data.ScanOptions, data.MRAcquisitionType = "SE", "NONE", "", "2D"
+        data.ScanningSequence, data.SequenceVariant, data.ScanOptions, data.MRAcquisitionType = (
+            "SE",
+            "NONE",
+            "",
+            "2D",
+        )
         data.RepetitionTime, data.EchoTime, data.EchoTrainLength = "500", "10", "1"
     data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
     data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1

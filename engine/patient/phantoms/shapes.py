@@ -23,9 +23,14 @@ def ellipse(x: np.ndarray, y: np.ndarray, a: float, b: float) -> np.ndarray:
 
 
 def capsule(
-    p: np.ndarray, a: np.ndarray, b: np.ndarray, radius: float, squash: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    p: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    radius: float,
+    squash: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> np.ndarray:
-    """Capsule from a to b; `squash` < 1 stretches it along that axis (then a lower bound of the distance)."""
+    """Capsule from a to b; `squash` < 1 stretches it along that axis (then a lower bound of the
+    distance)."""
     scale = np.array(squash)
     axis, offset = (b - a) * scale, (p - a) * scale
     t = np.clip(offset @ axis / (axis @ axis), 0.0, 1.0)

@@ -1,4 +1,5 @@
-"""A program of somebody else's as a child process: found, asked for its version, run to its end with the network closed."""
+"""A program of somebody else's as a child process: found, asked for its version, run to its end
+with the network closed."""
 
 from __future__ import annotations
 
@@ -17,29 +18,39 @@ from pathlib import Path
 LAST_LINES = 8
 #: Progress bars are passed on this often.
 _BAR_S = 5.0
-#: Port 9 (discard) of this machine, where nothing listens: what goes to such a proxy is refused at once.
+#: Port 9 (discard) of this machine, where nothing listens: what goes to such a proxy is refused at
+#: once.
 _CLOSED = "http://127.0.0.1:9"
 
 
 def find(executable: str) -> Path | None:
-    """Where an executable is: on PATH, else beside our own Python (an environment that is not activated)."""
-    found = shutil.which(executable) or shutil.which(executable, path=str(Path(sys.executable).parent))
+    """Where an executable is: on PATH, else beside our own Python (an environment that is not
+    activated)."""
+    found = shutil.which(executable) or shutil.which(
+        executable, path=str(Path(sys.executable).parent)
+    )
     return None if found is None else Path(found).absolute()
 
 
 def version(distribution: str, executable: Path) -> str:
-    """Installed version of a Python program: the package metadata of the interpreter that it starts; "unknown" where it has none.
+    """Installed version of a Python program: the package metadata of the interpreter that it
+    starts; "unknown" where it has none.
 
-    Not by its own `--version`: that may load torch, which takes longer than all else when the result is already there.
+    Not by its own `--version`: that may load torch, which takes longer than all else when the
+    result is already there.
     """
     with executable.open("rb") as stream:
         head = stream.read(512).decode(errors="replace")
-    interpreter = re.search(r"(/[^\s\"']*python[\d.]*)", "\n".join(head.splitlines()[:2]))  # second line: pip's form for long paths
+    interpreter = re.search(
+        r"(/[^\s\"']*python[\d.]*)", "\n".join(head.splitlines()[:2])
+    )  # second line: pip's form for long paths
     if interpreter is None:
         return "unknown"
     code = f"import importlib.metadata as m; print(m.version({distribution!r}))"
     try:
-        done = subprocess.run([interpreter[1], "-c", code], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [interpreter[1], "-c", code], capture_output=True, text=True, timeout=60
+        )
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     return done.stdout.strip() if done.returncode == 0 else "unknown"
@@ -48,24 +59,41 @@ def version(distribution: str, executable: Path) -> str:
 def gpu_there() -> bool:
     """Whether NVIDIA's driver lists a GPU (asked without torch)."""
     try:
-        return "GPU 0" in subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30).stdout
+        return (
+            "GPU 0"
+            in subprocess.run(
+                ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30
+            ).stdout
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False
 
 
 def offline() -> dict[str, str]:
-    """Variables that close the network for what asks through urllib, requests or curl: every proxy is a closed port."""
-    proxies = {name: _CLOSED for kind in ("http", "https", "ftp", "all") for name in (f"{kind}_proxy", f"{kind}_proxy".upper())}
+    """Variables that close the network for what asks through urllib, requests or curl: every
+    proxy is a closed port."""
+    proxies = {
+        name: _CLOSED
+        for kind in ("http", "https", "ftp", "all")
+        for name in (f"{kind}_proxy", f"{kind}_proxy".upper())
+    }
     return {**proxies, "no_proxy": "", "NO_PROXY": ""}
 
 
-def run(title: str, command: list[str], folder: Path, environment: Mapping[str, str], log: Callable[[str], None]) -> None:
+def run(
+    title: str,
+    command: list[str],
+    folder: Path,
+    environment: Mapping[str, str],
+    log: Callable[[str], None],
+) -> None:
     """Run a command in `folder` to its end, passing its lines on as they come.
 
     environment   on top of ours and of `offline()`
 
-    Raises: ValueError that begins with `title` when it can't be started, fails or is killed. Whatever stops us (KeyboardInterrupt)
-    ends the program and the workers that it started, and passes on.
+    Raises: ValueError that begins with `title` when it can't be started, fails or is killed.
+    Whatever stops us (KeyboardInterrupt) ends the program and the workers that it started, and
+    passes on.
     """
     lines: deque[str] = deque(maxlen=LAST_LINES)
     try:
@@ -81,7 +109,9 @@ def run(title: str, command: list[str], folder: Path, environment: Mapping[str, 
             start_new_session=True,  # a group of its own, which `_end` can end
         )
     except OSError as error:
-        raise ValueError(f"{title}: {command[0]} could not be started ({error}); install it anew") from error
+        raise ValueError(
+            f"{title}: {command[0]} could not be started ({error}); install it anew"
+        ) from error
     try:
         assert child.stdout is not None
         bar = float("-inf")

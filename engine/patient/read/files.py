@@ -174,7 +174,7 @@ def misnamed(file: Path, found: Content) -> list[str]:
     )
     return [
         f"the file's name ends in {ending or file.suffix or 'nothing known'}, but it holds {how}; "
-        f"read as that"
+        "read as that"
     ]
 
 

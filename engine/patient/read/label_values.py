@@ -48,7 +48,7 @@ def label_numbers(values: np.ndarray, place: str) -> tuple[np.ndarray, bool, lis
                 raise ValueError(f"{place}: values are not whole numbers; {_AN_IMAGE}")
             notes.append(
                 f"{1.0 - share:.1%} of the labelled voxels lie between whole numbers: the mask was "
-                f"resampled with interpolation, and is "
+                "resampled with interpolation, and is "
                 "rounded; rims may carry numbers of other labels (resample labels with nearest "
                 "neighbour)"
             )
@@ -58,7 +58,7 @@ def label_numbers(values: np.ndarray, place: str) -> tuple[np.ndarray, bool, lis
         count = int(np.count_nonzero(values < 0))
         notes.append(
             f"{count} voxels below 0 (down to {low:g}), as interpolation leaves them beside "
-            f"labels: set to 0"
+            "labels: set to 0"
         )
         values = np.maximum(values, 0)
         low = 0.0

@@ -86,7 +86,7 @@ def read_masks(folder: Path, files: list[Path], max_voxels: int) -> Image:
     if not any(level_of(name) for name in names.values()):
         raise ValueError(
             f"{folder}: the masks named after vertebrae are all empty ({listed(empty)}); segment "
-            f"it again"
+            "it again"
         )
     notes.insert(0, f"{len(names)} masks of one structure each combined, numbered anew")
     if empty:
@@ -123,7 +123,7 @@ def _mask(file: Path, values: np.ndarray) -> np.ndarray:
             f"{file}: a mask of one structure holds 0 and one other number; this holds "
             f"{', '.join(f'{v:g}' for v in some[:6])}"
             f"{', …' if len(some) > 6 else ''} ({what}); give 0/1 masks, or the file with all "
-            f"labels as it is"
+            "labels as it is"
         )
     return mask
 
@@ -148,5 +148,5 @@ def _check_grid(
         )
         raise ValueError(
             f"{file}: lies on another grid than {reference.name} ({how}); give masks of one and "
-            f"the same scan"
+            "the same scan"
         )

@@ -4,8 +4,9 @@
     "sacrum", "vertebrae_S1"                                                      → "S1"
     "femur_left", "Left femur", "aorta", "rib_right_12", "spinal_cord"            → tissues
 
-A name that speaks of something *at* a vertebra (a disc, a rib, a root, a screw, a canal) is not that vertebra's. Names win over
-numbers: a number has its meaning from a scheme that must be guessed, a name was written by whoever drew the label.
+A name that speaks of something *at* a vertebra (a disc, a rib, a root, a screw, a canal) is not
+that vertebra's. Names win over numbers: a number has its meaning from a scheme that must be
+guessed, a name was written by whoever drew the label.
 """
 
 from __future__ import annotations
@@ -32,13 +33,24 @@ _ORDINALS = {
     word: number
     for number, words in enumerate(
         (
-            "first 1st", "second 2nd", "third 3rd", "fourth 4th", "fifth 5th", "sixth 6th", "seventh 7th", "eighth 8th",
-            "ninth 9th", "tenth 10th", "eleventh 11th", "twelfth 12th", "thirteenth 13th",
+            "first 1st",
+            "second 2nd",
+            "third 3rd",
+            "fourth 4th",
+            "fifth 5th",
+            "sixth 6th",
+            "seventh 7th",
+            "eighth 8th",
+            "ninth 9th",
+            "tenth 10th",
+            "eleventh 11th",
+            "twelfth 12th",
+            "thirteenth 13th",
         ),
         start=1,
     )
     for word in words.split()
-}  # fmt: skip
+}
 #: Tissues that are read by name, as (side-less) words that the name must hold.
 _TISSUES = {
     "femur": r"femurs?|thigh bone",
@@ -62,7 +74,8 @@ _SIDES = {"left": r"left|l|lt|links|sinist\w*", "right": r"right|r|rt|rechts|dex
 
 
 def _words(name: str) -> str:
-    """Lower case with one space between words; CamelCase, digits' borders and punctuation part words, a level stays one word."""
+    """Lower case with one space between words; CamelCase, digits' borders and punctuation part
+    words, a level stays one word."""
     text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     text = re.sub(r"(?<=\d)(?=(?:vert|Vert|body|Body))", " ", text)
     text = re.sub(r"(?<=ertebra)(?=\d)", " ", text)
@@ -71,14 +84,18 @@ def _words(name: str) -> str:
 
 
 def level_of(name: str) -> str | None:
-    """The level ("C1"…"T13", "L1"…"L6", "S1" for the sacrum) that a name is of; None where it is of none, or of several."""
+    """The level ("C1"…"T13", "L1"…"L6", "S1" for the sacrum) that a name is of; None where it is
+    of none, or of several."""
     text = _words(name)
     if _BESIDE.search(text):
         return None
     if re.search(r"\d ?(?:or|to|bis|and|und|through) ?[a-z]*\d", text):
         return None  # of several levels
     # "L4-5" is the disc between two levels
-    if any(int(match[2]) == int(match[1]) + 1 for match in re.finditer(r"\b[cdlt]h?(\d{1,2}) (\d{1,2})\b", text)):
+    if any(
+        int(match[2]) == int(match[1]) + 1
+        for match in re.finditer(r"\b[cdlt]h?(\d{1,2}) (\d{1,2})\b", text)
+    ):
         return None
     found: set[str] = set()
     for region, words in _REGIONS.items():
@@ -104,7 +121,8 @@ def level_of(name: str) -> str | None:
 
 
 def tissue_of(name: str) -> str | None:
-    """The tissue that a name is of, under the names of schemes.py ("femur_left", "aorta", "rib_right_12", "cord"); None for others."""
+    """The tissue that a name is of, under the names of schemes.py ("femur_left", "aorta",
+    "rib_right_12", "cord"); None for others."""
     text = _words(name)
     for tissue, words in _UNSIDED.items():
         if re.search(rf"\b({words})\b", text) and not re.search(r"\b(wall|lumen|thrombus)\b", text):
@@ -122,10 +140,13 @@ def tissue_of(name: str) -> str | None:
     return None
 
 
-def by_level(names: Mapping[int, str]) -> tuple[dict[str, int], dict[str, tuple[int, ...]], dict[int, str]]:
+def by_level(
+    names: Mapping[int, str],
+) -> tuple[dict[str, int], dict[str, tuple[int, ...]], dict[int, str]]:
     """Numbers by level and by tissue, and the names that were not understood, of {number: name}.
 
-    Raises: ValueError where one level is named twice (but for the sacrum, whose parts may be named one by one as S1, S2, …).
+    Raises: ValueError where one level is named twice (but for the sacrum, whose parts may be named
+    one by one as S1, S2, …).
     """
     levels: dict[str, int] = {}
     tissues: dict[str, tuple[int, ...]] = {}
@@ -136,8 +157,8 @@ def by_level(names: Mapping[int, str]) -> tuple[dict[str, int], dict[str, tuple[
             tissues["sacrum"] = (*tissues.get("sacrum", ()), number)
         elif level is not None and level in levels:
             raise ValueError(
-                f"two labels are named {level}: {levels[level]} ({names[levels[level]]!r}) and {number} ({name!r}); rename "
-                "one of them, or give source.label_map"
+                f"two labels are named {level}: {levels[level]} ({names[levels[level]]!r}) and"
+                f" {number} ({name!r}); rename one of them, or give source.label_map"
             )
         elif level is not None:
             levels[level] = number

@@ -1,16 +1,18 @@
-"""Label schemes: which number means what, for the segmenters in use. They collide, so a scheme is only taken as detected
-when it is the one that explains the image; otherwise `source.labels` must say which.
+"""Label schemes: which number means what, for the segmenters in use. They collide, so a scheme is
+only taken as detected when it is the one that explains the image; otherwise `source.labels` must
+say which.
 
 Two things tell schemes apart
     the numbers   every number in the image must be one that the scheme knows
     their order   VerSe and TPTBox count from the head down; all others count from the sacrum up
 
-Schemes collide: 27 is L5 in version 2 of TotalSegmentator and T8 in version 1; 1 is the sacrum in vertebrae_mr and L5 in SPIDER. So
-numbers alone give `readings`, every scheme that explains them; which one is right is for the bones to say (identity.py), or the user.
-Where the file carries names, these are a scheme of their own and win (`named`).
+Schemes collide: 27 is L5 in version 2 of TotalSegmentator and T8 in version 1; 1 is the sacrum in
+vertebrae_mr and L5 in SPIDER. So numbers alone give `readings`, every scheme that explains them;
+which one is right is for the bones to say (identity.py), or the user. Where the file carries names,
+these are a scheme of their own and win (`named`).
 
-Sources: the tools' class maps (TotalSegmentator 1.5.7 and 2.18, VerSe 2020, TPTBox/SPINEPS 2.1, Ogo, TotalSpineSeg, SPIDER, MRSpineSeg),
-docs/sources.md.
+Sources: the tools' class maps (TotalSegmentator 1.5.7 and 2.18, VerSe 2020, TPTBox/SPINEPS 2.1,
+Ogo, TotalSpineSeg, SPIDER, MRSpineSeg), docs/sources.md.
 """
 
 from __future__ import annotations
@@ -35,8 +37,10 @@ class Scheme:
 
     vertebrae   level → number
     sacrum      numbers that together are the sacrum
-    tissues     other structures by name: "disc", "canal", "cord", "femur_left", …, each a tuple of numbers
-    disc_of, endplate_of  what is added to a vertebra's number for the disc below it and its endplates (0: none)
+    tissues     other structures by name: "disc", "canal", "cord", "femur_left", …, each a tuple of
+                numbers
+    disc_of, endplate_of  what is added to a vertebra's number for the disc below it and its
+                          endplates (0: none)
     others      further numbers that the scheme may hold and that are not read here
     needs_discs  whether only discs or endplates tell it from another scheme with the same vertebrae
     """
@@ -148,7 +152,14 @@ SCHEMES = {
             others=frozenset((*range(1, 105), *range(200, 225))),
         ),
         Scheme("vertebrae_mr", "TotalSegmentator vertebrae_mr", _counted(_UP, 2), (1,)),
-        Scheme("spider", "SPIDER, counted up from L5 = 1", _counted(_UP, 1), (), {"canal": (100,)}, disc_of=200),
+        Scheme(
+            "spider",
+            "SPIDER, counted up from L5 = 1",
+            _counted(_UP, 1),
+            (),
+            {"canal": (100,)},
+            disc_of=200,
+        ),
         Scheme(
             "mrspineseg",
             "MRSpineSeg (vertebrae 2-10, discs 11-19)",
@@ -165,9 +176,19 @@ SCHEMES = {
                 **{f"L{k}": 40 + k for k in range(1, 6)},
             },
             (50,),
-            {"cord": (1,), "canal": (2,), "disc": (*range(63, 68), *range(71, 83), *range(91, 96), 100)},
+            {
+                "cord": (1,),
+                "canal": (2,),
+                "disc": (*range(63, 68), *range(71, 83), *range(91, 96), 100),
+            },
         ),
-        Scheme("ogo", "Ogo", {**_counted(_LUMBAR_UP, 6), "L6": 11, "T13": 12, "T12": 13}, (5,), others=frozenset(range(1, 14))),
+        Scheme(
+            "ogo",
+            "Ogo",
+            {**_counted(_LUMBAR_UP, 6), "L6": 11, "T13": 12, "T12": 13},
+            (5,),
+            others=frozenset(range(1, 14)),
+        ),
     )
 }
 
@@ -191,19 +212,33 @@ SUBREGIONS = {
 
 
 def custom(numbers: Mapping[str, int]) -> Scheme:
-    """The scheme of a map level → number given by the user. Raises ValueError for unknown levels and doubled numbers."""
+    """The scheme of a map level → number given by the user. Raises ValueError for unknown levels
+    and doubled numbers."""
     unknown = [level for level in numbers if level not in (*_MOBILE_AND_T13, "S1")]
     if unknown:
-        raise ValueError(f"source.label_map names {', '.join(unknown)}; levels are C1..C7, T1..T13, L1..L6 and S1 (the sacrum)")
+        raise ValueError(
+            f"source.label_map names {', '.join(unknown)}; levels are C1..C7, T1..T13, L1..L6 and"
+            " S1 (the sacrum)"
+        )
     if len(set(numbers.values())) < len(numbers) or min(numbers.values(), default=1) < 1:
-        raise ValueError(f"source.label_map={dict(numbers)} gives a number twice or below 1; each level needs one of its own")
+        raise ValueError(
+            f"source.label_map={dict(numbers)} gives a number twice or below 1; each level needs"
+            " one of its own"
+        )
     vertebrae = {level: number for level, number in numbers.items() if level != "S1"}
     sacrum = (numbers["S1"],) if "S1" in numbers else ()
-    return Scheme("custom", "given by source.label_map", vertebrae, sacrum, others=frozenset(range(1, 1 << 16)))
+    return Scheme(
+        "custom",
+        "given by source.label_map",
+        vertebrae,
+        sacrum,
+        others=frozenset(range(1, 1 << 16)),
+    )
 
 
 def named(names: Mapping[int, str]) -> Scheme | None:
-    """The scheme of the names that a file carries for its numbers; None where none of them names a level.
+    """The scheme of the names that a file carries for its numbers; None where none of them names a
+    level.
 
     Raises: ValueError where two numbers bear one level's name.
     """
@@ -212,7 +247,9 @@ def named(names: Mapping[int, str]) -> Scheme | None:
         return None
     sacrum = tissues.pop("sacrum", ())
     others = frozenset((*unread, *range(1, 1 << 16)))
-    return Scheme("names", "the names that the file carries", levels, sacrum, tissues, others=others)
+    return Scheme(
+        "names", "the names that the file carries", levels, sacrum, tissues, others=others
+    )
 
 
 def readings(heights_mm: Mapping[int, float]) -> list[Scheme]:
@@ -224,33 +261,53 @@ def readings(heights_mm: Mapping[int, float]) -> list[Scheme]:
     """
     numbers = set(heights_mm)
     if not numbers:
-        raise ValueError("the label image is empty (no voxel above 0); give a segmentation of the vertebrae")
+        raise ValueError(
+            "the label image is empty (no voxel above 0); give a segmentation of the vertebrae"
+        )
     if numbers <= {1, 2}:
         raise ValueError(
-            f"the label image holds only {some(sorted(numbers))}: all bodies in one label (as TotalSegmentator vertebrae_body: "
-            "1 bodies, 2 discs), and levels cannot be told; give a mask with one label per vertebra, or source.label_map"
+            f"the label image holds only {some(sorted(numbers))}: all bodies in one label (as"
+            " TotalSegmentator vertebrae_body: 1 bodies, 2 discs), and levels cannot be told; give"
+            " a mask with one label per vertebra, or source.label_map"
         )
-    if numbers <= set(SUBREGIONS.values()) and (numbers & {42, 60, 61, 62, 100}) and not _monotone(sorted(numbers), heights_mm):
+    if (
+        numbers <= set(SUBREGIONS.values())
+        and (numbers & {42, 60, 61, 62, 100})
+        and not _monotone(sorted(numbers), heights_mm)
+    ):
         raise ValueError(
-            "the label image holds TPTBox/SPINEPS sub-regions (arch, processes, corpus), not levels; give the vertebra mask ('…seg-vert…') "
-            "and this one as source.subregions"
+            "the label image holds TPTBox/SPINEPS sub-regions (arch, processes, corpus), not"
+            " levels; give the vertebra mask ('…seg-vert…') and this one as source.subregions"
         )
     fitting = [scheme for scheme in SCHEMES.values() if _explains(scheme, heights_mm)]
-    # a reading in which every number is a bone or a disc wins over one that needs "some other organ"
-    exact = [s for s in fitting if numbers <= s.known() - (s.others - set(s.vertebrae.values()) - set(s.sacrum))]
-    # … but not over one in which the same numbers are bones too: 27..32 alone are lumbar in one and thoracic in another
+    # a reading in which every number is a bone or a disc wins over one that needs "some other
+    # organ"
+    exact = [
+        s
+        for s in fitting
+        if numbers <= s.known() - (s.others - set(s.vertebrae.values()) - set(s.sacrum))
+    ]
+    # … but not over one in which the same numbers are bones too: 27..32 alone are lumbar in one and
+    # thoracic in another
     rivals = [s for s in fitting if numbers <= set(s.vertebrae.values()) | set(s.sacrum)]
     return [s for s in fitting if s in exact or s in rivals] or fitting
 
 
 def as_given(wanted: str, numbers: set[int]) -> Scheme:
-    """The scheme that `source.labels` names. Raises ValueError for an unknown one and for numbers that it does not have."""
+    """The scheme that `source.labels` names. Raises ValueError for an unknown one and for
+    numbers that it does not have."""
     if wanted not in SCHEMES:
-        raise ValueError(f"source.labels={wanted!r} is unknown; choose auto or one of {', '.join(SCHEMES)}, or give source.label_map")
+        raise ValueError(
+            f"source.labels={wanted!r} is unknown; choose auto or one of {', '.join(SCHEMES)}, or"
+            " give source.label_map"
+        )
     scheme = SCHEMES[wanted]
     foreign = sorted(numbers - scheme.known())
     if foreign:
-        raise ValueError(f"source.labels={wanted} does not know the numbers {some(foreign)}; the image holds {some(sorted(numbers))}")
+        raise ValueError(
+            f"source.labels={wanted} does not know the numbers {some(foreign)}; the image holds"
+            f" {some(sorted(numbers))}"
+        )
     return scheme
 
 
@@ -260,7 +317,11 @@ def label_map_line(heights_mm: Mapping[int, float], lowest: str = "L5") -> str:
     column = column[column.index(lowest) :]
     order = sorted(heights_mm, key=lambda number: heights_mm[number])
     pairs = list(zip(column, order, strict=False))[:9]
-    return "'source.label_map={" + ", ".join(f"{level}: {number}" for level, number in reversed(pairs)) + "}'"
+    return (
+        "'source.label_map={"
+        + ", ".join(f"{level}: {number}" for level, number in reversed(pairs))
+        + "}'"
+    )
 
 
 def _beyond(scheme: Scheme) -> set[int]:
@@ -270,13 +331,18 @@ def _beyond(scheme: Scheme) -> set[int]:
 
 
 def _explains(scheme: Scheme, heights_mm: Mapping[int, float]) -> bool:
-    """Whether the scheme knows every number, and its levels follow each other (but for one gap) from head to foot.
+    """Whether the scheme knows every number, and its levels follow each other (but for one gap)
+    from head to foot.
 
     One pair in four may stand wrong: that is for the quality gate to name.
     """
     numbers = set(heights_mm)
     levels = scheme.levels(numbers)
-    if not levels or not numbers <= scheme.known() or (scheme.needs_discs and not numbers & _beyond(scheme)):
+    if (
+        not levels
+        or not numbers <= scheme.known()
+        or (scheme.needs_discs and not numbers & _beyond(scheme))
+    ):
         return False
     order = [level for level in _MOBILE_AND_T13 if level not in ("T13", "L6") or level in levels]
     first, last = order.index(levels[0]), order.index(levels[-1])
@@ -292,4 +358,6 @@ def _monotone(numbers: list[int], heights_mm: Mapping[int, float]) -> bool:
 
 
 def some(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers[:12])) + (f", … ({len(numbers)} in all)" if len(numbers) > 12 else "")
+    return ", ".join(map(str, numbers[:12])) + (
+        f", … ({len(numbers)} in all)" if len(numbers) > 12 else ""
+    )

@@ -48,7 +48,7 @@ def seg_nrrd(
     if outside:
         raise ValueError(
             f"{place}: {outside[0]} is in a layer that the file does not hold ({len(layers)} in "
-            f"all); save it again"
+            "all); save it again"
         )
     if len(layers) == 1:
         return layers[0], {segment.value: segment.name for segment in segments}, []

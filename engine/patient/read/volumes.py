@@ -95,7 +95,7 @@ def _nifti(file: Path, found: Content, max_voxels: int) -> Image:
             if kind.kind not in "iuf":
                 raise ValueError(
                     f"{file}: holds {kind} (colour or complex) values; one number per voxel is "
-                    f"needed"
+                    "needed"
                 )
             proxy = nifti.dataobj
             plain = float(proxy.slope) == 1.0 and float(proxy.inter) == 0.0
@@ -253,12 +253,12 @@ def three_axes(shape: tuple[int, ...], file: Path, max_voxels: int) -> tuple[int
             f"{file}: an image has three axes; this has shape {full}, several volumes or "
             f"components ({full[-1]} along the last axis, 0 to "
             f"{full[-1] - 1}); save one of them, for the first: "
-            f"nibabel.save(nibabel.load(FILE).slicer[..., 0], 'one.nii.gz')"
+            "nibabel.save(nibabel.load(FILE).slicer[..., 0], 'one.nii.gz')"
         )
     if len(full) < 3 or min(full) < 2:
         raise ValueError(
             f"{file}: an image has three axes; this has shape {full}, a single slice; give the "
-            f"whole volume"
+            "whole volume"
         )
     check_size(full, str(file), max_voxels)
     return full

@@ -35,11 +35,11 @@ p.screenshot(target)
 
 
 def write_overview(segment: Segment, folder: str | Path) -> list[Path]:
-    """caudal.vtp, cranial.vtp (with the density at the surface), disc.vtp, anatomy.vtp, fields as VTI,
-    and overview.png; all in the segment frame at the planned pose.
+    """caudal.vtp, cranial.vtp (with the density at the surface), disc.vtp, anatomy.vtp, fields as
+    VTI, and overview.png; all in the segment frame at the planned pose.
 
-    The picture is rendered in a process of its own: where no off-screen renderer works, the files are still there and
-    the picture's path is not among the results.
+    The picture is rendered in a process of its own: where no off-screen renderer works, the files
+    are still there and the picture's path is not among the results.
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
@@ -49,9 +49,17 @@ def write_overview(segment: Segment, folder: str | Path) -> list[Path]:
         mesh["density_g_cm3"] = body.density.sample(body.surface.points_mm)
         files.append(_save(mesh, target / f"{name}.vtp"))
         files.append(
-            _save(_image(body.sdf, {"sdf_mm": body.sdf, "density_g_cm3": body.density}), target / f"{name}.vti")
+            _save(
+                _image(body.sdf, {"sdf_mm": body.sdf, "density_g_cm3": body.density}),
+                target / f"{name}.vti",
+            )
         )
-    files.append(_save(polydata(disc_surface(segment.caudal.superior, segment.cranial.inferior)), target / "disc.vtp"))
+    files.append(
+        _save(
+            polydata(disc_surface(segment.caudal.superior, segment.cranial.inferior)),
+            target / "disc.vtp",
+        )
+    )
     files.append(_save(_lines((segment.caudal, segment.cranial)), target / "anatomy.vtp"))
     picture = target / "overview.png"
     command = [sys.executable, "-c", _RENDER, str(target), str(picture)]
@@ -66,7 +74,9 @@ def _save(mesh: pv.DataSet, path: Path) -> Path:
 
 def _image(grid: VoxelField, fields: dict[str, VoxelField]) -> pv.ImageData:
     image = pv.ImageData(
-        dimensions=grid.values.shape, spacing=(grid.spacing_mm,) * 3, origin=tuple(float(o) for o in grid.origin_mm)
+        dimensions=grid.values.shape,
+        spacing=(grid.spacing_mm,) * 3,
+        origin=tuple(float(o) for o in grid.origin_mm),
     )
     for name, field in fields.items():
         image[name] = np.asarray(field.values, np.float32).ravel(order="F")

@@ -25,6 +25,12 @@ def pardiso_solver(m: Model, tolerance: float, element: str) -> Callable[[], Ans
         factored = time.perf_counter()
         x = pardiso.solve(upper, b)
         solved = time.perf_counter()
-        return Answer(spread(m, moving, x), factored - started, solved - factored, assembled - started, threads=cores())
+        return Answer(
+            spread(m, moving, x),
+            factored - started,
+            solved - factored,
+            assembled - started,
+            threads=cores(),
+        )
 
     return solve

@@ -15,7 +15,8 @@ import scipy.sparse as sp
 from scripts.benchmarks.answer import Answer, cores
 from scripts.benchmarks.voxel_model import DISPLACEMENT_MM, HEXAHEDRON, Model
 
-#: jax-fem compiles in its first solve, during which its clock is stopped; up to this long it is timed again, warm.
+#: jax-fem compiles in its first solve, during which its clock is stopped; up to this long it is
+#: timed again, warm.
 REPEAT_BELOW_S = 120.0
 
 
@@ -38,12 +39,21 @@ def timed_jaxfem(m: Model, tolerance: float | None) -> Callable[[], Answer]:
     from jax_fem.problem import Problem
 
     logging.getLogger("jax_fem").setLevel(logging.WARNING)
-    half, high, pushed, nu = m.spacing_mm / 2, m.voxels.shape[2] * m.spacing_mm, m.mode == "displacement", m.poisson
+    half, high, pushed, nu = (
+        m.spacing_mm / 2,
+        m.voxels.shape[2] * m.spacing_mm,
+        m.mode == "displacement",
+        m.poisson,
+    )
     linear_s, compiled_s = [0.0], [0.0]
     plain = of_peer.jax_solve
 
     def heard(event: str, duration_secs: float, **kwargs: str | int) -> None:
-        compiled_s[0] += duration_secs if event.endswith(("backend_compile_duration", "to_mlir_module_duration")) else 0.0
+        compiled_s[0] += (
+            duration_secs
+            if event.endswith(("backend_compile_duration", "to_mlir_module_duration"))
+            else 0.0
+        )
 
     def clock() -> float:
         """Seconds, standing still while XLA compiles."""
@@ -53,12 +63,17 @@ def timed_jaxfem(m: Model, tolerance: float | None) -> Callable[[], Answer]:
 
     class Elasticity(Problem):
         def custom_init(self, modulus: np.ndarray) -> None:
-            self.internal_vars = [jnp.repeat(jnp.asarray(modulus)[:, None], self.fes[0].num_quads, axis=1)]
+            self.internal_vars = [
+                jnp.repeat(jnp.asarray(modulus)[:, None], self.fes[0].num_quads, axis=1)
+            ]
 
         def get_tensor_map(self) -> Callable[..., Any]:
             def stress(gradient: Any, e: Any) -> Any:
                 strain = 0.5 * (gradient + gradient.T)
-                return e * nu / ((1 + nu) * (1 - 2 * nu)) * jnp.trace(strain) * jnp.eye(3) + e / (1 + nu) * strain
+                return (
+                    e * nu / ((1 + nu) * (1 - 2 * nu)) * jnp.trace(strain) * jnp.eye(3)
+                    + e / (1 + nu) * strain
+                )
 
             return stress
 
@@ -85,23 +100,37 @@ def timed_jaxfem(m: Model, tolerance: float | None) -> Callable[[], Answer]:
         matrix = sp.csr_array((data, column, pointer), shape=a.getSize())
         inverse = 1.0 / jnp.array(matrix.diagonal())
         sparse = BCOO.from_scipy_sparse(matrix).sort_indices()
-        x, _ = jax.scipy.sparse.linalg.bicgstab(sparse, b, x0=x0, M=lambda r: r * inverse, tol=tolerance, atol=0.0, maxiter=10000)
+        x, _ = jax.scipy.sparse.linalg.bicgstab(
+            sparse, b, x0=x0, M=lambda r: r * inverse, tol=tolerance, atol=0.0, maxiter=10000
+        )
         x = jax.block_until_ready(x)
         linear_s[0] += clock() - started
         return x
 
     of_peer.jax_solve = timed
-    options = {} if tolerance is None else {"custom_solver": at_tolerance, "tol": 0.0, "rel_tol": 2 * tolerance}
+    options = (
+        {}
+        if tolerance is None
+        else {"custom_solver": at_tolerance, "tol": 0.0, "rel_tol": 2 * tolerance}
+    )
 
     def once() -> tuple[np.ndarray, float, float]:
         linear_s[0] = 0.0
         started = clock()
         zero, down = (lambda point: 0.0), (lambda point: DISPLACEMENT_MM)
         problem = Elasticity(
-            Mesh(m.points_mm, m.cells[:, HEXAHEDRON]), vec=3, dim=3, ele_type="HEX8", additional_info=(m.modulus,),
-            dirichlet_bc_info=[[bottom] * 3 + [top] * pushed, [0, 1, 2] + [2] * pushed, [zero] * 3 + [down] * pushed],
+            Mesh(m.points_mm, m.cells[:, HEXAHEDRON]),
+            vec=3,
+            dim=3,
+            ele_type="HEX8",
+            additional_info=(m.modulus,),
+            dirichlet_bc_info=[
+                [bottom] * 3 + [top] * pushed,
+                [0, 1, 2] + [2] * pushed,
+                [zero] * 3 + [down] * pushed,
+            ],
             location_fns=None if pushed else [top],
-        )  # fmt: skip
+        )
         u = np.asarray(of_peer.solver(problem, dict(options))[0])
         return u, clock() - started - linear_s[0], linear_s[0]
 
@@ -112,7 +141,9 @@ def timed_jaxfem(m: Model, tolerance: float | None) -> Callable[[], Answer]:
             u, setup_s, solve_s = once()
             note = "second run of two"
         stop = "1e-10, its default" if tolerance is None else f"{tolerance:.0e}"
-        note += f"; BiCGStab, Jacobi, to {stop}; matrix kept by petsc4py {metadata.version('petsc4py')}"
+        note += (
+            f"; BiCGStab, Jacobi, to {stop}; matrix kept by petsc4py {metadata.version('petsc4py')}"
+        )
         return Answer(u, setup_s, solve_s, setup_s, compile_s, threads=cores(), note=note)
 
     return solve

@@ -28,18 +28,29 @@ def sfepy_solver(m: Model, tolerance: float, element: str) -> Callable[[], Answe
         started = time.perf_counter()
         hexahedra = np.ascontiguousarray(m.cells[:, HEXAHEDRON], np.int32)
         groups = [np.zeros(len(hexahedra), np.int32)]
-        domain = FEDomain("domain", Mesh.from_data("mesh", m.points_mm, None, [hexahedra], groups, ["3_8"]))
+        domain = FEDomain(
+            "domain", Mesh.from_data("mesh", m.points_mm, None, [hexahedra], groups, ["3_8"])
+        )
         omega = domain.create_region("Omega", "all")
         half, high = m.spacing_mm / 2, m.voxels.shape[2] * m.spacing_mm
         bottom = domain.create_region("bottom", f"vertices in (z < {half!r})", "facet")
         top = domain.create_region("top", f"vertices in (z > {high - half!r})", "facet")
         field = Field.from_args("displacement", np.float64, "vector", omega, approx_order=1)
-        u, v = FieldVariable("u", "unknown", field), FieldVariable("v", "test", field, primary_var_name="u")
+        u, v = (
+            FieldVariable("u", "unknown", field),
+            FieldVariable("v", "test", field, primary_var_name="u"),
+        )
 
-        def moduli(ts: Any, coors: np.ndarray, mode: str | None = None, **kwargs: Any) -> dict[str, np.ndarray] | None:
+        def moduli(
+            ts: Any, coors: np.ndarray, mode: str | None = None, **kwargs: Any
+        ) -> dict[str, np.ndarray] | None:
             if mode != "qp":
                 return None
-            return {"D": stiffness_from_youngpoisson(3, np.repeat(m.modulus, len(coors) // len(m.modulus)), m.poisson)}
+            return {
+                "D": stiffness_from_youngpoisson(
+                    3, np.repeat(m.modulus, len(coors) // len(m.modulus)), m.poisson
+                )
+            }
 
         material, integral = Material("m", function=moduli), Integral("i", order=2)
         terms = Term.new("dw_lin_elastic(m.D, v, u)", integral, omega, m=material, v=v, u=u)
@@ -57,6 +68,12 @@ def sfepy_solver(m: Model, tolerance: float, element: str) -> Callable[[], Answe
         state = problem.solve(save_results=False)
         total_s, solve_s = time.perf_counter() - started, float(status.time_stats["solve"])
         displacement = np.asarray(state.get_state_parts()["u"]).reshape(-1, 3)
-        return Answer(displacement, total_s - solve_s, solve_s, total_s - solve_s, note=f"{linear.name}; factorisation in solve_s")
+        return Answer(
+            displacement,
+            total_s - solve_s,
+            solve_s,
+            total_s - solve_s,
+            note=f"{linear.name}; factorisation in solve_s",
+        )
 
     return solve

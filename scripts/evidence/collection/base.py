@@ -1,8 +1,9 @@
-"""The collection of inputs that people really have: the good patient that each is made from, and how what came is judged.
+"""The collection of inputs that people really have: the good patient that each is made from, and
+how what came is judged.
 
-The good one is a CT of the whole-lumbar phantom (1.2 × 1.2 × 1.5 mm, muscle, fat, air, rods) as NIfTI and
-DICOM, with VerSe labels of L1-L5 and the sacrum, and its exact truth. Each case spoils it one way, and is
-expected to be read with the right value, or refused for the right reason.
+The good one is a CT of the whole-lumbar phantom (1.2 × 1.2 × 1.5 mm, muscle, fat, air, rods) as
+NIfTI and DICOM, with VerSe labels of L1-L5 and the sacrum, and its exact truth. Each case spoils it
+one way, and is expected to be read with the right value, or refused for the right reason.
 """
 
 from __future__ import annotations
@@ -28,17 +29,21 @@ LINE = (
     "calibration.slope_g_cm3_per_hu=0.0008",
     "calibration.intercept_g_cm3=-0.004",
 )
-#: Middle height and segmental lordosis of lumbar_meshes' L4-L5, read from its own files; 0.1 mm and 0.3° between readings of it.
+#: Middle height and segmental lordosis of lumbar_meshes' L4-L5, read from its own files; 0.1 mm and
+#: 0.3° between readings of it.
 VHM = (10.39, 26.96)
-#: How far from the exact value a reading may lie: what the good patient itself shows, with room for other voxels.
+#: How far from the exact value a reading may lie: what the good patient itself shows, with room for
+#: other voxels.
 TOLERANCE = {"deg": 2.0, "mm": 0.6, "mg": 0.08}
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What is right: read (with its value) where `reason` is empty, else refused with an error that matches it.
+    """What is right: read (with its value) where `reason` is empty, else refused with an error that
+    matches it.
 
-    segment   where the value is measured     said   what a finding or a note of a patient that is read must say
+    segment   where the value is measured     said   what a finding or a note of a patient that is
+                                                     read must say
     bones     the phantom's own name of that segment, where the input calls it otherwise
     density   mean mineral density of the lower level, mg/cm³, where it is known
     """
@@ -146,7 +151,8 @@ def refused(reason: str) -> Expected:
 
 @dataclass(frozen=True)
 class Judged:
-    """What came of a case: "right", "silent wrong", "traceback", "refused", "other reason" or "said nothing", and the values."""
+    """What came of a case: "right", "silent wrong", "traceback", "refused", "other reason" or
+    "said nothing", and the values."""
 
     verdict: str
     value: str
@@ -249,9 +255,13 @@ def tabulated(ran: Sequence[Ran], truth: Mapping[str, Any]) -> tuple[str, Any]:
         kind, name = r.case.name.split(": ", 1)
         rows.append((kind, name, found.verdict, found.value, found.true, said, f"{r.seconds:.0f}"))
         record[r.case.name] = {
-            "verdict": found.verdict, "code": r.code, "value": found.value, "true": found.true,
-            "said": r.said, "seconds": round(r.seconds, 1),
-        }  # fmt: skip
+            "verdict": found.verdict,
+            "code": r.code,
+            "value": found.value,
+            "true": found.true,
+            "said": r.said,
+            "seconds": round(r.seconds, 1),
+        }
     rest = ", ".join(
         f"{name} {counts.get(name, 0)}"
         for name in ("silent wrong", "traceback", "refused", "other reason", "said nothing")

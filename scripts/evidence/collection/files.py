@@ -184,7 +184,8 @@ def files(base: Base) -> list[Case]:
 
 
 def surfaces(base: Base) -> list[Case]:
-    """Surface files as CAD and segmentation tools write and name them: the shared meshes of the Visible Human."""
+    """Surface files as CAD and segmentation tools write and name them: the shared meshes of the
+    Visible Human."""
 
     def meshes(
         name: Callable[[str], str],
@@ -295,7 +296,12 @@ def keys(base: Base) -> list[Case]:
         return lambda place: ["source=mask", f"source.path={base.labels}", *more]
 
     return [
-        case("key", "level that is not there", refused("T9 is absent"), told("segment=T9-T10", "plan=keep")),
+        case(
+            "key",
+            "level that is not there",
+            refused("T9 is absent"),
+            told("segment=T9-T10", "plan=keep"),
+        ),
         case("key", "no neighbours", refused("not the level under"), told("segment=L3-L5")),
         case(
             "key",

@@ -1,4 +1,5 @@
-"""The collection's label images: numbers that mean several things, names, and labels that are wrong."""
+"""The collection's label images: numbers that mean several things, names, and labels that are
+wrong."""
 
 from __future__ import annotations
 
@@ -205,7 +206,8 @@ def levels(base: Base) -> list[Case]:
 
 
 def gate(base: Base) -> list[Case]:
-    """Labels that are wrong: leaks, swaps, bridges, resampling; what the segment does not need does not stop it."""
+    """Labels that are wrong: leaks, swaps, bridges, resampling; what the segment does not need
+    does not stop it."""
 
     def changed(change, *more: str):  # type: ignore[no-untyped-def]
         def make(place: Path) -> list[str]:

@@ -1,4 +1,5 @@
-"""The collection's scans under labels: places, axes, HU that are none, metal, figures typed by hand."""
+"""The collection's scans under labels: places, axes, HU that are none, metal, figures typed by
+hand."""
 
 from __future__ import annotations
 
@@ -146,7 +147,8 @@ def places(base: Base) -> list[Case]:
 
 
 def numbers(base: Base) -> list[Case]:
-    """HU that are none, metal, contrast agent; calibration rods and femoral heads typed wrong; plans."""
+    """HU that are none, metal, contrast agent; calibration rods and femoral heads typed wrong;
+    plans."""
 
     def hu(change, *more: str):  # type: ignore[no-untyped-def]
         def make(place: Path) -> list[str]:

@@ -1,4 +1,5 @@
-"""The cases of scripts/scan_study.py and how they are run: every number comes from scripts/prepare_patient.py, as a user would start it."""
+"""The cases of scripts/scan_study.py and how they are run: every number comes from
+scripts/prepare_patient.py, as a user would start it."""
 
 from __future__ import annotations
 
@@ -21,7 +22,11 @@ from scripts.console.places import ROOT
 from scripts.evidence.data import data_folder
 
 #: HU → density where a study asks for none: 0.8 mg/cm³ a HU.
-LINE = ("calibration=linear", "calibration.slope_g_cm3_per_hu=0.0008", "calibration.intercept_g_cm3=0")
+LINE = (
+    "calibration=linear",
+    "calibration.slope_g_cm3_per_hu=0.0008",
+    "calibration.intercept_g_cm3=0",
+)
 #: Turn of a patient in the scanner: 20° about an oblique axis.
 TURN_DEG = (12.0, 11.0, 13.0)
 
@@ -44,7 +49,8 @@ class StudyConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Case:
-    """One patient to prepare. make(folder): writes its input there, if it has to be made, and gives the overrides."""
+    """One patient to prepare. make(folder): writes its input there, if it has to be made, and
+    gives the overrides."""
 
     name: str
     make: Callable[[Path], list[str]]
@@ -53,7 +59,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Ran:
-    """What came of a case: its folder, exit code, wall time, largest resident memory, and the last line said."""
+    """What came of a case: its folder, exit code, wall time, largest resident memory, and the
+    last line said."""
 
     case: Case
     out: Path
@@ -69,7 +76,11 @@ class Ran:
     def measures(self, unit: Sequence[str] = ("deg", "mm")) -> dict[str, float]:
         """The alignment by "place.name": what could be measured, in these units."""
         rows = self.json("alignment.json")["measures"]
-        return {f"{r['place']}.{r['name']}": r["value"] for r in rows if r["unit"] in unit and r["status"] == "measured"}
+        return {
+            f"{r['place']}.{r['name']}": r["value"]
+            for r in rows
+            if r["unit"] in unit and r["status"] == "measured"
+        }
 
 
 #: A study: its cases, and the Markdown table and record of what came of them.
@@ -77,14 +88,20 @@ Study = tuple[Callable[[StudyConfig], list[Case]], Callable[[Sequence[Ran]], tup
 
 
 def run(what: str, study: Study, config: StudyConfig) -> str:
-    """The study's tables as Markdown, also written to <out>/<what>.md. Raises ValueError for a case that does not exist."""
-    from engine import artifacts  # slow, and this module also serves commands that have not yet said what they will do
+    """The study's tables as Markdown, also written to <out>/<what>.md. Raises ValueError for a
+    case that does not exist."""
+    from engine import (
+        artifacts,
+    )  # slow, and this module also serves commands that have not yet said what they will do
 
     made, tabulated = study
     cases = made(config)
     if config.cases is not None:
         if unknown := set(config.cases) - {case.name for case in cases}:
-            raise ValueError(f"cases={sorted(unknown)}: unknown; there are {', '.join(case.name for case in cases)}")
+            raise ValueError(
+                f"cases={sorted(unknown)}: unknown; there are"
+                f" {', '.join(case.name for case in cases)}"
+            )
         cases = [case for case in cases if case.name in config.cases]
     place = Path(config.out).resolve() / what
     with ThreadPoolExecutor(config.workers if what != "size" else 1) as pool:
@@ -113,7 +130,9 @@ def _run(case: Case, place: Path, draws: int) -> Ran:
     seconds = time.perf_counter() - started
     lines = [line for line in (place / "log.txt").read_text().splitlines() if line.strip()]
     print(f"{case.name}: exit {process.returncode}, {seconds:.0f} s", file=sys.stderr, flush=True)
-    return Ran(case, place / "out", process.returncode, seconds, usage.ru_maxrss / 1024.0, _said(lines))
+    return Ran(
+        case, place / "out", process.returncode, seconds, usage.ru_maxrss / 1024.0, _said(lines)
+    )
 
 
 def _said(lines: Sequence[str]) -> str:
@@ -124,7 +143,10 @@ def _said(lines: Sequence[str]) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)]) + "\n"
+    return (
+        "\n".join([*lines, *("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)])
+        + "\n"
+    )
 
 
 def failed(ran: Sequence[Ran]) -> str:

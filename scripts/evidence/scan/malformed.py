@@ -10,7 +10,7 @@ from typing import Any
 from scripts.evidence.scan.cases import Case, Ran, StudyConfig
 
 
-# -- malformed -------------------------------------------------------------------------------------------------------
+# -- malformed -------------------------------------------------------------------------------------
 def malformed_cases(config: StudyConfig) -> list[Case]:
     """The collection of inputs that people really have: collection_*.py."""
     from scripts.evidence.collection import dicom, files, labels, scans
@@ -19,9 +19,15 @@ def malformed_cases(config: StudyConfig) -> list[Case]:
     base = Base(Path(config.out) / "malformed" / ".good", config.folder())
     _ = base.made
     groups = (
-        labels.levels, labels.gate, scans.places, scans.numbers,
-        dicom.dicom, files.files, files.surfaces, files.keys,
-    )  # fmt: skip
+        labels.levels,
+        labels.gate,
+        scans.places,
+        scans.numbers,
+        dicom.dicom,
+        files.files,
+        files.surfaces,
+        files.keys,
+    )
     return every(group(base) for group in groups)
 
 

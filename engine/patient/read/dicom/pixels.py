@@ -17,8 +17,11 @@ from engine.patient.read.image import PADDING_HU
 PADDING_BELOW_HU = -900.0
 
 
-def without_doubles(slices: list[Slice], reader: PixelReader, folder: Folder) -> tuple[list[Slice], list[str]]:
-    """The slices sorted along the normal, one for each place. Raises where one place holds different contents."""
+def without_doubles(
+    slices: list[Slice], reader: PixelReader, folder: Folder
+) -> tuple[list[Slice], list[str]]:
+    """The slices sorted along the normal, one for each place. Raises where one place holds
+    different contents."""
     heights = heights_mm(slices)
     order = np.argsort(heights, kind="stable")
     slices, heights = [slices[n] for n in order], heights[order]
@@ -28,17 +31,26 @@ def without_doubles(slices: list[Slice], reader: PixelReader, folder: Folder) ->
             kept.append(item)
             continue
         first = kept[-1]
-        shifted = np.linalg.norm(item.position - first.position) > PLANE_TOLERANCE * float(first.pixel_mm.min())
+        shifted = np.linalg.norm(item.position - first.position) > PLANE_TOLERANCE * float(
+            first.pixel_mm.min()
+        )
         if shifted or not np.array_equal(reader.read(first), reader.read(item)):
             what = "lie beside each other" if shifted else "differ in content"
             raise ValueError(
-                f"{folder.place}: two slices at {height:.2f} mm along the slice normal {what} ({folder.name(first.file)}; "
-                f"{folder.name(item.file)}): several acquisitions in one series? keep one of them"
+                f"{folder.place}: two slices at {height:.2f} mm along the slice normal {what}"
+                f" ({folder.name(first.file)}; {folder.name(item.file)}): several acquisitions in"
+                " one series? keep one of them"
             )
         dropped.append(float(height))
-    lines = [f"{len(dropped)} duplicate slices with the same content left out ({list_mm(dropped)})"] if dropped else []
+    lines = (
+        [f"{len(dropped)} duplicate slices with the same content left out ({list_mm(dropped)})"]
+        if dropped
+        else []
+    )
     if len(kept) < 2:
-        raise ValueError(f"{folder.place} holds a single slice in {len(slices)} copies; give the whole series")
+        raise ValueError(
+            f"{folder.place} holds a single slice in {len(slices)} copies; give the whole series"
+        )
     return kept, lines
 
 
@@ -63,24 +75,39 @@ class PixelReader:
             stored = np.asarray(pixel_array(ds, index=item.frame or 0, raw=True)).T
         except BROKEN:
             raise ValueError(
-                f"{self._folder.place}: the pixels of {self._folder.name(item.file)} can't be decoded: "
-                "the file is cut short or damaged; copy it again"
+                f"{self._folder.place}: the pixels of {self._folder.name(item.file)} can't be"
+                " decoded: the file is cut short or damaged; copy it again"
             ) from None
         if stored.shape != item.size[::-1]:
-            raise ValueError(f"{self._folder.place}: {self._folder.name(item.file)} holds {stored.shape}, not the size in its header")
+            raise ValueError(
+                f"{self._folder.place}: {self._folder.name(item.file)} holds {stored.shape}, not"
+                " the size in its header"
+            )
         slope, intercept = item.rescale or (1.0, 0.0)
-        whole = float(slope).is_integer() and float(intercept).is_integer() and stored.dtype.kind in "iu"
-        values = stored.astype(np.int32) * int(slope) + int(intercept) if whole else stored * slope + intercept
+        whole = (
+            float(slope).is_integer()
+            and float(intercept).is_integer()
+            and stored.dtype.kind in "iu"
+        )
+        values = (
+            stored.astype(np.int32) * int(slope) + int(intercept)
+            if whole
+            else stored * slope + intercept
+        )
         return self._unpadded(stored, values, item, ds) if self._ct else values
 
-    def _unpadded(self, stored: np.ndarray, values: np.ndarray, item: Slice, ds: Dataset) -> np.ndarray:
+    def _unpadded(
+        self, stored: np.ndarray, values: np.ndarray, item: Slice, ds: Dataset
+    ) -> np.ndarray:
         slope, intercept = item.rescale or (1.0, 0.0)
         ends = [_padding(ds, key) for key in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
         if ends[0] is not None:
             low, high = sorted((ends[0], ends[0] if ends[1] is None else ends[1]))
             if max(low * slope + intercept, high * slope + intercept) <= PADDING_BELOW_HU:
                 mask = (stored >= low) & (stored <= high)
-                self._padded[f"{low * slope + intercept:g}"] += int(mask.sum()) if low * slope + intercept != PADDING_HU else 0
+                self._padded[f"{low * slope + intercept:g}"] += (
+                    int(mask.sum()) if low * slope + intercept != PADDING_HU else 0
+                )
                 values[mask] = PADDING_HU
             else:
                 self._kept_padding.add(ends[0] * slope + intercept)
@@ -91,10 +118,19 @@ class PixelReader:
         return values
 
     def notes(self) -> list[str]:
-        lines = [f"padding outside the field of view ({hu} HU) set to {PADDING_HU} HU" for hu, count in self._padded.items() if count]
-        lines += [f"PixelPaddingValue means {hu:g} HU, which could be tissue: left as it is" for hu in sorted(self._kept_padding)]
+        lines = [
+            f"padding outside the field of view ({hu} HU) set to {PADDING_HU} HU"
+            for hu, count in self._padded.items()
+            if count
+        ]
+        lines += [
+            f"PixelPaddingValue means {hu:g} HU, which could be tissue: left as it is"
+            for hu in sorted(self._kept_padding)
+        ]
         low = sum(self._low.values())
-        return [*lines, f"{low} voxels below {PADDING_HU} HU set to {PADDING_HU} HU"] if low else lines
+        return (
+            [*lines, f"{low} voxels below {PADDING_HU} HU set to {PADDING_HU} HU"] if low else lines
+        )
 
 
 def _padding(ds: Dataset, keyword: str) -> float | None:
@@ -109,14 +145,17 @@ def _padding(ds: Dataset, keyword: str) -> float | None:
 
 
 def read_voxels(slices: list[Slice], reader: PixelReader) -> np.ndarray:
-    """Values [column, row, slice], slices contiguous: int16, widened to int32 or float32 once a slice needs it."""
+    """Values [column, row, slice], slices contiguous: int16, widened to int32 or float32 once a
+    slice needs it."""
     rows, columns = slices[0].size
     values = np.empty((columns, rows, len(slices)), np.int16, order="F")
     for k, item in enumerate(slices):
         slice_values = reader.read(item)
         if slice_values.dtype.kind == "f" and values.dtype.kind != "f":
             values = values.astype(np.float32, order="F")
-        elif values.dtype == np.int16 and (slice_values.min() < -32768 or slice_values.max() > 32767):
+        elif values.dtype == np.int16 and (
+            slice_values.min() < -32768 or slice_values.max() > 32767
+        ):
             values = values.astype(np.int32, order="F")
         values[:, :, k] = slice_values
     return values

@@ -141,7 +141,7 @@ def segment_name(segment: Dataset, shown: Callable[[str], str]) -> str:
         for item in segment.get(what) or ():
             meaning = text_of(item, "CodeMeaning")
             sides = [
-                text_of(code, "CodeMeaning") for code in (item.get(side) or segment.get(side) or ())
+                text_of(code, "CodeMeaning") for code in item.get(side) or segment.get(side) or ()
             ]
             meanings += [*(f"{text} {meaning}" for text in sides), meaning]
     return openly(telling_name(text_of(segment, "SegmentLabel"), meanings), shown)

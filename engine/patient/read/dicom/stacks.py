@@ -10,14 +10,14 @@ import numpy as np
 from engine.patient.read.dicom.headers import STACK_TAGS, TEXT_TAGS, Folder, Private, Slice
 from engine.patient.read.dicom.seg import SPACING_TOLERANCE
 
-#: A slice may lie SPACING_TOLERANCE of the slice distance off the regular grid (positions are often rounded to 0.1 mm), and
-#: this share of a pixel within its plane.
+#: A slice may lie SPACING_TOLERANCE of the slice distance off the regular grid (positions are often
+#: rounded to 0.1 mm), and this share of a pixel within its plane.
 PLANE_TOLERANCE = 0.25
 #: Slices of one stack agree to this in their direction cosines.
 SAME_DIRECTION = 5e-3
 
 
-# -- series ------------------------------------------------------------------------------------------------------
+# -- series ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,16 @@ class Stack:
         pixel = " x ".join(f"{v:.3g}" for v in (*first.pixel_mm[::-1], spacing))
         size = f"{first.size[1]} x {first.size[0]}"
         name = private.shown(self.tag("SeriesDescription")) or "(no description)"
-        serial = f", series number {private.shown(self.tag('SeriesNumber'))}" if self.tag("SeriesNumber") else ""
+        serial = (
+            f", series number {private.shown(self.tag('SeriesNumber'))}"
+            if self.tag("SeriesNumber")
+            else ""
+        )
         uid = self.tag("SeriesInstanceUID")
-        return f"{self.tag('Modality')} {name}, {len(self.slices)} slices {size}, {pixel} mm{serial}, {uid or 'no UID'}"
+        return (
+            f"{self.tag('Modality')} {name}, {len(self.slices)} slices {size}, {pixel} mm{serial},"
+            f" {uid or 'no UID'}"
+        )
 
 
 def heights_mm(slices: list[Slice]) -> np.ndarray:
@@ -52,7 +59,8 @@ def heights_mm(slices: list[Slice]) -> np.ndarray:
 
 
 def stacks_of(folder: Folder) -> list[Stack]:
-    """The slices grouped into stacks of one series, size and direction, in a fixed order. Single slices are left out."""
+    """The slices grouped into stacks of one series, size and direction, in a fixed order. Single
+    slices are left out."""
     series: dict[tuple[str, ...], list[Slice]] = {}
     own, apart = _uid_for_each(folder.slices)
     for item in folder.slices:
@@ -60,8 +68,21 @@ def stacks_of(folder: Folder) -> list[Stack]:
         uid = "" if s["SeriesInstanceUID"] in own else s["SeriesInstanceUID"]
         key: tuple[str, ...] = (uid, s["Modality"])
         if not uid:
-            names = ("StudyInstanceUID", "FrameOfReferenceUID", "SeriesNumber", "SeriesDescription", *TEXT_TAGS, "SliceThickness", "KVP")
-            key = ("", s["Modality"], *(str(s[name]) for name in names if name not in apart), item.tags["ImageType"])
+            names = (
+                "StudyInstanceUID",
+                "FrameOfReferenceUID",
+                "SeriesNumber",
+                "SeriesDescription",
+                *TEXT_TAGS,
+                "SliceThickness",
+                "KVP",
+            )
+            key = (
+                "",
+                s["Modality"],
+                *(str(s[name]) for name in names if name not in apart),
+                item.tags["ImageType"],
+            )
         series.setdefault(key, []).append(item)
     stacks = []
     why = "every slice has a SeriesInstanceUID of its own" if own else "no SeriesInstanceUID"
@@ -75,13 +96,25 @@ def stacks_of(folder: Folder) -> list[Stack]:
         folder.skipped["single image (no parallel slice beside it)"] += singles
     if not several:
         held = "; ".join(folder.skipped_lines()) or "nothing else"
-        what = "a single slice; give the folder with the whole series" if singles else "no CT or MR slices"
+        what = (
+            "a single slice; give the folder with the whole series"
+            if singles
+            else "no CT or MR slices"
+        )
         raise ValueError(f"{folder.place} holds {what} ({held})")
-    return sorted(several, key=lambda s: (s.tag("SeriesNumber").zfill(8), s.tag("SeriesInstanceUID"), s.slices[0].file))
+    return sorted(
+        several,
+        key=lambda s: (
+            s.tag("SeriesNumber").zfill(8),
+            s.tag("SeriesInstanceUID"),
+            s.slices[0].file,
+        ),
+    )
 
 
 def _uid_for_each(slices: list[Slice]) -> tuple[set[str], set[str]]:
-    """SeriesInstanceUIDs that an anonymiser gave to one slice each, where most slices have such a one; and what else it did so.
+    """SeriesInstanceUIDs that an anonymiser gave to one slice each, where most slices have such a
+    one; and what else it did so.
 
     Series of one slice beside real ones (localizers) are left as they are.
     """
@@ -120,7 +153,8 @@ def same_place(heights: np.ndarray) -> np.ndarray:
 
 
 def _apart(slices: list[Slice]) -> list[list[Slice]]:
-    """Echoes, phases and the like parted, where slices lie in one place and one tag tells them apart throughout."""
+    """Echoes, phases and the like parted, where slices lie in one place and one tag tells them
+    apart throughout."""
     if not same_place(np.sort(heights_mm(slices))).any():
         return [slices]
     for tag in STACK_TAGS:
@@ -128,22 +162,30 @@ def _apart(slices: list[Slice]) -> list[list[Slice]]:
         for item in slices:
             groups.setdefault(item.tags[tag], []).append(item)
         parts = list(groups.values())
-        if len(parts) > 1 and all(len(p) > 1 and not same_place(np.sort(heights_mm(p))).any() for p in parts):
+        if len(parts) > 1 and all(
+            len(p) > 1 and not same_place(np.sort(heights_mm(p))).any() for p in parts
+        ):
             return parts
     return [slices]
 
 
-def chosen_stack(stacks: list[Stack], series: str | None, folder: Folder) -> tuple[Stack, list[str]]:
-    listing = "; ".join(f"{n}: {stack.line(folder.private)}" for n, stack in enumerate(stacks, start=1))
+def chosen_stack(
+    stacks: list[Stack], series: str | None, folder: Folder
+) -> tuple[Stack, list[str]]:
+    listing = "; ".join(
+        f"{n}: {stack.line(folder.private)}" for n, stack in enumerate(stacks, start=1)
+    )
     wanted = "" if series is None else str(series).strip()
     if not wanted:
         if len(stacks) == 1:
             return stacks[0], list(stacks[0].notes)
         raise ValueError(
-            f"{folder.place} holds {len(stacks)} series; set source.series=NUMBER (or its SeriesInstanceUID, SeriesNumber or a part of "
-            f"its description) to one of {listing}"
+            f"{folder.place} holds {len(stacks)} series; set source.series=NUMBER (or its"
+            f" SeriesInstanceUID, SeriesNumber or a part of its description) to one of {listing}"
         )
-    by_number = [stacks[int(wanted) - 1]] if wanted.isdecimal() and 1 <= int(wanted) <= len(stacks) else []
+    by_number = (
+        [stacks[int(wanted) - 1]] if wanted.isdecimal() and 1 <= int(wanted) <= len(stacks) else []
+    )
     found = (
         by_number
         or [s for s in stacks if s.tag("SeriesInstanceUID") == wanted]
@@ -154,8 +196,8 @@ def chosen_stack(stacks: list[Stack], series: str | None, folder: Folder) -> tup
         uid = any(s.tag("SeriesInstanceUID") == wanted for s in stacks)
         given = wanted if uid else folder.private.shown(wanted)
         raise ValueError(
-            f"source.series={given} fits {len(found) or 'none'} of the {len(stacks)} series in {folder.place}; "
-            f"give the number of one of {listing}"
+            f"source.series={given} fits {len(found) or 'none'} of the {len(stacks)} series in"
+            f" {folder.place}; give the number of one of {listing}"
         )
     chosen = next(n for n, s in enumerate(stacks, start=1) if s is found[0])
     return found[0], [*found[0].notes, f"series {chosen} of {len(stacks)} in the folder"]
@@ -165,34 +207,55 @@ def check_hu(slices: list[Slice], folder: Folder) -> list[str]:
     for item in slices:
         if item.rescale is None:
             raise ValueError(
-                f"{folder.place}: {folder.name(item.file)} is a CT slice without RescaleSlope and RescaleIntercept, so its HU are unknown; "
-                "export the original series"
+                f"{folder.place}: {folder.name(item.file)} is a CT slice without RescaleSlope and"
+                " RescaleIntercept, so its HU are unknown; export the original series"
             )
         if item.rescale_type not in ("", "HU", "US", "HU_MOD"):
             kind = folder.private.shown(item.rescale_type)
-            raise ValueError(f"{folder.place}: RescaleType {kind} of {folder.name(item.file)} is not HU; choose a series in HU")
+            raise ValueError(
+                f"{folder.place}: RescaleType {kind} of {folder.name(item.file)} is not HU; choose"
+                " a series in HU"
+            )
     unspecified = sum(s.rescale_type == "US" for s in slices)
-    return [f"RescaleType of {unspecified} slices is unspecified (US); taken as HU"] if unspecified else []
+    return (
+        [f"RescaleType of {unspecified} slices is unspecified (US); taken as HU"]
+        if unspecified
+        else []
+    )
 
 
 def slice_axes(slices: list[Slice], folder: Folder) -> tuple[np.ndarray, list[str]]:
-    """Row and column directions [2, 3] of the stack: their mean, made orthonormal (nearest, by SVD)."""
+    """Row and column directions [2, 3] of the stack: their mean, made orthonormal (nearest, by
+    SVD)."""
     mean = np.mean([s.axes for s in slices], axis=0)
     off = float(np.abs(mean @ mean.T - np.eye(2)).max())
     if off > 0.05:
-        raise ValueError(f"{folder.place}: ImageOrientationPatient is not orthonormal (by {off:.2g}, at most 0.05); export it again")
+        raise ValueError(
+            f"{folder.place}: ImageOrientationPatient is not orthonormal (by {off:.2g}, at most"
+            " 0.05); export it again"
+        )
     u, _, vt = np.linalg.svd(mean, full_matrices=False)
     axes = u @ vt
-    return axes, [f"ImageOrientationPatient was not orthonormal (by {off:.1e}); the nearest axes are used"] if off > 1e-4 else []
+    return axes, (
+        [f"ImageOrientationPatient was not orthonormal (by {off:.1e}); the nearest axes are used"]
+        if off > 1e-4
+        else []
+    )
 
 
 def list_mm(places: list[float]) -> str:
     """The first places along the normal, for a message."""
-    return "at " + ", ".join(f"{p:.2f}" for p in places[:8]) + (", …" if len(places) > 8 else "") + " mm along the slice normal"
+    return (
+        "at "
+        + ", ".join(f"{p:.2f}" for p in places[:8])
+        + (", …" if len(places) > 8 else "")
+        + " mm along the slice normal"
+    )
 
 
 def affine_of(slices: list[Slice], axes: np.ndarray, folder: Folder) -> np.ndarray:
-    """Index → LPS [4, 4] of sorted slices. Raises for missing slices, unequal spacing and stacks that aren't straight."""
+    """Index → LPS [4, 4] of sorted slices. Raises for missing slices, unequal spacing and stacks
+    that aren't straight."""
     normal = np.cross(axes[0], axes[1])
     positions = np.array([s.position for s in slices])
     heights = positions @ normal
@@ -207,8 +270,8 @@ def affine_of(slices: list[Slice], axes: np.ndarray, folder: Folder) -> np.ndarr
     ]
     if missing and np.all(np.abs(ratio - np.maximum(gaps, 1)) <= 2 * SPACING_TOLERANCE):
         raise ValueError(
-            f"{folder.place}: {len(missing)} of {len(slices) + len(missing)} slices are missing, {list_mm(missing)} "
-            f"({spacing:.4g} mm apart); copy the whole series"
+            f"{folder.place}: {len(missing)} of {len(slices) + len(missing)} slices are missing,"
+            f" {list_mm(missing)} ({spacing:.4g} mm apart); copy the whole series"
         )
     n = np.arange(len(slices), dtype=float)
     fit = np.polynomial.polynomial.polyfit(n, positions, 1)  # [start, step] x LPS
@@ -218,13 +281,15 @@ def affine_of(slices: list[Slice], axes: np.ndarray, folder: Folder) -> np.ndarr
     limit = PLANE_TOLERANCE * float(slices[0].pixel_mm.min())
     if across > SPACING_TOLERANCE * abs(float(fit[1] @ normal)):
         raise ValueError(
-            f"{folder.place}: unequal slice spacing, {steps.min():.4g} to {steps.max():.4g} mm; slices lie up to "
-            f"{across:.3g} mm off a regular grid, at most {SPACING_TOLERANCE:.0%} of the spacing is allowed; give one with equal spacing"
+            f"{folder.place}: unequal slice spacing, {steps.min():.4g} to {steps.max():.4g} mm;"
+            f" slices lie up to {across:.3g} mm off a regular grid, at most {SPACING_TOLERANCE:.0%}"
+            " of the spacing is allowed; give one with equal spacing"
         )
     if within > limit:
         raise ValueError(
-            f"{folder.place}: slices are shifted by up to {within:.3g} mm within their plane (at most {limit:.3g} mm, a quarter "
-            "of a pixel), so they make no straight stack; give one acquisition"
+            f"{folder.place}: slices are shifted by up to {within:.3g} mm within their plane (at"
+            f" most {limit:.3g} mm, a quarter of a pixel), so they make no straight stack; give one"
+            " acquisition"
         )
     matrix = np.eye(4)
     matrix[:3, 0] = axes[0] * slices[0].pixel_mm[1]
