@@ -181,11 +181,8 @@ def _plates_on_the_border(patient: PatientModel, labels: Labels) -> tuple[Findin
                     f"what was taken for the {side} endplate is the image's border: what is"
                     " measured from it is not the patient's"
                 )
-                findings.append(
-                    Finding(
-                        "truncated", "warning", body.name, text, tuple(map(float, plate.centre_mm))
-                    )
-                )  # type: ignore[arg-type]
+                x, y, z = map(float, plate.centre_mm)
+                findings.append(Finding("truncated", "warning", body.name, text, (x, y, z)))
     return tuple(findings)
 
 
