@@ -30,7 +30,7 @@ from fem.report.result import Result
 from scripts.comparison import paired
 from scripts.run import standing
 from scripts.run.config import ARMS, FLOORS
-from scripts.run.design import OUTCOME
+from scripts.run.stored import OUTCOME
 
 log = logging.getLogger("spinefit")
 COLUMNS = (

@@ -7,7 +7,7 @@ import logging
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     CancelledError,
@@ -63,79 +63,109 @@ def check_run(folder: Path, fem: FemConfig | None = None) -> Path:
     folder holds no designs.
     """
     opened = open_designed(folder, fem)
-    config, study = opened.config, opened.study
-    wanted = sorted(config.fem.arms, key=lambda a: (*FLOORS, *ARMS).index(a))
-    missing = [a for a in wanted if not (folder / "designs" / a / "design.json").exists()]
-    if missing or not (folder / "engine.json").exists():
-        raise ValueError(
-            f"{folder} holds no finished designs ({', '.join(missing) or 'engine.json'} missing); "
-            f"finish them first: {resume_line(folder)}"
-        )
-    engine = artifacts.read_json(folder / "engine.json")
-    clock, records = (
-        Clock(folder),
-        {arm: Record(opened, folder, arm, engine["arms"][arm]) for arm in wanted},
-    )
-    reference = records["intact"].reference() if "intact" in wanted else None
-    if "intact" in wanted and reference is None and not all(r.whole for r in records.values()):
-        records["intact"].forget()
+    wanted = sorted(opened.config.fem.arms, key=(*FLOORS, *ARMS).index)
+    engine = _engine_results(folder, wanted)
+    records = {arm: Record(opened, folder, arm, engine["arms"][arm]) for arm in wanted}
+    reference = _reference_of(records)
     todo = [arm for arm in wanted if not records[arm].whole]
+    clock = Clock(folder)
     if done := [arm for arm in wanted if arm not in todo]:
         log.info("SfePy: already there with these settings: %s", ", ".join(done))
     else:
         clock.forget("SfePy, all arms")
     clock.forget("report")
-    held: dict[tuple[str, float | None], Check] = {}
-    arms = Arms(opened, folder, todo)
-    # one process an arm, two at a time: MMG and SfePy's assembly use one core each, and a crash
-    # takes one arm only
-    with (
-        clock("SfePy, all arms"),
-        one_thread_each(),
-        ThreadPoolExecutor(config.fem.processes) as pool,
-    ):
-        waiting: set[Future[tuple[str, float | None, Check]]] = {
-            pool.submit(arms.next) for _ in todo
-        }
-        expected = "intact" in todo
+    with clock("SfePy, all arms"):
+        _solve(Arms(opened, folder, todo), _Measuring(records, reference, "intact" in todo))
+    with clock("report"):
+        of_arms = {arm: record.arm() for arm, record in records.items()}
+        report = write_result(opened.study, opened.config, folder, of_arms)
+    if "intact" in wanted:
+        records["intact"].reference_path.unlink(missing_ok=True)
+    return report
+
+
+def _engine_results(folder: Path, arms: Sequence[str]) -> dict[str, Any]:
+    """engine.json. Raises ValueError where it or the design of an arm is missing."""
+    missing = [a for a in arms if not (folder / "designs" / a / "design.json").exists()]
+    if missing or not (folder / "engine.json").exists():
+        raise ValueError(
+            f"{folder} holds no finished designs ({', '.join(missing) or 'engine.json'} missing); "
+            f"finish them first: {resume_line(folder)}"
+        )
+    return artifacts.read_json(folder / "engine.json")
+
+
+def _reference_of(records: Mapping[str, Record]) -> Reference | None:
+    """The intact segment's energy as an interrupted check has left it. Where it has not, and an
+    arm is still to be measured against it, the intact segment is to be solved again."""
+    if "intact" not in records:
+        return None
+    reference = records["intact"].reference()
+    if reference is None and not all(record.whole for record in records.values()):
+        records["intact"].forget()
+    return reference
+
+
+def _solve(arms: Arms, measuring: _Measuring) -> None:
+    """Solve the arms that are left, so many at a time as the run says, and measure each.
+
+    One process an arm: MMG and SfePy's assembly use one core each, and a crash takes one arm only.
+    """
+    config = arms.opened.config.fem
+    with one_thread_each(), ThreadPoolExecutor(config.processes) as pool:
         try:
-            while waiting or held:
-                finished = wait(waiting, return_when=FIRST_COMPLETED).done
-                waiting -= finished
-                while finished:
-                    future = finished.pop()
-                    arm, friction, found = future.result()
-                    held[arm, friction] = found
-                    del future
-                    name = arm if friction is None else f"{arm}, contact with friction {friction:g}"
-                    log.info("SfePy %s: %s %s", name, found.status.code, found.status.text)
-                    if friction is None and arm != "intact" and found.response is not None:
-                        for mu in config.fem.contact:  # on the mesh that is there now
-                            waiting.add(pool.submit(arms.with_contact, arm, mu))
-                    if arm == "intact":
-                        expected = False
-                        if found.response is not None:
-                            reference = Reference.of(found.response)
-                            records[arm].keep_reference(reference)
-                if (
-                    not expected
-                    # a response is hundreds of megabytes: measured and let go as soon as its
-                    # reference is there
-                ):
-                    for key in list(held):
-                        arm, friction = key
-                        records[arm].add(referenced(held.pop(key), arm, reference), friction)
+            for arm, friction, solution in _solutions(arms, pool, config.contact):
+                measuring.take(arm, friction, solution)
         except BaseException:  # Ctrl-C above all: nothing goes on behind the user's back
             arms.stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
                 child.kill()
             raise
-    with clock("report"):
-        report = write_result(study, config, folder, {arm: records[arm].arm() for arm in wanted})
-    if "intact" in wanted:
-        records["intact"].reference_path.unlink(missing_ok=True)
-    return report
+
+
+def _solutions(
+    arms: Arms, pool: ThreadPoolExecutor, frictions: Sequence[float]
+) -> Iterator[tuple[str, float | None, Check]]:
+    """Every solution as it comes: the bonded arms, and behind each of them its contact solves (on
+    the mesh that is there then)."""
+    waiting: set[Future[tuple[str, float | None, Check]]]
+    waiting = {pool.submit(arms.next) for _ in range(len(arms.left))}
+    while waiting:
+        finished = wait(waiting, return_when=FIRST_COMPLETED).done
+        waiting -= finished
+        while finished:
+            arm, friction, solution = finished.pop().result()
+            name = arm if friction is None else f"{arm}, contact with friction {friction:g}"
+            log.info("SfePy %s: %s %s", name, solution.status.code, solution.status.text)
+            if friction is None and arm != "intact" and solution.response is not None:
+                waiting |= {pool.submit(arms.with_contact, arm, mu) for mu in frictions}
+            yield arm, friction, solution
+            del solution  # hundreds of megabytes
+
+
+class _Measuring:
+    """Measures every solution, and lets go of it (a response is hundreds of megabytes); while the
+    intact segment is still to come, the solutions wait for its energy."""
+
+    def __init__(
+        self, records: Mapping[str, Record], reference: Reference | None, intact_comes: bool
+    ) -> None:
+        self.records, self.reference, self.intact_comes = records, reference, intact_comes
+        self.waiting: dict[tuple[str, float | None], Check] = {}
+
+    def take(self, arm: str, friction: float | None, solution: Check) -> None:
+        self.waiting[arm, friction] = solution
+        if arm == "intact":
+            self.intact_comes = False
+            if solution.response is not None:
+                self.reference = Reference.of(solution.response)
+                self.records[arm].keep_reference(self.reference)
+        if not self.intact_comes:
+            for key in list(self.waiting):
+                name, mu = key
+                solution = referenced(self.waiting.pop(key), name, self.reference)
+                self.records[name].add(solution, mu)
 
 
 class Arms:

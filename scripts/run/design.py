@@ -25,10 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyvista as pv
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -36,6 +38,8 @@ from rich.progress import (
 
 from engine import artifacts, forward, optimize
 from fem.fields import array_name
+from objectives._abstract import principal_strains
+from objectives.problem import Problem
 from scripts.console import overrides
 from scripts.run import arms as studies
 from scripts.run import search, solved
@@ -44,9 +48,6 @@ from scripts.run.config import ARMS, FLOORS, RunConfig
 from scripts.run.folder import Clock, designed, open_run
 from scripts.run.opened import open_segment
 from scripts.run.parts import export_design, part_label
-from scripts.run.stored import JOB_FILES, JOB_LOG, LOCK, OUTCOME, busy
-
-__all__ = ["JOB_FILES", "JOB_LOG", "LOCK", "OUTCOME", "busy"]
 
 log = logging.getLogger("spinefit")
 
@@ -180,73 +181,92 @@ def optimise(
     spent = rows[-1]["seconds"] if rows else 0.0
     task = bar.add_task("optimise", total=settings.iterations, completed=int(state.iteration))
     started = time.perf_counter() - spent
-    code, text = "", ""
+    failure: FloatingPointError | None = None
     try:
         for step in optimize.run(problem, settings, state) if spent < config.budget.seconds else ():
-            state = step.state
-            row = {
-                "iteration": step.iteration,
-                "objective": step.loss,
-                "violation": step.violation,
-                "terms": problem.table(step.evaluation),
-                "constraints": step.constraints.tolist(),
-                "gradient_norm": step.gradient_norm,
-                "solver_iterations": int(step.evaluation.info.iterations),
-                "solver_residual": step.evaluation.info.worst(),
-                "adjoint_iterations": step.adjoint_iterations,
-                "adjoint_residual": step.adjoint_residual,
-                "best": step.improved,
-                "seconds": time.perf_counter() - started,
-            }
-            spent = row["seconds"]
-            artifacts.append_jsonl(history, row)
+            state, spent = step.state, time.perf_counter() - started
+            artifacts.append_jsonl(history, _history_row(problem, step, spent))
             artifacts.save_state(folder / f"state_{step.iteration + 1:05d}.npz", state)
             artifacts.rotate(folder, keep=config.keep.states)
-            bar.update(
-                task, advance=1, note=f"loss {step.loss:.4f}, violation {step.violation:.3f}"
-            )
-            if not bar.console.is_terminal:
-                print(
-                    f"  iteration {step.iteration + 1}/{settings.iterations}: loss {step.loss:.4f},"
-                    f" violation {step.violation:.3f}, {spent:.0f} s",
-                    flush=True,
-                )
+            _show_progress(bar, task, step, settings.iterations, spent)
             _stop_if(stop, folder)
             if spent >= config.budget.seconds:
                 break
     except FloatingPointError as error:
         if not np.isfinite(float(state.best_violation)):  # not one design was evaluated
             raise
-        code, text = "failed", f"{error}"
-    n, best = int(state.iteration), int(state.best_iteration)
-    if not code and n < settings.iterations:
-        out_of_time = not optimize.exhausted(state, settings)
-        code, text = (
-            ("wall_time", f"{spent / 3600:.3g} h were spent of {config.budget.wall_time_h:g} h")
-            if out_of_time
-            else ("patience", f"no better design in the last {settings.patience} iterations")
-        )
-    end = {
-        "code": code or "iterations",
-        "text": text or f"all {n} iterations",
-        "iterations": n,
-        "asked": settings.iterations,
-        "best_iteration": best,
-        "best_objective": float(state.best_loss),
-        "best_violation": float(state.best_violation),
-        "feasible": float(state.best_violation) <= settings.feasible,
-        "seconds": spent,
-    }
-    if n < settings.iterations:
+        failure = error
+    end = _end_of(state, config, spent, failure)
+    if end["iterations"] < settings.iterations:
         log.warning(
             "the search ended after %d of %d iterations: %s; the best design so far (iteration %d)"
             " is exported",
-            n,
+            end["iterations"],
             settings.iterations,
             end["text"],
-            best,
+            end["best_iteration"],
         )
     return {k: np.asarray(v) for k, v in state.best_parameters.items()}, end
+
+
+def _history_row(problem: Problem, step: optimize.Step, seconds: float) -> dict[str, Any]:
+    """A line of history.jsonl; seconds: of the whole search so far, over its resumes."""
+    return {
+        "iteration": step.iteration,
+        "objective": step.loss,
+        "violation": step.violation,
+        "terms": problem.table(step.evaluation),
+        "constraints": step.constraints.tolist(),
+        "gradient_norm": step.gradient_norm,
+        "solver_iterations": int(step.evaluation.info.iterations),
+        "solver_residual": step.evaluation.info.worst(),
+        "adjoint_iterations": step.adjoint_iterations,
+        "adjoint_residual": step.adjoint_residual,
+        "best": step.improved,
+        "seconds": seconds,
+    }
+
+
+def _show_progress(
+    bar: Progress, task: TaskID, step: optimize.Step, iterations: int, seconds: float
+) -> None:
+    """On the bar, and as a line where the output is no terminal."""
+    figures = f"loss {step.loss:.4f}, violation {step.violation:.3f}"
+    bar.update(task, advance=1, note=figures)
+    if not bar.console.is_terminal:
+        print(
+            f"  iteration {step.iteration + 1}/{iterations}: {figures}, {seconds:.0f} s", flush=True
+        )
+
+
+def _end_of(
+    state: optimize.State,
+    config: RunConfig,
+    seconds: float,
+    failure: FloatingPointError | None,
+) -> dict[str, Any]:
+    """How the search ended: all iterations, patience, wall time, or a failed evaluation."""
+    settings, done = config.optimizer, int(state.iteration)
+    if failure is not None:
+        code, text = "failed", f"{failure}"
+    elif done == settings.iterations:
+        code, text = "iterations", f"all {done} iterations"
+    elif optimize.exhausted(state, settings):
+        code, text = "patience", f"no better design in the last {settings.patience} iterations"
+    else:
+        hours = config.budget.wall_time_h
+        code, text = "wall_time", f"{seconds / 3600:.3g} h were spent of {hours:g} h"
+    return {
+        "code": code,
+        "text": text,
+        "iterations": done,
+        "asked": settings.iterations,
+        "best_iteration": int(state.best_iteration),
+        "best_objective": float(state.best_loss),
+        "best_violation": float(state.best_violation),
+        "feasible": float(state.best_violation) <= settings.feasible,
+        "seconds": seconds,
+    }
 
 
 def _last_state(folder: Path, like: optimize.State) -> optimize.State:
@@ -336,10 +356,6 @@ def _engine(study: Study, values: dict[str, dict[str, Any]], folder: Path, stop:
 
 def _write_engine_fields(prepared: studies.Prepared, response: Any, path: Path) -> None:
     """The voxel engine's fields around the disc space as a ParaView image."""
-    import pyvista as pv
-
-    from objectives._abstract import principal_strains
-
     scene, shape, h = prepared.scene, prepared.numerics.window, prepared.grid.spacing_mm
     origin = np.asarray(prepared.grid.origin_mm) + h * np.asarray(scene.corner)
     image = pv.ImageData(dimensions=tuple(n + 1 for n in shape), spacing=(h, h, h), origin=origin)

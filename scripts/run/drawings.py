@@ -54,52 +54,22 @@ def write_blueprint(
 
     Raises ValueError when the run holds no part of that arm or its surface is not closed.
     """
-    where = folder / "designs" / arm
-    config = read_config(folder)
-    if not (where / "implant.stl").exists():
-        raise ValueError(
-            f"{folder} holds no part of the {arm} arm (designs/{arm}/implant.stl); run"
-            " scripts/optimize.py to its end first"
-        )
+    where = _where_of(folder, arm)
     design, part = load_design(where)
     assert part is not None and design.implant is not None
     mesh, angle_deg = drawing.turned(drawing.mesh_of(part))
     measured = drawing.measure(mesh)
-    builds = drawing.orientations(mesh)
-    meta, segment = (
-        artifacts.read_json(folder / "meta.json"),
-        artifacts.read_json(folder / "segment" / "segment.json"),
-    )
-    solid = IMPLANTS[design.material]
-    density = _densities(design)
-    mass_g = measured["volume_mm3"] * solid.density_g_cm3 / 1000.0
-    struts = (
-        artifacts.read_json(where / "lattice.json") if (where / "lattice.json").exists() else None
-    )
-    if struts is not None and struts["solid"]:
-        struts = None
+    meta = artifacts.read_json(folder / "meta.json")
+    segment = artifacts.read_json(folder / "segment" / "segment.json")
     revision = hashlib.sha256(
         surface_bytes(part) + f"{meta['identity']}{arm}{tolerances}{finish}".encode()
     ).hexdigest()[:12]
     figures: dict[str, Any] = {
-        "title": (
-            config.title
-            or f"{config.study.settings.get('approach', '')} cage, {segment['patient']} {segment['name']}".strip()
-        ),
-        "patient": segment["patient"],
-        "level": segment["name"],
-        "plan": segment["plan"]["rule"],
-        "arm": arm,
-        "family": design.family,
-        "approach": config.study.settings.get("approach"),
-        "material": solid.source.split(" [")[0].split(";")[0],
+        **_identity(folder, segment, design),
         "turned_about_z_deg": angle_deg,
         **measured,
-        "relative_density": density,
-        "solid_mass_g": mass_g,
-        "mass_g": struts["as_built_g"] if struts else mass_g * density["mean"],
-        "lattice": struts,
-        "build": builds,
+        **_masses(design, measured["volume_mm3"], where),
+        "build": drawing.orientations(mesh),
         "tolerances": tolerances,
         "finish": finish,
         "revision": revision,
@@ -120,6 +90,50 @@ def write_blueprint(
     }
 
 
+def _where_of(folder: Path, arm: str) -> Path:
+    """The folder of an arm's design. Raises ValueError where it holds no part."""
+    where = folder / "designs" / arm
+    if not (where / "implant.stl").exists():
+        raise ValueError(
+            f"{folder} holds no part of the {arm} arm (designs/{arm}/implant.stl); run"
+            " scripts/optimize.py to its end first"
+        )
+    return where
+
+
+def _identity(folder: Path, segment: dict[str, Any], design: Design) -> dict[str, Any]:
+    """Whose part it is and what kind of part."""
+    config = read_config(folder)
+    approach = config.study.settings.get("approach")
+    name = f"{approach or ''} cage, {segment['patient']} {segment['name']}"
+    return {
+        "title": config.title or name.strip(),
+        "patient": segment["patient"],
+        "level": segment["name"],
+        "plan": segment["plan"]["rule"],
+        "arm": design.arm,
+        "family": design.family,
+        "approach": approach,
+        "material": IMPLANTS[design.material].source.split(" [")[0].split(";")[0],
+    }
+
+
+def _masses(design: Design, volume_mm3: float, where: Path) -> dict[str, Any]:
+    """Relative density and masses, as built where the struts of a lattice were made."""
+    density = _densities(design)
+    solid_g = volume_mm3 * IMPLANTS[design.material].density_g_cm3 / 1000.0
+    record = where / "lattice.json"
+    struts = artifacts.read_json(record) if record.exists() else None
+    if struts is not None and struts["solid"]:
+        struts = None
+    return {
+        "relative_density": density,
+        "solid_mass_g": solid_g,
+        "mass_g": struts["as_built_g"] if struts else solid_g * density["mean"],
+        "lattice": struts,
+    }
+
+
 def write_lattice(folder: Path, arm: str, settings: LatticeSettings) -> dict[str, Any]:
     """The arm's relative density as struts: lattice.stl and lattice.3mf (unless the part is solid)
     and lattice.json in designs/<arm>; returns what was measured. What is there of the same design
@@ -128,12 +142,7 @@ def write_lattice(folder: Path, arm: str, settings: LatticeSettings) -> dict[str
     Raises ValueError when the run holds no part of that arm, surface.ExportError when no clean
     surface comes out.
     """
-    where = folder / "designs" / arm
-    if not (where / "implant.stl").exists():
-        raise ValueError(
-            f"{folder} holds no part of the {arm} arm (designs/{arm}/implant.stl); run"
-            " scripts/optimize.py to its end first"
-        )
+    where = _where_of(folder, arm)
     design, part = load_design(where)
     assert part is not None and design.implant is not None
     key = artifacts.digest((design.implant, design.relative_density, settings.model_dump()))
@@ -186,12 +195,7 @@ def _label(folder: Path, design: Design) -> PartLabel | None:
 def write_step(folder: Path, arm: str, deviation_mm: float) -> Path:
     """Write <folder>/designs/<arm>/implant.step. Raises ValueError as
     engine.part.step.write_step, or when the run holds no such part."""
-    where = folder / "designs" / arm
-    if not (where / "implant.stl").exists():
-        raise ValueError(
-            f"{folder} holds no part of the {arm} arm (designs/{arm}/implant.stl); run"
-            " scripts/optimize.py to its end first"
-        )
+    where = _where_of(folder, arm)
     path, reached_mm, faces = step.write_step(
         surface.read(where / "implant.stl"), where / "implant.step", arm, deviation_mm
     )

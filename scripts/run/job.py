@@ -13,7 +13,6 @@ outcome.json is a kill; the next start goes on from what is on disk.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -36,6 +35,7 @@ from scripts.console.wrong import may_pass, os_line
 from scripts.run import check, design, drawings, handover, opened, standing, stored, tracking
 from scripts.run.config import RunConfig
 from scripts.run.folder import Clock, OtherRun, designed, tidy
+from scripts.run.lock import locked
 from scripts.run.stored import LOCK, OUTCOME
 
 log = logging.getLogger("spinefit")
@@ -52,14 +52,10 @@ def working(folder: Path) -> Iterator[None]:
     if stored.kind(folder) == "other":
         raise OtherRun(stored.refusal(folder, resume=True) or "")
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+    with locked(folder / LOCK) as stream:
+        if stream is None:
             who = _holder(folder)
-            raise OtherRun(
-                f"{folder} is being worked on by {who}; wait for it, or stop it first"
-            ) from error
+            raise OtherRun(f"{folder} is being worked on by {who}; wait for it, or stop it first")
         stream.truncate(0)
         json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}, stream)
         stream.flush()

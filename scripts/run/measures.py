@@ -12,9 +12,11 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 import objectives
+from engine.materials import YIELD_STRAIN_COMPRESSION, YIELD_STRAIN_TENSION
 from engine.patient import measure
 from engine.patient.geometry.frames import move_endplate
-from engine.types import Response, Segment
+from engine.types import Response, Segment, SolverStatus
+from fem.solve import principal, von_mises
 from fem.verify import Check, contact_name
 from scripts.run.arms import Study
 
@@ -39,25 +41,14 @@ def arm_result(
     study: Study, arm: str, found: Check, engine: dict[str, Any], folder: Path, keep: Sequence[str]
 ) -> dict[str, Any]:
     """One arm of result.json."""
+    cases = (case.name for case in study.boundary.loadcases)
     base: dict[str, Any] = {
         "label": LABELS[arm],
         "status": {"code": found.status.code, "text": found.status.text},
-        "solver": {
-            case: {
-                "code": s.code,
-                "text": f"{s.text}; relative residual {s.relative_residual:.1e}",
-                "relative_residual": (
-                    s.relative_residual if np.isfinite(s.relative_residual) else None
-                ),
-            }
-            for case, s in zip(
-                (c.name for c in study.boundary.loadcases), found.solver, strict=False
-            )
-        },
+        "solver": {case: _solver_status(s) for case, s in zip(cases, found.solver, strict=False)},
         "mesh": found.mesh,
-        "notes": list(found.notes),
+        "notes": [*found.notes, *engine.get("notes", [])],
     }
-    base["notes"] += engine.get("notes", [])
     if engine["status"] != "ok":
         base["notes"].append(
             f"voxel engine: {engine['status']}, relative residual {engine['residual']:.1e}"
@@ -72,31 +63,45 @@ def arm_result(
         base["notes"].append(
             "stress shielding is not given: the intact segment has no solution to compare with"
         )
-    files = {"solution": f"fem/{arm}/solution.vtu"} if arm in keep else {}
-    if arm != "intact":
-        files |= {
-            "surface STL": f"designs/{arm}/implant.stl",
-            "surface 3MF": f"designs/{arm}/implant.3mf",
-        }
-        drawings = {"lattice STL": "lattice.stl", "lattice 3MF": "lattice.3mf"}
-        drawings |= {
-            "blueprint": "blueprint.pdf",
-            "blueprint DXF": "blueprint.dxf",
-            "surface GLB": "implant.glb",
-        }
-        files |= {
-            what: f"designs/{arm}/{name}"
-            for what, name in drawings.items()
-            if (folder / "designs" / arm / name).exists()
-        }
     return base | {
         "measures": measures,
         "alignment": asdict(achieved(study.segment, response)),
         "balance": {"force_rel": found.balance[0], "moment_rel": found.balance[1]},
         "agreement": agreement(response, engine, measures),
         "mesh": found.mesh | {k: round(v, 3) for k, v in found.figures.items()},
-        "files": files,
+        "files": _files(arm, folder, keep),
     }
+
+
+def _solver_status(status: SolverStatus) -> dict[str, Any]:
+    """A load case's status for result.json, where nothing may be NaN."""
+    residual = status.relative_residual
+    return {
+        "code": status.code,
+        "text": f"{status.text}; relative residual {residual:.1e}",
+        "relative_residual": residual if np.isfinite(residual) else None,
+    }
+
+
+#: Files of a part that are there only where they were asked for.
+_ON_REQUEST = {
+    "lattice STL": "lattice.stl",
+    "lattice 3MF": "lattice.3mf",
+    "blueprint": "blueprint.pdf",
+    "blueprint DXF": "blueprint.dxf",
+    "surface GLB": "implant.glb",
+}
+
+
+def _files(arm: str, folder: Path, keep: Sequence[str]) -> dict[str, str]:
+    """What the folder holds of an arm, by what it is; keep: the arms whose solutions stay."""
+    files = {"solution": f"fem/{arm}/solution.vtu"} if arm in keep else {}
+    if arm == "intact":
+        return files
+    part = f"designs/{arm}"
+    files |= {"surface STL": f"{part}/implant.stl", "surface 3MF": f"{part}/implant.3mf"}
+    here = {what: name for what, name in _ON_REQUEST.items() if (folder / part / name).exists()}
+    return files | {what: f"{part}/{name}" for what, name in here.items()}
 
 
 def measures_of(study: Study, arm: str, response: Response) -> dict[str, Any]:
@@ -168,9 +173,6 @@ def contact_of(study: Study, arm: str, friction: float, found: Check) -> dict[st
 
 def unseen_measures(response: Response, arm: str) -> dict[str, Any]:
     """Measures that the optimiser never saw: sharp counts and percentiles."""
-    from engine.materials import YIELD_STRAIN_COMPRESSION, YIELD_STRAIN_TENSION
-    from fem.solve import principal, von_mises
-
     strain = principal(np.asarray(response.strain), 0.5)
     ratio = np.maximum(
         -strain[..., 0] / YIELD_STRAIN_COMPRESSION, strain[..., 2] / YIELD_STRAIN_TENSION
@@ -221,9 +223,11 @@ def unseen_measures(response: Response, arm: str) -> dict[str, Any]:
 
 
 def weighted_percentile(values: np.ndarray, weight: np.ndarray, percent: float) -> float:
-    order = np.argsort(values)
-    total = np.cumsum(weight[order])
-    return float(values[order][np.searchsorted(total, percent / 100 * total[-1])])
+    """The least value that at least so many per cent of the weight do not exceed. Raises
+    ValueError where nothing has any weight."""
+    if not weight.sum() > 0:
+        raise ValueError("a percentile by volume of no volume: the response has no such sample")
+    return float(np.quantile(values, percent / 100, weights=weight, method="inverted_cdf"))
 
 
 def shown_case(names: tuple[str, ...]) -> str:

@@ -5,8 +5,9 @@ All in the segment frame; fem/report/render.py draws them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyvista as pv
@@ -22,6 +23,15 @@ from scripts.run.config import ARMS
 CUT_LOAD = "flexion"
 
 
+class Shot(NamedTuple):
+    """One picture: a job of fem/report/render.py, its title and what is to be seen."""
+
+    name: str
+    title: str
+    seen: str
+    job: dict[str, Any]
+
+
 def draw(segment: Segment, folder: Path, arms: dict[str, Any]) -> tuple[list[Picture], list[str]]:
     """Draw them into <folder>/pictures; the pictures, and one line for each that failed.
 
@@ -34,61 +44,56 @@ def draw(segment: Segment, folder: Path, arms: dict[str, Any]) -> tuple[list[Pic
         for body in (segment.caudal, segment.cranial)
     ]
     try:
-        jobs, titles = picture_jobs(segment, folder, arms, bones)
-        files, problems = render_all(jobs)
+        shots = picture_shots(segment, folder, arms, bones)
+        files, problems = render_all(render_jobs(shots, pictures))
     finally:
         for path in bones:
             path.unlink(missing_ok=True)
-    return [
-        Picture(*titles[job["name"]], files[job["name"]]) for job in jobs if job["name"] in files
-    ], list(problems)
+    drawn = [Picture(s.title, s.seen, files[s.name]) for s in shots if s.name in files]
+    return drawn, list(problems)
 
 
-def picture_jobs(
+def render_jobs(shots: Sequence[Shot], pictures: Path) -> list[dict[str, Any]]:
+    """Jobs of fem/report/render.py; pictures: the folder that the PNGs go into."""
+    return [{"name": s.name, "out": str(pictures / f"{s.name}.png"), **s.job} for s in shots]
+
+
+def picture_shots(
     segment: Segment, folder: Path, arms: dict[str, Any], bones: list[Path]
-) -> tuple[list[dict[str, Any]], dict[str, tuple[str, str]]]:
-    """Jobs of fem/report/render.py, and by name the title and what is to be seen.
+) -> list[Shot]:
+    """The pictures of a run. bones: surface files of the two vertebrae."""
+    cuts = [
+        shot
+        for arm in ("stock", "conforming", "optimised")
+        if arms.get(arm, {}).get("status", {}).get("code") == "ok"
+        for shot in _cuts(folder, arm)
+    ]
+    return [*_anatomy(folder, bones), *_parts(folder), _footprints(segment, folder), *cuts]
 
-    bones: surface files of the two vertebrae.
-    """
-    pictures = folder / "pictures"
-    part = folder / "designs" / "optimised" / "implant.stl"
-    jobs: list[dict[str, Any]] = []
-    titles: dict[str, tuple[str, str]] = {}
 
-    def add(name: str, title: str, seen: str, **job: Any) -> None:
-        jobs.append({"name": name, "out": str(pictures / f"{name}.png"), **job})
-        titles[name] = (title, seen)
-
+def _anatomy(folder: Path, bones: list[Path]) -> Iterator[Shot]:
     surfaces = [{"path": str(path), "opacity": 0.35} for path in bones]
-    surfaces.append({"path": str(part), "color": "#8fb3c9", "opacity": 1.0})
+    surfaces.append({"path": str(_part(folder)), "color": "#8fb3c9", "opacity": 1.0})
     for name, side, view in (
         ("anatomy_left", "the left", [0, 10]),
         ("anatomy_front", "anterior", [90, 10]),
     ):
-        add(
-            name,
-            f"Anatomy at the planned pose with the optimised cage, from {side}",
-            "Two vertebrae, half transparent, with the cage",
-            kind="anatomy",
-            surfaces=surfaces,
-            view=view,
-        )
-    add(
-        "part",
-        "The optimised cage as exported",
-        "The cage alone, seen obliquely",
-        kind="part",
-        path=str(part),
-    )
+        title = f"Anatomy at the planned pose with the optimised cage, from {side}"
+        job = {"kind": "anatomy", "surfaces": surfaces, "view": view}
+        yield Shot(name, title, "Two vertebrae, half transparent, with the cage", job)
+
+
+def _parts(folder: Path) -> Iterator[Shot]:
+    part = _part(folder)
+    title, seen = "The optimised cage as exported", "The cage alone, seen obliquely"
+    yield Shot("part", title, seen, {"kind": "part", "path": str(part)})
     if (struts := part.with_name("lattice.stl")).exists():
-        add(
-            "lattice",
-            "The optimised cage with its lattice as struts",
-            "The cage alone, its lattice as printed geometry",
-            kind="part",
-            path=str(struts),
-        )
+        title = "The optimised cage with its lattice as struts"
+        seen = "The cage alone, its lattice as printed geometry"
+        yield Shot("lattice", title, seen, {"kind": "part", "path": str(struts)})
+
+
+def _footprints(segment: Segment, folder: Path) -> Shot:
     curves = [
         {"label": arm, "points_mm": curve.tolist()}
         for arm in ARMS
@@ -96,30 +101,26 @@ def picture_jobs(
         for curve in footprint(folder / "designs" / arm)
     ]
     rim = segment.caudal.superior.rim_mm[:, :2].tolist()
-    add(
+    return Shot(
         "footprints",
         "Footprints on the caudal endplate, seen from above",
         "Outlines of all arms inside the endplate's rim",
-        kind="footprints",
-        curves=curves,
-        rim_mm=rim,
+        {"kind": "footprints", "curves": curves, "rim_mm": rim},
     )
-    for arm in ("stock", "conforming", "optimised"):
-        if arms.get(arm, {}).get("status", {}).get("code") != "ok":
-            continue
-        solution, centre = folder / "fem" / arm / "solution.vtu", middle(folder / "designs" / arm)
-        for axis, plane in enumerate(("sagittal", "coronal")):
-            add(
-                f"strain_{arm}_{plane}",
-                f"{arm}: strain in {CUT_LOAD}, {plane} cut through the cage's middle",
-                f"Compressive strain in the bone of the {arm} arm, {plane} cut",
-                kind="cut",
-                path=str(solution),
-                load=CUT_LOAD,
-                plane=plane,
-                at_mm=float(centre[axis]),
-            )
-    return jobs, titles
+
+
+def _cuts(folder: Path, arm: str) -> Iterator[Shot]:
+    solution, centre = folder / "fem" / arm / "solution.vtu", middle(folder / "designs" / arm)
+    for axis, plane in enumerate(("sagittal", "coronal")):
+        title = f"{arm}: strain in {CUT_LOAD}, {plane} cut through the cage's middle"
+        seen = f"Compressive strain in the bone of the {arm} arm, {plane} cut"
+        where = {"load": CUT_LOAD, "plane": plane, "at_mm": float(centre[axis])}
+        job = {"kind": "cut", "path": str(solution), **where}
+        yield Shot(f"strain_{arm}_{plane}", title, seen, job)
+
+
+def _part(folder: Path) -> Path:
+    return folder / "designs" / "optimised" / "implant.stl"
 
 
 def middle(design: Path) -> np.ndarray:

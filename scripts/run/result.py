@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import resource
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from engine import artifacts
-from engine.types import stack_loads
+from engine.types import Segment, stack_loads
 from fem.report.page import write_report
 from scripts.console.overrides import quoted, shell_line
 from scripts.run import credibility, handover
@@ -49,63 +50,21 @@ LIMITATIONS = [
 
 
 def write_result(study: Study, config: RunConfig, folder: Path, arms: dict[str, Any]) -> Path:
-    segment, timings = study.segment, artifacts.read_json(folder / "timings.json")
-    history = artifacts.read_jsonl(folder / "history.jsonl")
-    end = _end(folder, history, config)
-    pictures, problems = draw(segment, folder, arms)
+    """Write result.json, the pictures, slicer/ and the report of a checked run; the report's
+    path. arms: what Record.arm gives of each."""
+    end = _end(folder, artifacts.read_jsonl(folder / "history.jsonl"), config)
+    pictures, problems = draw(study.segment, folder, arms)
     files, unwritten = _for_the_scan(folder)
-    warnings = [*segment.warnings, *problems, *unwritten]
-    if segment.density_source != "phantom" and not segment.density_source.startswith("ct"):
-        warnings.insert(
-            0,
-            f"Bone density is not measured but {segment.density_source}: tissue measures compare"
-            " arms only.",
-        )
-    if not end["feasible"]:
-        warnings.append(
-            "The optimised design violates a constraint; see the convergence plot and the measures."
-        )
-    if end["code"] in ("failed", "wall_time"):
-        early = f"after {end['iterations']} of {end['asked']} iterations ({end['text']})"
-        warnings.append(f"The search ended early, {early}: the best design so far is shown.")
-    plan = segment.plan
+    timings, meta = (artifacts.read_json(folder / f"{name}.json") for name in ("timings", "meta"))
+    own_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    name = f"{study.cage.settings.approach} cage, {study.segment.patient} {study.segment.name}"
     result = {
         "schema_version": 1,
-        "title": (
-            config.title or f"{study.cage.settings.approach} cage, {segment.patient} {segment.name}"
-        ),
-        "created": artifacts.read_json(folder / "meta.json")["created"],
-        "asked": {
-            "patient": segment.patient,
-            "segment": segment.name,
-            "density": segment.density_source,
-            "implant": study.cage.describe() | {"material": study.cage.material},
-            "load cases": {
-                c.name: (
-                    f"{c.preload_n:g} N, moment {np.round(c.wrench.moment_nmm / 1000, 2).tolist()}"
-                    f" Nm; {c.source}"
-                )
-                for c in study.boundary.loadcases
-            },
-            "goals": {
-                g.objective.name: (
-                    f"{g.kind}, weight {g.weight:g}, scale {g.scale:g}, bound {g.bound}"
-                )
-                for g in study.goals
-            },
-            "check mesh": config.fem.mesh,
-            "grid_mm": config.study.solver.spacing_mm,
-            "bone law": config.study.solver.bone_law,
-        },
-        "warnings": warnings,
-        "alignment": {
-            "measured": asdict(plan.measured),
-            "planned": asdict(plan.planned),
-            "load_case": shown_case(stack_loads(study.boundary.loadcases)),
-            "rule": plan.rule,
-            "source": plan.source,
-            "notes": list(plan.notes),
-        },
+        "title": config.title or name,
+        "created": meta["created"],
+        "asked": _asked(study, config),
+        "warnings": _warnings(study.segment, end, [*problems, *unwritten]),
+        "alignment": _alignment(study),
         "arms": arms,
         "optimisation": {
             "status": {
@@ -118,32 +77,84 @@ def write_result(study: Study, config: RunConfig, folder: Path, arms: dict[str, 
         "credibility": credibility.of_run(study, config, folder, arms),
         "lattice": _lattice(folder),
         "timings_s": timings["seconds"],
-        "memory_mb": (
-            timings["peak_mb"]
-            | {"report": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
-        ),
+        "memory_mb": timings["peak_mb"] | {"report": own_mb},
         "versions": {
-            k: v
-            for k, v in artifacts.versions().items()
-            if isinstance(v, str | int | float | bool | None)
+            package: version
+            for package, version in artifacts.versions().items()
+            if isinstance(version, str | int | float | bool | None)
         },
         "hashes": {
-            "configuration": artifacts.read_json(folder / "meta.json")["identity"],
+            "configuration": meta["identity"],
             "check": check_digest(config.fem),
             "designs": designs_digest(folder),
         },
         "limitations": LIMITATIONS,
-        "files": (
-            {
-                "history": "history.jsonl",
-                "search": "search.jsonl",
-                "engine": "engine.json",
-                "configuration": "config.yaml",
-            }
-            | files
-        ),
+        "files": _RECORDS | files,
     }
     return write_report(folder, result, pictures)
+
+
+_RECORDS = {
+    "history": "history.jsonl",
+    "search": "search.jsonl",
+    "engine": "engine.json",
+    "configuration": "config.yaml",
+}
+
+
+def _warnings(segment: Segment, end: dict[str, Any], others: Sequence[str]) -> list[str]:
+    """What a reader must know before the numbers."""
+    warnings = [*segment.warnings, *others]
+    if segment.density_source != "phantom" and not segment.density_source.startswith("ct"):
+        source = segment.density_source
+        text = f"Bone density is not measured but {source}: tissue measures compare arms only."
+        warnings.insert(0, text)
+    if not end["feasible"]:
+        warnings.append(
+            "The optimised design violates a constraint; see the convergence plot and the measures."
+        )
+    if end["code"] in ("failed", "wall_time"):
+        early = f"after {end['iterations']} of {end['asked']} iterations ({end['text']})"
+        warnings.append(f"The search ended early, {early}: the best design so far is shown.")
+    return warnings
+
+
+def _asked(study: Study, config: RunConfig) -> dict[str, Any]:
+    """What the run was asked for, in words."""
+    segment = study.segment
+    return {
+        "patient": segment.patient,
+        "segment": segment.name,
+        "density": segment.density_source,
+        "implant": study.cage.describe() | {"material": study.cage.material},
+        "load cases": {
+            c.name: (
+                f"{c.preload_n:g} N, moment {np.round(c.wrench.moment_nmm / 1000, 2).tolist()}"
+                f" Nm; {c.source}"
+            )
+            for c in study.boundary.loadcases
+        },
+        "goals": {
+            g.objective.name: f"{g.kind}, weight {g.weight:g}, scale {g.scale:g}, bound {g.bound}"
+            for g in study.goals
+        },
+        "check mesh": config.fem.mesh,
+        "grid_mm": config.study.solver.spacing_mm,
+        "bone law": config.study.solver.bone_law,
+    }
+
+
+def _alignment(study: Study) -> dict[str, Any]:
+    """Measured and planned; what each arm achieves stands with the arm."""
+    plan = study.segment.plan
+    return {
+        "measured": asdict(plan.measured),
+        "planned": asdict(plan.planned),
+        "load_case": shown_case(stack_loads(study.boundary.loadcases)),
+        "rule": plan.rule,
+        "source": plan.source,
+        "notes": list(plan.notes),
+    }
 
 
 def _for_the_scan(folder: Path) -> tuple[dict[str, str], list[str]]:

@@ -1,10 +1,11 @@
 """What another run of the very same content has solved already: arms of the check and position
 searches, kept by content.
 
-    <cache>/solved/<key>/   check.pickle solution.vtu mesh.npz    an arm in SfePy        (engine.multigrid.native.library.cache_dir
-        says where <cache> is)
-                            search.jsonl                          a finished position search of both
-                                                                  rivals
+    <cache>/solved/<key>/   check.npz solution.vtu mesh.npz   an arm in SfePy
+                            search.jsonl                      a finished position search of both
+                                                              rivals
+
+engine.multigrid.native.library.cache_dir says where <cache> is.
 
 Seeds share their rivals, objectives their floors: of a patient's 4 objectives × 3 seeds, 60 arms of
 five a run are 22 that differ. The key is the hash of all that goes in (patient, design, exported
@@ -16,23 +17,29 @@ it, or (empty) none.
 
 from __future__ import annotations
 
-import fcntl
+import json
 import logging
 import os
-import pickle
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engine import artifacts
 from engine.multigrid.native.library import cache_dir
+from engine.types import Response, SolverStatus
+from fem.verify import Check
 from scripts.console.places import ROOT
+from scripts.run.lock import locked
 
 log = logging.getLogger("spinefit")
+_CHECK = "check.npz"
 _ARM_FILES = ("solution.vtu", "mesh.npz")
 
 
@@ -54,6 +61,38 @@ def key(*content: Any) -> str:
     return artifacts.digest((code_digest(), *content))
 
 
+_RESPONSE = tuple(f.name for f in fields(Response) if f.name != "loadcases")
+
+
+def write_check(path: Path, check: Check) -> None:
+    """A check as plain arrays (of its response) and a JSON text (of the rest), uncompressed."""
+    rest = {f.name: getattr(check, f.name) for f in fields(Check) if f.name != "response"}
+    rest["status"], rest["solver"] = asdict(check.status), [asdict(s) for s in check.solver]
+    arrays: dict[str, Any] = {}
+    if check.response is not None:
+        rest["loadcases"] = check.response.loadcases
+        values = {name: getattr(check.response, name) for name in _RESPONSE}
+        arrays = {name: np.asarray(v) for name, v in values.items() if v is not None}
+    text = json.dumps(rest, default=lambda value: np.asarray(value).tolist())
+    with open(path, "wb") as stream:
+        np.savez(stream, check=np.array(text), **arrays)
+
+
+def read_check(path: Path) -> Check:
+    """What write_check wrote. Raises ValueError when it is damaged or of another kind."""
+    arrays = artifacts.read_npz(path)
+    try:
+        rest = json.loads(str(arrays.pop("check")))
+        loadcases = rest.pop("loadcases", None)
+        rest["status"] = SolverStatus(**rest["status"])
+        rest["solver"] = tuple(SolverStatus(**s) for s in rest["solver"])
+        rest["notes"], rest["balance"] = tuple(rest["notes"]), tuple(rest["balance"])
+        response = None if loadcases is None else Response(**arrays, loadcases=tuple(loadcases))
+        return Check(response=response, **rest)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds no check of this version ({error!r})") from error
+
+
 class Store:
     """Solved things by key, shared by all processes of this machine. gigabytes 0: empty for
     ever."""
@@ -71,37 +110,32 @@ class Store:
             yield True
             return
         self.root.mkdir(parents=True, exist_ok=True)
-        with open(self.root / f"{name}.lock", "a") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+        with locked(self.root / f"{name}.lock") as stream:
+            yield stream is not None
 
-    def take(self, name: str, into: Path) -> Any | None:
+    def take(self, name: str, into: Path) -> Check | None:
         """The solved arm, its files copied into a folder; None where there is none (a damaged
         one counts as none)."""
         here = self.root / name
-        if not self.gigabytes or not (here / "check.pickle").exists():
+        if not self.gigabytes or not (here / _CHECK).exists():
             return None
         try:
-            found = pickle.loads((here / "check.pickle").read_bytes())
+            check = read_check(here / _CHECK)
             into.mkdir(parents=True, exist_ok=True)
             for file in _ARM_FILES:
                 if (here / file).exists():
                     artifacts.write_bytes(into / file, (here / file).read_bytes())
-        except Exception as error:  # a damaged pickle raises anything
+        except (ValueError, OSError) as error:
             log.warning("%s cannot be taken over (%s): solved anew", here, error)
             return None
         os.utime(here)
-        return found
+        return check
 
-    def give(self, name: str, found: Any, source: Path) -> None:
+    def give(self, name: str, check: Check, source: Path) -> None:
         """Keep a solved arm for other runs. A full disk keeps nothing and harms nobody."""
 
         def write(folder: Path) -> None:
-            (folder / "check.pickle").write_bytes(pickle.dumps(found, protocol=5))
+            write_check(folder / _CHECK, check)
             for file in _ARM_FILES:
                 if (source / file).exists():
                     shutil.copyfile(source / file, folder / file)
@@ -143,13 +177,8 @@ class Store:
                     if time.time() - folder.stat().st_mtime > 3600:
                         shutil.rmtree(folder, ignore_errors=True)
                     continue
-                sizes.append(
-                    (
-                        folder.stat().st_mtime,
-                        sum(f.stat().st_size for f in folder.iterdir()),
-                        folder,
-                    )
-                )
+                size = sum(f.stat().st_size for f in folder.iterdir())
+                sizes.append((folder.stat().st_mtime, size, folder))
             except OSError:  # another process has just pruned it
                 continue
         total = sum(size for _, size, _ in sizes)

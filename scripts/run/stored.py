@@ -16,7 +16,6 @@ for.
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from typing import Any
 import yaml
 
 from scripts.console import composing, overrides
+from scripts.run.lock import is_locked
 
 #: What the job that works on a run folder writes about itself (scripts/run/job.py).
 LOCK, OUTCOME, JOB_LOG = JOB_FILES = (".lock", "outcome.json", "job.log")
@@ -52,14 +52,7 @@ _RAW = ("study.settings", "study.cases", "study.goals", "patient.phantom")
 
 def busy(folder: Path) -> bool:
     """A process works on the folder now."""
-    if not (folder / LOCK).exists():
-        return False
-    with open(folder / LOCK) as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    return is_locked(folder / LOCK)
 
 
 def kind(folder: Path) -> str:

@@ -16,7 +16,7 @@ from engine import artifacts
 from engine.patient import PlanConfig, phantom_segment
 from engine.types import VoxelField
 from fem.report import colours, letters, render
-from scripts.run.pictures import picture_jobs
+from scripts.run.pictures import picture_shots, render_jobs
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +126,8 @@ def lopsided(tmp_path_factory):
 
 def test_footprints_and_cuts_of_one_cage_agree_on_where_it_stands(lopsided):
     folder, segment = lopsided
-    jobs, _ = picture_jobs(segment, folder, {"optimised": {"status": {"code": "ok"}}}, [])
-    by_name = {job["name"]: job for job in jobs}
+    shots = picture_shots(segment, folder, {"optimised": {"status": {"code": "ok"}}}, [])
+    by_name = {job["name"]: job for job in render_jobs(shots, folder / "pictures")}
     sagittal, coronal = by_name["strain_optimised_sagittal"], by_name["strain_optimised_coronal"]
     assert (sagittal["at_mm"], coronal["at_mm"]) == (-5.0, -3.0)
     for job in (by_name["footprints"], sagittal, coronal):

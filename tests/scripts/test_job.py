@@ -15,10 +15,10 @@ import pytest
 
 from engine import artifacts
 from scripts.run import design as run_design
-from scripts.run import drawings, handover, job, standing
+from scripts.run import drawings, handover, job, standing, stored
 from scripts.run.config import BudgetConfig
-from scripts.run.design import OUTCOME
 from scripts.run.folder import OtherRun
+from scripts.run.stored import OUTCOME
 from scripts.sweeps import launchers
 from tests.scripts.test_config import composed
 
@@ -115,18 +115,18 @@ def test_two_processes_never_work_on_one_folder_and_a_kill_lets_it_go(config):
     folder = Path(config.out)
     process = holding(folder)
     try:
-        assert run_design.busy(folder)
+        assert stored.busy(folder)
         with pytest.raises(OtherRun, match=f"process {process.pid} on"), job.working(folder):
             pass
         assert standing.read(folder).status == "running"
     finally:
         process.kill()
         process.wait()
-    assert not run_design.busy(folder)
+    assert not stored.busy(folder)
     artifacts.write_json(folder / "meta.json", {})
     assert standing.read(folder).status == "killed"
     with job.working(folder):
-        assert json.loads((folder / run_design.LOCK).read_text())["pid"] == os.getpid()
+        assert json.loads((folder / stored.LOCK).read_text())["pid"] == os.getpid()
 
 
 def test_a_killed_job_is_found_with_what_it_had_computed(config):
@@ -193,7 +193,7 @@ def test_sigterm_before_the_work_begins_is_a_stop(config):
         cwd=config.out.rsplit("/", 1)[0],
     )
     deadline = time.monotonic() + 60
-    while not (Path(config.out) / run_design.LOCK).exists() and time.monotonic() < deadline:
+    while not (Path(config.out) / stored.LOCK).exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from engine import artifacts
-from scripts.run import design, job, standing
+from scripts.run import job, standing, stored
 from scripts.run.config import LauncherConfig
 from scripts.sweeps import launchers
 from tests.scripts.test_sweep import ROOT, command, program  # noqa: F401
@@ -57,7 +57,7 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def outcome(folder: Path) -> dict:
-    return artifacts.read_json(folder / design.OUTCOME)
+    return artifacts.read_json(folder / stored.OUTCOME)
 
 
 def numbers(folder: Path) -> str:
@@ -130,7 +130,7 @@ def test_on_a_full_disk_it_stops_and_with_room_it_goes_on(undisturbed, tmp_path)
         assert process.wait() == job.TRANSIENT, (place / "log").read_text()
         assert (
             "No space left"
-            in (place / "log").read_text() + (place / "run" / design.OUTCOME).read_text()
+            in (place / "log").read_text() + (place / "run" / stored.OUTCOME).read_text()
         )
         subprocess.run(["mount", "-o", "remount,size=300m", str(place)], check=True)
         assert start(place / "run").wait() == 0

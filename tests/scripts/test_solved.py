@@ -76,8 +76,8 @@ def test_none_is_kept_when_told_so(gigabytes, root, tmp_path, monkeypatch):
 def test_a_damaged_arm_counts_as_none(root, tmp_path, caplog):
     store = solved.Store(1.0)
     store.give("x", made_arm(tmp_path / "a"), tmp_path / "a")
-    whole = (root / "x" / "check.pickle").read_bytes()
-    (root / "x" / "check.pickle").write_bytes(whole[: len(whole) // 2])
+    whole = (root / "x" / "check.npz").read_bytes()
+    (root / "x" / "check.npz").write_bytes(whole[: len(whole) // 2])
     assert store.take("x", tmp_path / "b") is None
     assert "solved anew" in caplog.text
 

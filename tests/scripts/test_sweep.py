@@ -24,8 +24,8 @@ from engine.patient import phantom_segment, save_segment
 from engine.types import Segment
 from scripts.run import configure, job, standing
 from scripts.run.config import LauncherConfig
-from scripts.run.design import OUTCOME
 from scripts.run.opened import open_segment
+from scripts.run.stored import OUTCOME
 from scripts.sweeps import grid, launchers
 from scripts.sweeps.launchers import Command
 
