@@ -21,7 +21,8 @@ from scipy.spatial import cKDTree
 from engine import artifacts
 from engine.types import Boundary, Design, Response, Segment, SolverStatus, Surface
 from fem.mesh.build import MeshError, MeshSettings, TetMesh, build_mesh
-from fem.solve import FemSettings, solve, write_vtu
+from fem.solution import write_vtu
+from fem.solve import FemSettings, solve
 
 log = logging.getLogger("spinefit.fem")
 #: Raised when the same content gives another mesh.

@@ -169,7 +169,7 @@ def contact_of(study: Study, arm: str, friction: float, found: Check) -> dict[st
 def unseen_measures(response: Response, arm: str) -> dict[str, Any]:
     """Measures that the optimiser never saw: sharp counts and percentiles."""
     from engine.materials import YIELD_STRAIN_COMPRESSION, YIELD_STRAIN_TENSION
-    from fem.solve import principal, von_mises
+    from fem.elastic.invariants import principal, von_mises
 
     strain = principal(np.asarray(response.strain), 0.5)
     ratio = np.maximum(

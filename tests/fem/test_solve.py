@@ -13,7 +13,8 @@ from engine.materials import BONE_LAWS, SOFT, lattice_modulus_ratio
 from engine.types import Design, Link, VoxelField
 from fem.elastic import operators as el
 from fem.mesh.build import TetMesh
-from fem.solve import FemSettings, moduli, solve, write_vtu
+from fem.solution import write_vtu
+from fem.solve import FemSettings, moduli, solve
 from scripts.evidence.sensitivity import rescaled
 
 LAW = BONE_LAWS["morgan2003_vertebra"]
