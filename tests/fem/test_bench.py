@@ -7,11 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fem_segment import BODY_MM, DISC_MM, HALF, make_boundary
+from fem_segment import BODY_MM, CROP_MM, DISC_MM, HALF, make_boundary
 from test_mesh import COARSE
 
 from engine.materials import IMPLANTS
-from fem.mesh.build import default_crop
 from fem.solve import FemSettings
 from scripts.run import mechanical_tests as bench
 
@@ -24,7 +23,7 @@ def tests(segment, design, implant_surface, tmp_path_factory):
         design,
         implant_surface,
         make_boundary(segment),
-        default_crop(segment),
+        CROP_MM,
         coarse,
         FemSettings(order=1, quadrature=2),
         123.0,
@@ -67,7 +66,7 @@ def test_shear_is_softer_and_foam_carries_the_subsidence(tests):
 
 def test_safety_is_told_only_of_loads_that_are_given(tests):
     assert bench.safety_of(tests, bench.Acceptance()) == {}
-    found = bench.safety_of(tests, bench.Acceptance(compression_n=2000.0))
-    assert found["compression"]["fatigue"] == pytest.approx(
+    safety = bench.safety_of(tests, bench.Acceptance(compression_n=2000.0))
+    assert safety["compression"]["fatigue"] == pytest.approx(
         tests["compression"]["load_at_fatigue"] / 2000.0
     )

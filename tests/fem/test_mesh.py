@@ -8,12 +8,14 @@ import meshio
 import numpy as np
 import pytest
 from fem_blocks import INTACT, box
-from fem_segment import make_boundary
+from fem_segment import CROP_MM, make_boundary
 
 from engine.types import REGIONS, Surface
 from fem.mesh import tets as tt
-from fem.mesh.build import COARSE, MeshError, MeshSettings, build_mesh, drop_islands, gate, measure
-from fem.mesh.regions import SurfaceDistance, default_crop, region_map
+from fem.mesh.build import COARSE, MeshSettings, build_mesh, gate
+from fem.mesh.islands import drop_islands
+from fem.mesh.quality import MeshError, measure
+from fem.mesh.regions import SurfaceDistance, region_map
 from fem.mesh.repair import edges_collapsed
 from fem.mesh.snap import interfaces, move
 from fem.solve import FemSettings, solve
@@ -142,7 +144,7 @@ def test_a_small_island_is_removed_with_a_line_and_a_large_one_is_an_error():
 
 @pytest.fixture(scope="module")
 def meshed(segment, design, implant_surface):
-    return build_mesh(segment, design, implant_surface, COARSE)
+    return build_mesh(segment, design, implant_surface, COARSE, CROP_MM)
 
 
 def test_segment_passes_the_gate_with_volumes_within_one_percent(meshed, implant_surface):
@@ -166,7 +168,7 @@ def test_implant_interface_nodes_lie_on_the_exported_surface(meshed, implant_sur
 
 
 def test_gate_names_what_is_wrong(meshed, segment, design, implant_surface):
-    regions = region_map(segment, design, implant_surface, default_crop(segment))
+    regions = region_map(segment, design, implant_surface, CROP_MM)
     reference = np.array([meshed.quality["reference_mm3"][n] for n in REGIONS])
 
     def problems(points, labels):
@@ -189,7 +191,7 @@ def test_gate_names_what_is_wrong(meshed, segment, design, implant_surface):
 
 def test_intact_segment_has_the_whole_disc_as_remnant(segment):
     coarse = replace(COARSE, size_fine_mm=2.8, background_axial_mm=2.2, background_mm=2.8)
-    mesh = build_mesh(segment, INTACT, None, coarse)
+    mesh = build_mesh(segment, INTACT, None, coarse, CROP_MM)
     assert set(np.unique(mesh.labels)) == {0, 1, 4}
     # elliptic disc between two dishes of 2 mm: π a b (9 + 2·2/2)
     assert mesh.quality["volume_mm3"]["remnant"] == pytest.approx(
@@ -246,16 +248,15 @@ def test_an_impossible_gate_is_an_error_that_names_the_region(segment, design, i
     with pytest.raises(
         MeshError, match=r"dihedral angle .* in (caudal|cranial|implant|graft|remnant) at"
     ):
-        build_mesh(segment, design, implant_surface, strict)
+        build_mesh(segment, design, implant_surface, strict, CROP_MM)
 
 
 def test_surface_and_design_must_agree(segment, design, implant_surface):
     with pytest.raises(ValueError, match="export the design's surface"):
-        build_mesh(segment, design, None)
+        build_mesh(segment, design, None, COARSE, CROP_MM)
     with pytest.raises(ValueError, match="normals must point outward"):
-        build_mesh(
-            segment, design, Surface(implant_surface.points_mm, implant_surface.faces[:, ::-1])
-        )
+        inside_out = Surface(implant_surface.points_mm, implant_surface.faces[:, ::-1])
+        build_mesh(segment, design, inside_out, COARSE, CROP_MM)
     with pytest.raises(ValueError, match="size_fine_mm"):
         MeshSettings(size_fine_mm=9.0)
 
