@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -55,7 +55,7 @@ class Sampling:
         """Tetrahedra with a kept point [m] (bool)."""
         return np.asarray(self.keep.any(1))
 
-    def places(self, near: np.ndarray, relative_density: np.ndarray) -> dict[str, np.ndarray]:
+    def places(self, near: np.ndarray, relative_density: np.ndarray) -> dict[str, Any]:
         """position, volume, fraction, near and relative_density of the samples, as in Response;
         near and relative_density are given at the quadrature points [m, q]."""
         d, keep, cells = self.d, self.keep, self.cells
