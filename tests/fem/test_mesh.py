@@ -50,11 +50,7 @@ def split_near(
 
 
 def test_regular_tetrahedron_has_its_angles_and_quality():
-    tet = (
-        np.array([[0, 2, 1, 3]])
-        if tt.volumes(REGULAR, np.array([[0, 1, 2, 3]]))[0] < 0
-        else np.array([[0, 1, 2, 3]])
-    )
+    tet = tt.positive(REGULAR, np.array([[0, 1, 2, 3]]))
     assert tt.volumes(REGULAR, tet)[0] == pytest.approx(8.0 / 3.0)
     assert np.allclose(tt.dihedral_deg(REGULAR, tet), np.degrees(np.arccos(1.0 / 3.0)))
     assert tt.shape_quality(REGULAR, tet)[0] == pytest.approx(1.0)
@@ -120,11 +116,10 @@ def test_what_hangs_on_an_edge_or_a_vertex_is_found():
 
 
 def test_inversion_counts_below_any_angle():
-    tet = np.array([[0, 2, 1, 3]])
-    good, bad = (tt.angle_or_inversion(REGULAR, t)[0] for t in (tet, tet[:, [1, 0, 2, 3]]))
-    assert sorted([good, bad])[1] == pytest.approx(np.degrees(np.arccos(1 / 3))) and min(
-        good, bad
-    ) == pytest.approx(-100)
+    tet = tt.positive(REGULAR, np.array([[0, 1, 2, 3]]))
+    sound, inverted = (tt.angle_or_inversion(REGULAR, t)[0] for t in (tet, tet[:, [1, 0, 2, 3]]))
+    assert sound == pytest.approx(np.degrees(np.arccos(1 / 3)))
+    assert inverted == pytest.approx(-100)
 
 
 # -- islands and gate ------------------------------------------------------------------------------
@@ -274,10 +269,8 @@ def test_slivers_go_by_collapsing_edges_and_regions_keep_their_volumes():
     axes = [np.linspace(0.0, 6.0, 4)] * 3
     points, tets = tt.bricks(axes)
     labels = (points[tets][..., 2].mean(1) > 2.0).astype(int)
-    before, sound = (
-        np.bincount(labels, tt.volumes(points, tets)),
-        tt.dihedral_deg(points, tets).min(),
-    )
+    before = np.bincount(labels, tt.volumes(points, tets))
+    sound = tt.dihedral_deg(points, tets).min()
     worse = points, tets, labels
     for cell in (0, 30, 61):
         worse = split_near(*worse, cell)
@@ -287,9 +280,8 @@ def test_slivers_go_by_collapsing_edges_and_regions_keep_their_volumes():
     assert tt.dihedral_deg(x, cells).min() == pytest.approx(sound)
     assert np.bincount(regions, tt.volumes(x, cells)) == pytest.approx(before)
     assert len(cells) == len(tets) and not tt.hinges(cells).any()
-    assert (
-        interfaces(len(x), cells, regions).touches[:, :2].all(1)
-    ).sum() == 16  # the plane's nodes
+    on_the_plane = interfaces(len(x), cells, regions).touches[:, :2].all(1)
+    assert on_the_plane.sum() == 16
 
 
 def test_a_node_of_an_interface_is_not_pulled_off_it():
