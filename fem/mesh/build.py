@@ -185,6 +185,7 @@ def _changed(settings: MeshSettings, attempt: int) -> MeshSettings:
 def _attempt(
     regions: RegionMap, reference: np.ndarray, settings: MeshSettings, lines: list[str]
 ) -> TetMesh:
+    """A mesh, not yet gated; reference [5]: the regions' volumes, mm³. Raises MeshError."""
     clock = time.perf_counter()
     points, tets, labels = _fitted_lattice(regions, settings, lines)
     points, tets, labels = remesh(
