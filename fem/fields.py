@@ -21,9 +21,11 @@ def loads_of(names: Iterable[str], quantity: str) -> list[str]:
 
 
 def stored_name(names: Iterable[str], load: str, quantity: str) -> str:
-    """The name under which a file holds it. Raises ValueError when it does not."""
-    held = set(names)
+    """The name among `names` of one load case's quantity. Raises ValueError when there is none."""
+    stored = set(names)
     for name in (array_name(load, quantity), f"{load}:{quantity}"):
-        if name in held:
+        if name in stored:
             return name
-    raise ValueError(f"no array {array_name(load, quantity)!r}; there is {', '.join(sorted(held))}")
+    raise ValueError(
+        f"no array {array_name(load, quantity)!r}; there is {', '.join(sorted(stored))}"
+    )

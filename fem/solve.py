@@ -1,9 +1,9 @@
 """Stress simulation of a design on its body-fitted mesh: the independent check of the voxel engine.
 
-    −div σ = f,  σ = λ tr(ε) 1 + 2μ ε,  traction −κ w u on the support, links on mean rigid motions
-                                        of patches
+    −div σ = f,   σ = λ tr(ε) 1 + 2μ ε
 
-P2 tetrahedra assembled by SfePy (fem/elastic/operators.py), one factorisation for all load cases
+with a traction −κ w u on the support, loads and links on mean rigid motions of patches. P2
+tetrahedra assembled by SfePy (fem/elastic/operators.py), one factorisation for all load cases
 (fem/elastic/factor.py). Moduli at the quadrature points: bone from its density by the bone law,
 lattice by its homogenised ratio.
 """
@@ -11,19 +11,14 @@ lattice by its homogenised ratio.
 from __future__ import annotations
 
 import logging
-import os
 import resource
-import tempfile
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import meshio
 import numpy as np
-import pyvista as pv
 import scipy.sparse as sp
-from vtkmodules.vtkIOXML import vtkXMLUnstructuredGridWriter
 
 from engine import materials
 from engine.types import (
@@ -31,6 +26,7 @@ from engine.types import (
     REGIONS,
     Boundary,
     Design,
+    Link,
     Patch,
     Response,
     Segment,
@@ -38,13 +34,16 @@ from engine.types import (
     stack_loads,
 )
 from fem.elastic import operators as el
-from fem.elastic.contact import ContactSettings, interface, solve_contact, split
-from fem.elastic.factor import LinkRows, solve_linear
-from fem.fields import array_name
+from fem.elastic.contact import ContactSettings, Split, interface, solve_contact, split
+from fem.elastic.factor import LinkRows, Solution, solve_linear
 from fem.mesh.build import TetMesh
 from fem.mesh.tets import components
+from fem.sampling import Sampling, kept_points, nearness
+from fem.solution import FemField
 
 log = logging.getLogger("spinefit.fem")
+#: Poisson's ratio of a bench test's blocks, steel or foam [M].
+_BLOCK_POISSON = 0.3
 
 
 @dataclass(frozen=True)
@@ -111,25 +110,6 @@ class FemSettings:
         )
 
 
-@dataclass(frozen=True)
-class FemField:
-    """Fields for viewing: displacement_mm [l, n, 3] at the points of `mesh` (with contact: the
-    implant's are its own); per tetrahedron strain and stress [l, m, 6] (volume averages) and e_mpa
-    [m]. figures: unknowns, seconds, memory. contact: per load case touching share, pressures,
-    opening; interface: triangles and what is on them.
-    """
-
-    loadcases: tuple[str, ...]
-    mesh: TetMesh
-    displacement_mm: np.ndarray
-    strain: np.ndarray
-    stress: np.ndarray
-    e_mpa: np.ndarray
-    figures: dict[str, float]
-    contact: tuple[dict[str, float], ...] = ()
-    interface: meshio.Mesh | None = None
-
-
 def solve(
     segment: Segment,
     design: Design,
@@ -147,131 +127,233 @@ def solve(
     if not names:
         raise ValueError("boundary has no load case; add one to loadcases")
     clock = time.perf_counter()
-    joined = int(components(mesh.tets).max()) == 0
-    cut = None
-    contact = settings.contact_settings()
-    if contact is not None:
-        if design.implant is None:
-            raise ValueError(
-                f"design {design.arm!r} has no implant: contact={settings.contact} has nothing to"
-                " act on"
-            )
-        if not joined:
-            raise ValueError(
-                "the bodies are joined by links alone: contact needs the implant between them"
-            )
-        cut = split(mesh, REGIONS.index("implant"))
-        mesh = cut.mesh
-    d = el.discretise(mesh, settings.order, settings.quadrature)
-    e_mpa, poisson, relative_density = moduli(
-        segment, design, d, settings.bone_law, settings.blocks_mpa, settings.bone_factor
-    )
-    lam, mu = materials.lame(e_mpa, poisson)
-    support, reaction_rows = el.foundation(d, boundary.support, boundary.foundation_mpa_per_mm2)
-    matrix = (el.stiffness(d, lam, mu) + support).tocsr()
-    links = [
-        LinkRows(
-            sp.vstack(
-                [
-                    el.mean_motion(d, link.patch_a, link.point_a_mm),
-                    el.mean_motion(d, link.patch_b, link.point_b_mm),
-                ]
-            ).tocsr(),
-            0.5 * (link.stiffness + link.stiffness.T),
-        )
-        for link in boundary.links
-    ]
-    loads = _loads(d, boundary)
+    joint = _joint(design, mesh, settings)
+    system = _assembled(segment, design, joint.mesh, boundary, settings)
     assembly_s = time.perf_counter() - clock
-    touching = None
-    if cut is None or contact is None:
-        solution = solve_linear(
-            matrix,
-            loads,
-            links,
-            el.rigid_modes(d.nodes_mm),
-            solver=settings.solver,
-            max_direct_dofs=settings.max_direct_dofs,
-            tolerance=settings.tolerance,
-            max_iterations=settings.max_iterations,
-            joined=joined,
-        )
-    else:
-        at = interface(d, cut)
-        bone = cut.outer[np.isin(d.labels[cut.outer], [0, 1])]
-        soft = float(np.median(e_mpa[bone])) if len(bone) else float(np.median(e_mpa))
-        touching = solve_contact(matrix, loads, links, at, soft, contact)
-        solution = touching.solution
-    for name, status in zip(names, solution.status, strict=True):
-        level = logging.INFO if status.code == "ok" else logging.ERROR
-        log.log(
-            level,
-            "load case %s: %s, residual %.1e, %s",
-            name,
-            status.code,
-            status.relative_residual,
-            status.text,
-        )
+    equilibrium = joint.equilibrium(system)
+    solution = equilibrium.solution
+    _log_status(names, solution.status)
 
+    d = system.d
     displacement = np.stack([u.reshape(-1, 3) for u in solution.u.T])
-    motion = np.stack(
-        [
-            (
-                el.mean_motion(d, _near(boundary, body), _endplate_centre(segment, body))
-                @ solution.u
-            ).T
-            for body in BODIES
-        ],
-        axis=1,
+    resultants = _resultants(segment, boundary, system, solution)
+    near = nearness(d, boundary.near)
+    sampling = Sampling(d, kept_points(d, near, settings.sample_all), settings.sample == "qp")
+    tensors = sampling.tensors(displacement, system.lam, system.mu)
+    places = sampling.places(near, system.relative_density)
+    _log_samples(len(places["volume"]), d.weight_mm3.size, settings)
+    response = _with_fatigue_limit(
+        Response(**places, strain=tensors.strain, stress=tensors.stress, **resultants), design
     )
-    applied = np.stack([el.nodal_resultant(d.nodes_mm, f.reshape(-1, 3)) for f in loads.T])
-    failed = np.array([s.code == "failed" for s in solution.status])
-    applied[failed] = np.nan
-    near = sum(_weight_only(d, patch) for patch in boundary.near)
-    response, cell_strain, cell_stress = _sample(
-        d,
-        displacement,
-        lam,
-        mu,
-        np.asarray(near),
-        relative_density,
-        settings,
-        dict(
-            motion=motion,
-            compliance=np.einsum("dl,dl->l", loads, solution.u),
-            reaction=(reaction_rows @ solution.u).T,
-            applied=applied,
-            loadcases=names,
-        ),
-    )
-    if design.implant is not None:
-        # As in the voxel engine: at every sample the limit of the implant's material at that
-        # relative density.
-        alloy = materials.implant_material(design.material)
-        limit = alloy.fatigue_mpa * materials.lattice_fatigue_ratio(response.relative_density)
-        response = replace(response, fatigue_mpa=limit)
     figures = {
         "dofs": float(d.dofs),
-        "nnz": float(matrix.nnz),
+        "nnz": float(system.matrix.nnz),
         "assembly_s": assembly_s,
         "solve_s": solution.seconds,
         "total_s": time.perf_counter() - clock,
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0,
     }
     log.info("%s", ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
-    volume = d.weight_mm3.sum(1)
     field = FemField(
         names,
-        mesh,
-        displacement[:, : len(mesh.points_mm)],
-        cell_strain,
-        cell_stress,
-        (e_mpa * d.weight_mm3).sum(1) / volume,
+        joint.mesh,
+        displacement[:, : len(joint.mesh.points_mm)],
+        tensors.cell_strain,
+        tensors.cell_stress,
+        (system.e_mpa * d.weight_mm3).sum(1) / sampling.volume_mm3,
         figures,
-        () if touching is None else tuple(touching.figures(at)),
-        None if touching is None else touching.on_faces(d.nodes_mm, at, names),
+        equilibrium.contact,
+        equilibrium.interface,
     )
     return response, solution.status, field
+
+
+@dataclass(frozen=True)
+class _System:
+    """K u + (links) = f on one mesh, of the load cases `names`.
+
+    e_mpa, lam, mu, relative_density [m, q]   at the quadrature points (lam, mu: Lamé's, MPa)
+    matrix [dofs, dofs]                       body and support, without the links
+    loads [dofs, l]                           nodal forces, N
+    reaction_rows [6, dofs]                   support force and moment about the origin of u
+    """
+
+    names: tuple[str, ...]
+    d: el.Discretisation
+    e_mpa: np.ndarray
+    lam: np.ndarray
+    mu: np.ndarray
+    relative_density: np.ndarray
+    matrix: sp.csr_matrix
+    links: list[LinkRows]
+    loads: np.ndarray
+    reaction_rows: sp.csr_matrix
+
+
+class _Equilibrium(NamedTuple):
+    """A system's solution; with contact also figures per load case and the interface's fields."""
+
+    solution: Solution
+    contact: tuple[dict[str, float], ...] = ()
+    interface: meshio.Mesh | None = None
+
+
+@dataclass(frozen=True)
+class _Bonded:
+    """The implant shares its nodes with what it touches. connected: the bodies hang together
+    without the links."""
+
+    mesh: TetMesh
+    connected: bool
+    settings: FemSettings
+
+    def equilibrium(self, system: _System) -> _Equilibrium:
+        solution = solve_linear(
+            system.matrix,
+            system.loads,
+            system.links,
+            el.rigid_modes(system.d.nodes_mm),
+            solver=self.settings.solver,
+            max_direct_dofs=self.settings.max_direct_dofs,
+            tolerance=self.settings.tolerance,
+            max_iterations=self.settings.max_iterations,
+            joined=self.connected,
+        )
+        return _Equilibrium(solution)
+
+
+@dataclass(frozen=True)
+class _Pressing:
+    """The implant has nodes of its own and only presses on what it touches."""
+
+    cut: Split
+    settings: ContactSettings
+
+    @property
+    def mesh(self) -> TetMesh:
+        return self.cut.mesh
+
+    def equilibrium(self, system: _System) -> _Equilibrium:
+        d, e_mpa = system.d, system.e_mpa
+        at = interface(d, self.cut)
+        bones = [REGIONS.index(body) for body in BODIES]
+        bone = self.cut.outer[np.isin(d.labels[self.cut.outer], bones)]
+        softer_mpa = float(np.median(e_mpa[bone])) if len(bone) else float(np.median(e_mpa))
+        contact = solve_contact(
+            system.matrix, system.loads, system.links, at, softer_mpa, self.settings
+        )
+        return _Equilibrium(
+            contact.solution,
+            tuple(contact.figures(at)),
+            contact.on_faces(d.nodes_mm, at, system.names),
+        )
+
+
+def _joint(design: Design, mesh: TetMesh, settings: FemSettings) -> _Bonded | _Pressing:
+    """How the implant is held. Raises ValueError where contact has nothing to act on."""
+    connected = int(components(mesh.tets).max()) == 0
+    contact = settings.contact_settings()
+    if contact is None:
+        return _Bonded(mesh, connected, settings)
+    if design.implant is None:
+        raise ValueError(
+            f"design {design.arm!r} has no implant: contact={settings.contact} has nothing to"
+            " act on"
+        )
+    if not connected:
+        raise ValueError(
+            "the bodies are joined by links alone: contact needs the implant between them"
+        )
+    return _Pressing(split(mesh, REGIONS.index("implant")), contact)
+
+
+def _assembled(
+    segment: Segment, design: Design, mesh: TetMesh, boundary: Boundary, settings: FemSettings
+) -> _System:
+    d = el.discretise(mesh, settings.order, settings.quadrature)
+    e_mpa, poisson, relative_density = moduli(
+        segment, design, d, settings.bone_law, settings.blocks_mpa, settings.bone_factor
+    )
+    lam, mu = materials.lame(e_mpa, poisson)
+    support, reaction_rows = el.foundation(d, boundary.support, boundary.foundation_mpa_per_mm2)
+    return _System(
+        names=stack_loads(boundary.loadcases),
+        d=d,
+        e_mpa=e_mpa,
+        lam=lam,
+        mu=mu,
+        relative_density=relative_density,
+        matrix=(el.stiffness(d, lam, mu) + support).tocsr(),
+        links=[_link_rows(d, link) for link in boundary.links],
+        loads=_loads(d, boundary),
+        reaction_rows=reaction_rows,
+    )
+
+
+def _link_rows(d: el.Discretisation, link: Link) -> LinkRows:
+    """Of the mean rigid motions of the link's two patches, twelve rows."""
+    ends = [
+        el.mean_motion(d, link.patch_a, link.point_a_mm),
+        el.mean_motion(d, link.patch_b, link.point_b_mm),
+    ]
+    return LinkRows(sp.vstack(ends).tocsr(), 0.5 * (link.stiffness + link.stiffness.T))
+
+
+def _resultants(
+    segment: Segment, boundary: Boundary, system: _System, solution: Solution
+) -> dict[str, Any]:
+    """motion, compliance, reaction, applied and loadcases, as in Response; NaN where a load case
+    failed."""
+    d, u = system.d, solution.u
+    motion = np.stack(
+        [
+            (el.mean_motion(d, _near(boundary, body), _endplate_centre(segment, body)) @ u).T
+            for body in BODIES
+        ],
+        axis=1,
+    )
+    applied = np.stack([el.nodal_resultant(d.nodes_mm, f.reshape(-1, 3)) for f in system.loads.T])
+    failed = np.array([status.code == "failed" for status in solution.status])
+    applied[failed] = np.nan
+    return dict(
+        motion=motion,
+        compliance=np.einsum("dl,dl->l", system.loads, u),
+        reaction=(system.reaction_rows @ u).T,
+        applied=applied,
+        loadcases=system.names,
+    )
+
+
+def _with_fatigue_limit(response: Response, design: Design) -> Response:
+    """As in the voxel engine: at every sample the limit of the implant's material at that
+    relative density."""
+    if design.implant is None:
+        return response
+    alloy = materials.implant_material(design.material)
+    ratio = materials.lattice_fatigue_ratio(response.relative_density)
+    return replace(response, fatigue_mpa=alloy.fatigue_mpa * ratio)
+
+
+def _log_status(names: tuple[str, ...], status: list[SolverStatus]) -> None:
+    for name, case in zip(names, status, strict=True):
+        log.log(
+            logging.INFO if case.code == "ok" else logging.ERROR,
+            "load case %s: %s, residual %.1e, %s",
+            name,
+            case.code,
+            case.relative_residual,
+            case.text,
+        )
+
+
+def _log_samples(kept: int, points: int, settings: FemSettings) -> None:
+    log.info(
+        "samples: %d of %d kept (%s, %s)",
+        kept,
+        points,
+        settings.sample,
+        "all regions" if settings.sample_all else "bone near the implant, implant and graft",
+    )
 
 
 def moduli(
@@ -295,7 +377,7 @@ def moduli(
                 law.poisson,
             )
         else:
-            e_mpa[cells], poisson[cells] = blocks_mpa, 0.3
+            e_mpa[cells], poisson[cells] = blocks_mpa, _BLOCK_POISSON
     soft = {
         "graft": materials.SOFT["graft"],
         "remnant": materials.SOFT["disc" if design.implant is None else "remnant"],
@@ -350,129 +432,3 @@ def _endplate_centre(segment: Segment, body: str) -> np.ndarray:
         if body == "caudal"
         else segment.cranial.inferior.centre_mm
     )
-
-
-def _weight_only(d: el.Discretisation, patch: Patch) -> np.ndarray:
-    """The patch's weight [m, q] on its bone, without volume."""
-    bone = d.labels == BODIES.index(patch.body)
-    weight = np.zeros(d.weight_mm3.shape)
-    weight[bone] = patch.weight(d.points_mm[bone])
-    return weight
-
-
-def _sample(
-    d: el.Discretisation,
-    displacement: np.ndarray,
-    lam: np.ndarray,
-    mu: np.ndarray,
-    near: np.ndarray,
-    relative_density: np.ndarray,
-    settings: FemSettings,
-    rest: dict,
-) -> tuple[Response, np.ndarray, np.ndarray]:
-    """The Response of displacements [l, k, 3], and the averages per tetrahedron of strain and
-    stress [l, m, 6].
-
-    One load case at a time, kept in single precision: the strains of all of them at all points
-    would be gigabytes.
-    """
-    volume = d.weight_mm3.sum(1)
-    share = d.weight_mm3 / volume[:, None]
-    kept_region = np.isin(d.labels, [REGIONS.index("implant"), REGIONS.index("graft")])
-    keep = (near > 0.0) | kept_region[:, None] | settings.sample_all
-    one_hot = np.eye(len(REGIONS))[d.labels]
-    by_point = settings.sample == "qp"
-    cells = keep.any(1)
-    cell_strain, cell_stress = (np.empty((len(displacement), len(volume), 6)) for _ in range(2))
-    kept_strain, kept_stress = [], []
-    for i, u in enumerate(displacement):
-        strain = el.strains(d, u)
-        stress = el.isotropic_stress(strain, lam, mu)
-        cell_strain[i], cell_stress[i] = (
-            np.einsum("mq,mqv->mv", share, f) for f in (strain, stress)
-        )
-        kept_strain.append((strain[keep] if by_point else cell_strain[i, cells]).astype(np.float32))
-        kept_stress.append((stress[keep] if by_point else cell_stress[i, cells]).astype(np.float32))
-    both: dict[str, Any] = {"strain": np.stack(kept_strain), "stress": np.stack(kept_stress)}
-    if by_point:
-        samples = dict(
-            position=d.points_mm[keep],
-            volume=d.weight_mm3[keep],
-            fraction=one_hot[np.nonzero(keep)[0]],
-            near=near[keep],
-            relative_density=relative_density[keep],
-        )
-    else:
-
-        def mean(values: np.ndarray) -> np.ndarray:
-            return (share * values).sum(1)[cells]
-
-        samples = dict(
-            position=np.einsum("mq,mqd->md", share, d.points_mm)[cells],
-            volume=volume[cells],
-            fraction=one_hot[cells],
-            near=mean(near),
-            relative_density=mean(relative_density),
-        )
-    log.info(
-        "samples: %d of %d kept (%s, %s)",
-        len(samples["volume"]),
-        d.weight_mm3.size,
-        settings.sample,
-        "all regions" if settings.sample_all else "bone near the implant, implant and graft",
-    )
-    return Response(**samples, **both, **rest), cell_strain, cell_stress
-
-
-def principal(voigt: np.ndarray, shear_factor: float) -> np.ndarray:
-    """Principal values [..., 3], ascending. shear_factor: 0.5 for strain with engineering shear,
-    1 for stress."""
-    t = np.empty((*voigt.shape[:-1], 3, 3))
-    for k, (i, j) in enumerate([(0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)]):
-        t[..., i, j] = t[..., j, i] = voigt[..., k] * (1.0 if i == j else shear_factor)
-    return (
-        np.linalg.eigvalsh(np.nan_to_num(t))
-        + np.where(np.isnan(voigt).any(-1), np.nan, 0.0)[..., None]
-    )
-
-
-def von_mises(stress: np.ndarray) -> np.ndarray:
-    """[...] of principal stresses [..., 3]."""
-    return np.asarray(
-        np.sqrt(0.5 * sum((stress[..., i] - stress[..., i - 1]) ** 2 for i in range(3)))
-    )
-
-
-def write_vtu(path: Path | str, field: FemField) -> None:
-    """Write one .vtu for ParaView: per load case `<name>_displacement_mm` on points (use Warp By
-    Vector), and on cells min and max principal strain, von Mises stress, strain energy density;
-    `region` and `e_mpa` once. Fields are rounded to float32: they are for looking at."""
-    mesh = field.mesh
-    grid = pv.UnstructuredGrid({pv.CellType.TETRA: mesh.tets}, mesh.points_mm)
-    cells = {"region": mesh.labels.astype(np.int32), "e_mpa": field.e_mpa}
-    points = {}
-    for k, name in enumerate(field.loadcases):
-        strain, stress = field.strain[k], field.stress[k]
-        values = principal(strain, 0.5)
-        mises = von_mises(principal(stress, 1.0))
-        points[array_name(name, "displacement_mm")] = field.displacement_mm[k]
-        cells[array_name(name, "strain_min")] = values[:, 0]
-        cells[array_name(name, "strain_max")] = values[:, 2]
-        cells[array_name(name, "von_mises_mpa")] = mises
-        cells[array_name(name, "sed_mpa")] = 0.5 * (strain * stress).sum(-1)
-    for data, kept in ((points, grid.point_data), (cells, grid.cell_data)):
-        for name, values in data.items():
-            kept[name] = values.astype(np.float32) if values.dtype.kind == "f" else values
-    with tempfile.NamedTemporaryFile(
-        prefix=".solution.", suffix=".vtu", dir=Path(path).parent, delete=False
-    ) as stream:
-        pass
-    writer = vtkXMLUnstructuredGridWriter()
-    writer.SetFileName(stream.name)
-    writer.SetInputData(grid)
-    writer.SetDataModeToAppended()
-    writer.EncodeAppendedDataOff()  # a third larger as text
-    if not writer.Write():
-        raise OSError(f"{path} could not be written; is the disk full?")
-    os.chmod(stream.name, 0o644)
-    os.replace(stream.name, path)

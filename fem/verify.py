@@ -20,8 +20,10 @@ from scipy.spatial import cKDTree
 
 from engine import artifacts
 from engine.types import Boundary, Design, Response, Segment, SolverStatus, Surface
-from fem.mesh.build import MeshError, MeshSettings, TetMesh, build_mesh
-from fem.solve import FemSettings, solve, write_vtu
+from fem.mesh.build import MeshSettings, TetMesh, build_mesh
+from fem.mesh.quality import MeshError
+from fem.solution import write_vtu
+from fem.solve import FemSettings, solve
 
 log = logging.getLogger("spinefit.fem")
 #: Raised when the same content gives another mesh.
@@ -30,8 +32,17 @@ _MESH_VERSION = 2
 
 @dataclass(frozen=True)
 class Check:
-    """What came of one arm. response is None when there is no trustworthy number (see status).
-    died: its process was killed, which says nothing about the arm and may go well another time."""
+    """The outcome of one arm.
+
+    status     of the whole check: where it is not "ok", response is None, as no number can be
+               trusted
+    solver     status per load case
+    mesh       its figures; notes: what was done to it
+    balance    force and moment out of balance, relative
+    figures    unknowns, seconds, memory
+    contact    per load case, with contact
+    died       its process was killed, which says nothing about the arm and may go well another time
+    """
 
     status: SolverStatus
     response: Response | None
@@ -46,8 +57,8 @@ class Check:
 
 @dataclass(frozen=True)
 class Reference:
-    """Strain energy density [l, q] of the intact segment's bone near the disc space, and where
-    [q, 3] mm."""
+    """The intact segment's bone near the disc space: samples' position_mm [q, 3] and strain energy
+    density `energy` [l, q], MPa."""
 
     position_mm: np.ndarray
     energy: np.ndarray
@@ -127,21 +138,19 @@ def meshed(
     crop_mm: np.ndarray,
     path: Path,
 ) -> TetMesh:
-    """build_mesh, or what it gave before for the same content."""
+    """build_mesh's mesh, which `path` keeps by the content of all that makes it."""
     fields = (segment.caudal.sdf, segment.cranial.sdf, segment.disc, design.window, design.implant)
     key = artifacts.digest(
         (_MESH_VERSION, settings, design.arm, np.asarray(crop_mm), fields, surface)
     )
     if path.exists():
         try:
-            with np.load(path) as held:
-                if str(held["key"]) == key:
-                    quality, lines = (
-                        json.loads(str(held["quality"])),
-                        tuple(json.loads(str(held["log"]))),
-                    )
-                    log.info("%s: mesh as before (%d tetrahedra)", design.arm, len(held["tets"]))
-                    return TetMesh(held["points_mm"], held["tets"], held["labels"], quality, lines)
+            with np.load(path) as kept:
+                if str(kept["key"]) == key:
+                    quality = json.loads(str(kept["quality"]))
+                    lines = tuple(json.loads(str(kept["log"])))
+                    log.info("%s: mesh as before (%d tetrahedra)", design.arm, len(kept["tets"]))
+                    return TetMesh(kept["points_mm"], kept["tets"], kept["labels"], quality, lines)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             log.warning("%s: %s cannot be read (%s); meshed again", design.arm, path, error)
     mesh = build_mesh(segment, design, surface, settings, crop_mm)
@@ -150,8 +159,6 @@ def meshed(
         "points_mm": mesh.points_mm,
         "tets": mesh.tets.astype(np.int32),
         "labels": mesh.labels.astype(np.int8),
-    }
-    arrays |= {
         "key": np.array(key),
         "quality": np.array(json.dumps(mesh.quality, default=_plain)),
         "log": np.array(json.dumps(mesh.log)),

@@ -2,25 +2,26 @@
 Coulomb friction.
 
 The region's nodes are doubled (`split`), so that its surface and what it touched are two surfaces
-of the same triangles. At every quadrature point of the interface, with n out of the region, δ =
-u_outside − u_region and an initial gap g₀ ≥ 0:
+of the same triangles. At every quadrature point of the interface, with n out of the region,
+δ = u_outside − u_region and an initial gap g₀ ≥ 0:
 
-    p = k ⟨−(g₀ + δ·n)⟩                  pressure (penalty: it closes when k grows; ⟨x⟩ = max(x, 0))
-    t = k_t δ_t,   |t| ≤ μ p             shear; δ_t = δ − (δ·n) n, from the unloaded state (one
-                                         proportional step)
-    k_t = k where it sticks, μ p / |δ_t| where it slips;  μ = 0: k_t = 0
+    p = k ⟨−(g₀ + δ·n)⟩,   ⟨x⟩ = max(x, 0)      pressure; penetration p/k goes to 0 as k grows
+    t = k_t δ_t,   |t| ≤ μ p                    shear, with δ_t = δ − (δ·n) n
+    k_t = k where it sticks, μ p / |δ_t| where it slips; 0 where μ = 0
 
-Small displacements: points stay opposite each other, so it is for sliding of less than an element.
+Shear is that of one proportional step from the unloaded state. Displacements are small: points
+stay opposite each other, so sliding must be less than an element.
 
-Solved by the alternating direction method (Douglas-Rachford splitting; Boyd et al. 2011): with z =
-δ̂ + t̂/ρ at the points,
+Solved by the alternating direction method (Douglas-Rachford splitting; Boyd et al. 2011). With
+B u = δ and z = δ̂ + t̂/ρ at the points, an iteration is
 
-    δ̂, t̂ = the law's answer to z (closed form),   (K + Bᵀρ B) u = f + Bᵀ(ρ δ̂ − t̂),   z ← z + B u − δ̂,   B
-        u = δ
+    δ̂, t̂ = the law's answer to z (closed form)
+    (K + Bᵀρ B) u = f + Bᵀ(ρ δ̂ − t̂)
+    z ← z + B u − δ̂
 
-one factorisation for every load case and coefficient of friction, a solve with all load cases at
-once each iteration, forces in balance at each; accelerated per load case (Anderson 1965). ρ is
-between the stiffnesses of smooth and of rough deformations of the bodies.
+One factorisation serves every load case and coefficient of friction; each iteration solves for all
+load cases at once, and forces balance after each. It is accelerated per load case (Anderson 1965).
+ρ is between the stiffnesses of smooth and of rough deformations of the bodies.
 """
 
 from __future__ import annotations
@@ -49,16 +50,26 @@ log = logging.getLogger("spinefit.fem")
 _STABILISING = 1e-7
 #: Iterations that the acceleration looks back on.
 _WINDOW = 15
+#: It starts afresh where it made the residual grow by more than this factor [M].
+_ASTRAY = 3.0
+#: Stabilising shear over pressure: above the first it is told, above the second (without friction)
+#: it is what holds the part, which then slides without end [M].
+_STABILISED_SHARE_TOLD, _STABILISED_SHARE_MOST = 1e-3, 0.5
+#: A part that slides farther than this has left its place, mm [M].
+_MOST_SLIDE_MM = 1e3
 
 
 @dataclass(frozen=True)
 class ContactSettings:
-    """friction   Coulomb's coefficient; 0: frictionless
+    """The law's constants, and when its solution is good enough.
+
+    friction               Coulomb's coefficient; 0: frictionless
     stiffness_mpa_per_mm   k: penetration is pressure / k (5 MPa: 1 µm). Above some 10 E/h of the
                            softer side (E modulus, h element) pressures of quadratic faces ring;
-                           below E/h the layer is felt
-    tolerance              largest |law's traction − traction in balance| over the interface,
-                           relative (root mean square)
+                           below E/h the layer's own softness shows in the result
+    max_iterations         of the alternating direction method
+    tolerance              root mean square over the interface of (law's traction − traction in
+                           balance), relative to that of the law's traction
     """
 
     friction: float = 0.0
@@ -78,8 +89,12 @@ class ContactSettings:
 
 @dataclass(frozen=True)
 class Split:
-    """mesh: with the region's nodes doubled; its tetrahedra, outside's [f] and both sides'
-    vertices [f, 3] of the interface."""
+    """A mesh in which one region has nodes of its own, and the triangles of the interface.
+
+    mesh                                      the interface's nodes are doubled
+    inner, outer [f]                          the triangles' tetrahedra in and outside the region
+    inner_vertices, outer_vertices [f, 3]     the triangles' nodes on either side
+    """
 
     mesh: TetMesh
     inner: np.ndarray
@@ -101,10 +116,9 @@ def split(mesh: TetMesh, region: int) -> Split:
     first, second, outer_vertices = first[across], second[across], faces[across]
     swap = mine[second]
     inner, outer = np.where(swap, second, first), np.where(swap, first, second)
+    # also where only an edge or a vertex is common
     shared = np.unique(mesh.tets[~mine])
-    shared = shared[
-        np.isin(shared, np.unique(mesh.tets[mine]))
-    ]  # also where only an edge or a vertex is common
+    shared = shared[np.isin(shared, np.unique(mesh.tets[mine]))]
     own = np.arange(len(mesh.points_mm))
     own[shared] = len(mesh.points_mm) + np.arange(len(shared))
     tets = mesh.tets.copy()
@@ -124,8 +138,11 @@ class Interface:
     """Both sides' interpolation at the points of the interface, in the discretisation of the split
     mesh.
 
-    jump [s, nodes]: outside minus region, scalar; normal [s, 3] out of the region; weight_mm2,
-    gap_mm [s]; faces: the region's.
+    jump [s, nodes]    scalar values outside minus those of the region
+    normal [s, 3]      out of the region
+    weight_mm2 [s]     of the quadrature
+    gap_mm [s]         initial
+    faces              the region's
     """
 
     jump: sp.csr_matrix
@@ -175,8 +192,8 @@ def interface(
 
 @dataclass(frozen=True)
 class Contact:
-    """What came of it: u [dofs, l], a status per load; pressure, shear [s, l] MPa; opening_mm
-    [s, l] where it is open."""
+    """Equilibrium with contact: u [dofs, l] and a status per load in `solution`; at the interface's
+    points pressure, shear [s, l] in MPa and opening_mm [s, l] where it is open."""
 
     solution: Solution
     pressure: np.ndarray
@@ -204,10 +221,10 @@ class Contact:
         """Per load: touching share of the area, force across, largest pressure, shear and
         opening."""
         w = at.weight_mm2
-        found = []
+        figures = []
         for p, t, o in zip(self.pressure.T, self.shear.T, self.opening_mm.T, strict=True):
             force = (p[:, None] * at.normal * w[:, None]).sum(0)
-            found.append(
+            figures.append(
                 {
                     "touching_percent": float(100.0 * w[p > 0].sum() / w.sum()),
                     "largest_pressure_mpa": float(p.max(initial=0.0)),
@@ -217,7 +234,7 @@ class Contact:
                     "pressed_n": float((p * w).sum()),
                 }
             )
-        return found
+        return figures
 
 
 def solve_contact(
@@ -232,6 +249,7 @@ def solve_contact(
     dofs] is of the split mesh.
 
     modulus_mpa   of the softer side, about; only the speed depends on it
+
     A column that does not come to rest has status "stagnated"; one that is held by nothing (all
     contact open) "failed" and NaN.
     """
@@ -239,52 +257,20 @@ def solve_contact(
     law = _Law(at.gap_mm, at.normal, settings.stiffness_mpa_per_mm, settings.friction)
     element = float(np.sqrt(at.area_mm2 / len(at.faces.nodes)))
     rho = min(modulus_mpa / np.sqrt(element * np.sqrt(at.area_mm2)), settings.stiffness_mpa_per_mm)
-    count, weight = loads.shape[1], at.weight_mm2[:, None]
-    bonded = sp.csr_matrix(matrix + at.springs(rho))
-    anderson = [_Anderson(_WINDOW) for _ in range(count)]
-    off, done = np.full(count, np.inf), np.zeros(count, int)
-    with Factor(bonded, links) as factor:
-        free = factor.solve(loads)
-        u = free.copy()
-        z = at.relative(u).transpose(2, 0, 1).copy()
-        for iteration in range(1, settings.max_iterations + 1):
-            going = np.flatnonzero(done == 0)
-            delta, traction = law.answer(z[going], rho)
-            pull = at.forces((rho * delta - traction).transpose(1, 2, 0))
-            u[:, going] = free[:, going] + factor.once(pull)
-            change = at.relative(u[:, going]).transpose(2, 0, 1) - delta
-            for i, load in enumerate(going.tolist()):
-                size = np.sqrt((weight * traction[i] ** 2).sum())
-                off[load] = rho * np.sqrt((weight * change[i] ** 2).sum()) / max(size, 1e-300)
-                if off[load] < settings.tolerance:
-                    done[load] = iteration
-                else:
-                    z[load] = anderson[load].step(z[load], change[i], np.sqrt(weight))
-            if (done > 0).all():
-                break
-    delta, traction = law.answer(z, rho)
+    with Factor(sp.csr_matrix(matrix + at.springs(rho)), links) as factor:
+        end = _alternate(factor, loads, at, law, rho, settings)
+    delta, traction = law.answer(end.z, rho)
     status = []
-    for load in range(count):
-        status.append(
-            _judged(
-                law,
-                at,
-                delta[load],
-                traction[load],
-                int(done[load]),
-                float(off[load]),
-                iteration,
-                rho,
-            )
-        )
+    for load in range(loads.shape[1]):
+        status.append(_judged(law, at, delta[load], traction[load], end, load))
         if status[-1].code == "failed":
-            u[:, load] = np.nan
-        log.info("contact, load %d of %d: %s", load + 1, count, status[-1].text)
+            end.u[:, load] = np.nan
+        log.info("contact, load %d of %d: %s", load + 1, loads.shape[1], status[-1].text)
     along = np.einsum("lsi,si->sl", traction, at.normal)
     shear = np.linalg.norm(traction - np.einsum("sl,si->lsi", along, at.normal), axis=2).T
     opening = np.maximum(at.gap_mm[:, None] + np.einsum("lsi,si->sl", delta, at.normal), 0.0)
     solution = Solution(
-        u,
+        end.u,
         status,
         "contact by alternating directions on one factorisation",
         time.perf_counter() - clock,
@@ -292,45 +278,92 @@ def solve_contact(
     return Contact(solution, np.maximum(-along, 0.0), shear, opening)
 
 
-def _judged(
-    law: _Law,
+@dataclass(frozen=True)
+class _End:
+    """Where the iteration ended.
+
+    u [dofs, l], z [l, s, 3]
+    rested_after [l]   the iteration at which a load came to rest; 0: it did not
+    off [l]            how far its tractions are off, relative
+    iterations         spent on all loads
+    rho                ρ, MPa/mm
+    """
+
+    u: np.ndarray
+    z: np.ndarray
+    rested_after: np.ndarray
+    off: np.ndarray
+    iterations: int
+    rho: float
+
+
+def _alternate(
+    factor: Factor,
+    loads: np.ndarray,
     at: Interface,
-    delta: np.ndarray,
-    traction: np.ndarray,
-    done: int,
-    off: float,
-    iterations: int,
+    law: _Law,
     rho: float,
+    settings: ContactSettings,
+) -> _End:
+    """The iteration, until every load is at rest or max_iterations are spent. factor: of the body
+    with its interface bonded by springs of stiffness ρ."""
+    count, weight = loads.shape[1], at.weight_mm2[:, None]
+    anderson = [_Anderson(_WINDOW) for _ in range(count)]
+    off, rested_after = np.full(count, np.inf), np.zeros(count, int)
+    free = factor.solve(loads)
+    u = free.copy()
+    z = at.relative(u).transpose(2, 0, 1).copy()
+    for iteration in range(1, settings.max_iterations + 1):
+        going = np.flatnonzero(rested_after == 0)
+        delta, traction = law.answer(z[going], rho)
+        pull = at.forces((rho * delta - traction).transpose(1, 2, 0))
+        u[:, going] = free[:, going] + factor.once(pull)
+        change = at.relative(u[:, going]).transpose(2, 0, 1) - delta
+        for i, load in enumerate(going.tolist()):
+            size = np.sqrt((weight * traction[i] ** 2).sum())
+            off[load] = rho * np.sqrt((weight * change[i] ** 2).sum()) / max(size, 1e-300)
+            if off[load] < settings.tolerance:
+                rested_after[load] = iteration
+            else:
+                z[load] = anderson[load].step(z[load], change[i], np.sqrt(weight))
+        if (rested_after > 0).all():
+            break
+    return _End(u, z, rested_after, off, iteration, rho)
+
+
+def _judged(
+    law: _Law, at: Interface, delta: np.ndarray, traction: np.ndarray, end: _End, load: int
 ) -> SolverStatus:
+    """Of one load, with its δ and t [s, 3] by the law at the end of the iteration."""
+    rested_after, off = int(end.rested_after[load]), float(end.off[load])
     w = at.weight_mm2
     pressure = -(traction * at.normal).sum(1)
     touching = 100.0 * w[pressure > 0.0].sum() / w.sum()
     slide = np.linalg.norm(delta - (delta * at.normal).sum(1)[:, None] * at.normal, axis=1)
-    held = (
-        float(w @ slide) * law.k * _STABILISING / max(float(w @ np.maximum(pressure, 0.0)), 1e-300)
-    )
+    pressed_n = max(float(w @ np.maximum(pressure, 0.0)), 1e-300)
+    stabilised = float(w @ slide) * law.k * _STABILISING / pressed_n
     if (
         touching == 0.0
-        or (held > 0.5 and law.friction == 0.0)
-        or slide.max() > 1e3
+        or (stabilised > _STABILISED_SHARE_MOST and law.friction == 0.0)
+        or slide.max() > _MOST_SLIDE_MM
         or not np.isfinite(off)
     ):
         return SolverStatus(
             "failed",
             "nothing holds the part: the contact is open, or slides without end",
-            iterations,
+            end.iterations,
             off,
         )
-    if not done:
+    if not rested_after:
         text = (
-            f"contact does not come to rest in {iterations} iterations: tractions off by {off:.1e}"
-            f" (ρ {rho:.0f} MPa/mm)"
+            f"contact does not come to rest in {end.iterations} iterations: tractions off by"
+            f" {off:.1e} (ρ {end.rho:.0f} MPa/mm)"
         )
-        return SolverStatus("stagnated", text, iterations, off)
-    text = f"contact: {done} iterations, {touching:.0f} % touching"
-    if held > 1e-3:
-        text += f"; stabilising shear is {100 * held:.1f} % of the pressure"
-    return SolverStatus("ok", text, done, off)
+        return SolverStatus("stagnated", text, end.iterations, off)
+    text = f"contact: {rested_after} iterations, {touching:.0f} % touching"
+    if stabilised > _STABILISED_SHARE_TOLD:
+        text += f"; stabilising shear is {100 * stabilised:.1f} % of the pressure"
+    return SolverStatus("ok", text, rested_after, off)
 
 
 @dataclass(frozen=True)
@@ -364,7 +397,7 @@ class _Law:
 
 class _Anderson:
     """z ← z + r improved by the last iterates: the combination of them whose residuals r are
-    least (weighted)."""
+    least (weighted). Anderson 1965."""
 
     def __init__(self, window: int) -> None:
         self.window = window
@@ -372,16 +405,13 @@ class _Anderson:
         self.residuals: list[np.ndarray] = []
 
     def step(self, z: np.ndarray, r: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        if self.residuals and np.linalg.norm(weight * r) > 3.0 * np.linalg.norm(
-            weight * self.residuals[-1]
-        ):
-            self.points, self.residuals = [], []  # it led astray: start again from here
+        size = np.linalg.norm(weight * r)
+        if self.residuals and size > _ASTRAY * np.linalg.norm(weight * self.residuals[-1]):
+            self.points, self.residuals = [], []  # start again from here
         self.points.append(z.copy())
         self.residuals.append(r.copy())
-        self.points, self.residuals = (
-            self.points[-self.window - 1 :],
-            self.residuals[-self.window - 1 :],
-        )
+        self.points = self.points[-self.window - 1 :]
+        self.residuals = self.residuals[-self.window - 1 :]
         if len(self.points) < 3:
             return z + r
         dz = np.stack([(b - a).ravel() for a, b in pairwise(self.points)], 1)

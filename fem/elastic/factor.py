@@ -112,12 +112,13 @@ def _failed(f: np.ndarray, text: str, clock: float) -> Solution:
 
 
 @cache
-def _say_where_mkl_is() -> None:
+def _point_to_mkl() -> None:
     """PyPardiso searches the whole tree of libraries for MKL at every solver it makes (0.6 s),
     unless it is told."""
-    found = sorted((Path(sys.prefix) / "lib").glob("libmkl_rt*"), key=lambda path: len(path.name))
-    if found:
-        os.environ.setdefault("PYPARDISO_MKL_RT", str(found[0]))
+    libraries = (Path(sys.prefix) / "lib").glob("libmkl_rt*")
+    shortest_first = sorted(libraries, key=lambda path: len(path.name))
+    if shortest_first:
+        os.environ.setdefault("PYPARDISO_MKL_RT", str(shortest_first[0]))
 
 
 class Factor:
@@ -131,16 +132,16 @@ class Factor:
         from pypardiso import PyPardisoSolver
         from pypardiso.pardiso_wrapper import PyPardisoError
 
-        class Pardiso(
-            PyPardisoSolver
-        ):  # its own test of sameness hashes the whole matrix at every solve
+        class Pardiso(PyPardisoSolver):
+            """Without the parent's test of sameness, which hashes the matrix at every solve."""
+
             def _is_already_factorized(self, matrix: sp.csr_matrix) -> bool:
                 return matrix is upper
 
         self._a, self._links = a, links
         self._upper = upper = sp.csr_matrix(sp.triu(a, format="csr"))
         upper.sort_indices()
-        _say_where_mkl_is()
+        _point_to_mkl()
         # size_limit_storage=0: keep a hash instead of a copy of the matrix
         self._pardiso = Pardiso(mtype=2 if definite else -2, size_limit_storage=0)
         try:

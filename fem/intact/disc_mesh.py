@@ -1,11 +1,11 @@
 """Hexahedra of a patient's intact disc, nucleus and rings of annulus, between the two bones'
-endplates: for fem/intact/segment.py.
+endplates.
 
 A point of the disc has coordinates (x, y) in the unit circle and t ∈ [0, 1] from the caudal to the
 cranial bone:
 
-    P = (1 − t) B_caudal(x, y) + t B_cranial(x, y),   B = c + ρ (rim(θ) − c) + h(ρ, θ) n,   ρ (cos
-        θ, sin θ) = (x, y)
+    P = (1 − t) B_caudal(x, y) + t B_cranial(x, y)
+    B = c + ρ (rim(θ) − c) + h(ρ, θ) n,   ρ (cos θ, sin θ) = (x, y)
 
 c, n and rim are the fitted endplate's; θ runs from the patient's left to the back in both. h is
 where the ray along n meets the bone's own surface (signed distance 0), smoothed over the grid;
@@ -28,8 +28,10 @@ from scipy.ndimage import gaussian_filter
 from engine.types import Endplate, Segment, Vertebra
 from fem.intact.hyperelastic import jacobians
 
-#: How far the bone may lie off the fitted endplate, mm.
-_REACH_MM = 6.0
+#: How far the bone may lie off the fitted endplate, and the steps in which it is looked for, mm.
+_REACH_MM, _STEP_MM = 6.0, 0.1
+#: Radii and angles of the grid on which the bone's height is sampled; smoothing in cells of it.
+_RADII, _ANGLES, _SMOOTHING = 41, 96, (1.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -134,57 +136,74 @@ def circle_mesh(s: DiscSettings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     )
 
 
-def _on_bone(vertebra: Vertebra, plate: Endplate, plane: np.ndarray) -> np.ndarray:
-    """Points of the circle on the bone's surface [n, 3]."""
-    back = np.array([0.0, 1.0, 0.0]) - plate.axis_left[1] * plate.axis_left
-    back -= (back @ plate.normal) * plate.normal
-    back /= np.linalg.norm(back)
-    off = plate.rim_mm - plate.centre_mm
-    angle, reach = (
-        np.arctan2(off @ back, off @ plate.axis_left),
-        np.hypot(off @ back, off @ plate.axis_left),
-    )
-    order = np.argsort(angle)
-    angle, reach = angle[order], reach[order]
+@dataclass(frozen=True)
+class _Rim:
+    """The fitted endplate's rim about its centre: radius_mm over angle_rad (ascending), from the
+    patient's left to the back; back [3]: unit vector in its plane."""
 
-    def rim(at: np.ndarray) -> np.ndarray:
-        return np.interp(at, angle, reach, period=2 * np.pi)
+    back: np.ndarray
+    angle_rad: np.ndarray
+    radius_mm: np.ndarray
 
-    # the bone's height over the plane on a polar grid, along each ray from the middle outwards
-    rho, theta = np.linspace(0.0, 1.0, 41), np.linspace(-np.pi, np.pi, 97)[:-1]
-    radius = rim(theta)
+    @staticmethod
+    def of(plate: Endplate) -> _Rim:
+        back = np.array([0.0, 1.0, 0.0]) - plate.axis_left[1] * plate.axis_left
+        back -= (back @ plate.normal) * plate.normal
+        back /= np.linalg.norm(back)
+        off = plate.rim_mm - plate.centre_mm
+        angle = np.arctan2(off @ back, off @ plate.axis_left)
+        radius = np.hypot(off @ back, off @ plate.axis_left)
+        order = np.argsort(angle)
+        return _Rim(back, angle[order], radius[order])
+
+    def radius_at(self, angle_rad: np.ndarray) -> np.ndarray:
+        return np.interp(angle_rad, self.angle_rad, self.radius_mm, period=2 * np.pi)
+
+
+def _heights(vertebra: Vertebra, plate: Endplate, rim: _Rim) -> np.ndarray:
+    """The bone's height h in mm over the endplate's plane on a polar grid [_RADII, _ANGLES], along
+    each ray from the middle outwards. Raises ValueError where the middle has no bone near it."""
+    rho = np.linspace(0.0, 1.0, _RADII)
+    theta = np.linspace(-np.pi, np.pi, _ANGLES + 1)[:-1]
+    radius = rim.radius_at(theta)
     left, behind = (rho[:, None] * radius * f(theta) for f in (np.cos, np.sin))
-    foot = plate.centre_mm + left[..., None] * plate.axis_left + behind[..., None] * back
-    steps = np.arange(-_REACH_MM, _REACH_MM + 1e-9, 0.1)
+    foot = plate.centre_mm + left[..., None] * plate.axis_left + behind[..., None] * rim.back
+    steps = np.arange(-_REACH_MM, _REACH_MM + 1e-9, _STEP_MM)
     inside = (
         np.asarray(vertebra.sdf.sample(foot[..., None, :] + steps[:, None] * plate.normal)) < 0.0
     )
     some: np.ndarray = np.any(inside, axis=-1)
-    # the outermost sample in bone; outside of it there must be none (a ray beside the body has none
-    # at all)
-    height = np.where(some, steps[len(steps) - 1 - inside[..., ::-1].argmax(-1)] + 0.05, np.nan)
-    if not bool(np.all(some[:20])):
+    # the surface is half a step beyond the outermost sample in bone; a ray beside the body has none
+    outermost = steps[len(steps) - 1 - inside[..., ::-1].argmax(-1)]
+    height = np.where(some, outermost + 0.5 * _STEP_MM, np.nan)
+    if not bool(np.all(some[: _RADII // 2])):
         raise ValueError(
             f"{vertebra.name}: no bone within {_REACH_MM:g} mm of the fitted endplate's middle;"
             " look at the endplate"
         )
     for k in range(1, len(rho)):
         height[k] = np.where(np.isnan(height[k]), height[k - 1], height[k])
-    height = gaussian_filter(height, (1.0, 2.0), mode=("nearest", "wrap"))
+    height = gaussian_filter(height, _SMOOTHING, mode=("nearest", "wrap"))
     height[0] = height[0].mean()
+    return height
 
-    at_rho, at_theta = np.hypot(*plane.T), np.arctan2(plane[:, 1], plane[:, 0])
-    column = (at_theta + np.pi) / (2 * np.pi) * len(theta)
-    first, share = np.floor(column).astype(int) % len(theta), column % 1.0
-    profile = (1 - share) * height[:, first] + share * height[:, (first + 1) % len(theta)]
-    row = np.clip(at_rho, 0.0, 1.0) * (len(rho) - 1)
-    low = np.minimum(row.astype(int), len(rho) - 2)
+
+def _on_bone(vertebra: Vertebra, plate: Endplate, plane: np.ndarray) -> np.ndarray:
+    """Points [n, 3] on the bone's surface of points (x, y) [n, 2] of the unit circle."""
+    rim = _Rim.of(plate)
+    height = _heights(vertebra, plate, rim)
+    rho, theta = np.hypot(*plane.T), np.arctan2(plane[:, 1], plane[:, 0])
+    column = (theta + np.pi) / (2 * np.pi) * _ANGLES
+    first, share = np.floor(column).astype(int) % _ANGLES, column % 1.0
+    profile = (1 - share) * height[:, first] + share * height[:, (first + 1) % _ANGLES]
+    row = np.clip(rho, 0.0, 1.0) * (_RADII - 1)
+    low = np.minimum(row.astype(int), _RADII - 2)
     which = np.arange(len(plane))
     h = (1 - (row - low)) * profile[low, which] + (row - low) * profile[low + 1, which]
-    reach_there = rim(at_theta)
-    return (
+    radius = rim.radius_at(theta)
+    return np.asarray(
         plate.centre_mm
-        + (at_rho * reach_there * np.cos(at_theta))[:, None] * plate.axis_left
-        + (at_rho * reach_there * np.sin(at_theta))[:, None] * back
+        + (rho * radius * np.cos(theta))[:, None] * plate.axis_left
+        + (rho * radius * np.sin(theta))[:, None] * rim.back
         + h[:, None] * plate.normal
     )

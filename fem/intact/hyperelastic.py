@@ -1,11 +1,11 @@
 """Nearly incompressible, fibre-reinforced hyperelasticity on hexahedra at finite strain, assembled
 by SfePy (total Lagrangian).
 
-    W = C10 (Ī1 − 3) + C20 (Ī1 − 3)² + C30 (Ī1 − 3)³ + C01 (Ī2 − 3) + K/2 (J − 1)² + Σ_families share·w(λ),   w'(λ)
-        = σ(λ − 1)
+    W = C10 (Ī1 − 3) + C20 (Ī1 − 3)² + C30 (Ī1 − 3)³ + C01 (Ī2 − 3)
+        + K/2 (J − 1)² + Σ_families share·w(λ),   w'(λ) = σ(λ − 1)
 
-σ is the nominal stress of a fibre, zero in compression; λ its stretch. Where a solid is `mixed`, p
-= −K(J − 1) is a field of its own (one value an element beside trilinear displacements: Q1/P0;
+σ is the nominal stress of a fibre, zero in compression; λ its stretch. Where a solid is `mixed`,
+p = −K(J − 1) is a field of its own (one value an element beside trilinear displacements: Q1/P0;
 trilinear beside triquadratic: Q2/Q1), so that K ≫ μ does not lock.
 
 Source: Holzapfel, Nonlinear Solid Mechanics, 2000, chapters 6 and 8; SfePy's terms dw_tl_*. The
@@ -87,7 +87,10 @@ class Fibres:
         )
 
 
+#: Weights of Voigt components in a double contraction of two tensors that both hold a_ij once.
 _SHEAR_TWICE = np.array([1.0, 1.0, 1.0, 2.0, 2.0, 2.0])
+#: Corners of the reference hexahedron in VTK's order.
+_CORNERS = np.array([[x, y, z] for z in (-1, 1) for x, y in ((-1, -1), (1, -1), (1, 1), (-1, 1))])
 
 
 class FibreTerm(HyperElasticTLBase):
@@ -127,35 +130,19 @@ register_term(FibreTerm)
 def jacobians(x: np.ndarray) -> np.ndarray:
     """det ∂x/∂ξ [m, 8] of trilinear hexahedra [m, 8, 3] in VTK's order at the 2×2×2 Gauss
     points: they sum to the volumes."""
-    corner = np.array(
-        [
-            [-1, -1, -1],
-            [1, -1, -1],
-            [1, 1, -1],
-            [-1, 1, -1],
-            [-1, -1, 1],
-            [1, -1, 1],
-            [1, 1, 1],
-            [-1, 1, 1],
-        ]
-    )
-    each = 1.0 + corner[None] * (corner / np.sqrt(3.0))[:, None]  # [point, corner, axis]
-    slope = (
-        corner
-        * np.stack(
-            [each[..., 1] * each[..., 2], each[..., 0] * each[..., 2], each[..., 0] * each[..., 1]],
-            -1,
-        )
-        / 8.0
-    )
+    each = 1.0 + _CORNERS[None] * (_CORNERS / np.sqrt(3.0))[:, None]  # [point, corner, axis]
+    a, b, c = each[..., 0], each[..., 1], each[..., 2]
+    slope = _CORNERS * np.stack([b * c, a * c, a * b], -1) / 8.0
     return np.asarray(np.linalg.det(np.einsum("qpi,mpj->mqij", slope, x)))
 
 
 class Body:
     """Hexahedra of one or more groups with their internal forces and tangent.
 
-    nodes_mm [n, 3] of the field (those of the mesh first); unknowns x: 3·node + component, then the
-    pressures.
+    nodes_mm [n, 3]       of the displacements, those of the mesh first
+    cell_nodes [m, p]     p 8 or 27
+    unknowns x [size]     3·node + component of the displacements (the first `dofs`), then the
+                          pressures of each mixed group (slices `pressures`)
     """
 
     def __init__(
@@ -168,7 +155,7 @@ class Body:
         order: int = 1,
     ) -> None:
         """points_mm [n, 3], hexes [m, 8] (VTK's order), group [m]; fibres: per group the curve and
-        unit directions [m of group, k, 3].
+        the directions [m of group, k, 3] of its k families; order of the displacements.
 
         Raises ValueError for another order than 1 or 2, a group without a solid, inverted
         hexahedra.
@@ -181,19 +168,12 @@ class Body:
         if inverted:
             raise ValueError(f"{inverted} hexahedra are inverted; number their corners as VTK does")
         output.set_output(quiet=True)
-        data = Mesh.from_data(
-            "body",
-            np.ascontiguousarray(points_mm, float),
-            None,
-            [np.ascontiguousarray(hexes, np.int32)],
-            [np.asarray(group, np.int32)],
-            ["3_8"],
-        )
-        domain = FEDomain("domain", data)
+        domain = _domain(points_mm, hexes, group)
         omega = domain.create_region("Omega", "all")
         self.regions = {
             g: domain.create_region(f"G{g}", f"cells of group {g}") for g in sorted(solids)
         }
+        self.order = order
         self.field = Field.from_args(
             "displacement", np.float64, "vector", omega, approx_order=order
         )
@@ -204,71 +184,66 @@ class Body:
         #: What makes it this body and no other, besides its nodes.
         self.content = (self.group, sorted(solids.items()), sorted((fibres or {}).items()), order)
         self.solids, self.mixed = dict(solids), [g for g in sorted(solids) if solids[g].mixed]
-        u, v = (
-            FieldVariable("u", "unknown", self.field),
-            FieldVariable("v", "test", self.field, primary_var_name="u"),
-        )
+        #: Weights of each mixed group's pressures in their mean.
         self._means: dict[int, np.ndarray] = {}
-        balance: list[Any] = []
-        equations: list[Any] = []
-        for g, region in self.regions.items():
-            balance += self._isotropic(g, region, u, v)
-            if fibres and g in fibres:
-                curve, directions = fibres[g]
-                balance += [
-                    self._family(f"a{g}_{k}", curve, directions[:, k], region, u, v)
-                    for k in range(directions.shape[1])
-                ]
-            if solids[g].mixed:
-                pressure = Field.from_args(
-                    f"pressure{g}", np.float64, "scalar", region, approx_order=order - 1
-                )
-                self._means[g] = _mean_of(pressure, region, self.integral)
-                p = FieldVariable(f"p{g}", "unknown", pressure)
-                q = FieldVariable(f"q{g}", "test", pressure, primary_var_name=p.name)
-                k = Material(f"compliance{g}", values={"k": 1.0 / solids[g].bulk_mpa})
-                balance.append(
-                    Term.new(
-                        f"dw_tl_bulk_pressure(v, u, {p.name})",
-                        self.integral,
-                        region,
-                        v=v,
-                        u=u,
-                        **{p.name: p},
-                    )
-                )
-                change = Term.new(
-                    f"dw_tl_volume({q.name}, u)", self.integral, region, u=u, **{q.name: q}
-                )
-                volume = Term.new(f"dw_integrate({q.name})", self.integral, region, **{q.name: q})
-                give = Term.new(
-                    f"dw_dot({k.name}.k, {q.name}, {p.name})",
-                    self.integral,
-                    region,
-                    **{k.name: k, q.name: q, p.name: p},
-                )
-                equations.append(
-                    Equation(f"volume{g}", Terms([volume, -1.0 * change, -1.0 * give]))
-                )
-        problem = Problem(
-            "body",
-            equations=Equations([Equation("balance", Terms(balance)), *equations]),
-            active_only=False,
-        )
-        problem.set_bcs(ebcs=Conditions([]))
-        problem.time_update()
-        problem.update_materials()
-        self._problem = problem
-        self.size = len(problem.create_state()())
+        self._problem = self._assembled(fibres or {})
+        self.size = len(self._problem.create_state()())
         self.dofs = 3 * len(self.nodes_mm)
         # SfePy orders its variables as it likes: ours are displacements, then pressures
-        places = problem.equations.variables.adi.indx
+        places = self._problem.equations.variables.adi.indx
         blocks = [places["u"], *(places[f"p{g}"] for g in self.mixed)]
         self._theirs = np.concatenate([np.arange(b.start, b.stop) for b in blocks])
         ends = np.cumsum([b.stop - b.start for b in blocks])
         self.pressures = {
             g: slice(int(ends[k]), int(ends[k + 1])) for k, g in enumerate(self.mixed)
         }
+
+    def _assembled(self, fibres: Mapping[int, tuple[Fibres, np.ndarray]]) -> Problem:
+        """SfePy's problem: one equation of balance, and one of volume for each mixed group."""
+        u = FieldVariable("u", "unknown", self.field)
+        v = FieldVariable("v", "test", self.field, primary_var_name="u")
+        balance: list[Any] = []
+        volumes: list[Any] = []
+        for g, region in self.regions.items():
+            balance += self._isotropic(g, region, u, v)
+            if g in fibres:
+                curve, directions = fibres[g]
+                balance += [
+                    self._family(f"a{g}_{k}", curve, directions[:, k], region, u, v)
+                    for k in range(directions.shape[1])
+                ]
+            if self.solids[g].mixed:
+                term, equation = self._mixed(g, region, u, v)
+                balance.append(term)
+                volumes.append(equation)
+        problem = Problem(
+            "body",
+            equations=Equations([Equation("balance", Terms(balance)), *volumes]),
+            active_only=False,
+        )
+        problem.set_bcs(ebcs=Conditions([]))
+        problem.time_update()
+        problem.update_materials()
+        return problem
+
+    def _mixed(self, g: int, region: Any, u: Any, v: Any) -> tuple[Any, Any]:
+        """The pressure's term in the balance, and the equation ∫ q (1 − J − p/K) = 0."""
+        pressure = Field.from_args(
+            f"pressure{g}", np.float64, "scalar", region, approx_order=self.order - 1
+        )
+        self._means[g] = _mean_of(pressure, region, self.integral)
+        p = FieldVariable(f"p{g}", "unknown", pressure)
+        q = FieldVariable(f"q{g}", "test", pressure, primary_var_name=p.name)
+        k = Material(f"compliance{g}", values={"k": 1.0 / self.solids[g].bulk_mpa})
+
+        def term(text: str, **arguments: Any) -> Any:
+            return Term.new(text, self.integral, region, **arguments)
+
+        push = term(f"dw_tl_bulk_pressure(v, u, {p.name})", v=v, u=u, **{p.name: p})
+        change = term(f"dw_tl_volume({q.name}, u)", u=u, **{q.name: q})
+        volume = term(f"dw_integrate({q.name})", **{q.name: q})
+        give = term(f"dw_dot({k.name}.k, {q.name}, {p.name})", **{k.name: k, q.name: q, p.name: p})
+        return push, Equation(f"volume{g}", Terms([volume, -1.0 * change, -1.0 * give]))
 
     def _isotropic(self, g: int, region: Any, u: Any, v: Any) -> list[Any]:
         s = self.solids[g]
@@ -333,6 +308,18 @@ class Body:
         """Mean hydrostatic pressure of a mixed group, MPa: ∫ p dV / ∫ dV over the reference
         volume."""
         return float(self._means[g] @ x[self.pressures[g]])
+
+
+def _domain(points_mm: np.ndarray, hexes: np.ndarray, group: np.ndarray) -> FEDomain:
+    data = Mesh.from_data(
+        "body",
+        np.ascontiguousarray(points_mm, float),
+        None,
+        [np.ascontiguousarray(hexes, np.int32)],
+        [np.asarray(group, np.int32)],
+        ["3_8"],
+    )
+    return FEDomain("domain", data)
 
 
 def _mean_of(field: Any, region: Any, integral: Any) -> np.ndarray:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial import cKDTree
 
+from fem.intact.connections import ToeLinear
 from fem.intact.hyperelastic import Body, Fibres, Solid
-from fem.intact.segment import ToeLinear
 
 NUCLEUS = 0
 #: Remus 2021 (code read) [S16]. Nucleus: Yeoh; annulus: Mooney-Rivlin, its rings 1-4 from inside.
@@ -15,11 +15,9 @@ SOLIDS = {NUCLEUS: Solid(0.20, 180.0, c20=0.20, c30=6.0, mixed=True)} | {
 }
 #: A collagen fibre's nominal stress; all fibres fill 16 % of the annulus, half of it in either
 #: direction.
-FIBRE_STRAIN, FIBRE_MPA, FIBRE_VOLUME = (
-    (0.004, 0.021, 0.045, 0.094, 0.25),
-    (0.0, 7.0, 20.0, 35.0, 51.0),
-    0.16,
-)
+FIBRE_STRAIN = (0.004, 0.021, 0.045, 0.094, 0.25)
+FIBRE_MPA = (0.0, 7.0, 20.0, 35.0, 51.0)
+FIBRE_VOLUME = 0.16
 #: Stiffness of the fibres, from the nucleus outwards (Schmidt 2006), at the middle of each ring;
 #: angle to the endplates [M].
 FIBRE_FACTOR = {ring: 0.65 + 0.35 * (ring - 0.5) / 4.0 for ring in (1, 2, 3, 4)}
@@ -44,8 +42,8 @@ PIECEWISE = {
     "ITL": ((0.182, 0.233), (0.3, 1.8, 10.7)),
 }
 LIGAMENTS = ("remus2021", "piecewise")
-#: Cartilage E 3.5 MPa, ν 0.4 (Remus 2021) as a bonded thin layer of 2 × 0.8 mm [M]: (1 − ν) E/((1 +
-#: ν)(1 − 2ν)) / h.
+#: Cartilage of E 3.5 MPa, ν 0.4 (Remus 2021) as a bonded thin layer of h = 2 × 0.8 mm [M]:
+#: (1 − ν) E / ((1 + ν)(1 − 2ν)) / h.
 FACET_MPA_PER_MM = 0.6 * 3.5 / (1.4 * 0.2) / 1.6
 FACET_CLEARANCE_MM = 0.5  # [M]
 #: Corners of a hexahedron's faces, the two across each of its local axes.
@@ -57,10 +55,12 @@ _FACES = np.array(
 def fibre_directions(
     points_mm: np.ndarray, hexes: np.ndarray, group: np.ndarray, ring: int, angle_deg: float
 ) -> np.ndarray:
-    """[m of ring, 2, 3]: ±angle to the ring's circumference in its own surface.
+    """Unit vectors [m of ring, 2, 3] at ±angle to the ring's circumference in its own surface.
 
     A ring is one element thick. Of an element's local axes the one nearest to the disc's axis is
-    axial; of the others, the one whose faces look at another group or outside is radial."""
+    axial; of the others, the one whose faces look at another group or outside is radial. Raises
+    ValueError where no such axis is clear.
+    """
     x = points_mm[hexes]
     key = np.sort(hexes[:, _FACES], axis=-1).reshape(-1, 4)
     _, same, count = np.unique(key, axis=0, return_inverse=True, return_counts=True)
@@ -111,6 +111,7 @@ def disc_body(
 
 
 def plane_of(points_mm: np.ndarray) -> np.ndarray:
+    """Unit normal [3] of the least-squares plane of points [n, 3], upwards (z > 0)."""
     normal = np.linalg.svd(points_mm - points_mm.mean(0), full_matrices=False)[2][2]
     return normal * np.sign(normal[2])
 
@@ -129,7 +130,7 @@ def ends_of(disc: Body) -> tuple[np.ndarray, np.ndarray]:
     normal /= np.linalg.norm(normal, axis=1)[:, None]
     inward = disc.nodes_mm[corners].mean(1)[outer // 6] - x.mean(1)
     normal *= -np.sign((normal * inward).sum(1))[:, None]
-    found = []
+    ends = []
     for sign in (-1.0, 1.0):
         mine = outer[sign * normal[:, 2] > 0.6]
         face = every[mine]
@@ -142,5 +143,5 @@ def ends_of(disc: Body) -> tuple[np.ndarray, np.ndarray]:
             )
             apart, which = cKDTree(disc.nodes_mm).query(mid)
             nodes = np.union1d(nodes, which[apart < 1e-6])
-        found.append(nodes)
-    return found[0], found[1]
+        ends.append(nodes)
+    return ends[0], ends[1]

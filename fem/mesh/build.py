@@ -18,32 +18,33 @@ from typing import Any
 
 import meshio
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from engine.types import REGIONS, Design, Segment, Surface
 from fem.mesh import tets as tt
+from fem.mesh.islands import drop_islands, note, smooth_labels, without_hinges
 from fem.mesh.mmg import remesh_apart
-from fem.mesh.quality import measure
-from fem.mesh.regions import NAMES, VOID, RegionMap, default_crop, region_map
+from fem.mesh.quality import MeshError, measure
+from fem.mesh.regions import NAMES, VOID, RegionMap, region_map
 from fem.mesh.repair import repair
 from fem.mesh.snap import relabel, snap
 
 log = logging.getLogger("spinefit.fem")
 
 
-class MeshError(ValueError):
-    """No mesh that passes the gate: the text names the region and place, and what to change."""
-
-
 @dataclass(frozen=True)
 class MeshSettings:
     """How to mesh, lengths in mm.
 
-    size_fine / size_coarse   edge length at the implant (intact: at the endplates) and far from it
+    size_fine, size_coarse    edge length at the implant (intact: at the endplates) and far from it
     growth                    increase of the edge length per mm of distance beyond fine_band
-    background / _axial       starting lattice: cells across, and along z near the disc space
+    background, _axial, _far  starting lattice: cells across, along z near the disc space, and far
+                              from it
     hausdorff                 MMG's allowed distance between its surface and the one it was given
+    gradation                 MMG's largest ratio of neighbouring edges
+    min_dihedral_deg          a mesh with a smaller angle does not pass the gate
+    aim_dihedral_deg          below it a tetrahedron is repaired (fem/mesh/repair.py)
+    island_mm3                what hangs on nothing and is smaller is left out (fem/mesh/islands.py)
+    attempts                  at a mesh that passes the gate
     timeout_s                 MMG is stopped after it, which counts as a failed attempt
     film_mm                   a film of soft remnant thinner than this between implant and bone is
                               closed (fem/mesh/regions.py); doubled at each retry
@@ -104,8 +105,8 @@ COARSE = MeshSettings(
 
 @dataclass(frozen=True)
 class TetMesh:
-    """points_mm [n, 3], tets [m, 4] (positive), labels [m] (index into REGIONS), figures, what
-    was done."""
+    """points_mm [n, 3], tets [m, 4] (positive), labels [m] (index into REGIONS); figures of its
+    quality (fem/mesh/quality.py), and lines on what was done."""
 
     points_mm: np.ndarray
     tets: np.ndarray
@@ -125,15 +126,14 @@ def build_mesh(
     segment: Segment,
     design: Design,
     implant_surface: Surface | None,
-    settings: MeshSettings = MeshSettings(),
-    crop_mm: np.ndarray | None = None,
+    settings: MeshSettings,
+    crop_mm: np.ndarray,
 ) -> TetMesh:
-    """Mesh the segment with the design's exported surface inside the box crop_mm [2, 3] (None:
-    default_crop).
+    """Mesh the segment with the design's exported surface inside the box crop_mm [2, 3].
 
     Tries settings.attempts times with stated changes. Raises MeshError when none passes the gate.
     """
-    crop = default_crop(segment) if crop_mm is None else np.asarray(crop_mm, float)
+    crop = np.asarray(crop_mm, float)
     lines: list[str] = [f"crop box {crop[0].round(1).tolist()} to {crop[1].round(1).tolist()} mm"]
     problems: list[str] = []
     for attempt in range(settings.attempts):
@@ -143,7 +143,7 @@ def build_mesh(
         )
         reference = regions.volumes_mm3()
         if attempt:
-            _note(
+            note(
                 lines,
                 f"attempt {attempt + 1}: background {used.background_mm:.2f} mm, hausdorff"
                 f" {used.hausdorff_mm:.3f} mm, gradation {used.gradation:.2f}, fine"
@@ -182,14 +182,10 @@ def _changed(settings: MeshSettings, attempt: int) -> MeshSettings:
     )
 
 
-def _note(lines: list[str], text: str) -> None:
-    log.info(text)
-    lines.append(text)
-
-
 def _attempt(
     regions: RegionMap, reference: np.ndarray, settings: MeshSettings, lines: list[str]
 ) -> TetMesh:
+    """A mesh, not yet gated; reference [5]: the regions' volumes, mm³. Raises MeshError."""
     clock = time.perf_counter()
     points, tets, labels = _fitted_lattice(regions, settings, lines)
     points, tets, labels = remesh(
@@ -208,11 +204,11 @@ def _attempt(
         by_angle=True,
     )
     points, tets, labels, text = repair(regions, points, tets, labels, settings.aim_dihedral_deg)
-    _note(lines, text)
+    note(lines, text)
     points, tets, labels = drop_islands(points, tets, labels, settings.island_mm3, lines)
     quality = measure(points, tets, labels, reference, regions)
     quality["seconds"] = time.perf_counter() - clock
-    _note(
+    note(
         lines,
         f"{len(tets)} tetrahedra, min dihedral {quality['min_dihedral_deg']:.1f} deg,"
         f" {quality['seconds']:.1f} s, volume errors "
@@ -291,7 +287,7 @@ def _fitted_lattice(
         sample = 0.45 * x[unsure].mean(1) + 0.55 * x[unsure, k]
         votes[np.arange(len(unsure)), regions.distances(sample).argmin(1)] += 1.0
     labels[unsure] = votes.argmax(1)
-    labels = _smooth_labels(tets, labels)
+    labels = smooth_labels(tets, labels)
     # A layer of void stays while the nodes are fitted, so that a tetrahedron can change from void
     # to solid.
     solid_node = np.zeros(len(points), bool)
@@ -305,29 +301,8 @@ def _fitted_lattice(
         labels, changed = relabel(regions, points, tets, labels, settings.background_mm)
         log.debug("%d tetrahedra changed region while fitting", changed)
     points = snap(regions, points, tets, labels, size, rounds=2, floor=0.04)
-    return _without_hinges(points, tets[labels != VOID], labels[labels != VOID], settings, lines)
-
-
-def _without_hinges(
-    points: np.ndarray,
-    tets: np.ndarray,
-    labels: np.ndarray,
-    settings: MeshSettings,
-    lines: list[str],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Drop what hangs on a vertex or edge only (bones that nearly touch): MMG inverts tetrahedra
-    or loops there."""
-    lost = 0.0
-    for _ in range(12):
-        points, tets, labels = drop_islands(points, tets, labels, settings.island_mm3, lines)
-        hanging = tt.hinges(tets)
-        if not hanging.any():
-            break
-        lost += float(tt.volumes(points, tets[hanging]).sum())
-        points, tets, labels = *tt.compact(points, tets[~hanging]), labels[~hanging]
-    if lost:
-        _note(lines, f"{lost:.1f} mm3 that hung on vertices or edges only were dropped")
-    return points, tets, labels
+    solid = labels != VOID
+    return without_hinges(points, tets[solid], labels[solid], settings.island_mm3, lines)
 
 
 def _fine_range(regions: RegionMap) -> tuple[float, float]:
@@ -341,80 +316,6 @@ def _fine_range(regions: RegionMap) -> tuple[float, float]:
             "region remnant: the disc body of the segment is empty; check its signed distance"
         )
     return float(inside.min() - 2.0), float(inside.max() + 2.0)
-
-
-def _smooth_labels(tets: np.ndarray, labels: np.ndarray, passes: int = 4) -> np.ndarray:
-    """Give a tetrahedron the label that three or four of its neighbours share: no spikes in the
-    interfaces."""
-    _, first, second = tt.face_pairs(tets)
-    inner = second >= 0
-    a, b = first[inner], second[inner]
-    labels = labels.copy()
-    for _ in range(passes):
-        votes = np.zeros((len(labels), len(NAMES)), int)
-        np.add.at(votes, (a, labels[b]), 1)
-        np.add.at(votes, (b, labels[a]), 1)
-        best = votes.argmax(1)
-        change = (votes.max(1) >= 3) & (best != labels)
-        # Not two neighbours at once: they would only swap.
-        blocked = np.zeros(len(labels), bool)
-        blocked[b[change[a] & change[b]]] = True
-        change &= ~blocked
-        if not change.any():
-            break
-        labels[change] = best[change]
-    return labels
-
-
-def drop_islands(
-    points: np.ndarray, tets: np.ndarray, labels: np.ndarray, island_mm3: float, lines: list[str]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Remove what is not tied by faces to the largest component, and relabel specks inside another
-    region.
-
-    Raises MeshError when more than island_mm3 of a region other than bone would be lost, or more
-    than 15 % of a bone (bone is cut loose by the crop box).
-    """
-    _, first, second = tt.face_pairs(tets)
-    inner = second >= 0
-    same = inner & (labels[first] == labels[np.maximum(second, 0)])
-    volume = tt.volumes(points, tets)
-    graph = coo_matrix((np.ones(same.sum()), (first[same], second[same])), shape=(len(tets),) * 2)
-    part = connected_components(graph, directed=False)[1]
-    part_volume = np.bincount(part, volume)
-    # Specks of a region inside others take the label that they share most faces with.
-    labels = labels.copy()
-    a, b = first[inner & ~same], second[inner & ~same]
-    for speck in np.flatnonzero(part_volume < 0.15 * island_mm3):
-        members = part == speck
-        around = np.r_[labels[b[members[a]]], labels[a[members[b]]]]
-        if len(around):
-            old = labels[members][0]
-            labels[members] = np.bincount(around, minlength=VOID).argmax()
-            _note(
-                lines,
-                f"speck of {REGIONS[old]}, {part_volume[speck]:.1f} mm3 at"
-                f" {points[tets[members]].mean((0, 1)).round(1).tolist()}, given to"
-                f" {REGIONS[labels[members][0]]}",
-            )
-    group = tt.components(tets)
-    total = np.bincount(group, volume)
-    keep = group == total.argmax()
-    region_total = np.bincount(labels, volume, minlength=VOID)
-    for loose in np.flatnonzero(np.arange(len(total)) != total.argmax()):
-        members = group == loose
-        for region in np.unique(labels[members]):
-            lost = volume[members & (labels == region)].sum()
-            where = points[tets[members]].mean((0, 1)).round(1).tolist()
-            bone = region < 2
-            if lost > (max(island_mm3, 0.15 * region_total[region]) if bone else island_mm3):
-                raise MeshError(
-                    f"region {REGIONS[region]}: {lost:.0f} mm3 at {where} hang on nothing; it must"
-                    " touch the rest"
-                )
-            _note(lines, f"island of {REGIONS[region]}, {lost:.1f} mm3 at {where}, removed")
-    points, tets = tt.compact(points, tets[keep])
-    return points, tets, labels[keep]
 
 
 def remesh(

@@ -31,13 +31,18 @@ def remesh_apart(
     Raises RuntimeError when MMG fails, crashes or takes longer than timeout_s.
     """
     with tempfile.TemporaryDirectory(prefix="spinefit-mmg-") as folder:
-        given, made = Path(folder) / "in.npz", Path(folder) / "out.npz"
+        input_path, output_path = Path(folder) / "in.npz", Path(folder) / "out.npz"
         np.savez(
-            given, points=points, tets=tets, refs=refs, size=size_mm, options=json.dumps(options)
+            input_path,
+            points=points,
+            tets=tets,
+            refs=refs,
+            size=size_mm,
+            options=json.dumps(options),
         )
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "fem.mesh.mmg", str(given), str(made)],
+                [sys.executable, "-m", "fem.mesh.mmg", str(input_path), str(output_path)],
                 cwd=Path(__file__).resolve().parents[2],
                 capture_output=True,
                 text=True,
@@ -46,10 +51,10 @@ def remesh_apart(
             )
         except subprocess.TimeoutExpired as error:
             raise RuntimeError(f"it did not end within {timeout_s:g} s") from error
-        if done.returncode or not made.exists():
+        if done.returncode or not output_path.exists():
             last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
             raise RuntimeError(f"exit {done.returncode}: {last}")
-        with np.load(made) as result:
+        with np.load(output_path) as result:
             return result["points"], result["tets"], result["refs"]
 
 
@@ -58,11 +63,11 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def _main(given: str, made: str) -> None:
+def _main(input_path: str, output_path: str) -> None:
     from mmgpy import MmgMesh3D
 
     die_with_parent()
-    with np.load(given) as data:
+    with np.load(input_path) as data:
         mesh = MmgMesh3D()
         mesh.set_mesh_size(vertices=len(data["points"]), tetrahedra=len(data["tets"]))
         mesh.set_vertices(np.ascontiguousarray(data["points"]))
@@ -72,7 +77,7 @@ def _main(given: str, made: str) -> None:
     mesh.remesh(verbose=-1, **options)
     tets, refs = mesh.get_tetrahedra_with_refs()
     np.savez(
-        made,
+        output_path,
         points=mesh.get_vertices(),
         tets=np.asarray(tets, np.int64),
         refs=np.asarray(refs, np.int64),

@@ -12,6 +12,10 @@ from fem.mesh.regions import VOID, RegionMap
 from fem.mesh.snap import interfaces
 
 
+class MeshError(ValueError):
+    """No mesh that passes the gate: the text names the region and place, and what to change."""
+
+
 def measure(
     points: np.ndarray,
     tets: np.ndarray,

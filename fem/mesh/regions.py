@@ -8,17 +8,16 @@ surface.
     D_remnant = max(φ_disc, φ_box, −φ_implant, −φ_caudal, −φ_cranial, −max(φ_window, φ_disc))
     D_void    = −min of all these
 
-A film of remnant thinner than t = film_mm between implant and bone (where a conforming face leaves
-the rounded rim the two surfaces part at an angle that no tetrahedron can fill) goes to the nearer
-of the two:
-
-    D_remnant ← max(D_remnant, t − φ_implant − min(φ_caudal, φ_cranial)),   D_void by the remnant
-        before that
-
 A curtain of remnant thinner than curtain_mm between the implant's side wall and the outside becomes
 void (4 MPa beside metal):
 
     D_remnant ← max(D_remnant, curtain_mm − φ_implant + φ_disc)
+
+After D_void is known, a film of remnant thinner than t = film_mm between implant and bone (where a
+conforming face leaves the rounded rim the two surfaces part at an angle that no tetrahedron can
+fill) goes to the nearer of the two:
+
+    D_remnant ← max(D_remnant, t − φ_implant − min(φ_caudal, φ_cranial))
 
 All in mm, negative inside; the label of a point is the region of the smallest D.
 """
@@ -193,22 +192,6 @@ class RegionMap:
             if (low >= self.crop_mm[0]).all() and (high <= self.crop_mm[1]).all():
                 total[REGIONS.index("implant")] = self.implant.volume_mm3()
         return total
-
-
-def default_crop(segment: Segment) -> np.ndarray:
-    """The box [2, 3] that both solvers look at: |x| ≤ 32 mm, y from 4 mm before the bones to 65
-    mm behind the segment origin, z over both bones. Posterior processes beyond it carry no load."""
-    low, high = [], []
-    for vertebra in (segment.caudal, segment.cranial):
-        low.append(vertebra.surface.points_mm.min(0))
-        high.append(vertebra.surface.points_mm.max(0))
-    low_mm, high_mm = np.min(low, axis=0) - 4.0, np.max(high, axis=0) + 4.0
-    return np.array(
-        [
-            [max(low_mm[0], -32.0), low_mm[1], low_mm[2]],
-            [min(high_mm[0], 32.0), min(high_mm[1], 65.0), high_mm[2]],
-        ]
-    )
 
 
 def region_map(

@@ -18,6 +18,13 @@ from fem.mesh.snap import interfaces, project
 
 #: Share of the volume around an edge by which its collapse may change a region.
 _MOST_CHANGE = 0.02
+#: Positions that a node tries in a sweep.
+_TRIES = 24
+#: Their reach over the mean edge around: in the first sweep, and its ratio of one sweep to the
+#: one before it [M].
+_REACH, _REACH_RATIO = 0.35, 0.85
+#: A node is left where the worst angle around it is this far above the aim, degrees.
+_MARGIN_DEG = 1.0
 
 
 def _stars(tets: np.ndarray, nodes: np.ndarray) -> dict[int, np.ndarray]:
@@ -46,7 +53,7 @@ def repair(
     random = np.random.default_rng(seed)
     x, start, collapsed = points_mm, tt.angle_or_inversion(points_mm, tets), 0
     for turn in range(rounds):
-        x = _moved(regions, x, tets, labels, aim_deg, random)
+        x = _nodes_moved(regions, x, tets, labels, aim_deg, random)
         if turn == rounds - 1 or (tt.angle_or_inversion(x, tets) >= aim_deg).all():
             break
         x, tets, labels, count = edges_collapsed(x, tets, labels, aim_deg)
@@ -62,7 +69,7 @@ def repair(
     return x, tets, labels, text
 
 
-def _moved(
+def _nodes_moved(
     regions: RegionMap,
     points_mm: np.ndarray,
     tets: np.ndarray,
@@ -71,7 +78,8 @@ def _moved(
     random: np.random.Generator,
     sweeps: int = 12,
 ) -> np.ndarray:
-    """The points, moved."""
+    """The points, with nodes of tetrahedra below aim_deg at the best of random positions around
+    them (one of which is the mean of their neighbours)."""
     x = points_mm.copy()
     around = interfaces(len(x), tets, labels)
     kinds = around.touches.sum(1)
@@ -82,28 +90,27 @@ def _moved(
             break
         nodes = np.unique(tets[bad])
         stars = _stars(tets, nodes)
-        reach = 0.35 * 0.85**sweep
+        reach = _REACH * _REACH_RATIO**sweep
         for node in random.permutation(nodes):
             ring = stars[int(node)]
             worst = tt.angle_or_inversion(x, tets[ring]).min()
-            if worst >= aim_deg + 1.0:
+            if worst >= aim_deg + _MARGIN_DEG:
                 continue
             edge = np.cbrt(np.abs(tt.volumes(x, tets[ring])).mean() * 6.0 * np.sqrt(2.0))
-            tries = 24
-            trial = x[node] + random.normal(size=(tries, 3)) * edge * reach * random.uniform(
-                0.1, 1.0, (tries, 1)
+            trial = x[node] + random.normal(size=(_TRIES, 3)) * edge * reach * random.uniform(
+                0.1, 1.0, (_TRIES, 1)
             )
             others = np.unique(tets[ring])
             trial[0] = 0.5 * (x[node] + x[others[others != node]].mean(0))
             if kinds[node] > 1:
-                touches = np.repeat(around.touches[node][None], tries, 0)
+                touches = np.repeat(around.touches[node][None], _TRIES, 0)
                 trial = project(regions, trial, touches, edge)
-            local = np.repeat(x[tets[ring]][None], tries, 0)
+            local = np.repeat(x[tets[ring]][None], _TRIES, 0)
             where = tets[ring] == node
             local[:, where] = trial[:, None]
             flat = local.reshape(-1, 3)
             cells = np.arange(len(flat)).reshape(-1, 4)
-            score = tt.angle_or_inversion(flat, cells).reshape(tries, -1).min(1)
+            score = tt.angle_or_inversion(flat, cells).reshape(_TRIES, -1).min(1)
             best = int(score.argmax())
             if score[best] > worst:
                 x[node] = trial[best]
@@ -113,7 +120,8 @@ def _moved(
 def edges_collapsed(
     x: np.ndarray, tets: np.ndarray, labels: np.ndarray, aim_deg: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Points, tets, labels with edges of bad tetrahedra collapsed, and how many."""
+    """Points, tets, labels with an edge of each tetrahedron below aim_deg collapsed where one may
+    be, and how many were."""
     touches = interfaces(len(x), tets, labels).touches
     tets, alive = tets.copy(), np.ones(len(tets), bool)
     angle = tt.angle_or_inversion(x, tets)
@@ -143,8 +151,8 @@ def edges_collapsed(
 
 
 def _score(x: np.ndarray, tets: np.ndarray, labels: np.ndarray, a: int, b: int) -> float | None:
-    """The worst angle around after a went into b; None where that may not be. tets: all that
-    have a node of the bad one."""
+    """The worst angle in degrees around node a after its collapse into b; None where that is not
+    allowed. tets: all that have a node of the bad one."""
     has_a, has_b = (tets == a).any(1), (tets == b).any(1)
     gone, stays = has_a & has_b, has_a & ~has_b
     common = np.intersect1d(tets[has_a], tets[has_b])

@@ -16,8 +16,12 @@ import numpy as np
 from fem.mesh import tets as tt
 from fem.mesh.regions import NAMES, VOID, RegionMap
 
+#: Normals of an interface that are farther apart than this make an edge.
 _SHARP_COSINE = np.cos(np.radians(35.0))
+#: Eigenvalues below this share of the largest fix no direction [M].
 _SINGULAR = 0.12
+#: Rows of a Jacobian below this share of the largest singular value are left out [M].
+_NEAR_TANGENT = 0.3
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def project(
             d = np.take_along_axis(value[rows], label, 1)
             g = np.take_along_axis(slope[rows], label[:, :, None], 1)
             f, jac = 0.5 * (d[:, :1] - d[:, 1:]), 0.5 * (g[:, :1] - g[:, 1:])
-            inverse = np.linalg.pinv(jac, rcond=0.3)
+            inverse = np.linalg.pinv(jac, rcond=_NEAR_TANGENT)
             step[rows] = -np.einsum("nij,nj->ni", inverse, f)
         x = start + _limited(x + _limited(step, limit_mm) - start, limit_mm)
     return x
@@ -100,12 +104,8 @@ def sharp_targets(
     size = len(points_mm)
     node = around.faces.ravel()
     face = np.repeat(rows, 3)
-    matrix, rhs, mean, weight = (
-        np.zeros((size, 3, 3)),
-        np.zeros((size, 3)),
-        np.zeros((size, 3)),
-        np.zeros(size),
-    )
+    matrix, rhs = np.zeros((size, 3, 3)), np.zeros((size, 3))
+    mean, weight = np.zeros((size, 3)), np.zeros(size)
     np.add.at(weight, node, 1.0)
     np.add.at(mean, node, p[face])
     mean /= np.maximum(weight, 1.0)[:, None]

@@ -10,6 +10,7 @@ from scipy.spatial import cKDTree
 from engine.patient.geometry.distance import surface_sdf
 from engine.patient.read.surface_files import read_surface
 from engine.types import Surface
+from fem.intact.connections import Facets, Ligament, Piecewise, TensionLaw
 from fem.intact.materials import (
     FACET_CLEARANCE_MM,
     FACET_MPA_PER_MM,
@@ -22,7 +23,7 @@ from fem.intact.materials import (
     ends_of,
     plane_of,
 )
-from fem.intact.segment import Facets, IntactSegment, Ligament, Piecewise, TensionLaw
+from fem.intact.segment import IntactSegment
 
 _FACET_REACH_MM = 3.0
 

@@ -16,9 +16,10 @@ import numpy as np
 
 from engine.types import Endplate, Segment
 from fem.intact import materials
+from fem.intact.connections import Ligament
 from fem.intact.disc_mesh import DiscSettings, disc_mesh
 from fem.intact.hyperelastic import jacobians
-from fem.intact.segment import IntactSegment, Ligament, Load, Step
+from fem.intact.segment import IntactSegment, Load, Step
 from scripts.evidence import motion
 
 #: Strands and the share of the disc's width over which they are spread; front or back

@@ -16,7 +16,7 @@ from engine.materials import YIELD_STRAIN_COMPRESSION, YIELD_STRAIN_TENSION
 from engine.patient import measure
 from engine.patient.geometry.frames import move_endplate
 from engine.types import Response, Segment, SolverStatus
-from fem.solve import principal, von_mises
+from fem.elastic.invariants import principal, von_mises
 from fem.verify import Check, contact_name
 from scripts.run.arms import Study
 

@@ -28,8 +28,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from engine import artifacts, materials
 from engine.types import Boundary, Design, LoadCase, Response, Segment, Surface, Wrench
+from fem.elastic.invariants import principal, von_mises
 from fem.mesh.build import MeshSettings
-from fem.solve import FemSettings, principal, solve, von_mises, write_vtu
+from fem.solution import write_vtu
+from fem.solve import FemSettings, solve
 from fem.verify import meshed
 from scripts.run import parts
 from scripts.run.config import ARMS

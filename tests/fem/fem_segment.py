@@ -25,13 +25,20 @@ HALF = (22.0, 16.0)
 BODY_MM = 24.0
 DISC_MM = 9.0
 CONCAVE_MM = 2.0
+#: The box that is meshed: 4 mm beyond the bones.
+CROP_MM = np.array(
+    [
+        [-HALF[0] - 4.0, -HALF[1] - 4.0, -BODY_MM - 4.0],
+        [HALF[0] + 4.0, HALF[1] + 4.0, DISC_MM + BODY_MM + 4.0],
+    ]
+)
 
 
 def ellipse(x, y, a, b):
     """First-order signed distance to an elliptic cylinder."""
     rho = np.sqrt((x / a) ** 2 + (y / b) ** 2) + 1e-9
     slope = np.sqrt((x / a**2) ** 2 + (y / b**2) ** 2) / rho + 1e-9
-    return (rho - 1.0) / slope * np.where(rho > 0.2, 1.0, 1.0)
+    return (rho - 1.0) / slope
 
 
 def dish(x, y):

@@ -7,11 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fem_segment import BODY_MM, DISC_MM, HALF, make_boundary
-from test_mesh import COARSE
+from fem_segment import BODY_MM, CROP_MM, DISC_MM, HALF, make_boundary
 
 from engine.materials import IMPLANTS
-from fem.mesh.build import default_crop
+from fem.mesh.build import COARSE
 from fem.solve import FemSettings
 from scripts.run import mechanical_tests as bench
 
@@ -24,7 +23,7 @@ def tests(segment, design, implant_surface, tmp_path_factory):
         design,
         implant_surface,
         make_boundary(segment),
-        default_crop(segment),
+        CROP_MM,
         coarse,
         FemSettings(order=1, quadrature=2),
         123.0,
@@ -36,14 +35,12 @@ def test_compression_is_a_column_between_steel_blocks(tests):
     """Two elastic ends in series with the column: K is below E A / h, and the mean stress F/A is
     between p99 and nothing."""
     area = np.pi * (15.0 * 11.0 - 9.0 * 6.0)
-    ends = (
-        2.0 * 2.0 * (1.0 - ((12.0 / 22.0) ** 2 + (8.5 / 16.0) ** 2) / 2.0)
-    )  # depth of the dishes over the ring, about
+    # depth of the dishes over the ring, about
+    ends = 2.0 * 2.0 * (1.0 - ((12.0 / 22.0) ** 2 + (8.5 / 16.0) ** 2) / 2.0)
     column = IMPLANTS["ti6al4v"].e_mpa * area / (DISC_MM + ends)
     got = tests["compression"]
-    assert (
-        0.45 * column < got["stiffness"] < 0.95 * column
-    )  # steel layers of 8 mm and their spreading are in it
+    # steel layers of 8 mm and the load's spreading in them are in it
+    assert 0.45 * column < got["stiffness"] < 0.95 * column
     assert bench.FORCE_N / area < got["von_mises_p99_mpa"] < 4.0 * bench.FORCE_N / area
     assert got["load_at_fatigue"] == pytest.approx(
         1000.0 * 225.0 / got["von_mises_p99_mpa"], rel=1e-3
@@ -67,7 +64,7 @@ def test_shear_is_softer_and_foam_carries_the_subsidence(tests):
 
 def test_safety_is_told_only_of_loads_that_are_given(tests):
     assert bench.safety_of(tests, bench.Acceptance()) == {}
-    found = bench.safety_of(tests, bench.Acceptance(compression_n=2000.0))
-    assert found["compression"]["fatigue"] == pytest.approx(
+    safety = bench.safety_of(tests, bench.Acceptance(compression_n=2000.0))
+    assert safety["compression"]["fatigue"] == pytest.approx(
         tests["compression"]["load_at_fatigue"] / 2000.0
     )

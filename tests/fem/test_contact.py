@@ -1,4 +1,4 @@
-"""Unilateral contact against closed forms (scripts/evidence/contact.py says which)."""
+"""Unilateral contact against closed forms (those of scripts/evidence/contact.py)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from fem.elastic.contact import split
+from fem.mesh.build import TetMesh
+from fem.mesh.tets import bricks
 from scripts.evidence import contact as closed
 
 
@@ -18,9 +20,6 @@ def test_splitting_keeps_the_volume_and_finds_both_sides():
 
 
 def test_a_region_that_touches_nothing_is_named():
-    from fem.mesh.build import TetMesh
-    from fem.mesh.tets import bricks
-
     points, tets = bricks([np.arange(3.0)] * 3)
     with pytest.raises(ValueError, match="region 4 touches no other"):
         split(TetMesh(points, tets, np.zeros(len(tets), int)), 4)
@@ -28,28 +27,28 @@ def test_a_region_that_touches_nothing_is_named():
 
 @pytest.mark.parametrize("friction", [0.0, 0.5])
 def test_patch_test_and_nothing_holds_what_is_pulled_off(friction):
-    found, at = closed.patch(friction)
-    assert [s.code for s in found.solution.status] == ["ok", "failed"]
-    assert "nothing holds" in found.solution.status[1].text
-    assert np.allclose(found.pressure[:, 0], 5.0, rtol=1e-3)
-    assert np.isnan(found.solution.u[:, 1]).all()
-    assert found.figures(at)[0]["resultant_n"] == pytest.approx(90.0, rel=1e-3)
+    contact, at = closed.patch(friction)
+    assert [s.code for s in contact.solution.status] == ["ok", "failed"]
+    assert "nothing holds" in contact.solution.status[1].text
+    assert np.allclose(contact.pressure[:, 0], 5.0, rtol=1e-3)
+    assert np.isnan(contact.solution.u[:, 1]).all()
+    assert contact.figures(at)[0]["resultant_n"] == pytest.approx(90.0, rel=1e-3)
 
 
 def test_an_eccentric_force_opens_the_joint_by_the_closed_form():
-    found, at, expected, c = closed.eccentric()
-    assert found.solution.status[0].code == "ok", found.solution.status
-    assert np.abs(found.pressure[:, 0] - expected).max() < 0.02 * expected.max()
-    assert found.figures(at)[0]["touching_percent"] == pytest.approx(
+    contact, at, expected, c = closed.eccentric()
+    assert contact.solution.status[0].code == "ok", contact.solution.status
+    assert np.abs(contact.pressure[:, 0] - expected).max() < 0.02 * expected.max()
+    assert contact.figures(at)[0]["touching_percent"] == pytest.approx(
         100.0 * c / closed.LENGTH, abs=3.0
     )
-    assert found.opening_mm.max() > 0.1
+    assert contact.opening_mm.max() > 0.1
 
 
 @pytest.mark.parametrize("push", [10.0, 60.0])
 def test_coulomb_friction_carries_up_to_mu_n(push):
-    found, carried, taken = closed.coulomb(push)
-    assert found.solution.status[0].code == "ok", found.solution.status
+    contact, carried, taken = closed.coulomb(push)
+    assert contact.solution.status[0].code == "ok", contact.solution.status
     assert carried == pytest.approx(min(push, 36.0), rel=0.01, abs=0.05)
     assert taken == pytest.approx(max(push - 36.0, 0.0), rel=0.02, abs=0.05)
 
@@ -57,7 +56,7 @@ def test_coulomb_friction_carries_up_to_mu_n(push):
 def test_hertz():
     """Contact radius 4.3 mm on elements of 2 mm: the pressure, a mean of few points, is within
     10 % there (2.6 % at 1 mm)."""
-    found, pressure, radius = closed.hertz(3)
-    assert found.solution.status[0].code == "ok", found.solution.status
+    contact, pressure, radius = closed.hertz(3)
+    assert contact.solution.status[0].code == "ok", contact.solution.status
     assert radius == pytest.approx(1.0, rel=0.05)
     assert pressure == pytest.approx(1.0, rel=0.1)

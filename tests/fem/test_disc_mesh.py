@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from fem_segment import CONCAVE_MM, DISC_MM, HALF
 
 from engine.patient import PlanConfig, from_surfaces, plan
 from engine.types import VoxelField
@@ -14,12 +15,11 @@ from fem.intact import materials
 from fem.intact.disc_mesh import DiscSettings, circle_mesh, disc_mesh
 from fem.intact.hyperelastic import jacobians
 from scripts.evidence import intact, lumbar_meshes, patients
-from tests.fem.fem_segment import CONCAVE_MM, DISC_MM, HALF, make_segment
 
 
-@pytest.fixture(scope="module")
-def segment():
-    return make_segment()
+def cross(u, v):
+    """u × v of vectors [n, 2]."""
+    return u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0]
 
 
 def volumes(mesh):
@@ -33,7 +33,6 @@ def volumes(mesh):
 def test_the_circles_mesh_covers_it_with_good_quads(settings):
     points, quads, group = circle_mesh(settings)
     a, b, c, d = (points[quads[:, k]] for k in range(4))
-    cross = lambda u, v: u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0]  # noqa: E731
     area = 0.5 * cross(c - a, d - b)
     polygon = 0.5 * settings.around * np.sin(2 * np.pi / settings.around)
     assert (area > 0).all() and area.sum() == pytest.approx(polygon, rel=1e-12)
@@ -92,7 +91,7 @@ def test_bones_that_touch_are_named_with_their_place(segment):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("settings", "text"),
     [
         ({"around": 30}, "multiple of 4"),
         ({"rings": 0}, "at least 1"),
@@ -100,9 +99,9 @@ def test_bones_that_touch_are_named_with_their_place(segment):
         ({"nucleus_back": 0.5}, "nucleus_back"),
     ],
 )
-def test_settings_say_what_is_wrong(given, said):
-    with pytest.raises(ValueError, match=said):
-        DiscSettings(**given)
+def test_settings_say_what_is_wrong(settings, text):
+    with pytest.raises(ValueError, match=text):
+        DiscSettings(**settings)
 
 
 def test_the_ligaments_lie_on_the_rims_front_and_back(segment):

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from engine.types import VoxelField
+from fem.intact.connections import Facets, Ligament, Piecewise, ToeLinear
 from fem.intact.hyperelastic import Body, Solid
-from fem.intact.segment import Facets, IntactSegment, Ligament, Load, NotFound, Piecewise, ToeLinear
+from fem.intact.segment import IntactSegment, Load, NotFound
 from scripts.evidence.hyperelastic import bricks8
 
 SIZE = np.array([30.0, 40.0, 10.0])
@@ -74,12 +75,12 @@ def test_the_tangent_is_the_residuals_derivative() -> None:
     segment = block(ligaments=[strands()], facets=facets())
     load = Load(200.0, (10.0, 0.0, -50.0))
     state = segment.walk(segment.start(), Load(), replace(load, moment_nmm=(0.0, -3000.0, 0.0)))[0]
-    residual, inner = segment._residual(state, load)
-    tangent = segment._tangent(state, load, inner)
+    residual, inner = segment.residual(state, load)
+    tangent = segment.tangent(state, load, inner)
     direction = 1e-6 * np.random.default_rng(0).normal(size=len(residual))
     direction[-3:] *= 0.01
     ahead, behind = (
-        segment._residual(segment._moved(state, sign * direction), load)[0] for sign in (1.0, -1.0)
+        segment.residual(segment.moved(state, sign * direction), load)[0] for sign in (1.0, -1.0)
     )
     change = 0.5 * (ahead - behind)
     error = np.abs(tangent @ direction - change)
@@ -91,13 +92,13 @@ def test_the_tangent_is_the_residuals_derivative() -> None:
 def test_a_straight_follower_is_a_force() -> None:
     segment = block()
     rest = segment.start()
-    found = [
+    steps = [
         segment.measure(segment.walk(rest, Load(), load)[0], rest, load, 0)
         for load in (Load(200.0), Load(0.0, (0.0, 0.0, -200.0)))
     ]
-    assert found[0].translation_mm == pytest.approx(found[1].translation_mm, abs=1e-6)
-    assert found[0].translation_mm[2] < -0.1
-    assert found[0].nucleus_mpa > 0.05
+    assert steps[0].translation_mm == pytest.approx(steps[1].translation_mm, abs=1e-6)
+    assert steps[0].translation_mm[2] < -0.1
+    assert steps[0].nucleus_mpa > 0.05
 
 
 def test_a_follower_bends_less_than_a_dead_force() -> None:
@@ -132,7 +133,7 @@ def test_facets_carry_what_their_cartilage_gives() -> None:
         )
         points = facets().points_mm
         state = segment.walk(segment.start(), Load(), load)[0]
-        down = (points - segment._placed(points, state))[:, 2]
+        down = (points - segment.placed(points, state))[:, 2]
         over = down - clearance
         assert over.min() > 0.1
         for side, got in (

@@ -8,12 +8,14 @@ import meshio
 import numpy as np
 import pytest
 from fem_blocks import INTACT, box
-from fem_segment import make_boundary
+from fem_segment import CROP_MM, make_boundary
 
 from engine.types import REGIONS, Surface
 from fem.mesh import tets as tt
-from fem.mesh.build import COARSE, MeshError, MeshSettings, build_mesh, drop_islands, gate, measure
-from fem.mesh.regions import SurfaceDistance, default_crop, region_map
+from fem.mesh.build import COARSE, MeshSettings, build_mesh, gate
+from fem.mesh.islands import drop_islands
+from fem.mesh.quality import MeshError, measure
+from fem.mesh.regions import SurfaceDistance, region_map
 from fem.mesh.repair import edges_collapsed
 from fem.mesh.snap import interfaces, move
 from fem.solve import FemSettings, solve
@@ -48,11 +50,7 @@ def split_near(
 
 
 def test_regular_tetrahedron_has_its_angles_and_quality():
-    tet = (
-        np.array([[0, 2, 1, 3]])
-        if tt.volumes(REGULAR, np.array([[0, 1, 2, 3]]))[0] < 0
-        else np.array([[0, 1, 2, 3]])
-    )
+    tet = tt.positive(REGULAR, np.array([[0, 1, 2, 3]]))
     assert tt.volumes(REGULAR, tet)[0] == pytest.approx(8.0 / 3.0)
     assert np.allclose(tt.dihedral_deg(REGULAR, tet), np.degrees(np.arccos(1.0 / 3.0)))
     assert tt.shape_quality(REGULAR, tet)[0] == pytest.approx(1.0)
@@ -118,11 +116,10 @@ def test_what_hangs_on_an_edge_or_a_vertex_is_found():
 
 
 def test_inversion_counts_below_any_angle():
-    tet = np.array([[0, 2, 1, 3]])
-    good, bad = (tt.angle_or_inversion(REGULAR, t)[0] for t in (tet, tet[:, [1, 0, 2, 3]]))
-    assert sorted([good, bad])[1] == pytest.approx(np.degrees(np.arccos(1 / 3))) and min(
-        good, bad
-    ) == pytest.approx(-100)
+    tet = tt.positive(REGULAR, np.array([[0, 1, 2, 3]]))
+    sound, inverted = (tt.angle_or_inversion(REGULAR, t)[0] for t in (tet, tet[:, [1, 0, 2, 3]]))
+    assert sound == pytest.approx(np.degrees(np.arccos(1 / 3)))
+    assert inverted == pytest.approx(-100)
 
 
 # -- islands and gate ------------------------------------------------------------------------------
@@ -142,7 +139,7 @@ def test_a_small_island_is_removed_with_a_line_and_a_large_one_is_an_error():
 
 @pytest.fixture(scope="module")
 def meshed(segment, design, implant_surface):
-    return build_mesh(segment, design, implant_surface, COARSE)
+    return build_mesh(segment, design, implant_surface, COARSE, CROP_MM)
 
 
 def test_segment_passes_the_gate_with_volumes_within_one_percent(meshed, implant_surface):
@@ -166,7 +163,7 @@ def test_implant_interface_nodes_lie_on_the_exported_surface(meshed, implant_sur
 
 
 def test_gate_names_what_is_wrong(meshed, segment, design, implant_surface):
-    regions = region_map(segment, design, implant_surface, default_crop(segment))
+    regions = region_map(segment, design, implant_surface, CROP_MM)
     reference = np.array([meshed.quality["reference_mm3"][n] for n in REGIONS])
 
     def problems(points, labels):
@@ -189,7 +186,7 @@ def test_gate_names_what_is_wrong(meshed, segment, design, implant_surface):
 
 def test_intact_segment_has_the_whole_disc_as_remnant(segment):
     coarse = replace(COARSE, size_fine_mm=2.8, background_axial_mm=2.2, background_mm=2.8)
-    mesh = build_mesh(segment, INTACT, None, coarse)
+    mesh = build_mesh(segment, INTACT, None, coarse, CROP_MM)
     assert set(np.unique(mesh.labels)) == {0, 1, 4}
     # elliptic disc between two dishes of 2 mm: π a b (9 + 2·2/2)
     assert mesh.quality["volume_mm3"]["remnant"] == pytest.approx(
@@ -246,16 +243,15 @@ def test_an_impossible_gate_is_an_error_that_names_the_region(segment, design, i
     with pytest.raises(
         MeshError, match=r"dihedral angle .* in (caudal|cranial|implant|graft|remnant) at"
     ):
-        build_mesh(segment, design, implant_surface, strict)
+        build_mesh(segment, design, implant_surface, strict, CROP_MM)
 
 
 def test_surface_and_design_must_agree(segment, design, implant_surface):
     with pytest.raises(ValueError, match="export the design's surface"):
-        build_mesh(segment, design, None)
+        build_mesh(segment, design, None, COARSE, CROP_MM)
     with pytest.raises(ValueError, match="normals must point outward"):
-        build_mesh(
-            segment, design, Surface(implant_surface.points_mm, implant_surface.faces[:, ::-1])
-        )
+        inside_out = Surface(implant_surface.points_mm, implant_surface.faces[:, ::-1])
+        build_mesh(segment, design, inside_out, COARSE, CROP_MM)
     with pytest.raises(ValueError, match="size_fine_mm"):
         MeshSettings(size_fine_mm=9.0)
 
@@ -273,10 +269,8 @@ def test_slivers_go_by_collapsing_edges_and_regions_keep_their_volumes():
     axes = [np.linspace(0.0, 6.0, 4)] * 3
     points, tets = tt.bricks(axes)
     labels = (points[tets][..., 2].mean(1) > 2.0).astype(int)
-    before, sound = (
-        np.bincount(labels, tt.volumes(points, tets)),
-        tt.dihedral_deg(points, tets).min(),
-    )
+    before = np.bincount(labels, tt.volumes(points, tets))
+    sound = tt.dihedral_deg(points, tets).min()
     worse = points, tets, labels
     for cell in (0, 30, 61):
         worse = split_near(*worse, cell)
@@ -286,9 +280,8 @@ def test_slivers_go_by_collapsing_edges_and_regions_keep_their_volumes():
     assert tt.dihedral_deg(x, cells).min() == pytest.approx(sound)
     assert np.bincount(regions, tt.volumes(x, cells)) == pytest.approx(before)
     assert len(cells) == len(tets) and not tt.hinges(cells).any()
-    assert (
-        interfaces(len(x), cells, regions).touches[:, :2].all(1)
-    ).sum() == 16  # the plane's nodes
+    on_the_plane = interfaces(len(x), cells, regions).touches[:, :2].all(1)
+    assert on_the_plane.sum() == 16
 
 
 def test_a_node_of_an_interface_is_not_pulled_off_it():

@@ -13,7 +13,8 @@ from engine.materials import BONE_LAWS, SOFT, lattice_modulus_ratio
 from engine.types import Design, Link, VoxelField
 from fem.elastic import operators as el
 from fem.mesh.build import TetMesh
-from fem.solve import FemSettings, moduli, solve, write_vtu
+from fem.solution import write_vtu
+from fem.solve import FemSettings, moduli, solve
 from scripts.evidence.sensitivity import rescaled
 
 LAW = BONE_LAWS["morgan2003_vertebra"]
@@ -314,10 +315,8 @@ def test_the_bone_factor_scales_bone_and_nothing_else():
     )
     d = el.discretise(mesh, 1)
     solid = VoxelField(np.full((2, 2, 2), -1.0), np.zeros(3), 30.0)
-    design, segment = (
-        Design("optimised", "box", "ti6al4v", solid, solid, None),
-        uniform_segment((0.2, 0.4)),
-    )
+    design = Design("optimised", "box", "ti6al4v", solid, solid, None)
+    segment = uniform_segment((0.2, 0.4))
     one, half = (
         moduli(segment, design, d, "morgan2003_vertebra", bone_factor=f)[0] for f in (1.0, 0.5)
     )
@@ -347,9 +346,8 @@ def test_a_rescaled_response_is_that_of_rescaled_loads(twisted):
     scaled = rescaled(once, 1.2)
     for name in ("strain", "stress", "motion", "compliance", "reaction", "applied"):
         a, b = np.asarray(getattr(scaled, name)), np.asarray(getattr(more, name))
-        assert np.abs(a - b).max() < 2e-6 * np.abs(b).max(), (
-            name
-        )  # strains and stresses are kept in single precision
+        # strains and stresses are kept in single precision
+        assert np.abs(a - b).max() < 2e-6 * np.abs(b).max(), name
     assert rescaled(replace(once, reference_sed=np.ones(3)), 1.2).reference_sed == pytest.approx(
         1.44 * np.ones(3)
     )

@@ -7,12 +7,13 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from engine.types import SolverStatus
+from engine.types import Response, SolverStatus
 from fem.verify import nothing
 from scripts.run import arms as studies
 from scripts.run import check, design, solved
@@ -124,7 +125,8 @@ def test_two_runs_share_the_work(root, tmp_path, monkeypatch):
         where.mkdir(parents=True)
         (where / "solution.vtu").write_text(arm)
         time.sleep(0.15)
-        return SimpleNamespace(response=arm, status=SolverStatus("ok", arm))
+        found = Response(*(np.arange(float(len(arm))),) * 11, loadcases=("standing",))
+        return replace(nothing(""), response=found, status=SolverStatus("ok", arm))
 
     monkeypatch.setattr(check, "alone", alone)
     arms = ["intact", "full_endplate", "stock", "conforming", "optimised"]
