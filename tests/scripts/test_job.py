@@ -102,8 +102,8 @@ def test_a_folder_of_something_else_is_not_touched(config, capsys):
 def holding(folder: Path) -> subprocess.Popen[str]:
     """A process that holds the lock until it is killed."""
     text = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom scripts"
-        f" import job\nwith job.working(Path({str(folder)!r})):\n print('held', flush=True)\n"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom"
+        f" scripts.run import job\nwith job.working(Path({str(folder)!r})):\n print('held', flush=True)\n"
         " import time; time.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
