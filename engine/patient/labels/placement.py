@@ -33,9 +33,17 @@ WARNED, STOPPED = (1.5, 1.0, 0.93), (3.0, 1.5, 0.80)
 #: One level alone: its least share of the best rise in good patients is 0.85; a turn of 5° leaves
 #: 0.2-0.4.
 LEVEL_MM, LEVEL_WARNED, LEVEL_STOPPED = 2.0, 0.75, 0.60
-_NEAR_MM, _ALONG_MM, _COARSE_MM = 16.0, 48.0, 4.0
+#: How far shifts reach, and along the spine; steps of the coarse grid; reach of the fine one.
+_NEAR_MM, _ALONG_MM, _COARSE_MM, _FINE_MM = 16.0, 48.0, 4.0, 3.0
+#: Of each bone at most some so many points of its surface.
 _POINTS = 1200
+#: HU beyond these count as these.
 _HU = (-200.0, 1000.0)
+#: Share of the points that must lie in the scan, for a shift to count, and for the labels as they
+#: lie.
+_LEAST_INSIDE, _LEAST_INSIDE_AS_IS = 0.6, 0.05
+#: A level alone is moved by at most this.
+_LEVEL_REACH_MM = 8.0
 
 
 @dataclass(frozen=True)
@@ -72,29 +80,27 @@ def placement(
     to_index = np.linalg.inv(scan.lps_from_index)
     index = [rigid(to_index, points) for points in pair]
 
-    def rise(shift: np.ndarray, every: int = 1) -> float:
+    def rise(shift: np.ndarray, every: int = 1, least: float = _LEAST_INSIDE) -> float:
         step = to_index[:3, :3] @ shift
         sampled = []
         for points in index:
             at = np.rint(points[::every] + step).astype(int)
             there = ((at >= 0) & (at < values.shape)).all(axis=1)
-            found = np.full(len(at), np.nan, np.float32)
-            found[there] = values[tuple(at[there].T)]
-            sampled.append(found)
+            hu = np.full(len(at), np.nan, np.float32)
+            hu[there] = values[tuple(at[there].T)]
+            sampled.append(hu)
         change = sampled[0] - sampled[1]
         known = np.isfinite(change)
         # a shift out of the scan is none
         return float(change[known].mean()) if known.mean() > least else -np.inf
 
-    least = 0.05
-    as_is = rise(np.zeros(3))
+    as_is = rise(np.zeros(3), least=_LEAST_INSIDE_AS_IS)
     if not np.isfinite(as_is):
         return None
-    least = 0.6
     near, along = (np.arange(-limit, limit + 1e-6, _COARSE_MM) for limit in (near_mm, along_mm))
     grid = np.stack(np.meshgrid(near, near, along, indexing="ij"), -1).reshape(-1, 3)
     best = grid[int(np.argmax([rise(shift, 4) for shift in grid]))]
-    fine = np.arange(-3.0, 3.1, 1.0)
+    fine = np.arange(-_FINE_MM, _FINE_MM + 0.1, 1.0)
     grid = best + np.stack(np.meshgrid(fine, fine, fine, indexing="ij"), -1).reshape(-1, 3)
     rises = np.array([rise(shift) for shift in grid])
     # of equal ones the nearest
@@ -125,26 +131,26 @@ def _edges(piece: Piece) -> tuple[np.ndarray, np.ndarray]:
 def displaced(scan: Image, labels: Labels) -> list[Finding]:
     """The finding "displaced": stop or warning where the labels do not lie on the CT's bones,
     else a note with the figures."""
-    found = placement(scan, list(labels.pieces.values()))
-    if found is None:
+    together = placement(scan, list(labels.pieces.values()))
+    if together is None:
         return []
-    shift, voxel = float(np.linalg.norm(found.shift_mm)), float(scan.voxel_mm.max())
-    share = found.rise_hu / found.best_hu if found.best_hu > 0.0 else 0.0
-    figures = f"HU rises by {found.rise_hu:.0f} across the labels' edges"
-    if found.best_hu < LEAST_RISE_HU:
+    shift, voxel = float(np.linalg.norm(together.shift_mm)), float(scan.voxel_mm.max())
+    share = together.rise_hu / together.best_hu if together.best_hu > 0.0 else 0.0
+    figures = f"HU rises by {together.rise_hu:.0f} across the labels' edges"
+    if together.best_hu < LEAST_RISE_HU:
         text = (
-            f"{figures}, and by {found.best_hu:.0f} at most where they would be moved to; labels on"
-            " bone rise by 150 and more: the scan is not the one that the labels were drawn on, is"
-            " mirrored or turned against it, or holds no HU"
+            f"{figures}, and by {together.best_hu:.0f} at most where they would be moved to;"
+            " labels on bone rise by 150 and more: the scan is not the one that the labels were"
+            " drawn on, is mirrored or turned against it, or holds no HU"
         )
         return [Finding("displaced", "stop", "", text)]
-    x, y, z = (round(float(v)) for v in found.shift_mm)
+    x, y, z = (round(float(v)) for v in together.shift_mm)
     moved = (
         f"{abs(x)} mm to the {'left' if x > 0 else 'right'}, {abs(y)} mm"
         f" {'back' if y > 0 else 'forward'}, "
     )
     moved += f"{abs(z)} mm {'up' if z > 0 else 'down'}"
-    text = f"{figures}, but by {found.best_hu:.0f} if they were moved by {moved}"
+    text = f"{figures}, but by {together.best_hu:.0f} if they were moved by {moved}"
     for severity, (limit, voxels, least) in (("stop", STOPPED), ("warning", WARNED)):
         if shift >= max(limit, voxels * voxel) and share < least:
             more = (
@@ -152,18 +158,13 @@ def displaced(scan: Image, labels: Labels) -> list[Finding]:
                 f" Mend the affine, or give 'source.shift_mm=[{x},{y},{z}]'"
             )
             return [Finding("displaced", severity, "", text + more)]
-    each = _each(scan, labels, found)
+    each = _each(scan, labels, together)
     if each:
         return each
-    return [
-        Finding(
-            "displaced",
-            "note",
-            "",
-            f"the labels lie on the scan: {figures} (best {found.best_hu:.0f}, {shift:.0f} mm"
-            " away)",
-        )
-    ]
+    text = (
+        f"the labels lie on the scan: {figures} (best {together.best_hu:.0f}, {shift:.0f} mm away)"
+    )
+    return [Finding("displaced", "note", "", text)]
 
 
 def _each(scan: Image, labels: Labels, together: Placement) -> list[Finding]:
@@ -173,7 +174,7 @@ def _each(scan: Image, labels: Labels, together: Placement) -> list[Finding]:
     for level, piece in labels.pieces.items():
         if level == "S1" or piece.cut_mm2 > LARGEST_CUT_MM2:
             continue
-        own = placement(scan, [piece], 8.0, 8.0)
+        own = placement(scan, [piece], _LEVEL_REACH_MM, _LEVEL_REACH_MM)
         if own is None or own.best_hu < LEAST_RISE_HU:
             continue
         off = own.shift_mm - together.shift_mm

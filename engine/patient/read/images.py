@@ -1,6 +1,6 @@
 """Images with a place in the patient, all ending in LPS: NIfTI, NRRD and MetaImage (volumes.py),
-DICOM series (dicom.py); labels also from DICOM-SEG (dicom_seg.py), RTSTRUCT (rtstruct.py) and
-folders with one mask per structure (masks_folder.py).
+DICOM series (dicom/series.py); labels also from DICOM-SEG (dicom/seg.py), RTSTRUCT
+(dicom/rtstruct.py) and folders with one mask per structure (masks_folder.py).
 
 Voxel indices go to LPS mm through the whole affine (NIfTI: LPS = diag(−1, −1, 1)·RAS). What leaves
 here has perpendicular axes: a shear of up to 0.3° is rounding and goes to the nearest rotation, a
@@ -38,8 +38,8 @@ _FORMATS = (
 def read_image(
     path: str | Path, series: str | None = None, *, max_voxels: int = MAX_VOXELS
 ) -> Image:
-    """A scan: NIfTI, NRRD, MetaImage, a DICOM file or a folder with DICOM files (dicom.py says what
-    is checked there).
+    """A scan: NIfTI, NRRD, MetaImage, a DICOM file or a folder with DICOM files (dicom/series.py
+    says what is checked there).
 
     series   which one of a folder with several: its number in the list that the error prints, its
              SeriesInstanceUID, its SeriesNumber, or a part of its description

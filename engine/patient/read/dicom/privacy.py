@@ -108,5 +108,7 @@ def _elements(ds: Dataset) -> Iterator[tuple[bool, str]]:
                 yield personal, str(element.value)
         except BROKEN:
             value = getattr(ds.get_item(tag), "value", None)
-            readable = isinstance(value, bytes) and len(value) < _LONGEST_DAMAGED
-            yield True, value.decode("latin-1") if readable else ""
+            if isinstance(value, bytes) and len(value) < _LONGEST_DAMAGED:
+                yield True, value.decode("latin-1")
+            else:
+                yield True, ""
