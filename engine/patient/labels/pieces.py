@@ -141,7 +141,7 @@ def solid_piece(level: str, surface: Surface, spacing_mm: float = 1.5) -> Piece:
 
 def _deepest(mask: np.ndarray, voxel: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """The peak of the mask blurred by 7 mm: the body is a vertebra's thickest part (as
-    anatomy.body_centre)."""
+    anatomy.vertebra.body_centre)."""
     stride = np.maximum(np.round(2.0 / voxel).astype(int), 1)
     coarse = mask[:: stride[0], :: stride[1], :: stride[2]].astype(np.float32)
     blurred = gaussian_filter(coarse, 7.0 / (voxel * stride), mode="constant")
