@@ -91,8 +91,8 @@ class Shape:
     @property
     def bodies_only(self) -> bool:
         """Whether the label ends behind the body, so that its span says nothing."""
-        alone = self.span_mm < _BODY_ALONE * self.width_mm
-        return alone and self.length_mm < _BODY_ALONE * self.depth_mm
+        narrow = self.span_mm < _BODY_ALONE * self.width_mm
+        return narrow and self.length_mm < _BODY_ALONE * self.depth_mm
 
 
 def shape(piece: Piece, up: np.ndarray) -> Shape:

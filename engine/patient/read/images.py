@@ -111,8 +111,8 @@ def _scan(file: Path, given: str | Path, series: str | None, max_voxels: int) ->
 
 def _labels(file: Path, given: str | Path, scan: Image | None, max_voxels: int) -> Image:
     if not _there(file, given):
-        found = content(file)
-        marked = read_segmentation(file, max_voxels, scan) if found.kind == "DICOM" else None
+        contents = content(file)
+        marked = read_segmentation(file, max_voxels, scan) if contents.kind == "DICOM" else None
         return marked or _file(file, given, None, max_voxels)
     files = image_files(file)
     if len(files) != 1 and (masks := masks_under(file)):
@@ -146,8 +146,8 @@ def _only(folder: Path, files: list[Path], series: str | None, max_voxels: int) 
 
 
 def _file(file: Path, given: str | Path, series: str | None, max_voxels: int) -> Image:
-    found = content(file)
-    if found.kind == "DICOM":
+    contents = content(file)
+    if contents.kind == "DICOM":
         return read_series(file, series, max_voxels)
     ending = image_ending(file)
     if series is not None:
@@ -155,7 +155,7 @@ def _file(file: Path, given: str | Path, series: str | None, max_voxels: int) ->
             f"source.series={series} is for DICOM, but {given} is a {ending or file.suffix} file;"
             " leave it out"
         )
-    if not ending and found.kind not in IMAGE_KINDS:
-        what = f" (it is {found.foreign})" if found.foreign else ""
+    if not ending and contents.kind not in IMAGE_KINDS:
+        what = f" (it is {contents.foreign})" if contents.foreign else ""
         raise ValueError(f"{given} is no image that is read here{what}; give {_FORMATS}")
     return read_volume(file, max_voxels)

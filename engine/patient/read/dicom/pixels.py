@@ -108,6 +108,7 @@ class PixelReader:
     def _unpadded(
         self, stored: np.ndarray, values: np.ndarray, item: Slice, ds: Dataset
     ) -> np.ndarray:
+        """The HU with padding, and what lies below the scale, set to PADDING_HU (in place)."""
         slope, intercept = item.rescale or (1.0, 0.0)
         ends = [_padding(ds, key) for key in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
         if ends[0] is not None:
@@ -127,6 +128,7 @@ class PixelReader:
         return values
 
     def notes(self) -> list[str]:
+        """What was replaced in the slices read so far."""
         lines = [
             f"padding outside the field of view ({hu} HU) set to {PADDING_HU} HU"
             for hu, count in self._padded.items()

@@ -48,6 +48,7 @@ class Stack:
     notes: tuple[str, ...] = ()
 
     def tag(self, name: str) -> str:
+        """A setting of the first slice as text."""
         return str(self.slices[0].settings[name] or "")
 
     def line(self, redaction: Redaction) -> str:
