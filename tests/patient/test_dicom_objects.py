@@ -173,7 +173,9 @@ def test_a_bone_at_the_scans_end_still_touches_it(
     assert image.values[:, :, 0].any()
 
 
-def test_segments_that_overlap(tmp_path: Path, ct: tuple[Path, Image, list[Dataset]]) -> None:
+def test_a_small_overlap_of_segments_is_parted_and_a_large_one_refused(
+    tmp_path: Path, ct: tuple[Path, Image, list[Dataset]]
+) -> None:
     """Slicer's export: 1 of 144 voxels shared is parted, half a bone is not, and the outline of the
     body is no rival.
     """
@@ -220,7 +222,7 @@ def test_fractions_of_0_and_1_are_binary(
 
 
 @pytest.mark.parametrize("background", [None, 9])
-def test_label_maps(
+def test_a_label_map_is_read_whatever_its_background_is(
     tmp_path: Path, ct: tuple[Path, Image, list[Dataset]], background: int | None
 ) -> None:
     _, scan, slices = ct
@@ -258,7 +260,7 @@ def test_a_code_names_the_level_where_the_label_does_not(
     assert image.source["segments"] == {1: "L4", 2: "(withheld)"}
 
 
-def test_labels_beside_the_slices_of_their_scan(
+def test_labels_are_read_beside_the_slices_of_their_scan(
     tmp_path: Path, ct: tuple[Path, Image, list[Dataset]]
 ) -> None:
     """A folder with a DICOM series and masks, or with one label image, is asked for its labels."""
@@ -356,7 +358,9 @@ def test_contours_become_labels_on_the_scans_grid(
     assert any("1 skipped: RTSTRUCT (contours)" in line for line in read_image(both).notes)
 
 
-def test_contours_that_do_not_fit(tmp_path: Path, ct: tuple[Path, Image, list[Dataset]]) -> None:
+def test_contours_that_do_not_fit_are_refused(
+    tmp_path: Path, ct: tuple[Path, Image, list[Dataset]]
+) -> None:
     scan = ct[1]
 
     def bad(
@@ -394,7 +398,7 @@ def test_contours_that_do_not_fit(tmp_path: Path, ct: tuple[Path, Image, list[Da
     )
 
 
-def test_the_even_odd_rule_on_a_circle_and_a_star() -> None:
+def test_the_even_odd_rule_holds_on_a_circle_and_a_star() -> None:
     angle = np.linspace(0.0, 2.0 * np.pi, 400, endpoint=False)
     i, j = np.meshgrid(np.arange(60), np.arange(50), indexing="ij")
     circle = np.stack([30.3 + 17.7 * np.cos(angle), 24.6 + 17.7 * np.sin(angle)], axis=-1)

@@ -166,7 +166,7 @@ def test_decimal_commas_are_read(tmp_path: Path) -> None:
         read_image(tmp_path / "commas")
 
 
-def test_enhanced_multi_frame(tmp_path: Path) -> None:
+def test_an_enhanced_multi_frame_ct_is_read(tmp_path: Path) -> None:
     matrix = series(tmp_path / "for_its_matrix")
     enhanced(tmp_path / "multi.dcm", matrix, SHAPE)
     image = read_image(tmp_path / "multi.dcm")

@@ -121,7 +121,9 @@ def test_echoes_in_one_series_are_parted(tmp_path: Path) -> None:
     np.testing.assert_allclose(image.values, 2.0 * linear(grid(matrix, SHAPE)), atol=0.51)
 
 
-def test_no_series_uid_and_a_folder_with_everything_else(tmp_path: Path) -> None:
+def test_slices_without_a_series_uid_are_told_from_everything_else_in_a_folder(
+    tmp_path: Path,
+) -> None:
     matrix = series(tmp_path, uid=None)
     (tmp_path / "README.txt").write_text("not an image " * 30)
     (tmp_path / "empty").touch()
@@ -150,7 +152,7 @@ def test_no_series_uid_and_a_folder_with_everything_else(tmp_path: Path) -> None
         assert part in told, (part, told)
 
 
-def test_folders_without_a_series(tmp_path: Path) -> None:
+def test_a_folder_without_a_series_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no DICOM file"):
         read_image(tmp_path)
     (tmp_path / "notes.txt").write_text("x" * 500)
@@ -166,7 +168,7 @@ def test_folders_without_a_series(tmp_path: Path) -> None:
         read_image(tmp_path / "one" / "IM0000")
 
 
-def test_a_series_uid_for_each_slice(tmp_path: Path) -> None:
+def test_slices_with_a_series_uid_of_their_own_are_one_series(tmp_path: Path) -> None:
     """One series after an anonymiser that made new UIDs for every file; two localizers beside it
     stay out."""
 

@@ -58,7 +58,7 @@ def test_orientation_that_is_nearly_orthonormal_is_repaired(tmp_path: Path) -> N
     assert any("ImageOrientationPatient" in line for line in image.notes)
 
 
-def test_sheared_nifti(tmp_path: Path) -> None:
+def test_a_sheared_scan_is_resampled_and_sheared_labels_up_to_3_degrees(tmp_path: Path) -> None:
     """A scan is resampled; labels only up to 3°, to the nearest voxel: each within half a voxel,
     volume kept to 2 %."""
     shape = (20, 30, 16)

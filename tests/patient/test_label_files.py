@@ -44,7 +44,7 @@ def assert_boxes(image: Image) -> None:
 @pytest.mark.parametrize(
     ("ending", "value"), [(".nii.gz", 1), (".nii.gz", 255), (".nrrd", 1), (".mha", 1)]
 )
-def test_one_mask_per_structure(tmp_path: Path, ending: str, value: int) -> None:
+def test_masks_of_one_structure_each_are_combined(tmp_path: Path, ending: str, value: int) -> None:
     masks(tmp_path, ending, value)
     for name in ("kidney_left", "skull"):
         save(
@@ -74,7 +74,7 @@ def test_one_mask_per_structure(tmp_path: Path, ending: str, value: int) -> None
     )
 
 
-def test_masks_in_a_sub_folder_beside_the_scan(tmp_path: Path) -> None:
+def test_masks_are_found_in_one_sub_folder_beside_the_scan(tmp_path: Path) -> None:
     """TotalSegmentator's data set: s0011/ct.nii.gz and s0011/segmentations/*.nii.gz."""
     save(tmp_path / "ct.nii.gz", np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE))
     masks(tmp_path / "segmentations")
@@ -86,7 +86,7 @@ def test_masks_in_a_sub_folder_beside_the_scan(tmp_path: Path) -> None:
     )
 
 
-def test_masks_that_do_not_fit(tmp_path: Path) -> None:
+def test_masks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     masks(tmp_path)
     bad = tmp_path / "vertebrae_L3.nii.gz"
     save(bad, np.pad(mask_of("sacrum"), ((0, 1), (0, 0), (0, 0))))
@@ -149,7 +149,7 @@ def test_a_body_outline_and_the_canal_around_the_cord_are_no_rivals() -> None:
         combined([(1, body), (2, bone)], {1: "Segment_1", 2: "Segment_2"}, body.shape, "here")
 
 
-def test_folders_without_a_level(tmp_path: Path) -> None:
+def test_a_folder_without_a_level_is_refused_or_has_one_label_image(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     refused(tmp_path / "none", "holds no DICOM file")
     save(tmp_path / "two" / "kidney.nii.gz", mask_of("sacrum"))
@@ -176,7 +176,7 @@ def test_folders_without_a_level(tmp_path: Path) -> None:
 # -- names within files ----------------------------------------------------------------------------
 
 
-def test_names_of_a_nifti_extension(tmp_path: Path) -> None:
+def test_names_in_a_nifti_extension_are_read(tmp_path: Path) -> None:
     labels = mask_of("vertebrae_L4", 28) + mask_of("vertebrae_L5", 27)
     image = nib.Nifti1Image(labels, AFFINE)
     table = (
@@ -315,5 +315,5 @@ def test_a_plain_nrrd_with_components_stays_refused(tmp_path: Path) -> None:
         ("mine", ["Bone"], "mine"),
     ],
 )
-def test_the_name_that_says_most(label: str, meanings: list[str], name: str) -> None:
+def test_the_name_that_says_most_is_taken(label: str, meanings: list[str], name: str) -> None:
     assert telling_name(label, meanings) == name

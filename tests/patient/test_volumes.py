@@ -50,7 +50,7 @@ def test_every_format_puts_the_values_in_the_same_place(tmp_path: Path, flip: bo
         assert len(image.source["sha256"]) == 64
 
 
-def test_an_nrrd_in_ras_or_without_a_space(tmp_path: Path) -> None:
+def test_an_nrrd_in_ras_is_turned_and_one_without_a_space_is_noted(tmp_path: Path) -> None:
     values = np.arange(6 * 5 * 4, dtype=np.int16)
     header = (
         "NRRD0004\ntype: short\ndimension: 3\n{}\nsizes: 6 5 4\nspace directions: (1,0,0) (0,1,0)"
@@ -68,7 +68,7 @@ def test_an_nrrd_in_ras_or_without_a_space(tmp_path: Path) -> None:
         assert any("no orientation" in line for line in image.notes) == (name == "none")
 
 
-def test_nifti_scaling_units_and_orientation_codes(tmp_path: Path) -> None:
+def test_niftis_scaling_units_and_orientation_codes_are_applied(tmp_path: Path) -> None:
     turned = oblique()
     values = np.rint(linear(grid(turned, SHAPE)))
     stored_values = np.rint((values + 1024.0) / 0.5).astype(
@@ -106,70 +106,74 @@ def test_nifti_scaling_units_and_orientation_codes(tmp_path: Path) -> None:
     np.testing.assert_allclose(image.lps_from_index, turned, atol=1e-4)
 
 
-def test_what_is_no_scan(tmp_path: Path) -> None:
-    turned = oblique()
+def refused(path: Path, text: str, read: Callable[[Path], Image] = read_image) -> None:
+    with pytest.raises(ValueError, match=text) as error:
+        read(path)
+    assert "\n" not in str(error.value)
 
-    def refused(path: Path, text: str, read: Callable[[Path], Image] = read_image) -> None:
-        with pytest.raises(ValueError, match=text) as error:
-            read(path)
-        assert "\n" not in str(error.value)
 
+def whole_values() -> np.ndarray:
+    return np.rint(linear(grid(oblique(), SHAPE))).astype(np.int16)
+
+
+def test_files_that_hold_no_image_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "absent.nii", "is no file or folder")
-    (tmp_path / "text.nii").write_text("not an image")
-    refused(tmp_path / "text.nii", "not a readable NIfTI")
-    (tmp_path / "text.nii.gz").write_text("not an image")
-    refused(tmp_path / "text.nii.gz", "not a readable NIfTI")
-    (tmp_path / "text.mha").write_text("not an image")
-    refused(tmp_path / "text.mha", "not a readable MHA")
-    (tmp_path / "text.png").write_text("not an image")
-    refused(tmp_path / "text.png", "is no image that is read here")
+    for name, text in (
+        ("text.nii", "not a readable NIfTI"),
+        ("text.nii.gz", "not a readable NIfTI"),
+        ("text.mha", "not a readable MHA"),
+        ("text.png", "is no image that is read here"),
+    ):
+        (tmp_path / name).write_text("not an image")
+        refused(tmp_path / name, text)
     for name in ("empty.nii", "empty.nrrd"):
         (tmp_path / name).touch()
         refused(tmp_path / name, "is empty")
-    values = np.rint(linear(grid(turned, SHAPE))).astype(np.int16)
-    whole = nifti(
-        tmp_path / "cut.nii.gz",
-        np.random.default_rng(0).integers(0, 999, SHAPE).astype(np.int16),
-        turned,
-    )
-    whole.write_bytes(whole.read_bytes()[:-700])
-    refused(whole, "cut short")
-    refused(nifti(tmp_path / "2d.nii", values[:, :, 0], turned), "single slice")
-    refused(nifti(tmp_path / "thin.nii", values[:, :, :1], turned), "single slice")
-    refused(nifti(tmp_path / "4d.nii", np.stack([values, values], -1), turned), "several volumes")
-    one = read_image(nifti(tmp_path / "4d1.nii", values[..., None], turned))
+    noise = np.random.default_rng(0).integers(0, 999, SHAPE).astype(np.int16)
+    file = nifti(tmp_path / "cut.nii.gz", noise, oblique())
+    file.write_bytes(file.read_bytes()[:-700])
+    refused(file, "cut short")
+    nifti(tmp_path / "whole.nii", whole_values(), oblique())
+    with pytest.raises(ValueError, match=r"source\.series=2 is for DICOM"):
+        read_image(tmp_path / "whole.nii", series="2")
+
+
+def test_an_image_has_three_axes_and_finite_values(tmp_path: Path) -> None:
+    values, matrix = whole_values(), oblique()
+    refused(nifti(tmp_path / "2d.nii", values[:, :, 0], matrix), "single slice")
+    refused(nifti(tmp_path / "thin.nii", values[:, :, :1], matrix), "single slice")
+    refused(nifti(tmp_path / "4d.nii", np.stack([values, values], -1), matrix), "several volumes")
+    one = read_image(nifti(tmp_path / "4d1.nii", values[..., None], matrix))
     np.testing.assert_array_equal(one.values, values)
     holes = values.astype(np.float32)
     holes[1, 2, 3] = np.nan
-    refused(nifti(tmp_path / "nan.nii", holes, turned), "1 values that are no numbers")
-    refused(
-        nifti(tmp_path / "nanlabels.nii", np.where(np.isnan(holes), holes, 1), turned),
-        "not whole numbers",
-        read_labels,
-    )
-    flat = turned.copy()
-    flat[:3, 2] = 0.0
-    parallel = turned.copy()
-    parallel[:3, 2] = parallel[:3, 1]
-    for name, matrix in (("flat", flat), ("parallel", parallel)):
-        file = tmp_path / f"{name}.nii"
-        nifti(file, values, turned)
-        raw = bytearray(file.read_bytes())
-        raw[280:328] = (
-            (np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix)[:3].astype("<f4").tobytes()
-        )  # srow_x, y, z
-        file.write_bytes(raw)
-        refused(file, "affine is degenerate")
-    refused(
-        nifti(tmp_path / "half.nii", values / np.float32(2.0), turned),
-        "not whole numbers; this is an image, not a label mask",
-        read_labels,
-    )
-    refused(tmp_path / "4d1.nii", "not a label mask", read_labels)
+    refused(nifti(tmp_path / "nan.nii", holes, matrix), "1 values that are no numbers")
+
+
+@pytest.mark.parametrize("how", ["flat", "parallel"])
+def test_a_degenerate_affine_is_refused(tmp_path: Path, how: str) -> None:
+    matrix = oblique()
+    matrix[:3, 2] = 0.0 if how == "flat" else matrix[:3, 1]
+    file = nifti(tmp_path / f"{how}.nii", whole_values(), oblique())
+    raw = bytearray(file.read_bytes())
+    rows = (np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix)[:3]
+    raw[280:328] = rows.astype("<f4").tobytes()  # srow_x, y, z
+    file.write_bytes(raw)
+    refused(file, "affine is degenerate")
+
+
+def test_scans_are_no_labels(tmp_path: Path) -> None:
+    values, matrix = whole_values(), oblique()
+    holes = np.ones(SHAPE, np.float32)
+    holes[1, 2, 3] = np.nan
     many = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE)
-    refused(nifti(tmp_path / "many.nii", many, turned), "1386 different values", read_labels)
-    with pytest.raises(ValueError, match=r"source\.series=2 is for DICOM"):
-        read_image(tmp_path / "many.nii", series="2")
+    for labels, text in (
+        (holes, "not whole numbers"),
+        (values / np.float32(2.0), "not whole numbers; this is an image, not a label mask"),
+        (values, "not a label mask"),
+        (many, "1386 different values"),
+    ):
+        refused(nifti(tmp_path / "scan.nii", labels, matrix), text, read_labels)
 
 
 def test_labels_keep_their_numbers(tmp_path: Path) -> None:
