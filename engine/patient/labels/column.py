@@ -24,6 +24,9 @@ from engine.types import Finding, rigid
 #: The segment's own bodies joined by more bone than this are fused (mm²): in none of the public
 #: data do bodies touch at all.
 BRIDGE_MM2 = 100.0
+#: A contact nearer to the line of bodies than this is across their middle (mm); others are in front
+#: or at the side by the least share of their distance that points forward.
+_MIDDLE_MM, _IN_FRONT_AT_SIDE = 5.0, (0.7, -0.5)
 #: Distance of neighbouring bodies where no other pair says what is usual [M].
 USUAL_GAP_MM = 33.0
 #: Distance of two bodies over the usual one, below and above which it is doubted: where
@@ -97,10 +100,9 @@ def _joined(upper: Piece, lower: Piece, values: np.ndarray, treated: bool) -> li
     away = float(np.linalg.norm(centre))
     ahead = -float(centre @ posterior_direction(upper, lower.body_mm - upper.body_mm))
     where = "across the middle"
-    if away > 5.0:
-        where = (
-            "in front" if ahead > 0.7 * away else "at the side" if ahead > -0.5 * away else "behind"
-        )
+    if away > _MIDDLE_MM:
+        front, side = (share * away for share in _IN_FRONT_AT_SIDE)
+        where = "in front" if ahead > front else "at the side" if ahead > side else "behind"
     place = place_of(0.5 * (upper.body_mm + lower.body_mm) + centre)
     pair = f"{upper.level}-{lower.level}"
     if treated and bodies_mm2 > BRIDGE_MM2:

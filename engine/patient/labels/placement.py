@@ -42,6 +42,8 @@ _HU = (-200.0, 1000.0)
 #: Share of the points that must lie in the scan, for a shift to count, and for the labels as they
 #: lie.
 _LEAST_INSIDE, _LEAST_INSIDE_AS_IS = 0.6, 0.05
+#: Points inside and outside are this far from the edge, or a voxel where that is more.
+_LEAST_REACH_MM = 1.5
 #: A level alone is moved by at most this.
 _LEVEL_REACH_MM = 8.0
 
@@ -56,6 +58,37 @@ class Placement:
     shift_mm: np.ndarray
 
 
+@dataclass(frozen=True)
+class _Rise:
+    """The rise of HU across edges, from points just inside them to points just outside.
+
+    hu                [i, j, k] of the scan around them     to_index   LPS → its indices
+    inside, outside   [n, 3] indices of the points where the labels lie
+    """
+
+    hu: np.ndarray
+    to_index: np.ndarray
+    inside: np.ndarray
+    outside: np.ndarray
+
+    def at(self, shift_mm: np.ndarray, every: int = 1, least: float = _LEAST_INSIDE) -> float:
+        """Mean rise with the labels moved by a shift [3] (LPS), of every n-th point; −∞ where less
+        than a share `least` of the points then lies in the scan."""
+        step = self.to_index[:3, :3] @ shift_mm
+        change = self._sample(self.inside[::every] + step)
+        change = change - self._sample(self.outside[::every] + step)
+        known = np.isfinite(change)
+        return float(change[known].mean()) if known.mean() > least else -np.inf
+
+    def _sample(self, index: np.ndarray) -> np.ndarray:
+        """HU of the nearest voxels; NaN outside the scan."""
+        at = np.rint(index).astype(int)
+        there = ((at >= 0) & (at < self.hu.shape)).all(axis=1)
+        hu = np.full(len(at), np.nan, np.float32)
+        hu[there] = self.hu[tuple(at[there].T)]
+        return hu
+
+
 def placement(
     scan: Image, pieces: list[Piece], near_mm: float = _NEAR_MM, along_mm: float = _ALONG_MM
 ) -> Placement | None:
@@ -66,51 +99,41 @@ def placement(
     whole = ([piece for piece in mobile if piece.cut_mm2 <= LARGEST_CUT_MM2] or mobile)[-5:]
     if not whole:
         return None
-    reach = max(1.5, float(scan.voxel_mm.max()))
-    inside, outside = [], []
-    for piece in whole:
-        points, normals = _edges(piece)
-        inside.append(points - reach * normals)
-        outside.append(points + reach * normals)
-    pair = np.concatenate(inside), np.concatenate(outside)
-    margin, points = np.array([near_mm, near_mm, along_mm]) + 4.0, np.concatenate(pair)
-    box = np.stack([points.min(axis=0) - margin, points.max(axis=0) + margin])
-    scan = around(scan, np.stack(np.meshgrid(*box.T, indexing="ij"), -1).reshape(-1, 3))
-    values = np.clip(scan.values.astype(np.float32), *_HU)
-    to_index = np.linalg.inv(scan.lps_from_index)
-    index = [rigid(to_index, points) for points in pair]
-
-    def rise(shift: np.ndarray, every: int = 1, least: float = _LEAST_INSIDE) -> float:
-        step = to_index[:3, :3] @ shift
-        sampled = []
-        for points in index:
-            at = np.rint(points[::every] + step).astype(int)
-            there = ((at >= 0) & (at < values.shape)).all(axis=1)
-            hu = np.full(len(at), np.nan, np.float32)
-            hu[there] = values[tuple(at[there].T)]
-            sampled.append(hu)
-        change = sampled[0] - sampled[1]
-        known = np.isfinite(change)
-        # a shift out of the scan is none
-        return float(change[known].mean()) if known.mean() > least else -np.inf
-
-    as_is = rise(np.zeros(3), least=_LEAST_INSIDE_AS_IS)
+    rise = _rise(scan, whole, np.array([near_mm, near_mm, along_mm]) + 4.0)
+    as_is = rise.at(np.zeros(3), least=_LEAST_INSIDE_AS_IS)
     if not np.isfinite(as_is):
         return None
     near, along = (np.arange(-limit, limit + 1e-6, _COARSE_MM) for limit in (near_mm, along_mm))
-    grid = np.stack(np.meshgrid(near, near, along, indexing="ij"), -1).reshape(-1, 3)
-    best = grid[int(np.argmax([rise(shift, 4) for shift in grid]))]
-    fine = np.arange(-_FINE_MM, _FINE_MM + 0.1, 1.0)
-    grid = best + np.stack(np.meshgrid(fine, fine, fine, indexing="ij"), -1).reshape(-1, 3)
-    rises = np.array([rise(shift) for shift in grid])
+    coarse = np.stack(np.meshgrid(near, near, along, indexing="ij"), -1).reshape(-1, 3)
+    best = coarse[int(np.argmax([rise.at(shift, 4) for shift in coarse]))]
+    steps = np.arange(-_FINE_MM, _FINE_MM + 0.1, 1.0)
+    fine = best + np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
+    rises = np.array([rise.at(shift) for shift in fine])
     # of equal ones the nearest
     best = min(
-        (grid[k] for k in np.flatnonzero(rises >= rises.max() - 1e-6)),
+        (fine[k] for k in np.flatnonzero(rises >= rises.max() - 1e-6)),
         key=lambda shift: float(np.linalg.norm(shift)),
     )
     if rises.max() <= as_is:
         return Placement(as_is, as_is, np.zeros(3))
     return Placement(as_is, float(rises.max()), np.asarray(best))
+
+
+def _rise(scan: Image, pieces: list[Piece], margin_mm: np.ndarray) -> _Rise:
+    """The rise across the edges of bones, for shifts up to a margin [3]."""
+    reach = max(_LEAST_REACH_MM, float(scan.voxel_mm.max()))
+    inside, outside = [], []
+    for piece in pieces:
+        points, normals = _edges(piece)
+        inside.append(points - reach * normals)
+        outside.append(points + reach * normals)
+    pair = np.concatenate(inside), np.concatenate(outside)
+    points = np.concatenate(pair)
+    box = np.stack([points.min(axis=0) - margin_mm, points.max(axis=0) + margin_mm])
+    scan = around(scan, np.stack(np.meshgrid(*box.T, indexing="ij"), -1).reshape(-1, 3))
+    to_index = np.linalg.inv(scan.lps_from_index)
+    hu = np.clip(scan.values.astype(np.float32), *_HU)
+    return _Rise(hu, to_index, rigid(to_index, pair[0]), rigid(to_index, pair[1]))
 
 
 def _edges(piece: Piece) -> tuple[np.ndarray, np.ndarray]:

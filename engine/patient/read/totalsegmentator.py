@@ -55,13 +55,14 @@ class TotalSegmentator(Segmenter):
         sacrum, s1 = scheme.sacrum
         asked = ("femur_left", "femur_right", "hip_left", "hip_right", "aorta")
         tissues = {name: scheme.tissues[name][0] for name in asked}
-        autochthon = dict(zip(("left", "right"), scheme.tissues["autochthon"], strict=True))
+        left, right = scheme.tissues["autochthon"]
         return {
             **{f"vertebrae_{level}": number for level, number in scheme.vertebrae.items()},
             "sacrum": sacrum,
             "vertebrae_S1": s1,
             "spinal_cord": scheme.tissues["cord"][0],
-            **{f"autochthon_{side}": number for side, number in autochthon.items()},
+            "autochthon_left": left,
+            "autochthon_right": right,
             **tissues,
         }
 
