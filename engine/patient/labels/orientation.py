@@ -68,9 +68,8 @@ def directions(bones: Mapping[str, Piece]) -> tuple[np.ndarray | None, np.ndarra
     arches = [arch - (arch @ axis) * axis for arch in arches]
     arches = [unit(arch) for arch in arches if np.linalg.norm(arch) > _ARCH_MM]
     total = np.sum(arches, axis=0) if arches else np.zeros(3)
-    return up, unit(total) if np.linalg.norm(total) > _LEAST_AGREEMENT * max(
-        len(arches), 1
-    ) else None
+    agree = np.linalg.norm(total) > _LEAST_AGREEMENT * max(len(arches), 1)
+    return up, unit(total) if agree else None
 
 
 def turned(bones: Mapping[str, Piece]) -> list[Finding]:
