@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -60,39 +61,18 @@ def read_inputs(
     """Scan, labels, calibration and metal. Raises ValueError where the gate stops, after writing
     findings.json and gate.png."""
     pair = parse_segment(config.segment)
-    scan: Image | None = None
     asked = not isinstance(config.calibration, NoCalibration)
-    mask_path, scheme, tool = source.path, source.labels, None
+    tool, scan = None, None
     if isinstance(source, CtSource | MriSource):
-        mask_path, tool = (
-            source.mask,
-            segmenters.named(source.mask, source.labels, source.label_map),
-        )
-        log(f"reading the scan {source.path}")
-        scan = read_image(source.path, source.series)
-        wanted, other = ("CT", "mri") if isinstance(source, CtSource) else ("MR", "ct")
-        if scan.modality not in (wanted, "unknown"):
-            raise ValueError(
-                f"source={source.kind} was given, but {source.path} is {scan.modality}; give"
-                f" source={other}"
-            )
-        for note in scan.notes:
-            log(f"scan: {note}")
-        scan = Image(scan.values, scan.lps_from_index, wanted, scan.notes, scan.source)
+        tool = segmenters.named(source.mask, source.labels, source.label_map)
+        scan = _read_scan(source, log)
     if asked and (scan is None or scan.modality != "CT"):
         raise ValueError(
             f"calibration={config.calibration.kind} asks for bone density, but source={source.kind}"
             " gives geometry only (HU come from a CT): leave the calibration out (density is then"
             " assumed), or give source=ct"
         )
-    made = None
-    if scan is not None and tool is not None and isinstance(source, CtSource | MriSource):
-        made = segmenters.segment(scan, tool, out / "segmentation", log, source.device)
-        mask_path, scheme = str(made.mask_path), made.scheme_name
-    log(f"reading the labels {mask_path}")
-    image = read_labels(mask_path, scan)
-    if made is not None:
-        image = replace(image, source={**image.source, "segmenter": made.record()})
+    image, path, scheme = _read_label_file(source, scan, tool, out, log)
     labels = understand(
         shifted(image, source),
         pair,
@@ -101,28 +81,71 @@ def read_inputs(
         levels=source.levels,
         accept=source.accept,
     )
-    metal = None
-    cut = scan
+    metal, cut = None, scan
     if scan is not None and not stops(labels.findings):
         labels = on_scan(scan, labels, pair)
         cut = cropped(scan, labels)
         if scan.modality == "CT":
             more, metal = on_the_scan(scan, cut, labels, asked, pair)
-            more = [beside_segment(finding, pair) for finding in accepted(more, source.accept)]
-            out_of = {finding.level for finding in more if finding.severity == "left out"}
-            pieces = {level: piece for level, piece in labels.pieces.items() if level not in out_of}
-            labels = replace(labels, pieces=pieces, findings=(*labels.findings, *more))
+            labels = _with_findings(labels, accepted(more, source.accept), pair)
     out.mkdir(parents=True, exist_ok=True)
     artifacts.write_json(out / "findings.json", [finding.as_dict() for finding in labels.findings])
     gate_picture(labels, scan, out / "gate.png")
     for finding in labels.findings:
         log(finding.line())
     if stopping := stops(labels.findings):
-        raise ValueError(f"{mask_path}: {stopping} (picture: {out / 'gate.png'})")
+        raise ValueError(f"{path}: {stopping} (picture: {out / 'gate.png'})")
     calibration = (
         calibrate(config.calibration, scan, labels) if asked and scan is not None else None
     )
     return Inputs(cut, image, labels, calibration, metal)
+
+
+def _read_scan(source: CtSource | MriSource, log: Callable[[str], None]) -> Image:
+    """The scan, its modality as the source says. Raises ValueError where its file says another."""
+    log(f"reading the scan {source.path}")
+    scan = read_image(source.path, source.series)
+    wanted, other = ("CT", "mri") if isinstance(source, CtSource) else ("MR", "ct")
+    if scan.modality not in (wanted, "unknown"):
+        raise ValueError(
+            f"source={source.kind} was given, but {source.path} is {scan.modality}; give"
+            f" source={other}"
+        )
+    for note in scan.notes:
+        log(f"scan: {note}")
+    return replace(scan, modality=wanted)
+
+
+class _LabelFile(NamedTuple):
+    image: Image
+    path: str
+    scheme: str
+
+
+def _read_label_file(
+    source: MaskSource, scan: Image | None, tool: str | None, out: Path, log: Callable[[str], None]
+) -> _LabelFile:
+    """The label image that the source gives, or that the segmenter `tool` makes of the scan."""
+    path, scheme = source.path, source.labels
+    segmentation = None
+    if scan is not None and isinstance(source, CtSource | MriSource):
+        path = source.mask
+        if tool is not None:
+            segmentation = segmenters.segment(scan, tool, out / "segmentation", log, source.device)
+            path, scheme = str(segmentation.mask_path), segmentation.scheme_name
+    log(f"reading the labels {path}")
+    image = read_labels(path, scan)
+    if segmentation is not None:
+        image = replace(image, source={**image.source, "segmenter": segmentation.record()})
+    return _LabelFile(image, path, scheme)
+
+
+def _with_findings(labels: Labels, more: list[Finding], segment: tuple[str, str]) -> Labels:
+    """The labels with more findings, without the levels that these leave out."""
+    more = [beside_segment(finding, segment) for finding in more]
+    out = {finding.level for finding in more if finding.severity == "left out"}
+    pieces = {level: piece for level, piece in labels.pieces.items() if level not in out}
+    return replace(labels, pieces=pieces, findings=(*labels.findings, *more))
 
 
 def beside_segment(finding: Finding, segment: tuple[str, str]) -> Finding:
@@ -138,13 +161,11 @@ def on_the_scan(
     `cut`)."""
     scale = scale_findings(scan, labels, density)
     if any(finding.code == "hu" and finding.severity != "note" for finding in scale):
-        return (
-            scale,
-            None,
-        )  # its numbers are no HU: neither metal nor the labels' place can be told by them
-    found = [*displaced(scan, labels), *_other_frame(scan, labels), *scale]
+        # its numbers are no HU: neither metal nor the labels' place can be told by them
+        return scale, None
+    findings = [*displaced(scan, labels), *_other_frame(scan, labels), *scale]
     objects, lines = metal_of(cut, labels)
-    return [*found, *lines, *in_the_disc(cut, labels, segment)], objects
+    return [*findings, *lines, *in_the_disc(cut, labels, segment)], objects
 
 
 def _other_frame(scan: Image, labels: Labels) -> list[Finding]:

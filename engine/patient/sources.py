@@ -11,7 +11,7 @@ from engine.patient.bone.calibration import CalibrationConfig, NoCalibration
 from engine.patient.phantoms.lumbar import LumbarSpec
 from engine.patient.phantoms.phantom import PhantomSpec
 from engine.patient.planning import PlanConfig
-from engine.patient.read import segmenters
+from engine.patient.read.segmenter import Device
 from engine.settings import Settings
 
 Posture = Literal["unknown", "supine", "standing"]
@@ -65,7 +65,7 @@ class CtSource(MaskSource):
 
     kind: Literal["ct"]  # type: ignore[assignment]
     mask: str
-    device: segmenters.Device = "auto"
+    device: Device = "auto"
     series: str | None = None
     shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
     shell: Literal["auto", "ct", "assumed"] = "auto"
@@ -78,7 +78,7 @@ class MriSource(MaskSource):
 
     kind: Literal["mri"]  # type: ignore[assignment]
     mask: str
-    device: segmenters.Device = "auto"
+    device: Device = "auto"
     series: str | None = None
     shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
 

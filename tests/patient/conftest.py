@@ -13,7 +13,9 @@ from engine.patient.phantoms import phantom
 from engine.patient.phantoms.lumbar import LumbarSpec, lumbar_phantom
 from engine.patient.phantoms.synthetic import ScanSpec, synthetic_ct
 from engine.patient.read.image import Image
+from engine.patient.read.images import read_image
 from engine.types import PatientModel
+from tests.patient.stand_in import StandIn, user_home
 
 #: Mild, as configured, but at 1 mm: each phantom takes about 5 s.
 MILD = PhantomSpec(spacing_mm=1.0)
@@ -68,6 +70,26 @@ def torso() -> tuple[Image, Image, dict[str, Any]]:
         ScanSpec(voxel_mm=(2.0, 2.0, 2.5), noise_hu=10.0),
     )
     return scan, labels, truth
+
+
+@pytest.fixture(scope="session")
+def example() -> Path:
+    """Folder of TotalSegmentator's own example: a CT, and masks that it made of it."""
+    return needs_data("ct_totalsegmentator")
+
+
+@pytest.fixture(scope="session")
+def example_ct(example: Path) -> Image:
+    return read_image(example / "example_ct.nii.gz")
+
+
+@pytest.fixture
+def totalsegmentator(example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """TotalSegmentator's stand-in on PATH, with weights in tmp_path/user."""
+    recorded = example / "totalseg.nii.gz"
+    tool = StandIn(tmp_path, "TotalSegmentator", recorded, monkeypatch, "2.18.0")
+    monkeypatch.setenv("TOTALSEG_HOME_DIR", str(user_home(tmp_path / "user")))
+    return tool
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from engine.patient.bone.calibration import Calibration
 from engine.patient.bone.ct_density import ct_density, l1_band, trabecular
 from engine.patient.geometry.distance import surface_sdf
 from engine.patient.geometry.frames import rotation, vertebra_frame
-from engine.patient.labels.understand import mask_surface
+from engine.patient.labels.surface import mask_surface
 from engine.patient.phantoms.synthetic import ScanSpec, synthetic_ct
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_image, read_labels

@@ -22,7 +22,7 @@ from pydicom.uid import generate_uid
 from engine.patient.read.dicom.rtstruct import even_odd
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_image, read_labels
-from tests.patient.test_images import OBLIQUE, blank, series
+from tests.patient.dicom_files import OBLIQUE, blank, series
 
 SHAPE = (14, 12, 16)  # columns, rows, slices
 NAMES = {1: "L4", 2: "L5"}
@@ -93,6 +93,17 @@ def stacked(values: np.ndarray) -> np.ndarray:
     return values.swapaxes(0, 2)
 
 
+def assert_bones_in_place(image: Image, scan: Image) -> None:
+    """The labels are `bones` on the scan's lattice, whichever slices the image holds."""
+    inverse = np.linalg.inv(scan.lps_from_index) @ image.lps_from_index
+    for number in NAMES:
+        index = np.argwhere(image.values == number) @ inverse[:3, :3].T + inverse[:3, 3]
+        assert sorted(map(tuple, np.rint(index).astype(int))) == sorted(
+            map(tuple, np.argwhere(bones() == number))
+        )
+        np.testing.assert_allclose(index, np.rint(index), atol=1e-4)
+
+
 def refused(path: Path, text: str, like: Image | None = None) -> None:
     with pytest.raises(ValueError, match=text) as error:
         read_labels(path, like)
@@ -100,6 +111,36 @@ def refused(path: Path, text: str, like: Image | None = None) -> None:
 
 
 # -- segmentations ---------------------------------------------------------------------------------
+
+
+def test_a_segmentation_is_read_alone_or_beside_its_ct(
+    tmp_path: Path, ct: tuple[Path, Image, list[Dataset]]
+) -> None:
+    folder, _, slices = ct
+    shutil.copytree(folder, tmp_path / "ct")
+    names = {1: "L4", 2: "Jane L5"}
+    file = segmentation(tmp_path / "seg.dcm", slices, stacked(bones()), names=names)
+    scan = read_image(tmp_path)
+    for path in (file, tmp_path):
+        image = read_labels(path)
+        assert image.modality == "SEG" and image.values.dtype == np.int16
+        # "Jane L5": the patient is called Jane, the level is not personal
+        assert image.source["segments"] == {1: "L4", 2: "L5"}
+        assert_bones_in_place(image, scan)
+        frames = [i.source["FrameOfReferenceUID_sha256"] for i in (scan, image)]
+        assert frames[0] == frames[1]
+    with pytest.raises(ValueError, match=r"no CT or MR slices .*segmentation"):
+        read_image(file)
+
+
+def test_two_segmentations_and_a_damaged_one_are_refused(
+    tmp_path: Path, ct: tuple[Path, Image, list[Dataset]]
+) -> None:
+    file = segmentation(tmp_path / "1.dcm", ct[2], stacked(bones()))
+    shutil.copy(file, tmp_path / "2.dcm")
+    refused(tmp_path, r"2 DICOM segmentations \(file 1 of 2.*give one as a file")
+    file.write_bytes(file.read_bytes()[:-20])
+    refused(file, r"the segmentation \(the file\) can't be read")
 
 
 def test_the_end_of_the_stored_frames_is_not_the_end_of_the_scan(
@@ -118,13 +159,7 @@ def test_the_end_of_the_stored_frames_is_not_the_end_of_the_scan(
         "the scan's border is not known (a DICOM-SEG leaves empty frames out)" in line
         for line in alone.notes
     )
-    inverse = np.linalg.inv(scan.lps_from_index) @ alone.lps_from_index
-    for number in NAMES:
-        index = np.argwhere(alone.values == number) @ inverse[:3, :3].T + inverse[:3, 3]
-        assert sorted(map(tuple, np.rint(index).astype(int))) == sorted(
-            map(tuple, np.argwhere(bones() == number))
-        )
-        np.testing.assert_allclose(index, np.rint(index), atol=1e-3)
+    assert_bones_in_place(alone, scan)
 
 
 def test_a_bone_at_the_scans_end_still_touches_it(
@@ -138,7 +173,9 @@ def test_a_bone_at_the_scans_end_still_touches_it(
     assert image.values[:, :, 0].any()
 
 
-def test_segments_that_overlap(tmp_path: Path, ct: tuple[Path, Image, list[Dataset]]) -> None:
+def test_a_small_overlap_of_segments_is_parted_and_a_large_one_refused(
+    tmp_path: Path, ct: tuple[Path, Image, list[Dataset]]
+) -> None:
     """Slicer's export: 1 of 144 voxels shared is parted, half a bone is not, and the outline of the
     body is no rival.
     """
@@ -185,7 +222,7 @@ def test_fractions_of_0_and_1_are_binary(
 
 
 @pytest.mark.parametrize("background", [None, 9])
-def test_label_maps(
+def test_a_label_map_is_read_whatever_its_background_is(
     tmp_path: Path, ct: tuple[Path, Image, list[Dataset]], background: int | None
 ) -> None:
     _, scan, slices = ct
@@ -223,7 +260,7 @@ def test_a_code_names_the_level_where_the_label_does_not(
     assert image.source["segments"] == {1: "L4", 2: "(withheld)"}
 
 
-def test_labels_beside_the_slices_of_their_scan(
+def test_labels_are_read_beside_the_slices_of_their_scan(
     tmp_path: Path, ct: tuple[Path, Image, list[Dataset]]
 ) -> None:
     """A folder with a DICOM series and masks, or with one label image, is asked for its labels."""
@@ -321,7 +358,9 @@ def test_contours_become_labels_on_the_scans_grid(
     assert any("1 skipped: RTSTRUCT (contours)" in line for line in read_image(both).notes)
 
 
-def test_contours_that_do_not_fit(tmp_path: Path, ct: tuple[Path, Image, list[Dataset]]) -> None:
+def test_contours_that_do_not_fit_are_refused(
+    tmp_path: Path, ct: tuple[Path, Image, list[Dataset]]
+) -> None:
     scan = ct[1]
 
     def bad(
@@ -359,7 +398,7 @@ def test_contours_that_do_not_fit(tmp_path: Path, ct: tuple[Path, Image, list[Da
     )
 
 
-def test_the_even_odd_rule_on_a_circle_and_a_star() -> None:
+def test_the_even_odd_rule_holds_on_a_circle_and_a_star() -> None:
     angle = np.linspace(0.0, 2.0 * np.pi, 400, endpoint=False)
     i, j = np.meshgrid(np.arange(60), np.arange(50), indexing="ij")
     circle = np.stack([30.3 + 17.7 * np.cos(angle), 24.6 + 17.7 * np.sin(angle)], axis=-1)

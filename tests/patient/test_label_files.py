@@ -1,6 +1,4 @@
-"""Label files that people have: folders of masks, names within files, .seg.nrrd, interpolated
-masks, cropped ones.
-"""
+"""Label files that people have: folders of masks, names within files, .seg.nrrd."""
 
 from __future__ import annotations
 
@@ -17,28 +15,7 @@ from nibabel.nifti1 import Nifti1Extension
 from engine.patient.read.combined import combined, precedence, telling_name
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_image, read_labels
-
-SHAPE = (16, 14, 20)
-AFFINE = np.diag([-0.9, -0.7, 1.5, 1.0])  # RAS; LPS is 0.9, 0.7, 1.5 mm
-#: Place of each structure: L4 and L5 over each other, a sacrum below, a femur beside it.
-BOXES = {
-    "vertebrae_L4": np.s_[4:10, 3:9, 12:17],
-    "vertebrae_L5": np.s_[4:10, 3:9, 6:11],
-    "sacrum": np.s_[4:10, 4:10, 1:5],
-    "femur_left": np.s_[12:15, 2:5, 1:6],
-}
-
-
-def mask_of(name: str, value: float = 1) -> np.ndarray:
-    values = np.zeros(SHAPE, np.float32 if value != int(value) else np.uint8)
-    values[BOXES[name]] = value
-    return values
-
-
-def save(path: Path, values: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(values, affine), path)
-    return path
+from tests.patient.mask_files import AFFINE, BOXES, SHAPE, mask_of, refused, save
 
 
 def masks(folder: Path, ending: str = ".nii.gz", value: int = 1) -> Path:
@@ -61,19 +38,13 @@ def assert_boxes(image: Image) -> None:
     np.testing.assert_allclose(image.lps_from_index, np.diag([0.9, 0.7, 1.5, 1.0]), atol=1e-6)
 
 
-def refused(path: Path, text: str, like: Image | None = None) -> None:
-    with pytest.raises(ValueError, match=text) as error:
-        read_labels(path, like)
-    assert "\n" not in str(error.value)
-
-
 # -- a folder with one mask per structure ----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("ending", "value"), [(".nii.gz", 1), (".nii.gz", 255), (".nrrd", 1), (".mha", 1)]
 )
-def test_one_mask_per_structure(tmp_path: Path, ending: str, value: int) -> None:
+def test_masks_of_one_structure_each_are_combined(tmp_path: Path, ending: str, value: int) -> None:
     masks(tmp_path, ending, value)
     for name in ("kidney_left", "skull"):
         save(
@@ -103,7 +74,7 @@ def test_one_mask_per_structure(tmp_path: Path, ending: str, value: int) -> None
     )
 
 
-def test_masks_in_a_sub_folder_beside_the_scan(tmp_path: Path) -> None:
+def test_masks_are_found_in_one_sub_folder_beside_the_scan(tmp_path: Path) -> None:
     """TotalSegmentator's data set: s0011/ct.nii.gz and s0011/segmentations/*.nii.gz."""
     save(tmp_path / "ct.nii.gz", np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE))
     masks(tmp_path / "segmentations")
@@ -115,7 +86,7 @@ def test_masks_in_a_sub_folder_beside_the_scan(tmp_path: Path) -> None:
     )
 
 
-def test_masks_that_do_not_fit(tmp_path: Path) -> None:
+def test_masks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     masks(tmp_path)
     bad = tmp_path / "vertebrae_L3.nii.gz"
     save(bad, np.pad(mask_of("sacrum"), ((0, 1), (0, 0), (0, 0))))
@@ -178,7 +149,7 @@ def test_a_body_outline_and_the_canal_around_the_cord_are_no_rivals() -> None:
         combined([(1, body), (2, bone)], {1: "Segment_1", 2: "Segment_2"}, body.shape, "here")
 
 
-def test_folders_without_a_level(tmp_path: Path) -> None:
+def test_a_folder_without_a_level_is_refused_or_has_one_label_image(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     refused(tmp_path / "none", "holds no DICOM file")
     save(tmp_path / "two" / "kidney.nii.gz", mask_of("sacrum"))
@@ -205,7 +176,7 @@ def test_folders_without_a_level(tmp_path: Path) -> None:
 # -- names within files ----------------------------------------------------------------------------
 
 
-def test_names_of_a_nifti_extension(tmp_path: Path) -> None:
+def test_names_in_a_nifti_extension_are_read(tmp_path: Path) -> None:
     labels = mask_of("vertebrae_L4", 28) + mask_of("vertebrae_L5", 27)
     image = nib.Nifti1Image(labels, AFFINE)
     table = (
@@ -344,111 +315,5 @@ def test_a_plain_nrrd_with_components_stays_refused(tmp_path: Path) -> None:
         ("mine", ["Bone"], "mine"),
     ],
 )
-def test_the_name_that_says_most(label: str, meanings: list[str], name: str) -> None:
+def test_the_name_that_says_most_is_taken(label: str, meanings: list[str], name: str) -> None:
     assert telling_name(label, meanings) == name
-
-
-# -- values that are not whole, or not all of the scan ---------------------------------------------
-
-
-def resampled(values: np.ndarray, factor: float, order: int) -> np.ndarray:
-    """Linear (1) or Catmull-Rom cubic (3) interpolation along each axis: both keep the insides of
-    labels.
-    """
-    for axis in range(3):
-        count = values.shape[axis]
-        at = np.arange(1.5, count - 2.5, 1.0 / factor)
-        t = at - np.floor(at)
-        cubic = (
-            -0.5 * t + t**2 - 0.5 * t**3,
-            1 - 2.5 * t**2 + 1.5 * t**3,
-            0.5 * t + 2 * t**2 - 1.5 * t**3,
-            0.5 * (t**3 - t**2),
-        )
-        weights = (0 * t, 1 - t, t, 0 * t) if order == 1 else cubic
-        matrix = np.zeros((len(at), count))
-        for shift, weight in enumerate(weights, start=-1):
-            matrix[np.arange(len(at)), np.floor(at).astype(int) + shift] += weight
-        values = np.moveaxis(np.tensordot(matrix, values, (1, axis)), 0, axis)
-    return values.astype(np.float32)
-
-
-@pytest.mark.parametrize("order", [1, 3])
-def test_interpolated_labels_are_read_as_such(tmp_path: Path, order: int) -> None:
-    """A cube of 20 voxels resampled by 1.3: its inside is whole, its rim is not; a cubic also goes
-    below 0.
-    """
-    labels = np.zeros((30, 30, 30))
-    labels[5:25, 5:25, 5:25] = 24.0
-    fine = resampled(labels, 1.3, order)
-    assert (order == 3) == bool(fine.min() < -0.5)
-    image = read_labels(save(tmp_path / "fine.nii.gz", fine))
-    assert image.source["interpolated"] is True
-    np.testing.assert_array_equal(image.values, np.maximum(np.rint(fine), 0))
-    assert any("resampled with interpolation" in line for line in image.notes)
-    whole = read_labels(save(tmp_path / "rounded.nii.gz", np.rint(fine).astype(np.int16)))
-    np.testing.assert_array_equal(whole.values, image.values)
-    assert ("interpolated" in whole.source) == (
-        order == 3
-    )  # below 0 gives it away; rounded rims are for the gate to find
-
-
-def test_scans_are_no_interpolated_labels(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    hu = rng.normal(40.0, 300.0, (20, 20, 20))
-    for values in (
-        hu.astype(np.float32),
-        np.rint(hu).astype(np.float32),
-        np.rint(hu * 2).astype(np.float32) / 2,
-        np.rint(hu).astype(np.int16),
-    ):
-        refused(save(tmp_path / "ct.nii.gz", values), "this is an image, not a label mask")
-    windowed = np.clip(np.rint(hu / 10), -20, 20).astype(np.int16)  # of few kinds, but half below 0
-    refused(save(tmp_path / "ct.nii.gz", windowed), "values go from -20 to 20; this is an image")
-
-
-def cropped(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The mask of a structure cut to its box, and its affine (RAS)."""
-    box = BOXES[name]
-    affine = AFFINE.copy()
-    affine[:3, 3] = AFFINE[:3, :3] @ [s.start for s in box]
-    return mask_of(name, 24)[box], affine
-
-
-def test_labels_cropped_to_what_they_hold_get_the_scans_extent(tmp_path: Path) -> None:
-    scan = read_image(
-        save(tmp_path / "ct.nii.gz", np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE))
-    )
-    values, affine = cropped("vertebrae_L5")
-    file = save(tmp_path / "labels.nii.gz", values, affine)
-    placed = read_labels(file, scan)
-    np.testing.assert_array_equal(placed.values, mask_of("vertebrae_L5", 24))
-    np.testing.assert_array_equal(placed.lps_from_index, scan.lps_from_index)
-    turned = nib.as_closest_canonical(nib.load(file)).as_reoriented(
-        np.array([[2, 1], [0, -1], [1, 1]])
-    )  # other axes, the same lattice
-    nib.save(turned, tmp_path / "turned.nii.gz")
-    np.testing.assert_array_equal(
-        read_labels(tmp_path / "turned.nii.gz", scan).values, placed.values
-    )
-    for like in (None, scan):  # no scan, or one on another lattice
-        shifted = affine.copy()
-        shifted[0, 3] += 0.4 if like else 0.0
-        alone = read_labels(save(tmp_path / "shifted.nii.gz", values, shifted), like)
-        np.testing.assert_array_equal(alone.values, np.pad(values, 1))
-        assert any(
-            "the scan's border is not known (the labels are cropped to what they hold)" in line
-            for line in alone.notes
-        )
-        np.testing.assert_allclose(
-            alone.lps_from_index @ [1, 1, 1, 1], np.diag([-1, -1, 1, 1]) @ shifted[:, 3], atol=1e-5
-        )
-
-
-def test_labels_that_end_at_one_side_are_left_to_the_gate(tmp_path: Path) -> None:
-    scan = read_image(
-        save(tmp_path / "ct.nii.gz", np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE))
-    )
-    cut = mask_of("vertebrae_L5", 24)[:, :, :9]
-    image = read_labels(save(tmp_path / "cut.nii.gz", cut), scan)
-    np.testing.assert_array_equal(image.values, cut)

@@ -43,7 +43,7 @@ from engine.patient.read.names import by_level, level_of, tissue_of
         ("L9", None),
     ],
 )
-def test_levels(name: str, level: str | None) -> None:
+def test_a_name_gives_the_level_that_it_is_of_or_none(name: str, level: str | None) -> None:
     assert level_of(name) == level
 
 
@@ -59,7 +59,7 @@ def test_levels(name: str, level: str | None) -> None:
         ("vertebrae_L4", None),
     ],
 )
-def test_tissues(name: str, tissue: str | None) -> None:
+def test_a_name_gives_the_tissue_that_it_is_of_or_none(name: str, tissue: str | None) -> None:
     assert tissue_of(name) == tissue
 
 

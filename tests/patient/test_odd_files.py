@@ -129,7 +129,7 @@ def test_what_is_no_image_is_named(tmp_path: Path, what: str, name: str) -> None
     refused(tmp_path / name, FOREIGN[what][1])
 
 
-def test_damaged_and_unfinished_copies(tmp_path: Path) -> None:
+def test_damaged_and_unfinished_copies_are_refused(tmp_path: Path) -> None:
     whole = nifti(tmp_path / "ct.nii.gz").read_bytes()
     for name, data in (
         ("cut.nii.gz", whole[:-300]),
@@ -164,7 +164,7 @@ def test_several_volumes_say_how_to_take_one(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / "5d.nii.gz").values, VALUES)
 
 
-def test_folders_called_like_files(tmp_path: Path) -> None:
+def test_a_folder_called_like_a_file_is_read_as_a_folder(tmp_path: Path) -> None:
     (tmp_path / "ct.nii.gz").mkdir()
     nifti(tmp_path / "ct.nii.gz" / "ct.nii")  # as some unpackers leave it
     for read in (read_image, read_labels):
@@ -174,7 +174,9 @@ def test_folders_called_like_files(tmp_path: Path) -> None:
     refused(tmp_path / "ct.nii.gz" / "ct.nii" / "more.nii", "is no file or folder")
 
 
-def test_sockets_pipes_and_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sockets_pipes_and_devices_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)  # a socket's path is short
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("s.nii")
@@ -184,7 +186,7 @@ def test_sockets_pipes_and_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     refused(Path("/dev/null"), "is a device, not a file")
 
 
-def test_what_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_may_not_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = nifti(tmp_path / "ct.nii.gz")
     folder = tmp_path / "series"
     folder.mkdir()
@@ -207,7 +209,7 @@ def test_what_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         refused(file, r"ct\.nii\.gz cannot be read: permission denied$")
 
 
-def test_files_under_a_folder(tmp_path: Path) -> None:
+def test_files_under_a_folder_leave_out_hidden_ones_and_loops(tmp_path: Path) -> None:
     for name in ("b/2.nii", "a/1.nii", ".git/3.nii", "a/.4.nii"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()

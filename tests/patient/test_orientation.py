@@ -32,7 +32,7 @@ def test_lying_on_the_side_is_found_on_both_sides(lumbar_labels: Image, side: fl
     assert "turned" not in _codes(_placed(lumbar_labels, _about_z(side * 25.0)))
 
 
-def test_front_and_back_exchanged(lumbar_labels: Image) -> None:
+def test_front_and_back_exchanged_is_flipped(lumbar_labels: Image) -> None:
     assert _codes(_placed(lumbar_labels, _about_z(180.0)))["flipped"] == "stop"
 
 

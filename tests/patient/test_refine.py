@@ -15,7 +15,8 @@ import pytest
 
 from engine.patient.geometry.distance import surface_sdf, volume_mm3
 from engine.patient.labels.refine import refined
-from engine.patient.labels.understand import Labels, mask_surface, understand
+from engine.patient.labels.surface import mask_surface
+from engine.patient.labels.understand import Labels, understand
 from engine.patient.model.scan import ScanOptions, from_labels, other_bones
 from engine.patient.phantoms.lumbar import LumbarSpec, lumbar_phantom
 from engine.patient.phantoms.synthetic import ScanSpec, synthetic_ct

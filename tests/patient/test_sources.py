@@ -14,7 +14,7 @@ from engine.patient.geometry.distance import polydata, surface_sdf, volume_mm3
 from engine.patient.geometry.levels import parse_segment
 from engine.patient.geometry.meshes import repair
 from engine.patient.labels.pieces import pieces
-from engine.patient.labels.understand import mask_surface
+from engine.patient.labels.surface import mask_surface
 from engine.patient.model.assemble import assemble
 from engine.patient.model.surfaces import file_to_lps
 from engine.patient.read.image import orthogonal

@@ -23,7 +23,8 @@ from engine.patient.bundle import load_bundle, save_bundle, source_hash
 from engine.patient.geometry.distance import polydata, surface_sdf, volume_mm3
 from engine.patient.geometry.frames import inverse
 from engine.patient.geometry.meshes import repair
-from engine.patient.labels.understand import Labels, mask_surface, understand
+from engine.patient.labels.surface import mask_surface
+from engine.patient.labels.understand import Labels, understand
 from engine.patient.model.scan import with_structures
 from engine.patient.phantoms.phantom import PhantomSpec
 from engine.patient.read.image import Image

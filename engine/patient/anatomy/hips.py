@@ -25,7 +25,8 @@ import numpy as np
 
 from engine.patient.alignment.measures import REGIONAL, SpineAlignment
 from engine.patient.labels.pieces import Piece, pieces
-from engine.patient.labels.understand import Labels, mask_surface
+from engine.patient.labels.surface import mask_surface
+from engine.patient.labels.understand import Labels
 from engine.types import PatientModel, rigid
 
 RADIUS_MM = (18.0, 30.0)

@@ -41,7 +41,8 @@ from engine.patient.geometry.distance import polydata
 from engine.patient.geometry.frames import frame, inverse, polygon_centroid, unit, vertebra_frame
 from engine.patient.geometry.levels import follow
 from engine.patient.labels.pieces import contact_faces
-from engine.patient.labels.understand import Labels, mask_surface
+from engine.patient.labels.surface import mask_surface
+from engine.patient.labels.understand import Labels
 from engine.patient.read.image import Image
 from engine.patient.read.schemes import SUBREGIONS
 from engine.types import PatientModel, Surface, Vertebra, rigid

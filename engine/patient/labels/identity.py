@@ -65,6 +65,8 @@ _CERVICAL_MM3, _VOLUME_SD = 11e3, 0.35
 DOUBTED, REFUSED = 4.0, 8.0
 #: Of two readings of one image the worse is dropped at this much more χ²: likelihoods 1 : 90.
 DROPPED = 9.0
+#: Two readings whose χ² differ by less are not told apart by sizes.
+_TOLD_APART = 2.0
 #: Levels whose sizes are known, in order.
 _COLUMN = tuple(
     level for level in LEVELS if level in TYPICAL or level in ("C3", "C4", "C5", "C6", "C7")
@@ -89,8 +91,8 @@ class Shape:
     @property
     def bodies_only(self) -> bool:
         """Whether the label ends behind the body, so that its span says nothing."""
-        alone = self.span_mm < _BODY_ALONE * self.width_mm
-        return alone and self.length_mm < _BODY_ALONE * self.depth_mm
+        narrow = self.span_mm < _BODY_ALONE * self.width_mm
+        return narrow and self.length_mm < _BODY_ALONE * self.depth_mm
 
 
 def shape(piece: Piece, up: np.ndarray) -> Shape:
@@ -133,16 +135,16 @@ def _reach(piece: Piece, direction: np.ndarray) -> float:
     return float(steps[np.argmin(there)]) if not there.all() else float(steps[-1])
 
 
-def shapes(found: Mapping[str, Piece]) -> dict[str, Shape]:
+def shapes(bones: Mapping[str, Piece]) -> dict[str, Shape]:
     """The sizes of all pieces, cranial direction from each to its neighbours in the mapping's
     order (cranial to caudal)."""
-    names = list(found)
+    names = list(bones)
     result = {}
     for k, level in enumerate(names):
         near = names[max(k - 1, 0) : k + 2]
-        apart = found[near[0]].body_mm - found[near[-1]].body_mm
+        apart = bones[near[0]].body_mm - bones[near[-1]].body_mm
         up = unit(apart) if np.linalg.norm(apart) > 1.0 else np.array([0.0, 0.0, 1.0])
-        result[level] = shape(found[level], up)
+        result[level] = shape(bones[level], up)
     return result
 
 
@@ -202,18 +204,18 @@ def vertebra_like(size: Shape, others: list[Shape]) -> bool:
     )
 
 
-def sacrum_doubts(found: Mapping[str, Piece], parts: list[Piece]) -> str:
+def sacrum_doubts(bones: Mapping[str, Piece], parts: list[Piece]) -> str:
     """Why what is read as the sacrum is none, or a level is one; "" where nothing speaks against
     it.
 
-    found   mobile levels cranial to caudal, then "S1" where there is one     parts   the pieces of
-        its several numbers
+    bones   mobile levels cranial to caudal, then "S1" where there is one
+    parts   the pieces of the sacrum's several numbers
     """
-    mobile = {level: piece for level, piece in found.items() if level != "S1"}
-    sizes = shapes(found)
+    mobile = {level: piece for level, piece in bones.items() if level != "S1"}
+    sizes = shapes(bones)
     above = [sizes[level] for level in mobile if sizes[level].whole][-3:]
     last = next(reversed(mobile), None)
-    if "S1" in found:
+    if "S1" in bones:
         size = sizes["S1"]
         if vertebra_like(size, above):
             return (
@@ -266,10 +268,10 @@ class Evidence:
     lines: tuple[str, ...]
 
 
-def evidence(found: Mapping[str, Piece], parts: list[Piece] | None = None) -> Evidence:
-    """What speaks for and against the levels of `found` (cranial to caudal, "S1" last); parts:
+def evidence(bones: Mapping[str, Piece], parts: list[Piece] | None = None) -> Evidence:
+    """What speaks for and against the levels of `bones` (cranial to caudal, "S1" last); parts:
     of a sacrum of several numbers."""
-    mobile = {level: piece for level, piece in found.items() if level != "S1"}
+    mobile = {level: piece for level, piece in bones.items() if level != "S1"}
     sizes = shapes(mobile)
     own = misfit(sizes)
     every = {
@@ -277,39 +279,45 @@ def evidence(found: Mapping[str, Piece], parts: list[Piece] | None = None) -> Ev
     }
     # a shift that stays put is preferred where nothing is better by half a unit
     best = min(every, key=lambda shift: every[shift] + 0.5 * (shift != 0)) if every else 0
-    doubts = sacrum_doubts(found, parts or [])
-    lines = []
+    doubts = sacrum_doubts(bones, parts or [])
+    lines = () if own is None else _size_lines(sizes, own, every, "S1" in bones)
+    return Evidence(own, misfit(sizes, clipped=np.inf), every.get(best), best, doubts, lines)
+
+
+def _size_lines(
+    sizes: Mapping[str, Shape], own: float, every: Mapping[int, float], with_sacrum: bool
+) -> tuple[str, ...]:
+    """What the sizes of whole bones say, for the report: a line, or none.
+
+    own, every   χ² as read, and by shift
+    """
     whole = [level for level in sizes if sizes[level].whole and level in _COLUMN]
-    if own is not None and whole:
-        widths = f"{min(sizes[k].width_mm for k in whole):.0f}-{max(sizes[k].width_mm for k in whole):.0f}"
-        spans = (
-            f"{min(sizes[k].span_mm for k in whole):.0f}-{max(sizes[k].span_mm for k in whole):.0f}"
-        )
-        names = f"{whole[0]}..{whole[-1]}" if len(whole) > 1 else whole[0]
-        what = f"bodies {widths} mm wide" + (
-            "" if sizes[whole[0]].bodies_only else f", processes {spans} mm apart"
-        )
-        lines.append(f"sizes of {names} ({what}) against typical ones: χ² {own:.1f}")
-        nearest = (
-            min((every[s], s) for s in (-1, 1) if s in every) if {-1, 1} & set(every) else None
-        )
-        if nearest is not None:
-            lines[-1] += f", one level {'up' if nearest[1] < 0 else 'down'} {nearest[0]:.1f}"
-            if nearest[0] - own < 2.0 and "S1" not in found:
-                lines[-1] += (
-                    " (sizes do not tell it from that: the count rests on numbers or names alone)"
-                )
-    return Evidence(own, misfit(sizes, clipped=np.inf), every.get(best), best, doubts, tuple(lines))
+    if not whole:
+        return ()
+    width = [sizes[level].width_mm for level in whole]
+    span = [sizes[level].span_mm for level in whole]
+    names = f"{whole[0]}..{whole[-1]}" if len(whole) > 1 else whole[0]
+    what = f"bodies {min(width):.0f}-{max(width):.0f} mm wide"
+    if not sizes[whole[0]].bodies_only:
+        what += f", processes {min(span):.0f}-{max(span):.0f} mm apart"
+    line = f"sizes of {names} ({what}) against typical ones: χ² {own:.1f}"
+    neighbours = [(every[shift], shift) for shift in (-1, 1) if shift in every]
+    if neighbours:
+        value, shift = min(neighbours)
+        line += f", one level {'up' if shift < 0 else 'down'} {value:.1f}"
+        if value - own < _TOLD_APART and not with_sacrum:
+            line += " (sizes do not tell it from that: the count rests on numbers or names alone)"
+    return (line,)
 
 
-def ribs_at(found: Mapping[str, Piece], ribs: Mapping[int, np.ndarray]) -> dict[int, str]:
+def ribs_at(bones: Mapping[str, Piece], ribs: Mapping[int, np.ndarray]) -> dict[int, str]:
     """The level at which the head of each rib lies, of those whose own or next level is whole.
 
     ribs   number 1..12 → points [n, 3] (LPS) of both sides' labels
     """
     mobile = {
         level: piece
-        for level, piece in found.items()
+        for level, piece in bones.items()
         if level != "S1" and piece.cut_mm2 <= LARGEST_CUT_MM2
     }
     if len(mobile) < 2:
@@ -331,10 +339,10 @@ def ribs_at(found: Mapping[str, Piece], ribs: Mapping[int, np.ndarray]) -> dict[
     return result
 
 
-def rib_findings(found: Mapping[str, Piece], ribs: Mapping[int, np.ndarray]) -> list[Finding]:
+def rib_findings(bones: Mapping[str, Piece], ribs: Mapping[int, np.ndarray]) -> list[Finding]:
     """A warning where most ribs' heads lie a level or more off the vertebra of their number,
     else a note; none without ribs."""
-    at = ribs_at(found, ribs)
+    at = ribs_at(bones, ribs)
     # the head of rib k stands at the upper border of Tk, and so may be nearer to the level above
     off = {k: LEVELS.index(level) - LEVELS.index(f"T{k}") for k, level in at.items()}
     if not off:
@@ -347,14 +355,14 @@ def rib_findings(found: Mapping[str, Piece], ribs: Mapping[int, np.ndarray]) -> 
     return [Finding("identity", "note", "", f"ribs agree with the levels: {listing}")]
 
 
-def findings(found: Mapping[str, Piece], clues: Evidence, how: str) -> list[Finding]:
+def findings(bones: Mapping[str, Piece], clues: Evidence, how: str) -> list[Finding]:
     """The finding "identity": stop where bones contradict their levels, else a note that says
     what they are believed to be and why."""
-    mobile = [level for level in found if level != "S1"]
+    mobile = [level for level in bones if level != "S1"]
     if not mobile:
         return []
     names = f"{mobile[0]}..{mobile[-1]}" if len(mobile) > 1 else mobile[0]
-    names += " and sacrum" if "S1" in found else ""
+    names += " and sacrum" if "S1" in bones else ""
     why = "; ".join((how, *clues.lines))
     if clues.doubts:
         text = (

@@ -12,10 +12,12 @@ from engine.patient.geometry.distance import surface_sdf
 from engine.patient.geometry.frames import unit
 from engine.types import Surface, rigid
 
+#: More of a bone than this on the image's border, and it is cut.
 LARGEST_CUT_MM2 = 30.0
 #: From the middle of the lowest mobile body to the sacrum: half a body and a disc are 25-35 mm; a
 #: level between adds as much.
 FAR_FROM_SACRUM_MM = 48.0
+#: A body's column is what lies within this of the line of bodies.
 COLUMN_MM = 12.0
 #: Faces between two labels count to the bodies within this of the line between their centres, in
 #: front and beside, mm.
@@ -26,9 +28,16 @@ _BODY_MM = 30.0
 class Piece:
     """One label of the image: the voxels of its bounding box and what the gate measures on them.
 
-    mask [i, j, k] bool, largest piece, filled     lps_from_index [4, 4] of the box
-    body_mm   deep point of the body               centroid_mm of the whole mask
-    cut_mm2   area on the image's border           where the border was touched, in words
+    mask             [i, j, k] bool: the largest fragment, filled
+    lps_from_index   [4, 4] of the box
+    body_mm          deep point of the body
+    centroid_mm      of the whole mask
+    fragments        how many there are, the second's share of the voxels, voxels of all smaller
+                     ones
+    hole_share       of cavities that were filled
+    cut_mm2          area on the image's border
+    cut_where        where that is, in words
+    box              the slices of the label image that `mask` was cut from
     """
 
     level: str
@@ -85,11 +94,11 @@ def _piece(
 ) -> Piece:
     mask = np.isin(values[box], group)
     voxel = np.linalg.norm(matrix[:3, :3], axis=0)
-    found, count = label(mask, np.ones((3, 3, 3)))
-    sizes = np.bincount(found.ravel())[1:]
+    fragments, count = label(mask, np.ones((3, 3, 3)))
+    sizes = np.bincount(fragments.ravel())[1:]
     largest = int(np.argmax(sizes))
     second = float(np.sort(sizes)[-2]) / float(sizes.sum()) if count > 1 else 0.0
-    mask = found == largest + 1
+    mask = fragments == largest + 1
     filled = binary_fill_holes(mask)
     cut, where = 0.0, ""
     for axis in range(3):
@@ -141,7 +150,7 @@ def solid_piece(level: str, surface: Surface, spacing_mm: float = 1.5) -> Piece:
 
 def _deepest(mask: np.ndarray, voxel: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """The peak of the mask blurred by 7 mm: the body is a vertebra's thickest part (as
-    anatomy.body_centre)."""
+    anatomy.vertebra.body_centre)."""
     stride = np.maximum(np.round(2.0 / voxel).astype(int), 1)
     coarse = mask[:: stride[0], :: stride[1], :: stride[2]].astype(np.float32)
     blurred = gaussian_filter(coarse, 7.0 / (voxel * stride), mode="constant")

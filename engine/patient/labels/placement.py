@@ -33,9 +33,19 @@ WARNED, STOPPED = (1.5, 1.0, 0.93), (3.0, 1.5, 0.80)
 #: One level alone: its least share of the best rise in good patients is 0.85; a turn of 5° leaves
 #: 0.2-0.4.
 LEVEL_MM, LEVEL_WARNED, LEVEL_STOPPED = 2.0, 0.75, 0.60
-_NEAR_MM, _ALONG_MM, _COARSE_MM = 16.0, 48.0, 4.0
+#: How far shifts reach, and along the spine; steps of the coarse grid; reach of the fine one.
+_NEAR_MM, _ALONG_MM, _COARSE_MM, _FINE_MM = 16.0, 48.0, 4.0, 3.0
+#: Of each bone at most some so many points of its surface.
 _POINTS = 1200
+#: HU beyond these count as these.
 _HU = (-200.0, 1000.0)
+#: Share of the points that must lie in the scan, for a shift to count, and for the labels as they
+#: lie.
+_LEAST_INSIDE, _LEAST_INSIDE_AS_IS = 0.6, 0.05
+#: Points inside and outside are this far from the edge, or a voxel where that is more.
+_LEAST_REACH_MM = 1.5
+#: A level alone is moved by at most this.
+_LEVEL_REACH_MM = 8.0
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,37 @@ class Placement:
     shift_mm: np.ndarray
 
 
+@dataclass(frozen=True)
+class _Rise:
+    """The rise of HU across edges, from points just inside them to points just outside.
+
+    hu                [i, j, k] of the scan around them     to_index   LPS → its indices
+    inside, outside   [n, 3] indices of the points where the labels lie
+    """
+
+    hu: np.ndarray
+    to_index: np.ndarray
+    inside: np.ndarray
+    outside: np.ndarray
+
+    def at(self, shift_mm: np.ndarray, every: int = 1, least: float = _LEAST_INSIDE) -> float:
+        """Mean rise with the labels moved by a shift [3] (LPS), of every n-th point; −∞ where less
+        than a share `least` of the points then lies in the scan."""
+        step = self.to_index[:3, :3] @ shift_mm
+        change = self._sample(self.inside[::every] + step)
+        change = change - self._sample(self.outside[::every] + step)
+        known = np.isfinite(change)
+        return float(change[known].mean()) if known.mean() > least else -np.inf
+
+    def _sample(self, index: np.ndarray) -> np.ndarray:
+        """HU of the nearest voxels; NaN outside the scan."""
+        at = np.rint(index).astype(int)
+        there = ((at >= 0) & (at < self.hu.shape)).all(axis=1)
+        hu = np.full(len(at), np.nan, np.float32)
+        hu[there] = self.hu[tuple(at[there].T)]
+        return hu
+
+
 def placement(
     scan: Image, pieces: list[Piece], near_mm: float = _NEAR_MM, along_mm: float = _ALONG_MM
 ) -> Placement | None:
@@ -58,53 +99,41 @@ def placement(
     whole = ([piece for piece in mobile if piece.cut_mm2 <= LARGEST_CUT_MM2] or mobile)[-5:]
     if not whole:
         return None
-    reach = max(1.5, float(scan.voxel_mm.max()))
-    inside, outside = [], []
-    for piece in whole:
-        points, normals = _edges(piece)
-        inside.append(points - reach * normals)
-        outside.append(points + reach * normals)
-    pair = np.concatenate(inside), np.concatenate(outside)
-    margin, points = np.array([near_mm, near_mm, along_mm]) + 4.0, np.concatenate(pair)
-    box = np.stack([points.min(axis=0) - margin, points.max(axis=0) + margin])
-    scan = around(scan, np.stack(np.meshgrid(*box.T, indexing="ij"), -1).reshape(-1, 3))
-    values = np.clip(scan.values.astype(np.float32), *_HU)
-    to_index = np.linalg.inv(scan.lps_from_index)
-    index = [rigid(to_index, points) for points in pair]
-
-    def rise(shift: np.ndarray, every: int = 1) -> float:
-        step = to_index[:3, :3] @ shift
-        sampled = []
-        for points in index:
-            at = np.rint(points[::every] + step).astype(int)
-            there = ((at >= 0) & (at < values.shape)).all(axis=1)
-            found = np.full(len(at), np.nan, np.float32)
-            found[there] = values[tuple(at[there].T)]
-            sampled.append(found)
-        change = sampled[0] - sampled[1]
-        known = np.isfinite(change)
-        # a shift out of the scan is none
-        return float(change[known].mean()) if known.mean() > least else -np.inf
-
-    least = 0.05
-    as_is = rise(np.zeros(3))
+    rise = _rise(scan, whole, np.array([near_mm, near_mm, along_mm]) + 4.0)
+    as_is = rise.at(np.zeros(3), least=_LEAST_INSIDE_AS_IS)
     if not np.isfinite(as_is):
         return None
-    least = 0.6
     near, along = (np.arange(-limit, limit + 1e-6, _COARSE_MM) for limit in (near_mm, along_mm))
-    grid = np.stack(np.meshgrid(near, near, along, indexing="ij"), -1).reshape(-1, 3)
-    best = grid[int(np.argmax([rise(shift, 4) for shift in grid]))]
-    fine = np.arange(-3.0, 3.1, 1.0)
-    grid = best + np.stack(np.meshgrid(fine, fine, fine, indexing="ij"), -1).reshape(-1, 3)
-    rises = np.array([rise(shift) for shift in grid])
+    coarse = np.stack(np.meshgrid(near, near, along, indexing="ij"), -1).reshape(-1, 3)
+    best = coarse[int(np.argmax([rise.at(shift, 4) for shift in coarse]))]
+    steps = np.arange(-_FINE_MM, _FINE_MM + 0.1, 1.0)
+    fine = best + np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
+    rises = np.array([rise.at(shift) for shift in fine])
     # of equal ones the nearest
     best = min(
-        (grid[k] for k in np.flatnonzero(rises >= rises.max() - 1e-6)),
+        (fine[k] for k in np.flatnonzero(rises >= rises.max() - 1e-6)),
         key=lambda shift: float(np.linalg.norm(shift)),
     )
     if rises.max() <= as_is:
         return Placement(as_is, as_is, np.zeros(3))
     return Placement(as_is, float(rises.max()), np.asarray(best))
+
+
+def _rise(scan: Image, pieces: list[Piece], margin_mm: np.ndarray) -> _Rise:
+    """The rise across the edges of bones, for shifts up to a margin [3]."""
+    reach = max(_LEAST_REACH_MM, float(scan.voxel_mm.max()))
+    inside, outside = [], []
+    for piece in pieces:
+        points, normals = _edges(piece)
+        inside.append(points - reach * normals)
+        outside.append(points + reach * normals)
+    pair = np.concatenate(inside), np.concatenate(outside)
+    points = np.concatenate(pair)
+    box = np.stack([points.min(axis=0) - margin_mm, points.max(axis=0) + margin_mm])
+    scan = around(scan, np.stack(np.meshgrid(*box.T, indexing="ij"), -1).reshape(-1, 3))
+    to_index = np.linalg.inv(scan.lps_from_index)
+    hu = np.clip(scan.values.astype(np.float32), *_HU)
+    return _Rise(hu, to_index, rigid(to_index, pair[0]), rigid(to_index, pair[1]))
 
 
 def _edges(piece: Piece) -> tuple[np.ndarray, np.ndarray]:
@@ -125,26 +154,26 @@ def _edges(piece: Piece) -> tuple[np.ndarray, np.ndarray]:
 def displaced(scan: Image, labels: Labels) -> list[Finding]:
     """The finding "displaced": stop or warning where the labels do not lie on the CT's bones,
     else a note with the figures."""
-    found = placement(scan, list(labels.pieces.values()))
-    if found is None:
+    together = placement(scan, list(labels.pieces.values()))
+    if together is None:
         return []
-    shift, voxel = float(np.linalg.norm(found.shift_mm)), float(scan.voxel_mm.max())
-    share = found.rise_hu / found.best_hu if found.best_hu > 0.0 else 0.0
-    figures = f"HU rises by {found.rise_hu:.0f} across the labels' edges"
-    if found.best_hu < LEAST_RISE_HU:
+    shift, voxel = float(np.linalg.norm(together.shift_mm)), float(scan.voxel_mm.max())
+    share = together.rise_hu / together.best_hu if together.best_hu > 0.0 else 0.0
+    figures = f"HU rises by {together.rise_hu:.0f} across the labels' edges"
+    if together.best_hu < LEAST_RISE_HU:
         text = (
-            f"{figures}, and by {found.best_hu:.0f} at most where they would be moved to; labels on"
-            " bone rise by 150 and more: the scan is not the one that the labels were drawn on, is"
-            " mirrored or turned against it, or holds no HU"
+            f"{figures}, and by {together.best_hu:.0f} at most where they would be moved to;"
+            " labels on bone rise by 150 and more: the scan is not the one that the labels were"
+            " drawn on, is mirrored or turned against it, or holds no HU"
         )
         return [Finding("displaced", "stop", "", text)]
-    x, y, z = (round(float(v)) for v in found.shift_mm)
+    x, y, z = (round(float(v)) for v in together.shift_mm)
     moved = (
         f"{abs(x)} mm to the {'left' if x > 0 else 'right'}, {abs(y)} mm"
         f" {'back' if y > 0 else 'forward'}, "
     )
     moved += f"{abs(z)} mm {'up' if z > 0 else 'down'}"
-    text = f"{figures}, but by {found.best_hu:.0f} if they were moved by {moved}"
+    text = f"{figures}, but by {together.best_hu:.0f} if they were moved by {moved}"
     for severity, (limit, voxels, least) in (("stop", STOPPED), ("warning", WARNED)):
         if shift >= max(limit, voxels * voxel) and share < least:
             more = (
@@ -152,18 +181,13 @@ def displaced(scan: Image, labels: Labels) -> list[Finding]:
                 f" Mend the affine, or give 'source.shift_mm=[{x},{y},{z}]'"
             )
             return [Finding("displaced", severity, "", text + more)]
-    each = _each(scan, labels, found)
+    each = _each(scan, labels, together)
     if each:
         return each
-    return [
-        Finding(
-            "displaced",
-            "note",
-            "",
-            f"the labels lie on the scan: {figures} (best {found.best_hu:.0f}, {shift:.0f} mm"
-            " away)",
-        )
-    ]
+    text = (
+        f"the labels lie on the scan: {figures} (best {together.best_hu:.0f}, {shift:.0f} mm away)"
+    )
+    return [Finding("displaced", "note", "", text)]
 
 
 def _each(scan: Image, labels: Labels, together: Placement) -> list[Finding]:
@@ -173,7 +197,7 @@ def _each(scan: Image, labels: Labels, together: Placement) -> list[Finding]:
     for level, piece in labels.pieces.items():
         if level == "S1" or piece.cut_mm2 > LARGEST_CUT_MM2:
             continue
-        own = placement(scan, [piece], 8.0, 8.0)
+        own = placement(scan, [piece], _LEVEL_REACH_MM, _LEVEL_REACH_MM)
         if own is None or own.best_hu < LEAST_RISE_HU:
             continue
         off = own.shift_mm - together.shift_mm

@@ -27,7 +27,8 @@ from engine.patient.geometry.meshes import repair
 from engine.patient.labels.pieces import Piece
 from engine.patient.labels.quality import stops
 from engine.patient.labels.refine import refined
-from engine.patient.labels.understand import Labels, mask_surface, understand
+from engine.patient.labels.surface import mask_surface
+from engine.patient.labels.understand import Labels, understand
 from engine.patient.model.assemble import DensityOf, assemble
 from engine.patient.read.image import Image, around
 from engine.patient.read.images import read_labels

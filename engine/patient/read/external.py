@@ -1,5 +1,5 @@
-"""A program of somebody else's as a child process: found, asked for its version, run to its end
-with the network closed."""
+"""Other people's programs as child processes: where one is, its version, and a run to its end with
+the network closed."""
 
 from __future__ import annotations
 
@@ -26,10 +26,9 @@ _CLOSED = "http://127.0.0.1:9"
 def find(executable: str) -> Path | None:
     """Where an executable is: on PATH, else beside our own Python (an environment that is not
     activated)."""
-    found = shutil.which(executable) or shutil.which(
-        executable, path=str(Path(sys.executable).parent)
-    )
-    return None if found is None else Path(found).absolute()
+    beside_us = str(Path(sys.executable).parent)
+    path = shutil.which(executable) or shutil.which(executable, path=beside_us)
+    return None if path is None else Path(path).absolute()
 
 
 def version(distribution: str, executable: Path) -> str:
@@ -41,9 +40,8 @@ def version(distribution: str, executable: Path) -> str:
     """
     with executable.open("rb") as stream:
         head = stream.read(512).decode(errors="replace")
-    interpreter = re.search(
-        r"(/[^\s\"']*python[\d.]*)", "\n".join(head.splitlines()[:2])
-    )  # second line: pip's form for long paths
+    # the second line: pip's form for long paths
+    interpreter = re.search(r"(/[^\s\"']*python[\d.]*)", "\n".join(head.splitlines()[:2]))
     if interpreter is None:
         return "unknown"
     code = f"import importlib.metadata as m; print(m.version({distribution!r}))"
@@ -59,12 +57,8 @@ def version(distribution: str, executable: Path) -> str:
 def gpu_there() -> bool:
     """Whether NVIDIA's driver lists a GPU (asked without torch)."""
     try:
-        return (
-            "GPU 0"
-            in subprocess.run(
-                ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30
-            ).stdout
-        )
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+        return "GPU 0" in listing.stdout
     except (OSError, subprocess.TimeoutExpired):
         return False
 

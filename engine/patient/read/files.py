@@ -161,16 +161,16 @@ def image_ending(file: Path) -> str:
     return next((ending for ending in IMAGE_ENDINGS if name.endswith(ending)), "")
 
 
-def misnamed(file: Path, found: Content) -> list[str]:
+def misnamed(file: Path, contents: Content) -> list[str]:
     """The note on a file whose name says another format than it holds; nothing where they agree."""
-    wanted = _ENDINGS.get(found.kind, (".nii.gz",) if found.gzipped else (".nii",))
+    wanted = _ENDINGS.get(contents.kind, (".nii.gz",) if contents.gzipped else (".nii",))
     ending = image_ending(file)
     if ending in wanted:
         return []
     how = (
-        f"{'gzipped' if found.gzipped else 'not gzipped'} NIfTI"
-        if found.kind == "NIfTI"
-        else found.kind
+        f"{'gzipped' if contents.gzipped else 'not gzipped'} NIfTI"
+        if contents.kind == "NIfTI"
+        else contents.kind
     )
     return [
         f"the file's name ends in {ending or file.suffix or 'nothing known'}, but it holds {how}; "

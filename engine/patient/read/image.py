@@ -99,9 +99,8 @@ def resample_to(
     step = np.linalg.inv(image.lps_from_index) @ lps_from_index
     limit = np.array(source.shape, float)[:, None, None] - 0.5 + 1e-6
     kind = image.values.dtype
-    result = np.empty(
-        shape, kind, order="F"
-    )  # slice by slice: the coordinates of a whole CT would take 2 GB
+    # slice by slice: the coordinates of a whole CT would take 2 GB
+    result = np.empty(shape, kind, order="F")
     i, j = np.meshgrid(
         np.arange(shape[0], dtype=float), np.arange(shape[1], dtype=float), indexing="ij"
     )
@@ -109,15 +108,15 @@ def resample_to(
     for k in range(shape[2]):
         index = plane + step[:3, 2, None, None] * k
         inside = ((index > -0.5 - 1e-6) & (index < limit)).all(axis=0)
-        found = np.full(shape[:2], float(fill))
+        sampled = np.full(shape[:2], float(fill))
         if inside.any():
-            found[inside] = map_coordinates(
+            sampled[inside] = map_coordinates(
                 source, index[:, inside], float, order=order, mode="nearest", prefilter=False
             )
         if kind.kind in "iu":
             info = np.iinfo(kind)
-            found = np.clip(np.rint(found), info.min, info.max)
-        result[:, :, k] = found
+            sampled = np.clip(np.rint(sampled), info.min, info.max)
+        result[:, :, k] = sampled
     return Image(result, np.array(lps_from_index, float), image.modality, image.notes, image.source)
 
 
@@ -155,6 +154,7 @@ def _figures(voxel: np.ndarray) -> str:
 
 
 def place_of(image: Image) -> str:
+    """The path that an image was read from."""
     return str(image.source["path"])
 
 

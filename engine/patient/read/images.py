@@ -1,6 +1,6 @@
 """Images with a place in the patient, all ending in LPS: NIfTI, NRRD and MetaImage (volumes.py),
-DICOM series (dicom.py); labels also from DICOM-SEG (dicom_seg.py), RTSTRUCT (rtstruct.py) and
-folders with one mask per structure (masks_folder.py).
+DICOM series (dicom/series.py); labels also from DICOM-SEG (dicom/seg.py), RTSTRUCT
+(dicom/rtstruct.py) and folders with one mask per structure (masks_folder.py).
 
 Voxel indices go to LPS mm through the whole affine (NIfTI: LPS = diag(−1, −1, 1)·RAS). What leaves
 here has perpendicular axes: a shear of up to 0.3° is rounding and goes to the nearest rotation, a
@@ -38,8 +38,8 @@ _FORMATS = (
 def read_image(
     path: str | Path, series: str | None = None, *, max_voxels: int = MAX_VOXELS
 ) -> Image:
-    """A scan: NIfTI, NRRD, MetaImage, a DICOM file or a folder with DICOM files (dicom.py says what
-    is checked there).
+    """A scan: NIfTI, NRRD, MetaImage, a DICOM file or a folder with DICOM files (dicom/series.py
+    says what is checked there).
 
     series   which one of a folder with several: its number in the list that the error prints, its
              SeriesInstanceUID, its SeriesNumber, or a part of its description
@@ -111,8 +111,8 @@ def _scan(file: Path, given: str | Path, series: str | None, max_voxels: int) ->
 
 def _labels(file: Path, given: str | Path, scan: Image | None, max_voxels: int) -> Image:
     if not _there(file, given):
-        found = content(file)
-        marked = read_segmentation(file, max_voxels, scan) if found.kind == "DICOM" else None
+        contents = content(file)
+        marked = read_segmentation(file, max_voxels, scan) if contents.kind == "DICOM" else None
         return marked or _file(file, given, None, max_voxels)
     files = image_files(file)
     if len(files) != 1 and (masks := masks_under(file)):
@@ -146,8 +146,8 @@ def _only(folder: Path, files: list[Path], series: str | None, max_voxels: int) 
 
 
 def _file(file: Path, given: str | Path, series: str | None, max_voxels: int) -> Image:
-    found = content(file)
-    if found.kind == "DICOM":
+    contents = content(file)
+    if contents.kind == "DICOM":
         return read_series(file, series, max_voxels)
     ending = image_ending(file)
     if series is not None:
@@ -155,7 +155,7 @@ def _file(file: Path, given: str | Path, series: str | None, max_voxels: int) ->
             f"source.series={series} is for DICOM, but {given} is a {ending or file.suffix} file;"
             " leave it out"
         )
-    if not ending and found.kind not in IMAGE_KINDS:
-        what = f" (it is {found.foreign})" if found.foreign else ""
+    if not ending and contents.kind not in IMAGE_KINDS:
+        what = f" (it is {contents.foreign})" if contents.foreign else ""
         raise ValueError(f"{given} is no image that is read here{what}; give {_FORMATS}")
     return read_volume(file, max_voxels)

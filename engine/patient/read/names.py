@@ -97,27 +97,27 @@ def level_of(name: str) -> str | None:
         for match in re.finditer(r"\b[cdlt]h?(\d{1,2}) (\d{1,2})\b", text)
     ):
         return None
-    found: set[str] = set()
+    levels: set[str] = set()
     for region, words in _REGIONS.items():
         if long := re.search(rf"\b(\d{{1,2}}) (?:{words})\b", text):
-            found |= {f"{region}{int(long[1])}"} if len(long[0].split()[1]) > 2 else set()
+            levels |= {f"{region}{int(long[1])}"} if len(long[0].split()[1]) > 2 else set()
         for match in re.finditer(rf"\b(?:{words}) ?0?(\d{{1,2}})\b", text):
-            found.add(f"{region}{int(match[1])}")
+            levels.add(f"{region}{int(match[1])}")
         for match in re.finditer(rf"\b(\w+) (?:{words}) vertebrae?\b", text):
             if match[1] in _ORDINALS:
-                found.add(f"{region}{_ORDINALS[match[1]]}")
+                levels.add(f"{region}{_ORDINALS[match[1]]}")
         for match in re.finditer(rf"\b(?:{words}) (?:vertebrae? )(?:no )?0?(\d{{1,2}})\b", text):
-            found.add(f"{region}{int(match[1])}")
+            levels.add(f"{region}{int(match[1])}")
     if re.search(r"\b(sacrum|sakrum|sacral|sacro|os sacrum|kreuzbein|s ?0?1|swk 1)\b", text):
-        found.add("S1")
+        levels.add("S1")
     if re.search(r"\batlas\b", text):
-        found.add("C1")
-    if re.search(r"\baxis\b", text) and "C" not in {level[0] for level in found}:
-        found.add("C2")
-    if len(found) > 1:
-        found -= {"T1", "T2"}  # beside a level they are the MRI's weighting
-    known = {level for level in found if level in (*LEVELS, "T13")}
-    return known.pop() if len(found) == 1 and len(known) == 1 else None
+        levels.add("C1")
+    if re.search(r"\baxis\b", text) and "C" not in {level[0] for level in levels}:
+        levels.add("C2")
+    if len(levels) > 1:
+        levels -= {"T1", "T2"}  # beside a level they are the MRI's weighting
+    known = {level for level in levels if level in (*LEVELS, "T13")}
+    return known.pop() if len(levels) == 1 and len(known) == 1 else None
 
 
 def tissue_of(name: str) -> str | None:

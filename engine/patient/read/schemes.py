@@ -358,6 +358,7 @@ def _monotone(numbers: list[int], heights_mm: Mapping[int, float]) -> bool:
 
 
 def some(numbers: list[int]) -> str:
+    """The first numbers, for a message."""
     return ", ".join(map(str, numbers[:12])) + (
         f", … ({len(numbers)} in all)" if len(numbers) > 12 else ""
     )

@@ -35,17 +35,21 @@ def read_volume(file: Path, max_voxels: int) -> Image:
     """
     if file.stat().st_size == 0:
         raise ValueError(f"{file} is empty; copy it again")
-    found = content(file)
-    if found.foreign or found.kind == "DICOM":
+    contents = content(file)
+    if contents.foreign or contents.kind == "DICOM":
         raise ValueError(
             f"{file}: not a readable {_expected(file)}; it is "
-            f"{found.foreign or 'a DICOM file, named otherwise'}"
+            f"{contents.foreign or 'a DICOM file, named otherwise'}"
         )
-    if found.gzipped and found.kind in ("NRRD", "MetaImage"):
-        raise ValueError(f"{file}: the whole {found.kind} is in a gzip; unpack it with `gzip -d`")
-    nifti = found.kind == "NIfTI" or (not found.kind and image_ending(file).startswith(".nii"))
-    image = _nifti(file, found, max_voxels) if nifti else _itk(file, found, max_voxels)
-    notes = (*image.notes, *(misnamed(file, found) if found.kind else ()))
+    if contents.gzipped and contents.kind in ("NRRD", "MetaImage"):
+        raise ValueError(
+            f"{file}: the whole {contents.kind} is in a gzip; unpack it with `gzip -d`"
+        )
+    nifti = contents.kind == "NIfTI" or (
+        not contents.kind and image_ending(file).startswith(".nii")
+    )
+    image = _nifti(file, contents, max_voxels) if nifti else _itk(file, contents, max_voxels)
+    notes = (*image.notes, *(misnamed(file, contents) if contents.kind else ()))
     return Image(image.values, image.lps_from_index, image.modality, notes, image.source)
 
 
@@ -60,27 +64,27 @@ def _expected(file: Path) -> str:
 
 
 @contextmanager
-def _opened(file: Path, found: Content) -> Iterator[Any]:
+def _opened(file: Path, contents: Content) -> Iterator[Any]:
     """The image, from its bytes (nibabel would go by the name); a gzip is read to its end, where
     its checksum is.
     """
-    if found.kind != "NIfTI":
+    if contents.kind != "NIfTI":
         yield nib.load(file, mmap=False)  # says what is wrong with it
         return
-    with gzip.open(file) if found.gzipped else file.open("rb") as stream:
+    with gzip.open(file) if contents.gzipped else file.open("rb") as stream:
         first = stream.read(8)
         stream.seek(0)
         kind = nib.Nifti2Image if first[4:8] == b"n+2\x00" else nib.Nifti1Image
         yield kind.from_stream(stream)
         try:
-            while found.gzipped and stream.read(1 << 20):
+            while contents.gzipped and stream.read(1 << 20):
                 pass
         except gzip.BadGzipFile as error:
             if "Not a gzipped file" not in str(error):  # something behind the gzip does no harm
                 raise
 
 
-def _nifti(file: Path, found: Content, max_voxels: int) -> Image:
+def _nifti(file: Path, contents: Content, max_voxels: int) -> Image:
     broken = (
         nib.filebasedimages.ImageFileError,
         nib.spatialimages.HeaderDataError,
@@ -89,7 +93,7 @@ def _nifti(file: Path, found: Content, max_voxels: int) -> Image:
         zlib.error,
     )
     try:
-        with _opened(file, found) as nifti:
+        with _opened(file, contents) as nifti:
             shape = three_axes(tuple(nifti.shape), file, max_voxels)
             kind = np.dtype(nifti.get_data_dtype())
             if kind.kind not in "iuf":
@@ -185,13 +189,13 @@ def _in_mm(rows: np.ndarray, unit: str) -> tuple[np.ndarray, list[str]]:
 # -- NRRD, MetaImage -------------------------------------------------------------------------------
 
 
-def _itk(file: Path, found: Content, max_voxels: int) -> Image:
+def _itk(file: Path, contents: Content, max_voxels: int) -> Image:
     import SimpleITK as sitk
 
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(file))
-    if found.kind:
-        reader.SetImageIO({"NRRD": "NrrdImageIO", "MetaImage": "MetaImageIO"}[found.kind])
+    if contents.kind:
+        reader.SetImageIO({"NRRD": "NrrdImageIO", "MetaImage": "MetaImageIO"}[contents.kind])
     try:
         reader.ReadImageInformation()
         keys = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
@@ -203,7 +207,7 @@ def _itk(file: Path, found: Content, max_voxels: int) -> Image:
         image = reader.Execute()
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].split("ITK ERROR:")[-1].strip()
-        form = image_ending(file)[1:].upper() or found.kind
+        form = image_ending(file)[1:].upper() or contents.kind
         raise ValueError(f"{file}: not a readable {form} image, or cut short ({reason})") from error
     dimension = image.GetDimension()
     matrix = np.eye(4)
@@ -211,7 +215,7 @@ def _itk(file: Path, found: Content, max_voxels: int) -> Image:
     matrix[:3, :3] = direction * np.array(image.GetSpacing())[:3]
     matrix[:3, 3] = image.GetOrigin()[:3]
     stored = sitk.GetArrayFromImage(image)
-    nrrd = (found.kind or image_ending(file)) in ("NRRD", ".nrrd", ".nhdr")
+    nrrd = (contents.kind or image_ending(file)) in ("NRRD", ".nrrd", ".nhdr")
     source = _source(file, "NRRD" if nrrd else "MetaImage")
     if image_ending(file) in (".nhdr", ".mhd"):  # the voxels are in another file
         source["sha256"] = hashlib.sha256(file.read_bytes() + stored.tobytes()).hexdigest()

@@ -1,29 +1,28 @@
-"""The files of a DICOM folder: their headers, sorted, and none of what is personal."""
+"""The files of a DICOM folder by their headers: slices, segmentations, structure sets, and what is
+skipped.
+"""
 
 from __future__ import annotations
 
-import logging
 import re
-import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.pixels import get_decoder
-from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID
 
-from engine.patient.read.dicom.tags import BROKEN, number_of, numbers_of, text_of, with_points
+from engine.patient.read.dicom.privacy import Redaction
+from engine.patient.read.dicom.slices import Slice, slices_of, unreadable_plane_tag
+from engine.patient.read.dicom.tags import BROKEN, number_of, text_of, with_points
 from engine.patient.read.files import dicom_head, files_under
 
 _STRUCTURES = "1.2.840.10008.5.1.4.1.1.481.3"
-_CONTOUR_DATA = 0x30060050
+_CONTOURS = "RTSTRUCT (contours)"
 _SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+#: Raw data, MR spectroscopy.
 _NO_PICTURES = ("1.2.840.10008.5.1.4.1.1.66", "1.2.840.10008.5.1.4.1.1.4.2")
 _DICOMDIR = "1.2.840.10008.1.3.10"
 #: CT, enhanced and legacy converted enhanced CT; MR, enhanced, enhanced colour and legacy converted
@@ -31,35 +30,15 @@ _DICOMDIR = "1.2.840.10008.1.3.10"
 _SLICES = tuple(
     f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("2", "2.1", "2.2", "4", "4.1", "4.3", "4.4")
 )
-#: What places a slice, and how many numbers each is.
-_PLANE = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
-#: Tags that tell several images of the same place apart (echoes, phases, magnitude and phase,
-#: reconstructions).
-STACK_TAGS = (
-    "ImageType",
-    "EchoTime",
-    "TemporalPositionIndex",
-    "DiffusionBValue",
-    "StackID",
-    "ConvolutionKernel",
-    "AcquisitionNumber",
-)
-#: Scanner settings that go to the source: text (shown if not personal) and numbers.
-TEXT_TAGS = ("Manufacturer", "ManufacturerModelName", "ConvolutionKernel", "PatientPosition")
-NUMBER_TAGS = ("KVP", "SliceThickness", "XRayTubeCurrent")
-#: Personal besides names, dates and times (which are told by their value representation).
-_PERSONAL = frozenset(
-    """PatientID OtherPatientIDs IssuerOfPatientID AccessionNumber StudyID AdmissionID PatientAddress PatientComments ImageComments
-    AdditionalPatientHistory MedicalRecordLocator InstitutionName InstitutionAddress InstitutionalDepartmentName StationName
-    PatientTelephoneNumbers MilitaryRank Occupation EthnicGroup RequestingService CurrentPatientLocation
-    PatientBirthName PatientReligiousPreference CountryOfResidence RegionOfResidence DeviceSerialNumber FrameComments StudyComments
-    RequestedProcedureComments VisitComments FillerOrderNumberImagingServiceRequest PlacerOrderNumberImagingServiceRequest""".split()
-)
-_INSTALL = {
-    "JPEG 2000": "pylibjpeg pylibjpeg-openjpeg",
-    "JPEG-LS": "pylibjpeg pylibjpeg-libjpeg",
-    "JPEG": "pylibjpeg pylibjpeg-libjpeg",
-}
+#: Where "DICM" ends in a file with a preamble.
+_HEAD_BYTES = 132
+#: A file without any of DICOM's usual tags is taken for something else above this size, bytes.
+_SMALL_BYTES = 200
+#: The pixels' tag in both byte orders, and the header of the first compressed fragment, bytes.
+_PIXEL_DATA = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
+_FRAGMENT_BYTES = 16
+#: Numbers whose product is the size of uncompressed pixels, bits.
+_SIZE_TAGS = ("Rows", "Columns", "NumberOfFrames", "BitsAllocated", "SamplesPerPixel")
 
 
 def is_dicom(path: str | Path) -> bool:
@@ -70,7 +49,7 @@ def is_dicom(path: str | Path) -> bool:
     """
     try:
         with Path(path).open("rb") as stream:
-            return dicom_head(stream.read(132))
+            return dicom_head(stream.read(_HEAD_BYTES))
     except PermissionError:
         raise
     except OSError:
@@ -82,113 +61,21 @@ def holds_dicom(folder: Path) -> bool:
     try:
         return any(is_dicom(file) for file in files_under(folder))
     except PermissionError:
-        return True  # `_read_folder` tells which file it is
-
-
-# -- privacy ---------------------------------------------------------------------------------------
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep pydicom's and highdicom's warnings away: they quote values, personal ones too."""
-    loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
-    levels = [log.level for log in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            for log in loggers:
-                log.setLevel(logging.CRITICAL + 1)
-            yield
-        finally:
-            for log, level in zip(loggers, levels, strict=True):
-                log.setLevel(level)
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+", text.lower())
-
-
-class Private:
-    """The words of the personal tags met so far, and which text may be shown beside them."""
-
-    def __init__(self) -> None:
-        self._words: set[str] = set()
-        self._met: set[tuple[str, ...]] = set()
-
-    def learn(self, ds: Dataset) -> None:
-        keys = ("PatientName", "PatientID", "AccessionNumber", "SeriesInstanceUID", "ImageComments")
-        met = tuple(text_of(ds, key) for key in keys)
-        if met in self._met:  # one pass through every element for each series, not for each slice
-            return
-        self._met.add(met)
-        for personal, value in _elements(ds):
-            if personal:
-                self._words.update(_words(value))
-
-    def hides(self, text: str) -> bool:
-        """Whether a text holds a word of a personal tag (short ones as a whole word), or looks
-        like a date or a long number."""
-        there = set(_words(text))
-        joined = "".join(_words(text))
-        if re.search(r"\d{1,4}[-./ ]\d{1,2}[-./ ]\d{2,4}|\d{6,}", text):
-            return True
-        return any(
-            word in there or (len(word) > 2 and (word in text.lower() or word in joined))
-            for word in self._words
-        )
-
-    def shown(self, text: str) -> str:
-        return "(withheld)" if text and self.hides(text) else text
-
-
-def _elements(ds: Dataset) -> Iterator[tuple[bool, str]]:
-    """Whether it is personal, and its value as text, of every element at every depth; damaged
-    ones as their bytes."""
-    for tag in list(ds.keys()):
-        if tag == _CONTOUR_DATA:
-            continue  # up to millions of numbers
-        try:
-            element = ds[tag]
-            if element.VR == "SQ":
-                for item in element.value:
-                    yield from _elements(item)
-            else:
-                yield (
-                    element.VR in ("PN", "DA", "DT") or element.keyword in _PERSONAL,
-                    str(element.value),
-                )
-        except BROKEN:
-            value = getattr(ds.get_item(tag), "value", None)
-            yield (
-                True,
-                (value.decode("latin-1") if isinstance(value, bytes) and len(value) < 1000 else ""),
-            )
-
-
-# -- the files of a folder -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Slice:
-    """One slice: a file, or a frame of one."""
-
-    file: int
-    frame: int | None
-    position: np.ndarray
-    axes: np.ndarray
-    pixel_mm: np.ndarray
-    size: tuple[int, int]
-    rescale: tuple[float, float] | None
-    rescale_type: str
-    cut: bool
-    tags: dict[str, str]
-    settings: dict[str, Any]
+        return True  # `read_folder` tells which file it is
 
 
 @dataclass
 class Folder:
-    """What a folder holds. `place` is what the user gave; files are numbered from 0 in
-    alphabetical order."""
+    """What a folder holds.
+
+    place           what the user gave
+    files           in alphabetical order; everything else names them by their index
+    slices, segmentations, structures
+                    what was found, the latter two as files
+    commas          how many files had decimal commas in their numbers
+    skipped         how many files were not read as slices, by what they are
+    redaction       what may be shown of their texts
+    """
 
     place: str
     files: list[Path]
@@ -197,50 +84,45 @@ class Folder:
     structures: list[int] = field(default_factory=list)
     commas: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
-    private: Private = field(default_factory=Private)
+    redaction: Redaction = field(default_factory=Redaction)
 
     def name(self, file: int) -> str:
-        """How a file is told: by its number, and by its name where that is a plain serial name."""
+        """What messages call a file: its number, and its name where that is a plain serial name."""
         if len(self.files) == 1:
             return "the file"
         name = self.files[file].name
         plain = re.fullmatch(
             r"(im|img|image|i|ct|mr|slice|frame)?[-_. ]*[\d.]+(\.dcm|\.ima)?", name, re.IGNORECASE
         )
-        told = (
-            f" ({name})" if plain and not self.private.hides(re.sub(r"\d{6,}", " ", name)) else ""
-        )
-        return f"file {file + 1} of {len(self.files)} in alphabetical order{told}"
+        # a serial number may be long; what else is in the name must not be personal
+        open_name = plain and not self.redaction.withholds(re.sub(r"\d{6,}", " ", name))
+        shown = f" ({name})" if open_name else ""
+        return f"file {file + 1} of {len(self.files)} in alphabetical order{shown}"
 
     def skipped_lines(self) -> list[str]:
+        """Notes on the files that were not read as slices, and on decimal commas."""
         lines = [f"{count} skipped: {what}" for what, count in sorted(self.skipped.items())]
-        return (
-            [*lines, f"decimal commas in the numbers of {self.commas} files read as decimal points"]
-            if self.commas
-            else lines
-        )
+        if self.commas:
+            lines.append(
+                f"decimal commas in the numbers of {self.commas} files read as decimal points"
+            )
+        return lines
 
 
 def read_folder(path: Path) -> Folder:
-    """Headers of all files. Raises where there is no DICOM, or a file is cut short before its
-    geometry."""
+    """The headers of all files under a folder, or of one file.
+
+    Raises: ValueError where there is no DICOM file, one may not be read, or is cut short before its
+    geometry.
+    """
     if path.is_dir():
         folder = Folder(str(path), files_under(path))
     else:
         folder = Folder(str(path.parent), [path])
     damaged = []
-    for number, file in enumerate(folder.files):
+    for number in range(len(folder.files)):
         try:
-            if not is_dicom(file):
-                folder.skipped["not DICOM"] += 1
-                continue
-            ds, cut = _header(file)
-            if ds is None:
-                folder.skipped["not DICOM"] += 1
-                continue
-            folder.commas += with_points(ds)
-            folder.private.learn(ds)
-            if not _sort(ds, cut, number, folder):
+            if not _add_file(number, folder):
                 damaged.append(number)
         except PermissionError:
             raise ValueError(
@@ -255,9 +137,9 @@ def read_folder(path: Path) -> Folder:
             + "; copy it again or remove it"
         )
     if folder.skipped["not DICOM"] == len(folder.files):
-        held = f"{len(folder.files)} other files" if folder.files else "no files"
+        contents = f"{len(folder.files)} other files" if folder.files else "no files"
         raise ValueError(
-            f"{folder.place} holds no DICOM file ({held}); give the folder with the series"
+            f"{folder.place} holds no DICOM file ({contents}); give the folder with the series"
         )
     if path.is_file() and folder.skipped["DICOMDIR"]:
         raise ValueError(
@@ -266,6 +148,18 @@ def read_folder(path: Path) -> Folder:
         )
     folder.skipped = +folder.skipped
     return folder
+
+
+def _add_file(number: int, folder: Folder) -> bool:
+    """Read a file's header and put it where it belongs in the folder; False where it is damaged."""
+    file = folder.files[number]
+    ds, truncated = _header(file) if is_dicom(file) else (None, False)
+    if ds is None:
+        folder.skipped["not DICOM"] += 1
+        return True
+    folder.commas += with_points(ds)
+    folder.redaction.learn(ds)
+    return _add_dataset(ds, truncated, number, folder)
 
 
 def _header(file: Path) -> tuple[Dataset | None, bool]:
@@ -282,228 +176,66 @@ def _header(file: Path) -> tuple[Dataset | None, bool]:
         and "Modality" not in ds
         and "SOPClassUID" not in ds
         and len(meta) == 0
-        and size > 200
+        and size > _SMALL_BYTES
     ):
         return None, False
     if syntax and UID(syntax).is_deflated:
         return ds, False  # read as a whole already
-    if tag not in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10"):
+    if tag not in _PIXEL_DATA:
         return ds, True
     if syntax and UID(syntax).is_compressed:
-        return ds, size - where < 16
-    figures = [
-        number_of(ds, key) or 1
-        for key in ("Rows", "Columns", "NumberOfFrames", "BitsAllocated", "SamplesPerPixel")
-    ]
-    return ds, size - where < int(np.prod(figures)) // 8
+        return ds, size - where < _FRAGMENT_BYTES
+    bits = int(np.prod([number_of(ds, key) or 1 for key in _SIZE_TAGS]))
+    return ds, size - where < bits // 8
 
 
-def _sort(ds: Dataset, cut: bool, number: int, folder: Folder) -> bool:
-    """Put a file's slices where they belong, or count it as skipped; False where its header is
-    damaged."""
+def _add_dataset(ds: Dataset, truncated: bool, number: int, folder: Folder) -> bool:
+    """Put a data set's slices, or its file's number, where they belong in the folder, or count it
+    as skipped; False where its header is damaged."""
     meta = getattr(ds, "file_meta", FileMetaDataset())
     sop = text_of(ds, "SOPClassUID") or text_of(meta, "MediaStorageSOPClassUID")
     modality = text_of(ds, "Modality")
-    if sop == _DICOMDIR:
-        folder.skipped["DICOMDIR"] += 1
-    elif sop in _SEGMENTATIONS:
-        folder.segmentations.append(number)
-        folder.skipped["segmentation (SEG)"] += 1
-    elif sop == _STRUCTURES or modality == "RTSTRUCT":
-        folder.structures.append(number)
-        folder.skipped["RTSTRUCT (contours)"] += 1
-    elif not modality and (sop in _SLICES or not sop):
+    must_be_slices = sop in _SLICES or not sop
+    if must_be_slices and not modality:
         return False
-    elif modality not in ("CT", "MR"):
-        known = re.fullmatch(r"[A-Z]{2,10}", modality) and not folder.private.hides(modality)
-        folder.skipped[f"{modality if known else 'other'} object"] += 1
-    elif sop in _NO_PICTURES:
-        folder.skipped[f"{modality} raw data or spectroscopy"] += 1
-    elif "LOCALIZER" in text_of(ds, "ImageType").upper():
-        folder.skipped["localizer"] += 1
-    elif (number_of(ds, "SamplesPerPixel") or 1) != 1 or text_of(
-        ds, "PhotometricInterpretation"
-    ).startswith("PALETTE"):
-        folder.skipped["colour picture (screen capture)"] += 1
-    else:
-        slices = _slices(ds, cut, number)
-        if not slices and cut and (sop in _SLICES or not sop):
-            return False
-        if not slices:
-            why = next(
-                (
-                    key
-                    for key, count in _PLANE.items()
-                    if key in ds and numbers_of(ds, key, count) is None and _filled(ds, key)
-                ),
-                "",
-            )
-            what = (
-                f"picture whose {why} can't be read as numbers"
-                if why
-                else "picture without position, direction or pixel spacing"
-            )
-            folder.skipped[what if why else f"{what} (screen capture or report)"] += 1
-        folder.slices += slices
+    other = _other_kind(ds, sop, modality, folder.redaction)
+    if sop in _SEGMENTATIONS:
+        folder.segmentations.append(number)
+    elif other == _CONTOURS:
+        folder.structures.append(number)
+    if other:
+        folder.skipped[other] += 1
+        return True
+    slices = slices_of(ds, truncated, number)
+    if not slices and truncated and must_be_slices:
+        return False
+    if not slices:
+        tag = unreadable_plane_tag(ds)
+        folder.skipped[
+            f"picture whose {tag} can't be read as numbers"
+            if tag
+            else "picture without position, direction or pixel spacing (screen capture or report)"
+        ] += 1
+    folder.slices += slices
     return True
 
 
-def _filled(ds: Dataset, keyword: str) -> bool:
-    """Whether a tag that is there holds anything, readable or not."""
-    return bool(getattr(ds.get_item(keyword), "value", None))
-
-
-def _slices(ds: Dataset, cut: bool, number: int) -> list[Slice]:
-    """The slices of a file; none where size, place, direction or pixel spacing are missing."""
-    size = (int(number_of(ds, "Rows") or 0), int(number_of(ds, "Columns") or 0))
-    frames = int(number_of(ds, "NumberOfFrames") or 1)
-    shared, per_frame = (
-        ds.get("SharedFunctionalGroupsSequence"),
-        ds.get("PerFrameFunctionalGroupsSequence"),
-    )
-    common = shared[0] if shared else Dataset()
-    if per_frame and len(per_frame) != frames:
-        return []
-    settings = _settings(ds)
-    out = []
-    for frame in range(frames if per_frame else 1):
-        own = per_frame[frame] if per_frame else Dataset()
-
-        def group(name: str, own: Dataset = own) -> Dataset | None:
-            found = own.get(name) or common.get(name)
-            return found[0] if found else None if per_frame else ds
-
-        position = numbers_of(group("PlanePositionSequence"), "ImagePositionPatient", 3)
-        axes = numbers_of(group("PlaneOrientationSequence"), "ImageOrientationPatient", 6)
-        measures, transform = (
-            group("PixelMeasuresSequence"),
-            group("PixelValueTransformationSequence"),
-        )
-        pixel = numbers_of(measures, "PixelSpacing", 2)
-        if (
-            position is None
-            or axes is None
-            or pixel is None
-            or min(size) < 2
-            or min(pixel) <= 0
-            or (frames > 1 and not per_frame)
-        ):
-            return []
-        slope, intercept = (
-            number_of(transform, "RescaleSlope"),
-            number_of(transform, "RescaleIntercept"),
-        )
-        kind = group(f"{settings['Modality']}ImageFrameTypeSequence") or group(
-            "MRImageFrameTypeSequence"
-        )
-        content = group("FrameContentSequence") or Dataset()
-        kernel = group("CTReconstructionSequence") or Dataset()
-        tags = {
-            "ImageType": text_of(kind or ds, "FrameType") or text_of(ds, "ImageType"),
-            "EchoTime": (
-                text_of(group("MREchoSequence") or ds, "EffectiveEchoTime")
-                or text_of(ds, "EchoTime")
-            ),
-            "TemporalPositionIndex": (
-                text_of(content, "TemporalPositionIndex")
-                or text_of(ds, "TemporalPositionIdentifier")
-            ),
-            "DiffusionBValue": text_of(group("MRDiffusionSequence") or ds, "DiffusionBValue"),
-            "StackID": text_of(content, "StackID"),
-            "ConvolutionKernel": (
-                text_of(kernel, "ConvolutionKernel") or text_of(ds, "ConvolutionKernel")
-            ),
-            "AcquisitionNumber": (
-                text_of(content, "FrameAcquisitionNumber") or text_of(ds, "AcquisitionNumber")
-            ),
-        }
-        here = dict(settings)
-        if per_frame:
-            here |= {
-                "ConvolutionKernel": tags["ConvolutionKernel"],
-                "SliceThickness": number_of(measures, "SliceThickness"),
-                "KVP": number_of(group("CTXRayDetailsSequence"), "KVP"),
-                "XRayTubeCurrent": number_of(group("CTExposureSequence"), "XRayTubeCurrentInmA"),
-            }
-        out.append(
-            Slice(
-                number,
-                frame if per_frame else None,
-                position,
-                axes.reshape(2, 3),
-                pixel,
-                size,
-                None if slope is None or intercept is None or slope == 0.0 else (slope, intercept),
-                text_of(transform or ds, "RescaleType").upper(),
-                cut,
-                tags,
-                here,
-            )
-        )
-    return out
-
-
-def _settings(ds: Dataset) -> dict[str, Any]:
-    agent = text_of(ds, "ContrastBolusAgent").upper()
-    lossy = text_of(ds, "LossyImageCompression") == "01"
-    return {
-        "Modality": text_of(ds, "Modality"),
-        **{key: text_of(ds, key) for key in TEXT_TAGS},
-        **{key: number_of(ds, key) for key in NUMBER_TAGS},
-        "ContrastBolusAgent": (
-            bool(ds.get("ContrastBolusAgentSequence")) or agent not in ("", "NO", "NONE")
-        ),
-        "LossyImageCompression": lossy,
-        "SeriesInstanceUID": text_of(ds, "SeriesInstanceUID"),
-        "StudyInstanceUID": text_of(ds, "StudyInstanceUID"),
-        "FrameOfReferenceUID": text_of(ds, "FrameOfReferenceUID"),
-        "SeriesNumber": text_of(ds, "SeriesNumber"),
-        "SeriesDescription": text_of(ds, "SeriesDescription"),
-    }
-
-
-def read_dataset(number: int, folder: Folder) -> Dataset:
-    """A file with its pixels. Raises where it is cut short, or compressed in a way that can't be
-    decoded here."""
-    try:
-        ds = pydicom.dcmread(folder.files[number], force=True)
-        meta = getattr(ds, "file_meta", None) or FileMetaDataset()
-        if "TransferSyntaxUID" not in meta:  # no preamble: as pydicom found it
-            implicit, little = ds.original_encoding
-            meta.TransferSyntaxUID = (
-                ImplicitVRLittleEndian
-                if implicit
-                else ExplicitVRLittleEndian
-                if little
-                else ExplicitVRBigEndian
-            )
-            ds.file_meta = meta
-        syntax = UID(meta.TransferSyntaxUID)
-        high, stored = number_of(ds, "HighBit"), number_of(ds, "BitsStored")
-    except BROKEN:
-        raise ValueError(
-            f"{folder.place}: {folder.name(number)} can't be read: cut short or damaged; copy it"
-            " again"
-        ) from None
-    if not any(key in ds for key in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        raise ValueError(
-            f"{folder.place}: {folder.name(number)} is cut short in its pixels; copy it again"
-        )
-    if high is not None and stored is not None and high != stored - 1:
-        raise ValueError(
-            f"{folder.place}: {folder.name(number)} has HighBit {high:g} for {stored:g} stored"
-            " bits; export it again"
-        )
-    try:
-        known = bool(get_decoder(syntax).is_available)
-    except NotImplementedError:
-        known = False
-    if not known:
-        name = syntax.name if not folder.private.hides(syntax.name) else "unknown"
-        packages = next((packages for key, packages in _INSTALL.items() if key in name), "")
-        advice = f"pip install {packages}, or export" if packages else "export"
-        raise ValueError(
-            f"{folder.place}: no decoder for the transfer syntax {name} ({syntax}) of"
-            f" {folder.name(number)}; {advice} it uncompressed"
-        )
-    return ds
+def _other_kind(ds: Dataset, sop: str, modality: str, redaction: Redaction) -> str:
+    """What a data set is, in words, where it holds no CT or MR slices; "" where it may."""
+    if sop == _DICOMDIR:
+        return "DICOMDIR"
+    if sop in _SEGMENTATIONS:
+        return "segmentation (SEG)"
+    if sop == _STRUCTURES or modality == "RTSTRUCT":
+        return _CONTOURS
+    if modality not in ("CT", "MR"):
+        known = re.fullmatch(r"[A-Z]{2,10}", modality) and not redaction.withholds(modality)
+        return f"{modality if known else 'other'} object"
+    if sop in _NO_PICTURES:
+        return f"{modality} raw data or spectroscopy"
+    if "LOCALIZER" in text_of(ds, "ImageType").upper():
+        return "localizer"
+    palette = text_of(ds, "PhotometricInterpretation").startswith("PALETTE")
+    if (number_of(ds, "SamplesPerPixel") or 1) != 1 or palette:
+        return "colour picture (screen capture)"
+    return ""

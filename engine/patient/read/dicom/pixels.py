@@ -5,16 +5,25 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
-from pydicom.dataset import Dataset
-from pydicom.pixels import pixel_array
+import pydicom
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.pixels import get_decoder, pixel_array
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from engine.patient.read.dicom.headers import Folder, Slice, read_dataset
+from engine.patient.read.dicom.headers import Folder
+from engine.patient.read.dicom.slices import Slice
 from engine.patient.read.dicom.stacks import PLANE_TOLERANCE, heights_mm, list_mm, same_place
 from engine.patient.read.dicom.tags import BROKEN, number_of
 from engine.patient.read.image import PADDING_HU
 
 #: A padding value of more HU than this could be tissue: it is left as it is.
 PADDING_BELOW_HU = -900.0
+#: What decodes a transfer syntax, by the first of these that is in its name.
+_INSTALL = {
+    "JPEG 2000": "pylibjpeg pylibjpeg-openjpeg",
+    "JPEG-LS": "pylibjpeg pylibjpeg-libjpeg",
+    "JPEG": "pylibjpeg pylibjpeg-libjpeg",
+}
 
 
 def without_doubles(
@@ -68,7 +77,7 @@ class PixelReader:
         """Values [column, row]: int32, or float64 where the rescale isn't whole."""
         if item.file != self._file:
             self._file, self._ds = -1, Dataset()  # free the last one first
-            self._ds = read_dataset(item.file, self._folder)
+            self._ds = _read_dataset(item.file, self._folder)
             self._file = item.file
         ds = self._ds
         try:
@@ -99,6 +108,7 @@ class PixelReader:
     def _unpadded(
         self, stored: np.ndarray, values: np.ndarray, item: Slice, ds: Dataset
     ) -> np.ndarray:
+        """The HU with padding, and what lies below the scale, set to PADDING_HU (in place)."""
         slope, intercept = item.rescale or (1.0, 0.0)
         ends = [_padding(ds, key) for key in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
         if ends[0] is not None:
@@ -118,6 +128,7 @@ class PixelReader:
         return values
 
     def notes(self) -> list[str]:
+        """What was replaced in the slices read so far."""
         lines = [
             f"padding outside the field of view ({hu} HU) set to {PADDING_HU} HU"
             for hu, count in self._padded.items()
@@ -131,6 +142,54 @@ class PixelReader:
         return (
             [*lines, f"{low} voxels below {PADDING_HU} HU set to {PADDING_HU} HU"] if low else lines
         )
+
+
+def _read_dataset(number: int, folder: Folder) -> Dataset:
+    """A file with its pixels.
+
+    Raises: ValueError where it is cut short, or compressed in a way that can't be decoded here.
+    """
+    name = f"{folder.place}: {folder.name(number)}"
+    try:
+        ds = pydicom.dcmread(folder.files[number], force=True)
+        meta = getattr(ds, "file_meta", None) or FileMetaDataset()
+        if "TransferSyntaxUID" not in meta:  # no preamble: as pydicom found it
+            implicit, little = ds.original_encoding
+            meta.TransferSyntaxUID = (
+                ImplicitVRLittleEndian
+                if implicit
+                else ExplicitVRLittleEndian
+                if little
+                else ExplicitVRBigEndian
+            )
+            ds.file_meta = meta
+        syntax = UID(meta.TransferSyntaxUID)
+        high, stored = number_of(ds, "HighBit"), number_of(ds, "BitsStored")
+    except BROKEN:
+        raise ValueError(f"{name} can't be read: cut short or damaged; copy it again") from None
+    if not any(key in ds for key in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        raise ValueError(f"{name} is cut short in its pixels; copy it again")
+    if high is not None and stored is not None and high != stored - 1:
+        raise ValueError(f"{name} has HighBit {high:g} for {stored:g} stored bits; export it again")
+    _check_decoder(syntax, number, folder)
+    return ds
+
+
+def _check_decoder(syntax: UID, number: int, folder: Folder) -> None:
+    """Raises ValueError where nothing that is installed decodes a transfer syntax."""
+    try:
+        known = bool(get_decoder(syntax).is_available)
+    except NotImplementedError:
+        known = False
+    if known:
+        return
+    name = syntax.name if not folder.redaction.withholds(syntax.name) else "unknown"
+    packages = next((packages for key, packages in _INSTALL.items() if key in name), "")
+    advice = f"pip install {packages}, or export" if packages else "export"
+    raise ValueError(
+        f"{folder.place}: no decoder for the transfer syntax {name} ({syntax}) of"
+        f" {folder.name(number)}; {advice} it uncompressed"
+    )
 
 
 def _padding(ds: Dataset, keyword: str) -> float | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from engine.patient.read.combined import combined, doubled, precedence
-from engine.patient.read.dicom.seg import openly
+from engine.patient.read.dicom.seg import public_name
 from engine.patient.read.dicom.tags import BROKEN, hashed, text_of, with_points
 from engine.patient.read.files import listed
 from engine.patient.read.image import Image
@@ -26,6 +27,8 @@ from engine.patient.read.names import level_of, tissue_of
 
 #: Contours lie in the planes of the scan's slices to this share of their distance.
 IN_PLANE = 0.25
+#: Kinds of contour that enclose something; "" where the file doesn't say.
+_CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "CLOSED_PLANAR_XOR", "")
 REMEDY = (
     "give the scan too (source=ct or mri), or convert it: 3D Slicer (load both, export the "
     "segmentation as label map), dcmrtstruct2nii convert -r RTSTRUCT.dcm -d SCAN_FOLDER -o OUT, "
@@ -34,8 +37,18 @@ REMEDY = (
 )
 
 
+@dataclass(frozen=True)
+class _Regions:
+    """The regions of a structure set by ROI number: their names, their closed contours [n, 3] in
+    LPS mm, and the UIDs of the frames of reference that they are in."""
+
+    names: dict[int, str]
+    contours: dict[int, list[np.ndarray]]
+    frames: set[str]
+
+
 def read_structures(
-    file: Path, place: str, name: str, shown: Callable[[str], str], scan: Image | None
+    file: Path, place: str, name: str, redacted: Callable[[str], str], scan: Image | None
 ) -> Image:
     """The label image on the scan's grid of the regions whose names are understood; numbers are the
     ROI numbers.
@@ -47,14 +60,49 @@ def read_structures(
     name = f"{place}: RTSTRUCT (contours; {name})"
     if scan is None:
         raise ValueError(f"{name} needs the scan that it was drawn on; {REMEDY}")
+    regions = _regions(file, name, redacted)
+    names = _names_read(regions, name)
+    inverse = np.linalg.inv(scan.lps_from_index)
+    shape = scan.values.shape
+    digest = hashlib.sha256()
+
+    def masks() -> Iterator[tuple[int, np.ndarray]]:
+        for number in precedence(names):
+            contours = regions.contours[number]
+            index = [points @ inverse[:3, :3].T + inverse[:3, 3] for points in contours]
+            for points in contours:
+                digest.update(np.ascontiguousarray(points.round(4)).tobytes())
+            yield number, _filled(index, shape, f"{name}: {names[number]}")
+
+    values, overlaps = combined(masks(), names, shape, name)
+    notes = [f"contours of {len(names)} regions filled on the scan's grid (even-odd rule)"]
+    others = {n: text for n, text in regions.names.items() if n not in names}
+    if others:
+        notes.append(f"{len(others)} regions not read: {_list(others)}")
+    source = {
+        "path": place,
+        "format": "RTSTRUCT",
+        "modality": "SEG",
+        "files": 1,
+        "segments": names,
+        "numbers_mean_nothing": True,
+        "sha256": digest.hexdigest(),
+    }
+    if len(regions.frames) == 1 and (frame := next(iter(regions.frames))):
+        source["FrameOfReferenceUID_sha256"] = hashed(frame)
+    return Image(values, scan.lps_from_index.copy(), "SEG", (*notes, *overlaps), source)
+
+
+def _regions(file: Path, name: str, redacted: Callable[[str], str]) -> _Regions:
+    """What a structure set holds. Raises ValueError where it is damaged."""
     try:
         ds = pydicom.dcmread(file)
         with_points(ds)
         names = {
-            int(roi.ROINumber): openly(text_of(roi, "ROIName"), shown)
+            int(roi.ROINumber): public_name(text_of(roi, "ROIName"), redacted)
             for roi in ds.StructureSetROISequence
         }
-        drawn = {
+        contours = {
             int(item.ReferencedROINumber): _contours(item)
             for item in ds.get("ROIContourSequence") or ()
         }
@@ -64,46 +112,27 @@ def read_structures(
         }
     except BROKEN:
         raise ValueError(f"{name} can't be read: cut short or damaged; copy it again") from None
-    read = {
+    return _Regions(names, contours, frames)
+
+
+def _names_read(regions: _Regions, name: str) -> dict[int, str]:
+    """The names of the regions that have contours and are understood.
+
+    Raises: ValueError where none of them is a level's, or two are one level's.
+    """
+    names = {
         n: text
-        for n, text in names.items()
-        if n > 0 and drawn.get(n) and (level_of(text) or tissue_of(text))
+        for n, text in regions.names.items()
+        if n > 0 and regions.contours.get(n) and (level_of(text) or tissue_of(text))
     }
-    if not any(level_of(text) for text in read.values()):
+    if not any(level_of(text) for text in names.values()):
         raise ValueError(
             f"{name} has no contours of a region named after a vertebra (L4, vertebrae_L4, sacrum, "
-            f"…); it holds {_list(names)}"
+            f"…); it holds {_list(regions.names)}"
         )
-    if twice := doubled(read):
+    if twice := doubled(names):
         raise ValueError(f"{name}: {twice}; keep one of them")
-    inverse = np.linalg.inv(scan.lps_from_index)
-    digest = hashlib.sha256()
-    notes: list[str] = []
-
-    def masks() -> Iterator[tuple[int, np.ndarray]]:
-        for number in precedence(read):
-            index = [points @ inverse[:3, :3].T + inverse[:3, 3] for points in drawn[number]]
-            for points in drawn[number]:
-                digest.update(np.ascontiguousarray(points.round(4)).tobytes())
-            yield number, _filled(index, scan.values.shape, f"{name}: {read[number]}")
-
-    values, lines = combined(masks(), read, scan.values.shape, name)
-    left = {n: text for n, text in names.items() if n not in read}
-    notes.append(f"contours of {len(read)} regions filled on the scan's grid (even-odd rule)")
-    if left:
-        notes.append(f"{len(left)} regions not read: {_list(left)}")
-    source = {
-        "path": place,
-        "format": "RTSTRUCT",
-        "modality": "SEG",
-        "files": 1,
-        "segments": read,
-        "numbers_mean_nothing": True,
-        "sha256": digest.hexdigest(),
-    }
-    if len(frames) == 1 and (frame := frames.pop()):
-        source["FrameOfReferenceUID_sha256"] = hashed(frame)
-    return Image(values, scan.lps_from_index.copy(), "SEG", (*notes, *lines), source)
+    return names
 
 
 def _list(names: dict[int, str]) -> str:
@@ -114,12 +143,7 @@ def _contours(item: Dataset) -> list[np.ndarray]:
     """Closed contours [n, 3] of a region, LPS mm."""
     out = []
     for contour in item.get("ContourSequence") or ():
-        if text_of(contour, "ContourGeometricType").replace(" ", "") in (
-            "CLOSED_PLANAR",
-            "CLOSEDPLANAR_XOR",
-            "CLOSED_PLANAR_XOR",
-            "",
-        ):
+        if text_of(contour, "ContourGeometricType").replace(" ", "") in _CLOSED:
             points = np.array(contour.ContourData, float).reshape(-1, 3)
             out += [points] if len(points) > 2 else []
     return out

@@ -33,10 +33,10 @@ _CODES = (
 
 
 def read_seg(
-    file: Path, place: str, name: str, shown: Callable[[str], str], max_voxels: int
+    file: Path, place: str, name: str, redacted: Callable[[str], str], max_voxels: int
 ) -> Image:
-    """The label image of one file; `name` tells the file in errors, `shown` withholds what is
-    personal of a text.
+    """The label image of one file; `name` is what errors call the file, `redacted` withholds what
+    is personal of a text.
 
     Segments that overlap by at most 1 % of the smaller are parted (combined.py), with a note.
 
@@ -50,19 +50,11 @@ def read_seg(
             f"{place}: a DICOM segmentation needs highdicom; pip install highdicom, or give a NIfTI"
         ) from None
     name = f"{place}: the segmentation ({name})"
-    try:
-        header = pydicom.dcmread(file, stop_before_pixels=True)
-        size = (
-            *(int(number_of(header, key) or 1) for key in ("Columns", "Rows")),
-            _positions(header),
-        )
-        kind = text_of(header, "SegmentationType")
-    except BROKEN:
-        raise ValueError(f"{name} can't be read: cut short or damaged; copy it again") from None
-    check_size(size, place, max_voxels)
+    header = _header(file, place, name, max_voxels)
+    kind = text_of(header, "SegmentationType")
     try:
         seg = highdicom.seg.segread(file)
-        segments = {int(s.SegmentNumber): segment_name(s, shown) for s in seg.SegmentSequence}
+        segments = {int(s.SegmentNumber): segment_name(s, redacted) for s in seg.SegmentSequence}
         segments.pop(0, None)
         volume = _volume(seg, list(segments))
         overlapping = volume is None
@@ -89,12 +81,35 @@ def read_seg(
             f"{name} holds a single slice of shape {values.shape}; give the whole volume"
         )
     matrix = np.array(volume.affine, float)[:, [2, 1, 0, 3]]
+    source = _source(header, place, segments, values, matrix)
+    return Image(values, matrix, "SEG", tuple(notes), source)
+
+
+def _header(file: Path, place: str, name: str, max_voxels: int) -> Dataset:
+    """Everything before the pixels. Raises ValueError where it is damaged, or the frames have too
+    many voxels."""
+    try:
+        header = pydicom.dcmread(file, stop_before_pixels=True)
+        size = (
+            *(int(number_of(header, key) or 1) for key in ("Columns", "Rows")),
+            _positions(header),
+        )
+    except BROKEN:
+        raise ValueError(f"{name} can't be read: cut short or damaged; copy it again") from None
+    check_size(size, place, max_voxels)
+    return header
+
+
+def _source(
+    header: Dataset, place: str, segments: dict[int, str], values: np.ndarray, matrix: np.ndarray
+) -> dict[str, Any]:
+    """What may be kept of where the labels come from."""
     digest = hashlib.sha256(
         repr((values.shape, values.dtype.str)).encode()
         + np.ascontiguousarray(matrix.round(6)).tobytes()
     )
     digest.update(np.ascontiguousarray(values.T).data)
-    source = {
+    return {
         "path": place,
         "format": "DICOM-SEG",
         "modality": "SEG",
@@ -105,7 +120,6 @@ def read_seg(
         "FrameOfReferenceUID_sha256": hashed(text_of(header, "FrameOfReferenceUID")),
         "sha256": digest.hexdigest(),
     }
-    return Image(values, matrix, "SEG", tuple(notes), source)
 
 
 def _volume(seg: Any, numbers: list[int]) -> Any:
@@ -132,7 +146,7 @@ def _positions(header: Dataset) -> int:
     return max(len(places), 1)
 
 
-def segment_name(segment: Dataset, shown: Callable[[str], str]) -> str:
+def segment_name(segment: Dataset, redacted: Callable[[str], str]) -> str:
     """The name of a segment that says most: its label, else what its codes mean (with their
     side).
     """
@@ -144,12 +158,12 @@ def segment_name(segment: Dataset, shown: Callable[[str], str]) -> str:
                 text_of(code, "CodeMeaning") for code in item.get(side) or segment.get(side) or ()
             ]
             meanings += [*(f"{text} {meaning}" for text in sides), meaning]
-    return openly(telling_name(text_of(segment, "SegmentLabel"), meanings), shown)
+    return public_name(telling_name(text_of(segment, "SegmentLabel"), meanings), redacted)
 
 
-def openly(name: str, shown: Callable[[str], str]) -> str:
-    """A name that may be shown; where it can't, the level or tissue that it is of, which is no
-    one's secret.
+def public_name(name: str, redacted: Callable[[str], str]) -> str:
+    """A name that may be shown; where it can't be, the level or tissue that it is of, which is not
+    personal.
     """
-    text = shown(name)
+    text = redacted(name)
     return text if text == name else level_of(name) or tissue_of(name) or text

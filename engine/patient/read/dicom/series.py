@@ -28,17 +28,12 @@ from typing import Any
 
 import numpy as np
 
-from engine.patient.read.dicom.headers import (
-    NUMBER_TAGS,
-    TEXT_TAGS,
-    Folder,
-    Slice,
-    quiet,
-    read_folder,
-)
+from engine.patient.read.dicom.headers import Folder, read_folder
 from engine.patient.read.dicom.pixels import PixelReader, read_voxels, without_doubles
+from engine.patient.read.dicom.privacy import quiet
 from engine.patient.read.dicom.rtstruct import read_structures
 from engine.patient.read.dicom.seg import read_seg
+from engine.patient.read.dicom.slices import NUMBER_TAGS, TEXT_TAGS, Slice
 from engine.patient.read.dicom.stacks import (
     Stack,
     affine_of,
@@ -49,6 +44,9 @@ from engine.patient.read.dicom.stacks import (
 )
 from engine.patient.read.dicom.tags import hashed
 from engine.patient.read.image import MAX_VOXELS, Image, check_size
+
+#: Slices that stand this many thicknesses apart have gaps between them.
+_GAP = 1.05
 
 
 def read_series(path: str | Path, series: str | None = None, max_voxels: int = MAX_VOXELS) -> Image:
@@ -83,34 +81,37 @@ def read_segmentation(
     """
     with quiet():
         folder = read_folder(Path(path))
-        marked = folder.segmentations or folder.structures
-        if not marked:
+        labelling = folder.segmentations or folder.structures
+        if not labelling:
             return None
         kind = "DICOM segmentations" if folder.segmentations else "structure sets (RTSTRUCT)"
-        if len(marked) > 1:
-            which = ", ".join(folder.name(n) for n in marked)
-            raise ValueError(f"{folder.place}: {len(marked)} {kind} ({which}); give one as a file")
-        file, name = folder.files[marked[0]], folder.name(marked[0])
+        if len(labelling) > 1:
+            which = ", ".join(folder.name(n) for n in labelling)
+            raise ValueError(
+                f"{folder.place}: {len(labelling)} {kind} ({which}); give one as a file"
+            )
+        file, name = folder.files[labelling[0]], folder.name(labelling[0])
         if folder.segmentations:
-            return read_seg(file, folder.place, name, folder.private.shown, max_voxels)
+            return read_seg(file, folder.place, name, folder.redaction.redacted, max_voxels)
         if scan is None and folder.slices:
             stack, lines = chosen_stack(stacks_of(folder), None, folder)
             scan = _assemble(stack, lines, folder, max_voxels)
-        return read_structures(file, folder.place, name, folder.private.shown, scan)
+        return read_structures(file, folder.place, name, folder.redaction.redacted, scan)
 
 
 # -- one stack → an image --------------------------------------------------------------------------
 
 
 def _assemble(stack: Stack, notes: list[str], folder: Folder, max_voxels: int) -> Image:
+    """The image of one stack, with `notes` and what was repaired or assumed on the way."""
     slices, ct = stack.slices, stack.tag("Modality") == "CT"
     rows, columns = slices[0].size
     check_size((columns, rows, len(slices)), folder.place, max_voxels)
-    short = [s for s in slices if s.cut]
-    if short:
+    truncated = [s for s in slices if s.truncated]
+    if truncated:
         raise ValueError(
-            f"{folder.place}: {folder.name(short[0].file)} is cut short ({len(short)} in all); copy"
-            " it again or remove it"
+            f"{folder.place}: {folder.name(truncated[0].file)} is cut short"
+            f" ({len(truncated)} in all); copy it again or remove it"
         )
     if ct:
         notes += check_hu(slices, folder)
@@ -126,7 +127,7 @@ def _assemble(stack: Stack, notes: list[str], folder: Folder, max_voxels: int) -
         notes.append("the images were compressed with loss: HU are approximate")
     spacing = float(matrix[:3, 2] @ np.cross(axes[0], axes[1]))
     thickness = slices[0].settings["SliceThickness"]
-    if thickness and spacing > 1.05 * thickness:
+    if thickness and spacing > _GAP * thickness:
         notes.append(f"gaps between slices: {thickness:g} mm thick, {spacing:.4g} mm apart")
     return Image(
         values,
@@ -148,9 +149,9 @@ def _provenance(
     }
     source["files"] = len({s.file for s in slices})
     for key in TEXT_TAGS:
-        found = sorted({folder.private.shown(s.settings[key]) for s in slices} - {""})
-        if found:
-            source[key] = found[0] if len(found) == 1 else found
+        texts = sorted({folder.redaction.redacted(s.settings[key]) for s in slices} - {""})
+        if texts:
+            source[key] = texts[0] if len(texts) == 1 else texts
     for key in NUMBER_TAGS:
         numbers = [s.settings[key] for s in slices if s.settings[key] is not None]
         if numbers:

@@ -7,17 +7,37 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.patient.read.dicom.headers import STACK_TAGS, TEXT_TAGS, Folder, Private, Slice
+from engine.patient.read.dicom.headers import Folder
+from engine.patient.read.dicom.privacy import Redaction
 from engine.patient.read.dicom.seg import SPACING_TOLERANCE
+from engine.patient.read.dicom.slices import STACK_TAGS, TEXT_TAGS, Slice
 
 #: A slice may lie SPACING_TOLERANCE of the slice distance off the regular grid (positions are often
 #: rounded to 0.1 mm), and this share of a pixel within its plane.
 PLANE_TOLERANCE = 0.25
 #: Slices of one stack agree to this in their direction cosines.
 SAME_DIRECTION = 5e-3
-
-
-# -- series ----------------------------------------------------------------------------------------
+#: Their pixel spacings agree to this share.
+_SAME_SPACING = 1e-3
+#: Slices nearer to each other than this, or than this share of the usual step, lie in one place.
+_SAME_PLACE_MM, _SAME_PLACE_SHARE = 0.01, 0.02
+#: From so many series of one slice each on they are taken for one whose UIDs an anonymiser made.
+_LEAST_SINGLES = 3
+#: Row and column directions may be this far off orthonormal (greatest element of X·Xᵀ − 1); a note
+#: says so from the second.
+_LARGEST_SKEW, _NOTED_SKEW = 0.05, 1e-4
+#: RescaleType of values that are HU, or that say nothing against it.
+_HU_TYPES = ("", "HU", "US", "HU_MOD")
+#: What tells series without a SeriesInstanceUID apart.
+_SERIES_SETTINGS = (
+    "StudyInstanceUID",
+    "FrameOfReferenceUID",
+    "SeriesNumber",
+    "SeriesDescription",
+    *TEXT_TAGS,
+    "SliceThickness",
+    "KVP",
+)
 
 
 @dataclass(frozen=True)
@@ -28,21 +48,19 @@ class Stack:
     notes: tuple[str, ...] = ()
 
     def tag(self, name: str) -> str:
+        """A setting of the first slice as text."""
         return str(self.slices[0].settings[name] or "")
 
-    def line(self, private: Private) -> str:
+    def line(self, redaction: Redaction) -> str:
         """Modality, description, slices, size and spacing, for the list of series."""
         first = self.slices[0]
         height = np.sort(heights_mm(self.slices))
         spacing = float(np.median(np.diff(height))) if len(height) > 1 else 0.0
         pixel = " x ".join(f"{v:.3g}" for v in (*first.pixel_mm[::-1], spacing))
         size = f"{first.size[1]} x {first.size[0]}"
-        name = private.shown(self.tag("SeriesDescription")) or "(no description)"
-        serial = (
-            f", series number {private.shown(self.tag('SeriesNumber'))}"
-            if self.tag("SeriesNumber")
-            else ""
-        )
+        name = redaction.redacted(self.tag("SeriesDescription")) or "(no description)"
+        number = redaction.redacted(self.tag("SeriesNumber"))
+        serial = f", series number {number}" if number else ""
         uid = self.tag("SeriesInstanceUID")
         return (
             f"{self.tag('Modality')} {name}, {len(self.slices)} slices {size}, {pixel} mm{serial},"
@@ -60,34 +78,18 @@ def heights_mm(slices: list[Slice]) -> np.ndarray:
 
 def stacks_of(folder: Folder) -> list[Stack]:
     """The slices grouped into stacks of one series, size and direction, in a fixed order. Single
-    slices are left out."""
+    slices are left out, and counted in `folder.skipped`.
+
+    Raises: ValueError where no two slices are parallel.
+    """
     series: dict[tuple[str, ...], list[Slice]] = {}
-    own, apart = _uid_for_each(folder.slices)
+    own_uids, own_keys = _uid_for_each(folder.slices)
     for item in folder.slices:
-        s = item.settings
-        uid = "" if s["SeriesInstanceUID"] in own else s["SeriesInstanceUID"]
-        key: tuple[str, ...] = (uid, s["Modality"])
-        if not uid:
-            names = (
-                "StudyInstanceUID",
-                "FrameOfReferenceUID",
-                "SeriesNumber",
-                "SeriesDescription",
-                *TEXT_TAGS,
-                "SliceThickness",
-                "KVP",
-            )
-            key = (
-                "",
-                s["Modality"],
-                *(str(s[name]) for name in names if name not in apart),
-                item.tags["ImageType"],
-            )
-        series.setdefault(key, []).append(item)
+        series.setdefault(_series_key(item, own_uids, own_keys), []).append(item)
     stacks = []
-    why = "every slice has a SeriesInstanceUID of its own" if own else "no SeriesInstanceUID"
+    why = "every slice has a SeriesInstanceUID of its own" if own_uids else "no SeriesInstanceUID"
     for key, members in series.items():
-        for part in (part for parallel in _parallel(members) for part in _apart(parallel)):
+        for part in (part for parallel in _parallel(members) for part in _parted(parallel)):
             line = f"{why}: {len(part)} slices grouped by modality, settings, size and direction"
             stacks.append(Stack(part, () if key[0] else (line,)))
     several = [s for s in stacks if len(s.slices) > 1]
@@ -95,13 +97,13 @@ def stacks_of(folder: Folder) -> list[Stack]:
     if singles:
         folder.skipped["single image (no parallel slice beside it)"] += singles
     if not several:
-        held = "; ".join(folder.skipped_lines()) or "nothing else"
+        others = "; ".join(folder.skipped_lines()) or "nothing else"
         what = (
             "a single slice; give the folder with the whole series"
             if singles
             else "no CT or MR slices"
         )
-        raise ValueError(f"{folder.place} holds {what} ({held})")
+        raise ValueError(f"{folder.place} holds {what} ({others})")
     return sorted(
         several,
         key=lambda s: (
@@ -112,15 +114,30 @@ def stacks_of(folder: Folder) -> list[Stack]:
     )
 
 
+def _series_key(item: Slice, own_uids: set[str], own_keys: set[str]) -> tuple[str, ...]:
+    """What slices of one series share: SeriesInstanceUID (first) and modality; without a UID of
+    use, their settings. own_uids, own_keys: see `_uid_for_each`."""
+    settings = item.settings
+    uid = settings["SeriesInstanceUID"]
+    if uid and uid not in own_uids:
+        return uid, settings["Modality"]
+    return (
+        "",
+        settings["Modality"],
+        *(str(settings[name]) for name in _SERIES_SETTINGS if name not in own_keys),
+        item.tags["ImageType"],
+    )
+
+
 def _uid_for_each(slices: list[Slice]) -> tuple[set[str], set[str]]:
-    """SeriesInstanceUIDs that an anonymiser gave to one slice each, where most slices have such a
-    one; and what else it did so.
+    """SeriesInstanceUIDs that an anonymiser gave to one slice each, where most slices have one of
+    these; and the other identifiers that it made anew for each slice.
 
     Series of one slice beside real ones (localizers) are left as they are.
     """
     counts = Counter(s.settings["SeriesInstanceUID"] for s in slices)
     own = {uid for uid, count in counts.items() if uid and count == 1}
-    if len(own) < 3 or 2 * len(own) <= len(slices):
+    if len(own) < _LEAST_SINGLES or 2 * len(own) <= len(slices):
         return set(), set()
     single = [s for s in slices if s.settings["SeriesInstanceUID"] in own]
     keys = ("StudyInstanceUID", "FrameOfReferenceUID", "SeriesNumber")
@@ -128,7 +145,7 @@ def _uid_for_each(slices: list[Slice]) -> tuple[set[str], set[str]]:
 
 
 def _parallel(slices: list[Slice]) -> list[list[Slice]]:
-    """Parted by size, pixel spacing and direction."""
+    """The slices parted by size, pixel spacing and direction."""
     out: list[list[Slice]] = []
     for item in slices:
         for group in out:
@@ -136,7 +153,7 @@ def _parallel(slices: list[Slice]) -> list[list[Slice]]:
             if (
                 item.size == first.size
                 and np.allclose(item.axes, first.axes, atol=SAME_DIRECTION)
-                and np.allclose(item.pixel_mm, first.pixel_mm, rtol=1e-3)
+                and np.allclose(item.pixel_mm, first.pixel_mm, rtol=_SAME_SPACING)
             ):
                 group.append(item)
                 break
@@ -148,11 +165,12 @@ def _parallel(slices: list[Slice]) -> list[list[Slice]]:
 def same_place(heights: np.ndarray) -> np.ndarray:
     """For sorted heights: whether each slice lies in the place of the one before."""
     steps = np.diff(heights)
-    larger = steps[steps > 0.01]
-    return steps <= max(0.01, 0.02 * float(np.median(larger)) if larger.size else 0.01)
+    larger = steps[steps > _SAME_PLACE_MM]
+    share = _SAME_PLACE_SHARE * float(np.median(larger)) if larger.size else _SAME_PLACE_MM
+    return steps <= max(_SAME_PLACE_MM, share)
 
 
-def _apart(slices: list[Slice]) -> list[list[Slice]]:
+def _parted(slices: list[Slice]) -> list[list[Slice]]:
     """Echoes, phases and the like parted, where slices lie in one place and one tag tells them
     apart throughout."""
     if not same_place(np.sort(heights_mm(slices))).any():
@@ -172,8 +190,14 @@ def _apart(slices: list[Slice]) -> list[list[Slice]]:
 def chosen_stack(
     stacks: list[Stack], series: str | None, folder: Folder
 ) -> tuple[Stack, list[str]]:
+    """The stack that `source.series` names, and its notes.
+
+    series   number in the listing, SeriesInstanceUID, SeriesNumber, or a part of the description
+
+    Raises: ValueError with the listing, where none is named of several, or not exactly one fits.
+    """
     listing = "; ".join(
-        f"{n}: {stack.line(folder.private)}" for n, stack in enumerate(stacks, start=1)
+        f"{n}: {stack.line(folder.redaction)}" for n, stack in enumerate(stacks, start=1)
     )
     wanted = "" if series is None else str(series).strip()
     if not wanted:
@@ -186,32 +210,34 @@ def chosen_stack(
     by_number = (
         [stacks[int(wanted) - 1]] if wanted.isdecimal() and 1 <= int(wanted) <= len(stacks) else []
     )
-    found = (
+    fitting = (
         by_number
         or [s for s in stacks if s.tag("SeriesInstanceUID") == wanted]
         or [s for s in stacks if s.tag("SeriesNumber") == wanted]
         or [s for s in stacks if wanted.lower() in s.tag("SeriesDescription").lower()]
     )
-    if len(found) != 1:
+    if len(fitting) != 1:
         uid = any(s.tag("SeriesInstanceUID") == wanted for s in stacks)
-        given = wanted if uid else folder.private.shown(wanted)
+        given = wanted if uid else folder.redaction.redacted(wanted)
         raise ValueError(
-            f"source.series={given} fits {len(found) or 'none'} of the {len(stacks)} series in"
+            f"source.series={given} fits {len(fitting) or 'none'} of the {len(stacks)} series in"
             f" {folder.place}; give the number of one of {listing}"
         )
-    chosen = next(n for n, s in enumerate(stacks, start=1) if s is found[0])
-    return found[0], [*found[0].notes, f"series {chosen} of {len(stacks)} in the folder"]
+    (chosen,) = fitting
+    number = next(n for n, s in enumerate(stacks, start=1) if s is chosen)
+    return chosen, [*chosen.notes, f"series {number} of {len(stacks)} in the folder"]
 
 
 def check_hu(slices: list[Slice], folder: Folder) -> list[str]:
+    """A note where it is not said that CT values are HU. Raises ValueError where they can't be."""
     for item in slices:
         if item.rescale is None:
             raise ValueError(
                 f"{folder.place}: {folder.name(item.file)} is a CT slice without RescaleSlope and"
                 " RescaleIntercept, so its HU are unknown; export the original series"
             )
-        if item.rescale_type not in ("", "HU", "US", "HU_MOD"):
-            kind = folder.private.shown(item.rescale_type)
+        if item.rescale_type not in _HU_TYPES:
+            kind = folder.redaction.redacted(item.rescale_type)
             raise ValueError(
                 f"{folder.place}: RescaleType {kind} of {folder.name(item.file)} is not HU; choose"
                 " a series in HU"
@@ -226,10 +252,10 @@ def check_hu(slices: list[Slice], folder: Folder) -> list[str]:
 
 def slice_axes(slices: list[Slice], folder: Folder) -> tuple[np.ndarray, list[str]]:
     """Row and column directions [2, 3] of the stack: their mean, made orthonormal (nearest, by
-    SVD)."""
+    SVD), with a note where that changes them. Raises ValueError where it changes them by much."""
     mean = np.mean([s.axes for s in slices], axis=0)
     off = float(np.abs(mean @ mean.T - np.eye(2)).max())
-    if off > 0.05:
+    if off > _LARGEST_SKEW:
         raise ValueError(
             f"{folder.place}: ImageOrientationPatient is not orthonormal (by {off:.2g}, at most"
             " 0.05); export it again"
@@ -238,7 +264,7 @@ def slice_axes(slices: list[Slice], folder: Folder) -> tuple[np.ndarray, list[st
     axes = u @ vt
     return axes, (
         [f"ImageOrientationPatient was not orthonormal (by {off:.1e}); the nearest axes are used"]
-        if off > 1e-4
+        if off > _NOTED_SKEW
         else []
     )
 

@@ -63,18 +63,18 @@ def numbers_of(ds: Dataset | None, keyword: str, count: int) -> np.ndarray | Non
 
 def number_of(ds: Dataset | None, keyword: str) -> float | None:
     """A single finite number of a tag; None where it is absent or malformed."""
-    found = numbers_of(ds, keyword, 1)
-    return None if found is None else float(found[0])
+    numbers = numbers_of(ds, keyword, 1)
+    return None if numbers is None else float(numbers[0])
 
 
 def hashed(uid: str) -> str:
-    """A UID as it may be kept."""
+    """A UID as it may be kept: the first 16 hexadecimal digits of its SHA-256."""
     return hashlib.sha256(uid.encode()).hexdigest()[:16]
 
 
 def with_points(ds: Dataset) -> bool:
-    """Decimal commas of decimal strings (VR DS) turned into points, at every depth; whether there
-    were any.
+    """Turn decimal commas of decimal strings (VR DS) into points, at every depth; returns whether
+    there were any.
 
     Only "0,703125" is such a number: with a point beside the comma it could be thousands, and is
     left as it is.
