@@ -18,6 +18,7 @@ import optax
 import pytest
 
 from engine import artifacts
+from engine.interruption import Interrupt
 from engine.types import VoxelField
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,6 +160,7 @@ def test_kill_during_writing_leaves_a_whole_state(tmp_path, delay_s):
     code = """
 import sys, numpy as np
 from engine import artifacts
+from engine.interruption import Interrupt
 i = 0
 while True:
     i += 1
@@ -230,7 +232,7 @@ def test_versions_and_hash(tmp_path):
 def test_interrupt_finishes_the_step_and_restores_the_handlers(number):
     before = signal.getsignal(number)
     done = []
-    with artifacts.Interrupt() as stop:
+    with Interrupt() as stop:
         for i in range(5):
             if i == 2:
                 os.kill(os.getpid(), number)

@@ -8,7 +8,8 @@ import pytest
 
 from engine.patient.alignment.given import check_heads, check_incidence
 from engine.patient.phantoms.lumbar import LumbarSpec, lumbar_phantom
-from engine.patient.planning import PlanConfig, check_explicit, plan
+from engine.patient.plan_settings import PlanConfig, check_explicit
+from engine.patient.planning import plan
 from engine.types import PatientModel, SegmentAlignment
 
 SPEC = LumbarSpec(spacing_mm=2.0, translation_mm=(30.0, 120.0, -400.0))

@@ -26,7 +26,7 @@ from engine.patient.alignment.rules import RULES, compare_rules
 from engine.patient.alignment.spine import spine_alignment
 from engine.patient.geometry.frames import inverse, vertebra_frame
 from engine.patient.phantoms.lumbar import LumbarSpec, lumbar_phantom
-from engine.patient.planning import LORDOSIS_RULES, Limits
+from engine.patient.plan_settings import LORDOSIS_RULES, Limits
 from engine.patient.report.page import write_patient_report
 from engine.types import AlignmentPlan, PatientModel, Segment, Surface, VoxelField, rigid
 from tests.patient.conftest import MILD

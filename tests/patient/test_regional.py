@@ -9,12 +9,8 @@ import numpy as np
 import pytest
 
 from engine.patient.alignment.measures import SpineAlignment
-from engine.patient.alignment.spine import (
-    height_loss_grade,
-    meyerding,
-    spine_alignment,
-    standard_errors,
-)
+from engine.patient.alignment.scores import height_loss_grade, meyerding
+from engine.patient.alignment.spine import spine_alignment, standard_errors
 from engine.patient.geometry.frames import move_endplate, rotation
 from engine.patient.phantoms.lumbar import (
     DISCS,
