@@ -391,12 +391,12 @@ def sha256_file(path: Path | str) -> str:
 def _git(*arguments: str) -> str | None:
     root = Path(__file__).resolve().parents[1]
     try:
-        done = subprocess.run(
+        answer = subprocess.run(
             ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return answer.stdout.strip() if answer.returncode == 0 else None
 
 
 def _processor() -> str:
