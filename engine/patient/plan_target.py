@@ -44,7 +44,7 @@ class Target:
     demands: tuple[LevelDemand, ...] = ()
 
 
-class _Spine(NamedTuple):
+class _Case(NamedTuple):
     """The patient, the spine's alignment, and what limits its levels."""
 
     patient: PatientModel
@@ -73,14 +73,14 @@ def target_pose(
         return Target(measured, "pose as scanned")
     if config.rule == "explicit":
         return _explicit_target(config, measured)
-    spine = _Spine(patient, alignment or _measured_spine(patient), config.limits)
+    case = _Case(patient, alignment or _measured_spine(patient), config.limits)
     if config.rule == "norms":
         source = "published norms [S66, S69]"
-        demands, notes = _norm_demand(spine, name)
+        demands, notes = _norm_demand(case, name)
     else:
-        rule = _rule_target(config.rule, spine.alignment, age)
+        rule = _rule_target(config.rule, case.alignment, age)
         source = f"{rule.title}: {rule.equation} {rule.source}; heights [S69]"
-        demands, notes = _rule_demands(spine, name, config.levels or (name,), rule)
+        demands, notes = _rule_demands(case, name, config.levels or (name,), rule)
     given_deg = next(demand.given_deg for demand in demands if demand.level == name)
     pose, pose_notes = _towards_norms(name, measured, config.limits)
     pose = replace(pose, lordosis_deg=measured.lordosis_deg + given_deg)
@@ -137,14 +137,14 @@ def _back(slip_mm: float, tolerance_mm: float) -> float:
 
 
 # -- norms -----------------------------------------------------------------------------------------
-def _norm_demand(spine: _Spine, name: str) -> tuple[list[LevelDemand], list[str]]:
+def _norm_demand(case: _Case, name: str) -> tuple[list[LevelDemand], list[str]]:
     """What the level lacks of S66's norm, of the patient's PI group where PI is known."""
-    alignment, body = spine.alignment, name.split("-")[0]
+    alignment, body = case.alignment, name.split("-")[0]
     pi = _pi_deg(alignment)
     norm = level_norms_deg(pi)[name]
     measured, wedge = _level_deg(alignment, name), alignment.value("wedge_deg", body)
     wanted = norm - measured
-    limit = _level_limit(spine, name, wanted >= 0.0)
+    limit = _level_limit(case, name, wanted >= 0.0)
     most = limit.largest_deg()
     given = float(np.clip(wanted, -most, most))
     group = "all subjects, as PI is not known" if pi is None else f"the group of PI {pi:.0f}°"
@@ -185,14 +185,14 @@ def _rule_target(rule: str, alignment: SpineAlignment, age: float | None) -> Rul
 
 
 def _rule_demands(
-    spine: _Spine, name: str, levels: tuple[str, ...], target: RuleTarget
+    case: _Case, name: str, levels: tuple[str, ...], target: RuleTarget
 ) -> tuple[list[LevelDemand], list[str]]:
     """The rule's demand spread over the treated levels. Raises ValueError for levels without
     `name`, or not measured."""
-    alignment = spine.alignment
+    alignment = case.alignment
     _check_levels(name, levels, alignment)
     assert target.change_deg is not None and target.ll_deg is not None  # LL was measured
-    limits = {level: _level_limit(spine, level, target.change_deg >= 0.0) for level in levels}
+    limits = {level: _level_limit(case, level, target.change_deg >= 0.0) for level in levels}
     measured = {level: _level_deg(alignment, level) for level in levels}
     spread = distribute(target, levels, measured, limits, level_norms_deg(_pi_deg(alignment)))
     ll = alignment.value("lumbar_lordosis_deg")
@@ -277,7 +277,7 @@ class _Rim(NamedTuple):
     strain: float
 
 
-def _level_limit(spine: _Spine, level: str, opens_in_front: bool) -> LevelLimit:
+def _level_limit(case: _Case, level: str, opens_in_front: bool) -> LevelLimit:
     """What this patient's disc can give to more (or less) lordosis, once its middle height is
     planned.
 
@@ -287,11 +287,9 @@ def _level_limit(spine: _Spine, level: str, opens_in_front: bool) -> LevelLimit:
         opens = (1 + ε)·(B + max(a, norm)) − B − (a + h)
     A ligament that shortened with the disc, or osteophytes, allow less: no image tells.
     """
-    limits, middle = spine.limits, HEIGHT_NORMS_MM[level][1]
-    rise = min(
-        max(middle - spine.alignment.segments[level].height_middle_mm, 0.0), limits.height_mm
-    )
-    front, back = _rims(spine, level)
+    limits, middle = case.limits, HEIGHT_NORMS_MM[level][1]
+    rise = min(max(middle - case.alignment.segments[level].height_middle_mm, 0.0), limits.height_mm)
+    front, back = _rims(case, level)
     opening, closing = (front, back) if opens_in_front else (back, front)
     bodies, height, norm = opening.bodies_mm, opening.height_mm, opening.norm_mm
     stretched = (1.0 + opening.strain) * (bodies + max(height, norm))
@@ -304,9 +302,9 @@ def _level_limit(spine: _Spine, level: str, opens_in_front: bool) -> LevelLimit:
     )
 
 
-def _rims(spine: _Spine, level: str) -> tuple[_Rim, _Rim]:
+def _rims(case: _Case, level: str) -> tuple[_Rim, _Rim]:
     """Anterior and posterior rim of the disc, on the caudal endplate."""
-    patient, limits, alignment = spine.patient, spine.limits, spine.alignment
+    patient, limits, alignment = case.patient, case.limits, case.alignment
     disc, (cranial, caudal) = alignment.segments[level], level.split("-")
     anterior_mm, _, posterior_mm = HEIGHT_NORMS_MM[level]
     plates = {body.name: body.superior for body in patient.vertebrae}
