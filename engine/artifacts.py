@@ -1,4 +1,4 @@
-"""The run folder: atomic writes, checkpoints, hashes, versions, the event log, interruption.
+"""The run folder: atomic writes, checkpoints, hashes, versions, the event log.
 
 Every file appears whole or not at all: temporary file in the same folder, fsync, rename, fsync of
 the folder. Checkpoints are plain npz (no pickle): one array per leaf, named by its path in the
@@ -13,16 +13,13 @@ import json
 import logging
 import os
 import platform
-import signal
 import subprocess
 import tempfile
-import threading
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, is_dataclass
 from importlib import metadata
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
@@ -35,18 +32,7 @@ log = logging.getLogger(__name__)
 
 STATE_VERSION = 1
 META = "__meta__"
-PACKAGES = (
-    "jax",
-    "jaxlib",
-    "optax",
-    "numpy",
-    "scipy",
-    "sfepy",
-    "pymeshlab",
-    "mmgpy",
-    "pypardiso",
-    "pyamg",
-)
+PACKAGES = tuple("jax jaxlib optax numpy scipy sfepy pymeshlab mmgpy pypardiso pyamg".split())
 
 
 # -- atomic files ----------------------------------------------------------------------------------
@@ -405,12 +391,12 @@ def sha256_file(path: Path | str) -> str:
 def _git(*arguments: str) -> str | None:
     root = Path(__file__).resolve().parents[1]
     try:
-        done = subprocess.run(
+        answer = subprocess.run(
             ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return answer.stdout.strip() if answer.returncode == 0 else None
 
 
 def _processor() -> str:
@@ -426,63 +412,16 @@ def _processor() -> str:
 def versions() -> dict[str, Any]:
     """What computed this: package versions, platform, processor, and the commit (null outside a
     git checkout)."""
-    found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
+    facts: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
     for package in ("spinefit", *PACKAGES):
         try:
-            found[package] = metadata.version(package)
+            facts[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = None
-    found["cpu"] = _processor()
-    found["cpu_count"] = os.cpu_count()
-    found["jax_backend"] = jax.default_backend()
-    found["git_sha"] = _git("rev-parse", "HEAD")
+            facts[package] = None
+    facts["cpu"] = _processor()
+    facts["cpu_count"] = os.cpu_count()
+    facts["jax_backend"] = jax.default_backend()
+    facts["git_sha"] = _git("rev-parse", "HEAD")
     status = _git("status", "--porcelain")
-    found["git_dirty"] = None if status is None else bool(status)
-    return found
-
-
-# -- interruption ----------------------------------------------------------------------------------
-class Interrupt:
-    """Ctrl-C and SIGTERM as a flag to test between steps; a second Ctrl-C stops at once
-    (KeyboardInterrupt).
-
-        with Interrupt() as stop:
-            for state in steps:
-                save(state)
-                if stop: break
-
-    Attributes: requested; signal_name ("SIGINT", "SIGTERM" or None). Outside the main thread it
-    never fires.
-    """
-
-    def __init__(
-        self, signals: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
-    ) -> None:
-        self._signals = signals
-        self._previous: dict[signal.Signals, Any] = {}
-        self.requested = False
-        self.signal_name: str | None = None
-
-    def __bool__(self) -> bool:
-        return self.requested
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt(f"second signal {signal.Signals(number).name}")
-        self.requested, self.signal_name = True, signal.Signals(number).name
-        # not logging: its locks may be held by the code that was interrupted
-        os.write(2, b"\nstopping after this step; once more to stop at once\n")
-
-    def __enter__(self) -> Interrupt:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = {
-                number: signal.signal(number, self._handle) for number in self._signals
-            }
-        else:
-            log.info("not in the main thread: signals are not caught here")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
+    facts["git_dirty"] = None if status is None else bool(status)
+    return facts

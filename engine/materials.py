@@ -22,8 +22,9 @@ _ASH_SHARE = 0.6
 def apparent_of_qct(qct_g_cm3: Any) -> Any:
     """Apparent density of a QCT (mineral-equivalent) density, both g/cm³.
 
-        ρ_app = ρ_ash / 0.6,   ρ_ash = 0.877 ρ_QCT + 0.079      (Schileo et al. 2008, femur [M: not
-                                                                re-read])
+        ρ_app = ρ_ash / 0.6,   ρ_ash = 0.877 ρ_QCT + 0.079
+
+    Source: Schileo et al. 2008, femur [M: not re-read].
 
     Trap: ρ_QCT = 0 gives 0.13 g/cm³, and ρ_app < 0 needs ρ_QCT < −0.09.
     """

@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Settings(BaseModel):
+    """Settings that refuse unknown keys and do not change."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 

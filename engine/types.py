@@ -24,6 +24,10 @@ import jax
 import numpy as np
 from scipy.ndimage import map_coordinates
 
+from engine.alignment import AlignmentPlan as AlignmentPlan
+from engine.alignment import LevelDemand as LevelDemand
+from engine.alignment import SegmentAlignment as SegmentAlignment
+
 #: The two frames in words, as files and pages that leave the project state them.
 SEGMENT_FRAME = (
     "segment frame: origin at the centre of the caudal vertebra's superior endplate, x to the"
@@ -122,8 +126,12 @@ class Vertebra:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found about the input. severity "stop" | "left out" | "warning" | "note" |
-    "accepted"; place in LPS mm."""
+    """What a check says of the input.
+
+    severity   "stop" | "left out" | "warning" | "note" | "accepted"
+    level      "L4", or "" where it is of no level
+    place_mm   where, LPS
+    """
 
     code: str
     severity: str
@@ -176,79 +184,6 @@ class PatientModel:
 
 
 @dataclass(frozen=True)
-class SegmentAlignment:
-    """Alignment of two neighbouring vertebrae (degrees and mm: the report's units).
-
-    lordosis_deg      angle between caudal vertebra's superior and cranial vertebra's inferior
-                      endplate in the sagittal plane, positive when the disc opens anteriorly (the
-                      disc angle)
-    segmental_lordosis_deg  same between cranial superior and caudal *inferior*... see alignment.py
-    coronal_deg       angle of the same two planes in the coronal plane, positive when open to the
-                      left
-    axial_deg         axial rotation of the cranial on the caudal vertebra, positive to the left
-    disc heights      along the mid-sagittal line at the anterior rim, middle and posterior rim, mm
-    listhesis_mm      anterior slip of the cranial on the caudal vertebra, positive anteriorly
-    lateral_mm        lateral slip, positive to the left
-    """
-
-    lordosis_deg: float
-    segmental_lordosis_deg: float
-    coronal_deg: float
-    axial_deg: float
-    height_anterior_mm: float
-    height_middle_mm: float
-    height_posterior_mm: float
-    listhesis_mm: float
-    lateral_mm: float
-
-
-@dataclass(frozen=True)
-class LevelDemand:
-    """What a rule asks of one treated level, degrees of lordosis from superior to superior
-    endplate.
-
-    measured_deg    disc angle + wedge of the cranial body
-    wanted_deg      change asked for, before limits; given_deg: change planned
-    limit_deg       largest change of that sign, and limited_by what
-    shortfall_deg   wanted − given; below zero where the level takes over what another cannot
-    """
-
-    level: str
-    measured_deg: float
-    wanted_deg: float
-    given_deg: float
-    limit_deg: float
-    limited_by: str
-    shortfall_deg: float
-
-    def line(self) -> str:
-        """`L4-L5: measured 12.7°, wanted +10.7°, given +8.0° …`"""
-        return (
-            f"{self.level}: measured {self.measured_deg:.1f}°, wanted {self.wanted_deg:+.1f}°,"
-            f" given {self.given_deg:+.1f}° (limit {self.limit_deg:.1f}°, {self.limited_by}),"
-            f" shortfall {self.shortfall_deg:+.1f}°"
-        )
-
-
-@dataclass(frozen=True)
-class AlignmentPlan:
-    """The target of the segment and what it asks for.
-
-    cranial_motion [4, 4]   rigid motion of the cranial vertebra from scanned to planned pose,
-                            segment frame
-    demands                 of each treated level, where a published rule set the target
-    """
-
-    rule: str
-    source: str
-    measured: SegmentAlignment
-    planned: SegmentAlignment
-    cranial_motion: np.ndarray
-    notes: tuple[str, ...] = ()
-    demands: tuple[LevelDemand, ...] = ()
-
-
-@dataclass(frozen=True)
 class Segment:
     """The patient part of a design problem: two vertebrae at the planned pose, in the segment
     frame.
@@ -256,9 +191,9 @@ class Segment:
     The vertebrae's signed distances hold body, pedicles and the arch near them; facets and
     processes, which carry nothing in this model, are only on their surfaces.
 
-    disc            signed distance of the whole disc-space body (loft between the two rims; it may
-                    overlap the bones, which win), mm
-    lps_from_segment [4, 4]  takes segment coordinates to the scan's LPS (of the caudal vertebra)
+    disc               signed distance of the whole disc-space body (loft between the two rims; it
+                       may overlap the bones, which win), mm
+    lps_from_segment   [4, 4], takes segment coordinates to the scan's LPS (of the caudal vertebra)
     """
 
     name: str
@@ -278,11 +213,13 @@ class Patch:
     integrate it).
 
     kind "layer"    bone within depth_mm under an endplate plane, inside the ellipse of the
-                    endplate: w = r(depth_mm - d)·r((1 - ρ)·min(half axes)), d = -(x -
-                    centre)·normal, ρ the elliptic radius in the plane, r(t) = clip(1/2 + t/ramp, 0,
-                    1)
-    kind "capsule"  bone within radius_mm of the segment centre_mm → end_mm: w = r(radius_mm -
-                    distance)
+                    endplate:
+                        w = r(depth_mm − d)·r((1 − ρ)·min(half axes))
+                        d = −(x − centre)·normal, ρ the elliptic radius in the plane
+    kind "capsule"  bone within radius_mm of the segment centre_mm → end_mm:
+                        w = r(radius_mm − distance)
+
+    with r(t) = clip(1/2 + t/ramp_mm, 0, 1).
     """
 
     body: str
@@ -363,10 +300,11 @@ class Link:
 class Boundary:
     """How a segment is held, loaded and coupled: the same object drives both solvers.
 
-    support      bone patch on an elastic foundation of `foundation_mpa_per_mm2` (N/mm per mm³, all
-                 directions)
-    load         bone patch that takes every load case's wrench
-    near         bone patches "near the implant" (one per vertebra) where tissue measures are taken
+    support                  bone patch on an elastic foundation
+    foundation_mpa_per_mm2   its stiffness in all directions, N/mm per mm³
+    load                     bone patch that takes every load case's wrench
+    near                     bone patches "near the implant" (one per vertebra) where tissue
+                             measures are taken
     """
 
     support: Patch
@@ -382,8 +320,8 @@ class Design:
     """One device, ready to be simulated or printed, in the segment frame.
 
     arm               "stock", "conforming", "optimised", "intact", "full_endplate", …
-    family            implant family; "none" for the intact segment (implant and window are then
-                      None)
+    family            implant family; "none" for the intact segment, where implant and window are
+                      None
     implant           signed distance of the solid outline of the part (lattice counts as part), mm
     window            signed distance of the graft chamber, mm (None: no graft)
     relative_density  lattice relative density in (0, 1], sampled like `implant`; 1 = solid
@@ -404,8 +342,10 @@ class Design:
 
 @dataclass(frozen=True)
 class SolverStatus:
-    """What a solver says of one load case: "ok", "max_iterations", "stagnated", "failed", with
-    its figures."""
+    """How a solver ended on one load case.
+
+    code   "ok" | "max_iterations" | "stagnated" | "failed"
+    """
 
     code: str
     text: str
@@ -416,11 +356,12 @@ class SolverStatus:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Response:
-    """What a solver found: the only thing besides `Design` that an objective reads. Arrays numpy or
+    """A solver's result: the only thing besides `Design` that an objective reads. Arrays numpy or
     jax.
 
-    position [q, 3] mm          volume [q] mm³; samples may repeat with volume 0 (padding): weigh by
+    position [q, 3] mm          of the samples; they may repeat with volume 0 (padding): weigh by
                                 volume
+    volume [q] mm³              of the samples
     fraction [q, r]             share of the sample's volume in each of REGIONS (tetrahedra:
                                 one-hot)
     near [q]                    weight of "near the implant" bone in the sample, [0, 1]

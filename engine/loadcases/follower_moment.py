@@ -18,6 +18,8 @@ from engine.types import LoadCase, Segment, Wrench
 
 
 class Settings(BaseModel):
+    """Preload and moments of one load case, and where they are from."""
+
     model_config = ConfigDict(extra="forbid")
     preload_n: float = Field(ge=0, le=5000)
     flexion_nm: float = Field(0.0, ge=-50, le=50)

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -127,41 +127,70 @@ def write_transform(path: Path | str, lps_from_segment: np.ndarray) -> Path:
 
 
 # -- markups --------------------------------------------------------------------------------------
-def line_markup(axis: Axis) -> dict[str, Any]:
-    """One Line by Slicer's schema, its two control points named entry and target."""
-    points = [
-        {
-            "id": str(k + 1),
-            "label": f"{axis.name} {end}",
-            "description": axis.words,
-            "position": [float(x) for x in position],
-            "selected": True,
-            "locked": True,
-            "visibility": True,
-            "positionStatus": "defined",
-        }
-        for k, (end, position) in enumerate(zip(("entry", "target"), axis.points_mm, strict=True))
-    ]
+class ControlPoint(NamedTuple):
+    """A point of a markup, its label and what else is said of it."""
+
+    label: str
+    description: str
+    position_mm: np.ndarray
+
+
+def markup(
+    kind: str,
+    name: str,
+    points: Sequence[ControlPoint],
+    colour: Colour,
+    *,
+    visible: bool = True,
+    labels: bool = False,
+) -> dict[str, Any]:
+    """One markup by Slicer's schema: every key that its own writer gives to a control point, but no
+    orientation.
+
+    kind     "Fiducial" | "Line" | "ClosedCurve" | …
+    labels   whether the points' labels are shown, or the markup's own name
+    """
     return {
-        "type": "Line",
-        "name": axis.name,
+        "type": kind,
+        "name": name,
         "coordinateSystem": "LPS",
         "coordinateUnits": "mm",
         "locked": True,
         "fixedNumberOfControlPoints": True,
         "labelFormat": "%N-%d",
-        "lastUsedControlPointNumber": 2,
-        "controlPoints": points,
+        "lastUsedControlPointNumber": len(points),
+        "controlPoints": [
+            {
+                "id": str(k),
+                "label": point.label,
+                "description": point.description,
+                "position": [float(x) for x in point.position_mm],
+                "selected": True,
+                "locked": True,
+                "visibility": True,
+                "positionStatus": "defined",
+            }
+            for k, point in enumerate(points, 1)
+        ],
         "display": {
-            "visibility": axis.visible,
-            "color": list(axis.colour),
-            "selectedColor": list(axis.colour),
-            "pointLabelsVisibility": False,
-            "propertiesLabelVisibility": True,
+            "visibility": visible,
+            "color": list(colour),
+            "selectedColor": list(colour),
+            "pointLabelsVisibility": labels,
+            "propertiesLabelVisibility": not labels,
             "textScale": 2.0,
             "glyphScale": 1.0,
         },
     }
+
+
+def line_markup(axis: Axis) -> dict[str, Any]:
+    """One Line by Slicer's schema, its two control points named entry and target."""
+    ends = [
+        ControlPoint(f"{axis.name} {end}", axis.words, position)
+        for end, position in zip(("entry", "target"), axis.points_mm, strict=True)
+    ]
+    return markup("Line", axis.name, ends, axis.colour, visible=axis.visible)
 
 
 # -- the scene ------------------------------------------------------------------------------------
@@ -171,27 +200,9 @@ def _scene(title: str, models: Sequence[Model], axes: Sequence[Axis]) -> bytes:
     words = f" {title}. Every file: {LPS_FRAME}. {NOT_CLINICAL} ".replace("--", "-")
     root.append(ElementTree.Comment(words))
     for k, model in enumerate(models, 1):
-        _nodes(
-            root,
-            "Model",
-            k,
-            model.name,
-            f"{model.name}.stl",
-            model.colour,
-            model.visible,
-            model.opacity,
-        )
+        _add_nodes(root, k, model)
     for k, axis in enumerate(axes, 1):
-        _nodes(
-            root,
-            "MarkupsLine",
-            k,
-            axis.name,
-            f"{axis.name}.mrk.json",
-            axis.colour,
-            axis.visible,
-            1.0,
-        )
+        _add_nodes(root, k, axis)
     storage = "vtkMRMLTransformStorageNode1"
     node = {
         "id": "vtkMRMLLinearTransformNode1",
@@ -206,22 +217,15 @@ def _scene(title: str, models: Sequence[Model], axes: Sequence[Axis]) -> bytes:
     return ElementTree.tostring(root, encoding="UTF-8", xml_declaration=True) + b"\n"
 
 
-def _nodes(
-    root: ElementTree.Element,
-    kind: str,
-    k: int,
-    name: str,
-    file: str,
-    colour: Colour,
-    visible: bool,
-    opacity: float,
-) -> None:
+def _add_nodes(root: ElementTree.Element, k: int, shown: Model | Axis) -> None:
     """One shown thing: where it is stored, how it is drawn, and the node that refers to both."""
-    storage_tag, display_tag = (
-        ("MarkupsJsonStorage", "MarkupsDisplay")
-        if kind != "Model"
-        else ("ModelStorage", "ModelDisplay")
-    )
+    name = shown.name
+    if isinstance(shown, Model):
+        kind, storage_tag, display_tag = "Model", "ModelStorage", "ModelDisplay"
+        file, opacity = f"{name}.stl", shown.opacity
+    else:
+        kind, storage_tag, display_tag = "MarkupsLine", "MarkupsJsonStorage", "MarkupsDisplay"
+        file, opacity = f"{name}.mrk.json", 1.0
     # the display and storage nodes of every kind of markup share their counters
     storage, display = (f"vtkMRML{tag}Node{k}" for tag in (storage_tag, display_tag))
     place = {"id": storage, "name": f"{name} storage", "fileName": file, "coordinateSystem": "LPS"}
@@ -229,12 +233,12 @@ def _nodes(
     look = {
         "id": display,
         "name": f"{name} display",
-        "color": " ".join(f"{c:g}" for c in colour),
-        "selectedColor": " ".join(f"{c:g}" for c in colour),
+        "color": " ".join(f"{c:g}" for c in shown.colour),
+        "selectedColor": " ".join(f"{c:g}" for c in shown.colour),
         "opacity": f"{opacity:g}",
-        "visibility": str(visible).lower(),
+        "visibility": str(shown.visible).lower(),
     }
-    if kind == "Model":  # outlines on the CT's slices
+    if isinstance(shown, Model):  # outlines on the CT's slices
         look |= {
             "visibility2D": "true",
             "sliceIntersectionThickness": "2",

@@ -10,7 +10,8 @@ from engine.patient.bundle import load_bundle, load_segment, save_bundle, save_s
 from engine.patient.model.scan import from_mask
 from engine.patient.model.surfaces import from_surfaces
 from engine.patient.phantoms.phantom import PhantomSpec, phantom, truth
-from engine.patient.planning import PlanConfig, plan
+from engine.patient.plan_settings import PlanConfig
+from engine.patient.planning import plan
 from engine.patient.prepare import prepare
 from engine.patient.sources import PrepareConfig
 from engine.types import Segment

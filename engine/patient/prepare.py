@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,8 +31,7 @@ from engine.patient.anatomy.hips import noted
 from engine.patient.anatomy.sacrum import local_endplate
 from engine.patient.anatomy.structures import check_subregions, measures
 from engine.patient.anatomy.uncertainty import redraw, redraw_plate, standard_errors, surface_noise
-from engine.patient.bone.calibration import Calibration, NoCalibration
-from engine.patient.bone.hounsfield import Metal
+from engine.patient.bone.calibration import NoCalibration
 from engine.patient.bundle import save_bundle, save_segment
 from engine.patient.geometry.distance import surface_sdf
 from engine.patient.geometry.levels import parse_segment
@@ -49,7 +48,8 @@ from engine.patient.model.scan import (
 from engine.patient.model.surfaces import from_surfaces
 from engine.patient.phantoms.lumbar import lumbar_phantom
 from engine.patient.phantoms.phantom import phantom
-from engine.patient.planning import check_plan, pair, plan
+from engine.patient.plan_settings import check_plan
+from engine.patient.planning import pair, plan
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_labels
 from engine.patient.report.landmarks import write_landmarks
@@ -66,6 +66,9 @@ from engine.patient.sources import (
 from engine.patient.stages import Stages
 from engine.types import Finding, PatientModel, Segment, SegmentAlignment, Vertebra
 
+#: Edge of surfaces that come from no voxels, as source.edge_mm is by default.
+_SURFACE_EDGE_MM = 1.5
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -79,6 +82,33 @@ class Prepared:
     pictures: bool
 
 
+@dataclass(frozen=True)
+class _Source:
+    """The patient as the source gives it; what was read of a scan, where it is one."""
+
+    patient: PatientModel
+    read: Inputs | None = None
+    subregions: Image | None = None
+
+    @property
+    def labels(self) -> Labels | None:
+        return None if self.read is None else self.read.labels
+
+    @property
+    def voxel_mm(self) -> float:
+        """Edge whose terraces are on the surfaces."""
+        return _SURFACE_EDGE_MM if self.labels is None else float(self.labels.image.voxel_mm.max())
+
+
+class _Measured(NamedTuple):
+    """The patient with what was found on the way, its alignment, and the standard errors of its
+    landmarks by level."""
+
+    patient: PatientModel
+    alignment: SpineAlignment
+    errors: dict[str, dict[str, Any]] | None
+
+
 def prepare(config: PrepareConfig, log: Callable[[str], None] | None = None) -> Prepared:
     """Do it. Raises ValueError as the readers, the quality gate (after writing findings.json and
     gate.png), the model and the plan do."""
@@ -86,109 +116,138 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] | None = None) -> 
     out = Path(config.out)
     check_plan(config.plan, "-".join(parse_segment(config.segment)))
     stages = Stages(out / ".stages", log)
+    source = _read(config, out, stages)
+    out.mkdir(parents=True, exist_ok=True)
+    log("alignment")
+    measured = _measure(config, source, out, stages)
+    patient, alignment = measured.patient, measured.alignment
+    segment = plan(patient, config.segment, config.plan, alignment, config.alignment.age)
+    for demand in segment.plan.demands:
+        log(f"demand on {demand.line()}")
+    log("writing")
+    pictures = _write(config, source, measured, segment, out)
+    return Prepared(out, patient, segment, alignment, pictures)
+
+
+# -- reading ---------------------------------------------------------------------------------------
+def _read(config: PrepareConfig, out: Path, stages: Stages) -> _Source:
+    """The patient of any source. Raises ValueError for a calibration without a CT."""
     source = config.source
-    scan: Image | None = None
-    labels: Labels | None = None
-    subregions: Image | None = None
-    calibration: Calibration | None = None
-    metal: Metal | None = None
     if isinstance(source, MaskSource):
-        read = read_inputs(config, source, out, log)
-        scan, labels, calibration, metal = read.scan, read.labels, read.calibration, read.metal
-        if source.subregions is not None:
-            subregions = shifted(read_labels(source.subregions, read.grid), source)
-            check_subregions(subregions, labels)  # before anything slow
-        patient = with_structures(
-            model_of(config, source, read, stages), labels, subregions, stages
-        )
-        if scan is not None:
-            patient = replace(
-                patient, repairs=(*(f"scan: {note}" for note in scan.notes), *patient.repairs)
-            )
-        if scan is not None and metal is not None:
-            patient = with_hardware(patient, scan, metal)
-            artifacts.write_json(out / "hardware.json", list(metal.about))
-    elif not isinstance(config.calibration, NoCalibration):
+        return _read_scan(config, source, out, stages)
+    if not isinstance(config.calibration, NoCalibration):
         raise ValueError(
             f"calibration={config.calibration.kind} needs a CT; source={source.kind} has no HU:"
             " leave it out, or give source=ct"
         )
-    elif isinstance(source, SurfacesSource):
+    if isinstance(source, SurfacesSource):
         options = source.model_dump(exclude={"kind", "path"})
         patient = from_surfaces(
             source.path, config.segment, profile=config.patient, stages=stages, **options
         )
         for finding in patient.findings:
-            log(finding.line())
-    elif isinstance(source, LumbarSource):
-        patient = lumbar_phantom(source.spec, config.patient)
-    else:
-        patient = phantom(source.spec, config.patient)
-    out.mkdir(parents=True, exist_ok=True)
-    log("alignment")
-    voxel_mm = 1.5 if labels is None else float(labels.image.voxel_mm.max())
-    heads, how = femoral_heads_of(config.alignment, patient)
-    if heads is not None and config.alignment.femoral_heads_mm is not None:
-        unusual = check_heads(np.asarray(heads, float), patient)
-        for finding in unusual:
-            log(finding.line())
-        patient = replace(patient, findings=(*patient.findings, *unusual))
-        patient = replace(
-            patient,
-            source=patient.source
-            | {"femoral_heads": {"how": how, "centres_mm": np.asarray(heads).tolist()}},
-        )
+            stages.log(finding.line())
+        return _Source(patient)
+    if isinstance(source, LumbarSource):
+        return _Source(lumbar_phantom(source.spec, config.patient))
+    return _Source(phantom(source.spec, config.patient))
+
+
+def _read_scan(config: PrepareConfig, source: MaskSource, out: Path, stages: Stages) -> _Source:
+    """The patient of labels, with or without their scan."""
+    read = read_inputs(config, source, out, stages.log)
+    subregions = None
+    if source.subregions is not None:
+        subregions = shifted(read_labels(source.subregions, read.grid), source)
+        check_subregions(subregions, read.labels)  # before anything slow
+    patient = model_of(config, source, read, stages)
+    patient = with_structures(patient, read.labels, subregions, stages)
+    if read.scan is not None:
+        repairs = (*(f"scan: {note}" for note in read.scan.notes), *patient.repairs)
+        patient = replace(patient, repairs=repairs)
+        if read.metal is not None:
+            patient = with_hardware(patient, read.scan, read.metal)
+            artifacts.write_json(out / "hardware.json", list(read.metal.about))
+    return _Source(patient, read, subregions)
+
+
+# -- measuring -------------------------------------------------------------------------------------
+def _measure(config: PrepareConfig, source: _Source, out: Path, stages: Stages) -> _Measured:
+    """Alignment, its checks and its errors; writes findings.json and alignment.json."""
+    given, patient = config.alignment, source.patient
+    heads, how = femoral_heads_of(given, patient)
+    heads_mm = None if heads is None else np.asarray(heads, float)
+    if heads_mm is not None and given.femoral_heads_mm is not None:
+        patient = _with_findings(patient, check_heads(heads_mm, patient), stages)
+        fitted = {"how": how, "centres_mm": np.asarray(heads).tolist()}
+        patient = replace(patient, source=patient.source | {"femoral_heads": fitted})
+    pi_deg = given.pi_deg if heads is None else None
     alignment = spine_alignment(
         patient.vertebrae,
         patient.sacrum,
-        femoral_heads_mm=None if heads is None else np.asarray(heads, float),
-        pi_deg=config.alignment.pi_deg if heads is None else None,
+        femoral_heads_mm=heads_mm,
+        pi_deg=pi_deg,
         posture=patient.posture,
-        age=config.alignment.age,
+        age=given.age,
     )
     alignment = noted(alignment, how) if how else alignment
-    unusual = _check_pi(config.alignment, patient, alignment)
+    unusual = _check_pi(given, patient, alignment)
     unusual += check_segment(config.segment, measure(*pair(patient, config.segment)))
-    for finding in unusual:
-        log(finding.line())
-    patient = replace(patient, findings=(*patient.findings, *unusual))
+    patient = _with_findings(patient, unusual, stages)
     artifacts.write_json(out / "findings.json", [finding.as_dict() for finding in patient.findings])
-    alignment, errors = _with_errors(config.alignment, patient, alignment, heads, voxel_mm, stages)
+    alignment, errors = _with_errors(given, patient, alignment, heads_mm, source.voxel_mm, stages)
     artifacts.write_json(
         out / "alignment.json", {"posture": alignment.posture, "measures": alignment.table()}
     )
-    segment = plan(patient, config.segment, config.plan, alignment, config.alignment.age)
-    for demand in segment.plan.demands:
-        log(f"demand on {demand.line()}")
-    log("writing")
-    found = {
+    return _Measured(patient, alignment, errors)
+
+
+def _with_findings(patient: PatientModel, findings: list[Finding], stages: Stages) -> PatientModel:
+    """The patient with these findings too, each told to the log."""
+    for finding in findings:
+        stages.log(finding.line())
+    return replace(patient, findings=(*patient.findings, *findings))
+
+
+# -- writing ---------------------------------------------------------------------------------------
+def _write(
+    config: PrepareConfig, source: _Source, measured: _Measured, segment: Segment, out: Path
+) -> bool:
+    """All files but those of `_measure`; whether the overview's picture could be rendered."""
+    patient, read = measured.patient, source.read
+    shapes = {
         body.name: features(body, _at(patient, k + 1), _at(patient, k - 1))
         for k, body in enumerate(patient.vertebrae)
     }
-    more = measures(patient, found, labels, subregions)
+    sizes = measures(patient, shapes, source.labels, source.subregions)
     artifacts.write_json(
         out / "anatomy.json",
-        {place: (found[place].as_dict() if place in found else {}) | more[place] for place in more},
+        {
+            place: (shapes[place].as_dict() if place in shapes else {}) | sizes[place]
+            for place in sizes
+        },
     )
-    write_landmarks(patient, found, errors, out / "landmarks")
+    write_landmarks(patient, shapes, measured.errors, out / "landmarks")
     save_bundle(patient, out / "patient")
     save_segment(segment, out / "segment")
     files = write_overview(segment, out / "view")
+    metal = None if read is None else read.metal
     write_patient_report(
         out,
         patient,
         segment,
-        alignment,
-        scan=scan,
-        calibration=calibration,
-        labels=labels,
+        measured.alignment,
+        scan=None if read is None else read.scan,
+        calibration=None if read is None else read.calibration,
+        labels=source.labels,
         age=config.alignment.age,
-        structures=more,
+        structures=sizes,
         excluded=None if metal is None else metal.excluded,
     )
-    return Prepared(out, patient, segment, alignment, any(file.suffix == ".png" for file in files))
+    return any(file.suffix == ".png" for file in files)
 
 
+# -- parts -----------------------------------------------------------------------------------------
 def femoral_heads_of(config: AlignmentConfig, patient: PatientModel) -> tuple[Any, str]:
     """Centres [2, 3] or None, and where they come from: given, of the phantom, or fitted to the
     labels, where no PI was given."""
@@ -228,7 +287,7 @@ def _check_pi(
 
 
 def _at(patient: PatientModel, k: int) -> Vertebra | None:
-    """Vertebra k if it is a neighbour that was found."""
+    """Vertebra k, where the patient has it."""
     return patient.vertebrae[k] if 0 <= k < len(patient.vertebrae) else None
 
 
@@ -236,7 +295,7 @@ def _with_errors(
     config: AlignmentConfig,
     patient: PatientModel,
     alignment: SpineAlignment,
-    heads: Any,
+    heads_mm: np.ndarray | None,
     voxel_mm: float,
     stages: Stages,
 ) -> tuple[SpineAlignment, dict[str, dict[str, Any]] | None]:
@@ -266,20 +325,21 @@ def _with_errors(
         )
         errors["S1"] = standard_errors(drawn_base)
         base = [drawn[0] for drawn in drawn_base]
-    found = alignment_errors(
+    spread = alignment_errors(
         plates,
         base,
-        femoral_heads_mm=None if heads is None else np.asarray(heads, float),
-        pi_deg=config.pi_deg if heads is None else None,
+        femoral_heads_mm=heads_mm,
+        pi_deg=config.pi_deg if heads_mm is None else None,
         posture=patient.posture,
         age=config.age,
     )
-    return alignment.with_errors(found), errors
+    return alignment.with_errors(spread), errors
 
 
 def model_of(
     config: PrepareConfig, source: MaskSource, read: Inputs, stages: Stages
 ) -> PatientModel:
+    """The patient of labels, of the CT under them where there is one, and of its calibration."""
     scan, labels, calibration = read.scan, read.labels, read.calibration
     where = source_of(source.kind, source.path, labels, source.accept, scan)
     if "segmenter" in labels.image.source:
@@ -290,9 +350,8 @@ def model_of(
             "slope_g_cm3_per_hu": calibration.slope_g_cm3_per_hu,
             "intercept_g_cm3": calibration.intercept_g_cm3,
             "equivalent": calibration.equivalent,
-            "r2": (
-                calibration.r2 if math.isfinite(calibration.r2) else None
-            ),  # a given line has none
+            # a given line has none
+            "r2": calibration.r2 if math.isfinite(calibration.r2) else None,
         }
     return from_labels(
         source.name or stem(source.path),

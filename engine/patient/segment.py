@@ -16,9 +16,13 @@ from engine.patient.geometry.frames import (
 )
 from engine.types import AlignmentPlan, Endplate, Segment, Surface, Vertebra, VoxelField, rigid
 
-#: How far the disc body reaches past the rim planes, and its outline there, to fill the endplates'
-#: cavities.
+#: How far the disc body reaches past the rim planes, mm, and its outline there as a share of the
+#: rim, to fill the endplates' cavities [M].
 _CAPS = ((4.0, 0.55), (2.5, 0.80), (1.2, 0.95))
+#: Distance behind the posterior wall from which on the arch is taken off, mm [M].
+_BEHIND_WALL_MM = 3.0
+#: Rims nearer to each other than this leave no disc space, mm [M].
+_LEAST_GAP_MM = 0.2
 
 
 def build_segment(
@@ -63,9 +67,8 @@ def without_processes(vertebra: Vertebra, reach_mm: float) -> Vertebra:
         φ ← max(φ, min(y − y_wall − 3 mm, |z − z_pedicle| − reach))      in the vertebra's own frame
 
     Facets, laminae beyond and processes carry nothing where neither facet contact nor ligaments are
-    modelled. Left in, the facets' gap of a fraction of a millimetre fuses on any grid (the intact
-    phantom was ten times too stiff in extension), and such loose appendages cost the solvers half
-    of their iterations.
+    modelled. The facets' gap of a fraction of a millimetre would fuse on any grid (ten times too
+    stiff in extension [M]), and such loose appendages double the solvers' iterations [M].
     """
     own = inverse(vertebra_frame(vertebra.superior, vertebra.inferior))
     wall = max(
@@ -74,7 +77,9 @@ def without_processes(vertebra: Vertebra, reach_mm: float) -> Vertebra:
     )
     level = float(np.mean([rigid(own, axis)[:, 2].mean() for axis in vertebra.pedicles.values()]))
     point = rigid(own, vertebra.sdf.points())
-    beyond = np.minimum(point[..., 1] - wall - 3.0, np.abs(point[..., 2] - level) - reach_mm)
+    beyond = np.minimum(
+        point[..., 1] - wall - _BEHIND_WALL_MM, np.abs(point[..., 2] - level) - reach_mm
+    )
     values = np.maximum(np.asarray(vertebra.sdf.values, float), beyond).astype(np.float32)
     return replace(vertebra, sdf=replace(vertebra.sdf, values=values))
 
@@ -117,7 +122,7 @@ def disc_surface(lower: Endplate, upper: Endplate) -> Surface:
     Raises: ValueError when the rims cross, so that there is no disc space.
     """
     gap = (upper.rim_mm - lower.rim_mm) @ lower.normal
-    if gap.min() <= 0.2:
+    if gap.min() <= _LEAST_GAP_MM:
         raise ValueError(
             f"the rims of the two endplates come within {gap.min():.1f} mm of each other at the"
             " planned pose; raise plan.height_middle_mm or lower the planned angles"

@@ -10,7 +10,7 @@ from engine.patient.bone.assumed import BoneProfile
 from engine.patient.bone.calibration import CalibrationConfig, NoCalibration
 from engine.patient.phantoms.lumbar import LumbarSpec
 from engine.patient.phantoms.phantom import PhantomSpec
-from engine.patient.planning import PlanConfig
+from engine.patient.plan_settings import PlanConfig
 from engine.patient.read.segmenter import Device
 from engine.settings import Settings
 

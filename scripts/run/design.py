@@ -37,6 +37,7 @@ from rich.progress import (
 )
 
 from engine import artifacts, forward, optimize
+from engine.interruption import Interrupt
 from fem.fields import array_name
 from objectives._abstract import principal_strains
 from objectives.problem import Problem
@@ -68,7 +69,7 @@ def design_run(config: RunConfig, made: dict[str, Any] | None = None) -> Path:
         return folder
     (folder / "optimisation.json").unlink(missing_ok=True)
     clock = Clock(folder)
-    with artifacts.Interrupt() as stop, _progress() as bar:
+    with Interrupt() as stop, _progress() as bar:
         with clock("position search of the rivals"):
             poses = positions(study, folder, bar, stop, solved.Store(config.reuse_gb))
         with clock("optimisation"):

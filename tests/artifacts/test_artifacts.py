@@ -18,6 +18,7 @@ import optax
 import pytest
 
 from engine import artifacts
+from engine.interruption import Interrupt
 from engine.types import VoxelField
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,6 +160,7 @@ def test_kill_during_writing_leaves_a_whole_state(tmp_path, delay_s):
     code = """
 import sys, numpy as np
 from engine import artifacts
+from engine.interruption import Interrupt
 i = 0
 while True:
     i += 1
@@ -202,7 +204,7 @@ def test_jsonl_drops_a_torn_last_line_only(tmp_path, caplog):
     path.write_bytes(b"{broken\n" + whole)
     with pytest.raises(ValueError, match="line 1"):
         artifacts.read_jsonl(path)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="Out of range float"):
         artifacts.append_jsonl(path, {"i": float("inf")})
 
 
@@ -219,9 +221,9 @@ def test_field_round_trip(tmp_path):
 
 
 def test_versions_and_hash(tmp_path):
-    found = artifacts.versions()
-    assert found["jax"] == jax.__version__ and found["numpy"] == np.__version__ and found["cpu"]
-    json.dumps(found, allow_nan=False)
+    facts = artifacts.versions()
+    assert facts["jax"] == jax.__version__ and facts["numpy"] == np.__version__ and facts["cpu"]
+    json.dumps(facts, allow_nan=False)
     (tmp_path / "f").write_bytes(b"spine")
     assert artifacts.sha256_file(tmp_path / "f") == hashlib.sha256(b"spine").hexdigest()
 
@@ -229,17 +231,17 @@ def test_versions_and_hash(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_finishes_the_step_and_restores_the_handlers(number):
     before = signal.getsignal(number)
-    done = []
-    with artifacts.Interrupt() as stop:
+    steps = []
+    with Interrupt() as stop:
         for i in range(5):
             if i == 2:
                 os.kill(os.getpid(), number)
-            done.append(i)
+            steps.append(i)
             if stop:
                 break
         assert stop.signal_name == number.name
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
             time.sleep(1)
-    assert done == [0, 1, 2]
+    assert steps == [0, 1, 2]
     assert signal.getsignal(number) == before

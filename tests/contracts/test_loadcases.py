@@ -27,7 +27,7 @@ def test_load_case_is_finite_and_sourced(segment, group, name):
     assert case.source.strip(), "every load names its source"
     wrench = np.concatenate([case.wrench.force_n, case.wrench.moment_nmm, case.wrench.point_mm])
     assert wrench.shape == (9,) and np.all(np.isfinite(wrench))
-    # DOMAIN §2: daily loads of a lumbar segment
+    # daily loads of a lumbar segment stay below these [S26-S29]
     assert 0 < case.preload_n <= 5000 and np.linalg.norm(case.wrench.moment_nmm) <= 20e3
     assert np.linalg.norm(case.wrench.force_n) == pytest.approx(case.preload_n, rel=1e-12)
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from engine.patient import PhantomSpec
-from engine.patient.phantoms import phantom
 from engine.patient.phantoms.lumbar import LumbarSpec, lumbar_phantom
+from engine.patient.phantoms.phantom import phantom
 from engine.patient.phantoms.synthetic import ScanSpec, synthetic_ct
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_image

@@ -3,12 +3,15 @@ fit."""
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 from engine.patient.alignment.given import check_heads, check_incidence
 from engine.patient.phantoms.lumbar import LumbarSpec, lumbar_phantom
-from engine.patient.planning import PlanConfig, check_explicit, plan
+from engine.patient.plan_settings import PlanConfig, check_explicit
+from engine.patient.planning import plan
 from engine.types import PatientModel, SegmentAlignment
 
 SPEC = LumbarSpec(spacing_mm=2.0, translation_mm=(30.0, 120.0, -400.0))
@@ -25,12 +28,12 @@ def heads(spine: PatientModel) -> np.ndarray:
 
 
 def test_the_right_heads_pass(spine: PatientModel, heads: np.ndarray) -> None:
-    check_heads(heads, spine)
-    check_heads(heads[::-1], spine)
+    assert check_heads(heads, spine) == []
+    assert check_heads(heads[::-1], spine) == []
 
 
 @pytest.mark.parametrize(
-    ("slip", "said"),
+    ("slip", "words"),
     [
         (lambda h: h * [-1.0, -1.0, 1.0], "RAS"),
         (lambda h: h * [1.0, -1.0, 1.0], "y with the other sign"),
@@ -39,16 +42,16 @@ def test_the_right_heads_pass(spine: PatientModel, heads: np.ndarray) -> None:
     ],
 )
 def test_a_slip_is_named_with_the_ready_line(
-    spine: PatientModel, heads: np.ndarray, slip: object, said: str
+    spine: PatientModel, heads: np.ndarray, slip: object, words: str
 ) -> None:
-    with pytest.raises(ValueError, match=said) as error:
+    with pytest.raises(ValueError, match=words) as error:
         check_heads(slip(heads), spine)  # type: ignore[operator]
     line = str(error.value).split("'alignment.femoral_heads_mm=")[1].rstrip("'")
-    assert np.allclose(np.array(eval(line)), heads, atol=0.06)
+    assert np.allclose(np.array(json.loads(line)), heads, atol=0.06)
 
 
 @pytest.mark.parametrize(
-    ("points", "said"),
+    ("points", "words"),
     [
         (lambda h: np.stack([h[0], h[0] + [5.0, 0.0, 0.0]]), "5 mm apart"),
         (lambda h: np.stack([h[0], h[0] + [0.0, 170.0, 0.0]]), "not a left and a right one"),
@@ -57,9 +60,9 @@ def test_a_slip_is_named_with_the_ready_line(
     ],
 )
 def test_points_that_are_no_hips_are_refused(
-    spine: PatientModel, heads: np.ndarray, points: object, said: str
+    spine: PatientModel, heads: np.ndarray, points: object, words: str
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=words):
         check_heads(points(heads), spine)  # type: ignore[operator]
 
 

@@ -47,15 +47,7 @@ def _markups(path: Path) -> dict[str, dict[str, Any]]:
     assert content["@schema"].endswith("/markups-schema-v1.0.3.json#")
     for markup in content["markups"]:
         assert {key: type(value) for key, value in markup.items()} == _MARKUP
-        assert markup["type"] in (
-            "Fiducial",
-            "Line",
-            "Angle",
-            "Curve",
-            "ClosedCurve",
-            "Plane",
-            "ROI",
-        )
+        assert markup["type"] in "Fiducial Line Angle Curve ClosedCurve Plane ROI".split()
         assert markup["coordinateSystem"] == "LPS" and markup["coordinateUnits"] == "mm"
         for point in markup["controlPoints"]:
             assert {key: type(value) for key, value in point.items()} == _CONTROL_POINT
@@ -78,14 +70,14 @@ def patient(skewed: PatientModel) -> PatientModel:
 
 
 @pytest.fixture(scope="module")
-def found(patient: PatientModel) -> dict[str, Features]:
+def shapes(patient: PatientModel) -> dict[str, Features]:
     upper, lower = patient.vertebrae
     return {"L4": features(upper, below=lower), "L5": features(lower, above=upper)}
 
 
 @pytest.fixture(scope="module")
 def folder(
-    patient: PatientModel, found: dict[str, Features], tmp_path_factory: pytest.TempPathFactory
+    patient: PatientModel, shapes: dict[str, Features], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     plate = {
         "centre_mm": [0.1, 0.2, 0.2],
@@ -103,12 +95,12 @@ def folder(
         }
     }
     target = tmp_path_factory.mktemp("landmarks")
-    written = write_landmarks(patient, found, errors, target)
+    written = write_landmarks(patient, shapes, errors, target)
     assert all(path.is_file() for path in written) and len(written) == 6
     return target
 
 
-def test_slicer_fiducials(folder: Path, patient: PatientModel, found: dict[str, Features]) -> None:
+def test_slicer_fiducials(folder: Path, patient: PatientModel, shapes: dict[str, Features]) -> None:
     lists = _markups(folder / "landmarks.mrk.json")
     assert list(lists) == ["L4 landmarks", "L5 landmarks", "S1 landmarks"]
     points = {p["label"]: p for markup in lists.values() for p in markup["controlPoints"]}
@@ -120,8 +112,8 @@ def test_slicer_fiducials(folder: Path, patient: PatientModel, found: dict[str, 
         "L4 superior endplate centre": upper.superior.centre_mm,
         "L5 inferior endplate centre": lower.inferior.centre_mm,
         "L5 spinous tip": lower.landmarks["spinous_tip"],
-        "L4 transverse right": found["L4"].points["transverse_right"],
-        "L4 inferior facet left": found["L4"].facets["inferior_left"].centre_mm,
+        "L4 transverse right": shapes["L4"].points["transverse_right"],
+        "L4 inferior facet left": shapes["L4"].facets["inferior_left"].centre_mm,
         "L5 pedicle entry right": lower.pedicles["right"][0],
         "S1 promontory": patient.sacrum.landmarks["promontory"] if patient.sacrum else None,
     }.items():
@@ -168,12 +160,12 @@ def test_paraview_files(folder: Path, patient: PatientModel) -> None:
     assert np.allclose(rim.points[:-1], patient.vertebrae[1].superior.rim_mm, atol=1e-4)
 
 
-def test_plain_json(folder: Path, found: dict[str, Features]) -> None:
+def test_plain_json(folder: Path, shapes: dict[str, Features]) -> None:
     plain = json.loads((folder / "landmarks.json").read_text(encoding="utf-8"))
     assert plain["frame"] == "LPS" and plain["unit"] == "mm"
     assert (
         plain["features"]["L5"]["pedicles"]["left"]["width_mm"]
-        == found["L5"].pedicles["left"].width_mm
+        == shapes["L5"].pedicles["left"].width_mm
     )
     assert "needs the vertebra below" in plain["features"]["L5"]["missing"]["facets.inferior_left"]
     entry = next(p for p in plain["points"] if p["level"] == "L4" and p["name"] == "inferior")
@@ -181,14 +173,14 @@ def test_plain_json(folder: Path, found: dict[str, Features]) -> None:
 
 
 def test_without_features_or_errors_and_with_wrong_ones(
-    patient: PatientModel, found: dict[str, Features], tmp_path: Path
+    patient: PatientModel, shapes: dict[str, Features], tmp_path: Path
 ) -> None:
     write_landmarks(replace(patient, sacrum=None), {}, None, tmp_path)
     lists = _markups(tmp_path / "landmarks.mrk.json")
     assert list(lists) == ["L4 landmarks", "L5 landmarks"]
     assert {p["description"] for m in lists.values() for p in m["controlPoints"]} == {""}
     with pytest.raises(ValueError, match="features of T3 were given"):
-        write_landmarks(patient, {"T3": found["L4"]}, None, tmp_path)
+        write_landmarks(patient, {"T3": shapes["L4"]}, None, tmp_path)
     bad = replace(patient.vertebrae[0], landmarks={"spinous_tip": np.array([0.0, np.nan, 0.0])})
     with pytest.raises(ValueError, match="L4 spinous tip has a position that is not finite"):
         write_landmarks(replace(patient, vertebrae=(bad, patient.vertebrae[1])), {}, None, tmp_path)

@@ -26,7 +26,7 @@ from engine.patient.alignment.rules import RULES, compare_rules
 from engine.patient.alignment.spine import spine_alignment
 from engine.patient.geometry.frames import inverse, vertebra_frame
 from engine.patient.phantoms.lumbar import LumbarSpec, lumbar_phantom
-from engine.patient.planning import LORDOSIS_RULES, Limits
+from engine.patient.plan_settings import LORDOSIS_RULES, Limits
 from engine.patient.report.page import write_patient_report
 from engine.types import AlignmentPlan, PatientModel, Segment, Surface, VoxelField, rigid
 from tests.patient.conftest import MILD
@@ -254,12 +254,12 @@ def test_norms_take_lordosis_back_too(skewed: PatientModel) -> None:
 
 def test_named_rules_are_those_that_set_a_lordosis(lumbar: PatientModel) -> None:
     heads = np.array(lumbar.source["femoral_heads_mm"])
-    found = [
+    setting = [
         target.rule
         for target in compare_rules(_aligned(lumbar, femoral_heads_mm=heads), 60.0)
         if target.ll_deg is not None
     ]
-    assert set(LORDOSIS_RULES) == set(found) - {"level_norms"} and set(found) < set(RULES)
+    assert set(LORDOSIS_RULES) == set(setting) - {"level_norms"} and set(setting) < set(RULES)
 
 
 def test_a_rule_is_spread_over_the_treated_levels(lumbar: PatientModel) -> None:
@@ -296,40 +296,44 @@ def test_ligament_and_disc_space_limit_the_change(lumbar: PatientModel) -> None:
     # the front rim is 17.5 mm from the middle, less what the rim rounds off
     front_mm = 0.5 * SPEC.depth_mm[4]
 
-    def made(rule: str, **limits: float) -> AlignmentPlan:
+    def planned(rule: str, **limits: float) -> AlignmentPlan:
         # facets may dip by 2 mm here, as what is asked for is what the disc allows
         config = PlanConfig(rule=rule, limits=Limits(**limits), collision_mm=2.0, spacing_mm=2.0)  # type: ignore[arg-type]
         return plan(lumbar, "L4-L5", config, age=100.0 if rule == "lafage_age" else None).plan
 
     # a ligament that does not stretch lets the front rise to a norm disc's 18.1 mm [S69]
-    found = made("gap_ideal", anterior_ligament_strain=0.0)
-    (demand,) = found.demands
-    room = 18.1 - found.measured.height_anterior_mm
+    given = planned("gap_ideal", anterior_ligament_strain=0.0)
+    (demand,) = given.demands
+    room = 18.1 - given.measured.height_anterior_mm
     assert 0.5 < room < 2.0 and demand.limited_by == "ligament"
     assert (
         demand.given_deg == demand.limit_deg == pytest.approx(np.degrees(room / front_mm), rel=0.05)
     )
-    assert 18.05 < found.planned.height_anterior_mm <= 18.1
+    assert 18.05 < given.planned.height_anterior_mm <= 18.1
     # the back is 11.1 mm high, and may close to 11
-    found = made("gap_ideal", rim_height_mm=11.0)
+    given = planned("gap_ideal", rim_height_mm=11.0)
     assert (
-        found.demands[0].limited_by == "disc space"
-        and 11.0 <= found.planned.height_posterior_mm < 11.02
+        given.demands[0].limited_by == "disc space"
+        and 11.0 <= given.planned.height_posterior_mm < 11.02
     )
     # less lordosis (Lafage at 100 years: 52 − 25.5 = 26.5°) closes the front, 16.8 mm high
-    found = made("lafage_age", rim_height_mm=12.0, lordosis_deg=20.0, posterior_ligament_strain=1.0)
-    assert (
-        found.demands[0].wanted_deg == pytest.approx(26.5 - 50.5, abs=1e-6)
-        and found.demands[0].limited_by == "disc space"
+    given = planned(
+        "lafage_age", rim_height_mm=12.0, lordosis_deg=20.0, posterior_ligament_strain=1.0
     )
-    assert 12.0 <= found.planned.height_anterior_mm < 12.05
-    # a behind of 11.1 mm between bodies of B there: (1 + ε)·(B + 11.1) − B
-    found = made("lafage_age", rim_height_mm=0.0, lordosis_deg=20.0, posterior_ligament_strain=0.03)
-    bodies = np.mean([_aligned(lumbar).value("height_posterior_mm", body) for body in ("L4", "L5")])
-    stretched = 1.03 * (bodies + found.measured.height_posterior_mm) - bodies
     assert (
-        found.demands[0].limited_by == "ligament"
-        and stretched - 0.05 < found.planned.height_posterior_mm <= stretched
+        given.demands[0].wanted_deg == pytest.approx(26.5 - 50.5, abs=1e-6)
+        and given.demands[0].limited_by == "disc space"
+    )
+    assert 12.0 <= given.planned.height_anterior_mm < 12.05
+    # a behind of 11.1 mm between bodies of B there: (1 + ε)·(B + 11.1) − B
+    given = planned(
+        "lafage_age", rim_height_mm=0.0, lordosis_deg=20.0, posterior_ligament_strain=0.03
+    )
+    bodies = np.mean([_aligned(lumbar).value("height_posterior_mm", body) for body in ("L4", "L5")])
+    stretched = 1.03 * (bodies + given.measured.height_posterior_mm) - bodies
+    assert (
+        given.demands[0].limited_by == "ligament"
+        and stretched - 0.05 < given.planned.height_posterior_mm <= stretched
     )
 
 
@@ -411,9 +415,9 @@ def test_every_rule_can_be_configured() -> None:
                 for rule in LORDOSIS_RULES
             ),
         ):
-            made = compose("prepare_patient", ["out=x", *overrides])
+            composed = compose("prepare_patient", ["out=x", *overrides])
             read = PrepareConfig.model_validate(
-                OmegaConf.to_container(made, resolve=True, throw_on_missing=True)
+                OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
             )
             assert read.plan.limits == Limits()  # the files say what the code's defaults are
             assert read.plan.levels == (("L4-L5", "L5-S1") if "plan=rule" in overrides else None)

@@ -3,6 +3,7 @@ are kept; nothing personal leaks."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,10 @@ def test_alignment_is_the_phantoms(prepared: Prepared) -> None:
 
 
 def test_density_is_what_was_scanned(prepared: Prepared, scan: tuple[Path, dict[str, Any]]) -> None:
-    import json
-
     assert prepared.patient.density_source == "ct:linear"
     for row in json.loads((prepared.out / "bone.json").read_text()):
-        told = scan[1]["vertebrae"][row["level"]]["core_hu"]  # of a smaller region of textured bone
-        assert row["mean_hu"] == pytest.approx(told, abs=12.0)
+        true = scan[1]["vertebrae"][row["level"]]["core_hu"]  # of a smaller region of textured bone
+        assert row["mean_hu"] == pytest.approx(true, abs=12.0)
         assert row["vbmd_g_cm3"] == pytest.approx(
             SCAN.slope_g_cm3_per_hu * row["mean_hu"] + SCAN.intercept_g_cm3
         )
@@ -133,9 +132,9 @@ def test_labels_off_their_scan_are_refused(
     affine = image.affine.copy()
     affine[0, 3] += 300.0
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), tmp_path / "moved.nii.gz")
-    made = config(scan[0], tmp_path / "out")
-    moved = made.model_copy(
-        update={"source": made.source.model_copy(update={"mask": str(tmp_path / "moved.nii.gz")})}
+    right = config(scan[0], tmp_path / "out")
+    moved = right.model_copy(
+        update={"source": right.source.model_copy(update={"mask": str(tmp_path / "moved.nii.gz")})}
     )
     with pytest.raises(
         ValueError,
@@ -150,7 +149,7 @@ def test_labels_off_their_scan_are_refused(
 def test_a_ct_that_is_not_calibrated_is_said_so(
     scan: tuple[Path, dict[str, Any]], prepared: Prepared, tmp_path: Path
 ) -> None:
-    made = prepare(config(scan[0], tmp_path, calibration={"kind": "none"}))
-    assert any("the CT is not calibrated" in line for line in made.segment.warnings)
-    assert not any("no CT of this patient" in line for line in made.segment.warnings)
+    uncalibrated = prepare(config(scan[0], tmp_path, calibration={"kind": "none"}))
+    assert any("the CT is not calibrated" in line for line in uncalibrated.segment.warnings)
+    assert not any("no CT of this patient" in line for line in uncalibrated.segment.warnings)
     assert any("kopperdahl2002" in line for line in prepared.segment.warnings)

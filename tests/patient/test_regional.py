@@ -9,12 +9,8 @@ import numpy as np
 import pytest
 
 from engine.patient.alignment.measures import SpineAlignment
-from engine.patient.alignment.spine import (
-    height_loss_grade,
-    meyerding,
-    spine_alignment,
-    standard_errors,
-)
+from engine.patient.alignment.scores import height_loss_grade, meyerding
+from engine.patient.alignment.spine import spine_alignment, standard_errors
 from engine.patient.geometry.frames import move_endplate, rotation
 from engine.patient.phantoms.lumbar import (
     DISCS,
@@ -60,10 +56,10 @@ def aligned(spec: LumbarSpec, **given: object) -> SpineAlignment:
 
 @pytest.mark.parametrize("spec", [NORMAL, ODD], ids=["normal", "odd"])
 def test_exact_endplates_give_the_truth(spec: LumbarSpec) -> None:
-    found = aligned(spec)
+    measured = aligned(spec)
     for key, exact in lumbar_truth(spec).items():
         place, name = key.split(".")
-        assert found.value(name, place) == pytest.approx(exact, abs=1e-9), key
+        assert measured.value(name, place) == pytest.approx(exact, abs=1e-9), key
 
 
 def test_only_what_is_against_gravity_turns_with_the_scan() -> None:
@@ -71,25 +67,27 @@ def test_only_what_is_against_gravity_turns_with_the_scan() -> None:
         update={"rotation_deg": (20.0, -12.0, 15.0), "translation_mm": (5.0, 60.0, -300.0)}
     )
     here, there = aligned(ODD, age=64), aligned(turned, age=64)
-    for key, found in here.measures.items():
+    for key, measured in here.measures.items():
         if key[1] in AGAINST_GRAVITY:
             continue
         other = there.measures[key]
-        assert other.status == found.status, key
+        assert other.status == measured.status, key
         assert other.value == (
-            pytest.approx(found.value, abs=1e-8) if isinstance(found.value, float) else found.value
+            pytest.approx(measured.value, abs=1e-8)
+            if isinstance(measured.value, float)
+            else measured.value
         ), key
     assert abs(here.value("sacral_slope_deg") - there.value("sacral_slope_deg")) > 15.0
 
 
 def test_levels_add_up_to_the_lordosis() -> None:
     for spec in (NORMAL, ODD):
-        found = aligned(spec)
-        total = sum(found.value("level_lordosis_deg", disc) for disc in DISCS)
-        assert total == pytest.approx(found.value("lumbar_lordosis_deg"), abs=1e-9)
-        assert sum(found.value("lordosis_share_percent", disc) for disc in DISCS) == pytest.approx(
-            100.0, abs=1e-8
-        )
+        measured = aligned(spec)
+        total = sum(measured.value("level_lordosis_deg", disc) for disc in DISCS)
+        assert total == pytest.approx(measured.value("lumbar_lordosis_deg"), abs=1e-9)
+        assert sum(
+            measured.value("lordosis_share_percent", disc) for disc in DISCS
+        ) == pytest.approx(100.0, abs=1e-8)
     # the default is S66: 1.2/5.9/9.1/12.7/21.6°
     norm = [aligned(NORMAL).value("level_lordosis_deg", disc) for disc in DISCS]
     assert norm == pytest.approx([1.2, 5.9, 9.1, 12.7, 21.6], abs=1e-9)
@@ -109,13 +107,13 @@ def test_cobb_of_a_planar_curve_is_the_sum_of_its_discs() -> None:
             "coronal_deg": (0.0, 8.0, 9.0, -6.0, -3.0),
         }
     )
-    found = aligned(flat)
-    assert found.value("cobb_deg") == pytest.approx(17.0, abs=1e-9)
+    measured = aligned(flat)
+    assert measured.value("cobb_deg") == pytest.approx(17.0, abs=1e-9)
     # open to the left at L2-L3 and L3-L4: convex to the left between L2 and L4 (L1-L2 is parallel:
     # either end will do)
-    assert found.measure("cobb_side").value == "left"
-    assert found.measure("cobb_ends").value in ("L1-L4", "L2-L4")
-    assert found.measure("cobb_apex").value in ("L2-L3", "L3", "L3-L4")
+    assert measured.measure("cobb_side").value == "left"
+    assert measured.measure("cobb_ends").value in ("L1-L4", "L2-L4")
+    assert measured.measure("cobb_apex").value in ("L2-L3", "L3", "L3-L4")
     mirrored = aligned(flat.model_copy(update={"coronal_deg": tuple(-c for c in flat.coronal_deg)}))
     assert (
         mirrored.value("cobb_deg") == pytest.approx(17.0, abs=1e-9)
@@ -138,12 +136,12 @@ def test_slip_of_equal_endplates_is_the_listhesis(slip: float, grade: str) -> No
             "listhesis_mm": (0.0, 0.0, 0.0, slip, 0.0),
         }
     )
-    found = aligned(spec)
+    measured = aligned(spec)
     depth = 2.0 * exact_plates(spec)[0]["L5"][0].half_depth_mm
-    assert found.value("slip_posterior_mm", "L4-L5") == pytest.approx(slip, abs=1e-9)
-    assert found.value("slip_mm", "L4-L5") == pytest.approx(slip, abs=1e-9)
-    assert found.value("slip_percent", "L4-L5") == pytest.approx(100.0 * slip / depth, abs=1e-9)
-    assert found.measure("meyerding", "L4-L5").value == grade
+    assert measured.value("slip_posterior_mm", "L4-L5") == pytest.approx(slip, abs=1e-9)
+    assert measured.value("slip_mm", "L4-L5") == pytest.approx(slip, abs=1e-9)
+    assert measured.value("slip_percent", "L4-L5") == pytest.approx(100.0 * slip / depth, abs=1e-9)
+    assert measured.measure("meyerding", "L4-L5").value == grade
 
 
 def test_a_deeper_endplate_is_no_slip() -> None:
@@ -155,54 +153,45 @@ def test_a_deeper_endplate_is_no_slip() -> None:
         "body_wedge_deg": (0.0,) * 5,
         "depth_mm": (34.0, 34.0, 34.0, 34.0, 40.0),
     }
-    found = aligned(NORMAL.model_copy(update=flat))
-    assert found.value("slip_posterior_mm", "L4-L5") == pytest.approx(3.0 - 0.09 * 6.0, abs=0.2)
+    measured = aligned(NORMAL.model_copy(update=flat))
+    assert measured.value("slip_posterior_mm", "L4-L5") == pytest.approx(3.0 - 0.09 * 6.0, abs=0.2)
     assert (
-        found.value("slip_mm", "L4-L5") == 0.0
-        and found.measure("meyerding", "L4-L5").value == "none"
+        measured.value("slip_mm", "L4-L5") == 0.0
+        and measured.measure("meyerding", "L4-L5").value == "none"
     )
 
 
 def test_grades_at_their_bounds() -> None:
-    assert [meyerding(p, 5.0) for p in (24.9, 25.0, 50.0, 75.0, 100.0, 101.0)] == [
-        "I",
-        "II",
-        "III",
-        "IV",
-        "IV",
-        "V",
-    ]
-    assert [height_loss_grade(p) for p in (19.9, 20.0, 25.0, 40.0, 41.0)] == [
-        "none",
-        "mild",
-        "moderate",
-        "moderate",
-        "severe",
-    ]
+    assert [meyerding(p, 5.0) for p in (24.9, 25.0, 50.0, 75.0, 100.0, 101.0)] == (
+        "I II III IV IV V".split()
+    )
+    assert [height_loss_grade(p) for p in (19.9, 20.0, 25.0, 40.0, 41.0)] == (
+        "none mild moderate moderate severe".split()
+    )
 
 
 def test_wedge_fracture_is_read() -> None:
-    found = aligned(fractured(NORMAL, "L2", 0.35))
+    measured = aligned(fractured(NORMAL, "L2", 0.35))
     # on the rim the body is 1 mm deeper and 0.3 mm shorter in front than at the ellipse's ends: 2 %
     # in the loss
-    assert found.value("loss_anterior_percent", "L2") == pytest.approx(35.0, abs=3.0)
-    assert found.measure("height_loss_grade", "L2").value == "moderate"
-    assert found.measure("height_loss_grade", "L3").value == "none"
+    assert measured.value("loss_anterior_percent", "L2") == pytest.approx(35.0, abs=3.0)
+    assert measured.measure("height_loss_grade", "L2").value == "moderate"
+    assert measured.measure("height_loss_grade", "L3").value == "none"
 
 
 def test_central_height_counts_the_cavities(mild: PatientModel) -> None:
-    found = spine_alignment(mild.vertebrae, None, posture="phantom")
+    measured = spine_alignment(mild.vertebrae, None, posture="phantom")
     spec = PhantomSpec()
     # between the cavities' floors, 9 columns within 4.2 mm: there the dish is (1 − ρ²)² of its
     # depth, 6 % less in the mean
     exact = spec.body_height_mm - 2.0 * spec.concavity_mm
-    assert exact - 0.1 < found.value("height_central_mm", "L4") < exact + 0.5
-    assert found.value("height_middle_mm", "L4") == pytest.approx(spec.body_height_mm, abs=0.1)
+    assert exact - 0.1 < measured.value("height_central_mm", "L4") < exact + 0.5
+    assert measured.value("height_middle_mm", "L4") == pytest.approx(spec.body_height_mm, abs=0.1)
 
 
 def test_what_is_not_in_the_scan_is_not_measured() -> None:
     plates, base = exact_plates(NORMAL)
-    alone = spine_alignment({"L4": plates["L4"], "L5": plates["L5"]}, None, posture="supine")
+    two_levels = spine_alignment({"L4": plates["L4"], "L5": plates["L5"]}, None, posture="supine")
     for name in (
         "lumbar_lordosis_deg",
         "sacral_slope_deg",
@@ -211,11 +200,13 @@ def test_what_is_not_in_the_scan_is_not_measured() -> None:
         "schwab_sva",
         "roussouly",
     ):
-        found = alone.measure(name)
-        assert found.status == "not measurable" and found.value is None and found.reason, name
+        measured = two_levels.measure(name)
+        assert measured.status == "not measurable" and measured.value is None and measured.reason, (
+            name
+        )
     with pytest.raises(ValueError, match="L1's superior endplate is not in the scan"):
-        alone.value("lumbar_lordosis_deg")
-    assert list(alone.segments) == ["L4-L5"]
+        two_levels.value("lumbar_lordosis_deg")
+    assert list(two_levels.segments) == ["L4-L5"]
     # a level that is missing in between leaves the disc out, not the region
     gap = spine_alignment({k: plates[k] for k in ("L1", "L2", "L4", "L5")}, base, posture="supine")
     assert list(gap.segments) == ["L1-L2", "L4-L5", "L5-S1"]
@@ -225,9 +216,9 @@ def test_what_is_not_in_the_scan_is_not_measured() -> None:
 
 
 def test_incidence_can_be_given() -> None:
-    found = aligned(NORMAL, femoral_heads_mm=None, pi_deg=52.0)
-    assert found.measure("pelvic_incidence_deg").status == "given"
-    assert found.value("pelvic_tilt_deg") == pytest.approx(12.0, abs=1e-9)
+    measured = aligned(NORMAL, femoral_heads_mm=None, pi_deg=52.0)
+    assert measured.measure("pelvic_incidence_deg").status == "given"
+    assert measured.value("pelvic_tilt_deg") == pytest.approx(12.0, abs=1e-9)
     with pytest.raises(ValueError, match="both femoral heads and pi_deg"):
         aligned(NORMAL, pi_deg=52.0)
     with pytest.raises(ValueError, match="pi_deg=150"):
@@ -253,9 +244,9 @@ def test_bad_input_is_refused_in_words() -> None:
 
 
 def test_table_is_json_and_complete() -> None:
-    found = aligned(ODD, age=64)
-    rows = json.loads(json.dumps(found.table()))
-    assert len(rows) == len(found.measures)
+    measured = aligned(ODD, age=64)
+    rows = json.loads(json.dumps(measured.table()))
+    assert len(rows) == len(measured.measures)
     for row in rows:
         assert (row["value"] is None) == (row["status"] == "not measurable"), row
         assert row["value"] is None or row["source"], row
@@ -278,18 +269,20 @@ def test_standard_errors_of_tilted_endplates() -> None:
     redrawn = {
         level: [(tilted(a), tilted(b)) for _ in range(draws)] for level, (a, b) in plates.items()
     }
-    found = standard_errors(
+    errors = standard_errors(
         redrawn, [tilted(base) for _ in range(draws)], femoral_heads_mm=femoral_heads_mm(NORMAL)
     )
-    assert found["regional", "sacral_slope_deg"] == pytest.approx(sigma, rel=0.11)
-    assert found["regional", "lumbar_lordosis_deg"] == pytest.approx(np.sqrt(2.0) * sigma, rel=0.11)
-    assert found["L3-L4", "lordosis_deg"] == pytest.approx(np.sqrt(2.0) * sigma, rel=0.11)
+    assert errors["regional", "sacral_slope_deg"] == pytest.approx(sigma, rel=0.11)
+    assert errors["regional", "lumbar_lordosis_deg"] == pytest.approx(
+        np.sqrt(2.0) * sigma, rel=0.11
+    )
+    assert errors["L3-L4", "lordosis_deg"] == pytest.approx(np.sqrt(2.0) * sigma, rel=0.11)
     # PT is S1's centre against the hips: no tilt of an endplate moves it
-    assert found["regional", "pelvic_tilt_deg"] == pytest.approx(0.0, abs=1e-9)
-    shown = aligned(NORMAL).with_errors(found)
+    assert errors["regional", "pelvic_tilt_deg"] == pytest.approx(0.0, abs=1e-9)
+    shown = aligned(NORMAL).with_errors(errors)
     assert (
         shown.measure("lumbar_lordosis_deg").standard_error
-        == found["regional", "lumbar_lordosis_deg"]
+        == errors["regional", "lumbar_lordosis_deg"]
     )
     assert shown.measure("gap_score").standard_error is None
     with pytest.raises(ValueError, match="same number"):
@@ -300,20 +293,23 @@ def test_scores_by_hand() -> None:
     # PI 52, SS 40, LL 50.5, L4-S1 34.3: PI−LL 1.5 (0), PT 12 (0); RPV 40 − 39.68 = 0.32 (0), RLL
     # 50.5 − 61.24 = −10.74 (0), LDI 67.9 (0), age 64 (1); SS 35-45: Roussouly 3. The apex: leans
     # −40, −18.4, −5.7 (L4), +2.4 (L3 inferior)
-    found = aligned(NORMAL, age=64)
-    assert (found.measure("schwab_pi_ll").value, found.measure("schwab_pt").value) == ("0", "0")
-    assert found.value("gap_pelvic_version_deg") == pytest.approx(0.32, abs=1e-9)
-    assert found.value("gap_relative_lordosis_deg") == pytest.approx(-10.74, abs=1e-9)
+    measured = aligned(NORMAL, age=64)
+    assert (measured.measure("schwab_pi_ll").value, measured.measure("schwab_pt").value) == (
+        "0",
+        "0",
+    )
+    assert measured.value("gap_pelvic_version_deg") == pytest.approx(0.32, abs=1e-9)
+    assert measured.value("gap_relative_lordosis_deg") == pytest.approx(-10.74, abs=1e-9)
     points = [
-        found.value(f"gap_{part}_points")
+        measured.value(f"gap_{part}_points")
         for part in ("pelvic_version", "relative_lordosis", "distribution", "age")
     ]
     assert points == [0.0, 0.0, 0.0, 1.0]
     assert (
-        found.measure("gap_score").status == "not measurable"
-        and "1 points so far, at most 3 more" in found.measure("gap_score").reason
+        measured.measure("gap_score").status == "not measurable"
+        and "1 points so far, at most 3 more" in measured.measure("gap_score").reason
     )
-    assert found.measure("roussouly").value == "3" and found.measure("apex").value == "L3-L4"
+    assert measured.measure("roussouly").value == "3" and measured.measure("apex").value == "L3-L4"
 
 
 def test_l1_pelvic_angle_is_that_of_the_points() -> None:

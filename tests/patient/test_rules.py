@@ -53,10 +53,10 @@ def targets() -> dict[str, RuleTarget]:
 def test_targets_by_hand(
     targets: dict[str, RuleTarget], rule: str, ll: float, change: float
 ) -> None:
-    found = targets[rule]
-    assert found.status == "computed"
-    assert found.ll_deg == pytest.approx(ll, abs=1e-6)
-    assert found.change_deg == pytest.approx(change, abs=1e-6)
+    asked = targets[rule]
+    assert asked.status == "computed"
+    assert asked.ll_deg == pytest.approx(ll, abs=1e-6)
+    assert asked.change_deg == pytest.approx(change, abs=1e-6)
 
 
 def test_other_targets_by_hand(targets: dict[str, RuleTarget]) -> None:
@@ -73,42 +73,42 @@ def test_other_targets_by_hand(targets: dict[str, RuleTarget]) -> None:
 
 def test_a_range_asks_for_its_nearer_end() -> None:
     given = aligned(femoral_heads_mm=None, pi_deg=80.0)
-    found = {target.rule: target for target in compare_rules(given)}
-    assert found["schwab"].ll_deg == pytest.approx(70.0) and found[
+    asked = {target.rule: target for target in compare_rules(given)}
+    assert asked["schwab"].ll_deg == pytest.approx(70.0) and asked[
         "schwab"
     ].change_deg == pytest.approx(19.5, abs=1e-6)
-    assert found["pi_steps"].ll_deg == pytest.approx(75.0)  # 80 − 5
+    assert asked["pi_steps"].ll_deg == pytest.approx(75.0)  # 80 − 5
 
 
 def test_what_cannot_be_computed_says_why() -> None:
-    found = {target.rule: target for target in compare_rules(aligned(femoral_heads_mm=None))}
-    assert set(found) == set(RULES)
+    asked = {target.rule: target for target in compare_rules(aligned(femoral_heads_mm=None))}
+    assert set(asked) == set(RULES)
     for rule in ("gap_ideal", "schwab", "hasegawa2016", "pi_steps", "l1pa"):
         assert (
-            found[rule].status == "not computed"
-            and found[rule].ll_deg is None
-            and "femoral heads" in found[rule].reason
+            asked[rule].status == "not computed"
+            and asked[rule].ll_deg is None
+            and "femoral heads" in asked[rule].reason
         ), rule
-    assert "age" in found["hasegawa2016"].reason
+    assert "age" in asked["hasegawa2016"].reason
     # the norms need no PI: then those of all subjects
     assert (
-        found["level_norms"].ll_deg == pytest.approx(50.5)
-        and found["level_norms"].status == "computed"
+        asked["level_norms"].ll_deg == pytest.approx(50.5)
+        and asked["level_norms"].status == "computed"
     )
     with pytest.raises(ValueError, match="age=400"):
         compare_rules(aligned(), age=400.0)
 
 
 def test_supine_is_said() -> None:
-    found = compare_rules(aligned("supine"), age=70.0)
+    asked = compare_rules(aligned("supine"), age=70.0)
     assert all(
-        "standing adds 13" in target.reason for target in found if target.status == "computed"
+        "standing adds 13" in target.reason for target in asked if target.status == "computed"
     )
     assert all(
         "standing adds" not in target.reason
         for target in compare_rules(aligned("standing"), age=70.0)
     )
-    json.dumps([target.as_dict() for target in found])
+    json.dumps([target.as_dict() for target in asked])
 
 
 def test_norms_are_the_published_table() -> None:
@@ -125,42 +125,23 @@ def test_norms_are_the_published_table() -> None:
     assert all(a < b for (a, _), (b, _) in pairwise(LEVEL_NORMS_DEG))
 
 
-def test_scores_at_their_bounds() -> None:
-    assert [gap_points("pelvic_version", v) for v in (-15.1, -15.0, -7.1, -7.0, 5.0, 5.1)] == [
-        3,
-        2,
-        2,
-        0,
-        0,
-        1,
-    ]
-    assert [
-        gap_points("relative_lordosis", v) for v in (-25.1, -25.0, -14.1, -14.0, 11.0, 11.1)
-    ] == [3, 2, 2, 0, 0, 3]
-    assert [gap_points("distribution", v) for v in (39.9, 40.0, 49.9, 50.0, 80.0, 80.1)] == [
-        2,
-        1,
-        1,
-        0,
-        0,
-        3,
-    ]
-    assert [gap_points("spinopelvic", v) for v in (-7.1, -7.0, 10.0, 10.1, 18.0, 18.1)] == [
-        1,
-        0,
-        0,
-        1,
-        1,
-        3,
-    ]
-    assert [gap_points("age", v) for v in (59.0, 60.0)] == [0, 1]
-    assert [schwab_modifier("PI-LL", v) for v in (-20.0, 9.9, 10.0, 20.0, 20.1)] == [
-        "0",
-        "0",
-        "+",
-        "+",
-        "++",
-    ]
+@pytest.mark.parametrize(
+    ("part", "points"),
+    [
+        ("pelvic_version", {-15.1: 3, -15.0: 2, -7.1: 2, -7.0: 0, 5.0: 0, 5.1: 1}),
+        ("relative_lordosis", {-25.1: 3, -25.0: 2, -14.1: 2, -14.0: 0, 11.0: 0, 11.1: 3}),
+        ("distribution", {39.9: 2, 40.0: 1, 49.9: 1, 50.0: 0, 80.0: 0, 80.1: 3}),
+        ("spinopelvic", {-7.1: 1, -7.0: 0, 10.0: 0, 10.1: 1, 18.0: 1, 18.1: 3}),
+        ("age", {59.0: 0, 60.0: 1}),
+    ],
+)
+def test_gap_points_at_their_bounds(part: str, points: dict[float, int]) -> None:
+    assert {value: gap_points(part, value) for value in points} == points
+
+
+def test_modifiers_and_types_at_their_bounds() -> None:
+    modifiers = [schwab_modifier("PI-LL", v) for v in (-20.0, 9.9, 10.0, 20.0, 20.1)]
+    assert modifiers == ["0", "0", "+", "+", "++"]
     assert [roussouly_type(ss, "L5") for ss in (34.9, 35.0, 45.0, 45.1)] == ["1", "3", "3", "4"]
     assert roussouly_type(30.0, "L4-L5") == "2" and roussouly_type(30.0, None) is None
 
@@ -175,18 +156,18 @@ def _asks(change_deg: float, ll_deg: float) -> RuleTarget:
 def test_demand_goes_where_it_is_lacking() -> None:
     # norms of all, target 50.5: L4-L5 lacks 12.7 − 6.7 = 6, L5-S1 21.6 − 18.6 = 3; 6° are spread 2
     # : 1
-    found = distribute(_asks(6.0, 50.5), ["L4-L5", "L5-S1"], {"L4-L5": 6.7, "L5-S1": 18.6})
-    assert found.levels_deg == pytest.approx({"L4-L5": 4.0, "L5-S1": 2.0})
-    assert found.shortfall_deg == 0.0 and not found.notes
+    spread = distribute(_asks(6.0, 50.5), ["L4-L5", "L5-S1"], {"L4-L5": 6.7, "L5-S1": 18.6})
+    assert spread.levels_deg == pytest.approx({"L4-L5": 4.0, "L5-S1": 2.0})
+    assert spread.shortfall_deg == 0.0 and not spread.notes
 
 
 def test_limits_hand_on_and_what_is_left_is_said() -> None:
     measured = {"L4-L5": 6.7, "L5-S1": 18.6}
     tight = {"L4-L5": LevelLimit(angle_deg=3.0), "L5-S1": LevelLimit(angle_deg=8.0)}
-    found = distribute(_asks(6.0, 50.5), list(measured), measured, tight)
+    spread = distribute(_asks(6.0, 50.5), list(measured), measured, tight)
     assert (
-        found.levels_deg == pytest.approx({"L4-L5": 3.0, "L5-S1": 3.0})
-        and found.shortfall_deg == 0.0
+        spread.levels_deg == pytest.approx({"L4-L5": 3.0, "L5-S1": 3.0})
+        and spread.shortfall_deg == 0.0
     )
     more = distribute(_asks(15.0, 50.5), list(measured), measured, tight)
     assert more.levels_deg == pytest.approx({"L4-L5": 3.0, "L5-S1": 8.0})
@@ -206,8 +187,8 @@ def test_a_level_that_lacks_nothing_takes_only_what_others_cannot() -> None:
 
 
 def test_too_much_lordosis_is_taken_back() -> None:
-    found = distribute(_asks(-6.0, 50.5), ["L4-L5", "L5-S1"], {"L4-L5": 18.7, "L5-S1": 24.6})
-    assert found.levels_deg == pytest.approx({"L4-L5": -4.0, "L5-S1": -2.0})
+    spread = distribute(_asks(-6.0, 50.5), ["L4-L5", "L5-S1"], {"L4-L5": 18.7, "L5-S1": 24.6})
+    assert spread.levels_deg == pytest.approx({"L4-L5": -4.0, "L5-S1": -2.0})
     far = distribute(_asks(-20.0, 50.5), ["L4-L5"], {"L4-L5": 18.7})
     assert far.levels_deg["L4-L5"] == pytest.approx(-8.0) and far.shortfall_deg == pytest.approx(
         -12.0
@@ -218,10 +199,10 @@ def test_rims_limit_the_angle() -> None:
     # a rim 17 mm from the middle that may move by 1 mm: 1/17 rad = 3.37°; the least of the three
     # counts
     third = np.degrees(1.0 / 17.0)
-    found = LevelLimit(opens_mm=1.0, closes_mm=2.0)
-    assert found.largest_deg() == pytest.approx(third) and found.limited_by() == "ligament"
-    found = LevelLimit(opens_mm=2.0, closes_mm=1.0)
-    assert found.largest_deg() == pytest.approx(third) and found.limited_by() == "disc space"
+    spread = LevelLimit(opens_mm=1.0, closes_mm=2.0)
+    assert spread.largest_deg() == pytest.approx(third) and spread.limited_by() == "ligament"
+    spread = LevelLimit(opens_mm=2.0, closes_mm=1.0)
+    assert spread.largest_deg() == pytest.approx(third) and spread.limited_by() == "disc space"
     assert LevelLimit().largest_deg() == pytest.approx(8.0) and LevelLimit().limited_by() == "angle"
     assert LevelLimit(opens_mm=-1.0).largest_deg() == 0.0
 
@@ -244,12 +225,12 @@ def test_what_is_wanted_is_told_apart_from_what_is_given() -> None:
     # 15° on levels that lack 2 : 1 would be 10 and 5; their limits are 3 and 8
     measured = {"L4-L5": 6.7, "L5-S1": 18.6}
     tight = {"L4-L5": LevelLimit(angle_deg=3.0), "L5-S1": LevelLimit(angle_deg=8.0)}
-    found = distribute(_asks(15.0, 50.5), list(measured), measured, tight)
-    assert found.wanted_deg == pytest.approx({"L4-L5": 10.0, "L5-S1": 5.0})
-    assert sum(found.wanted_deg.values()) - sum(found.levels_deg.values()) == pytest.approx(
-        found.shortfall_deg
+    spread = distribute(_asks(15.0, 50.5), list(measured), measured, tight)
+    assert spread.wanted_deg == pytest.approx({"L4-L5": 10.0, "L5-S1": 5.0})
+    assert sum(spread.wanted_deg.values()) - sum(spread.levels_deg.values()) == pytest.approx(
+        spread.shortfall_deg
     )
-    assert any("L4-L5 is at its limit of 3.0° (angle)" in note for note in found.notes)
+    assert any("L4-L5 is at its limit of 3.0° (angle)" in note for note in spread.notes)
 
 
 @pytest.mark.parametrize(("seed", "change"), [(0, 3.0), (1, 17.0), (2, -9.0), (3, 40.0)])
@@ -259,13 +240,13 @@ def test_spread_and_shortfall_add_up(seed: int, change: float) -> None:
         level: norm + float(rng.normal(0.0, 5.0)) for level, norm in LEVEL_NORMS_ALL_DEG.items()
     }
     limits = {level: LevelLimit(angle_deg=float(rng.uniform(1.0, 8.0))) for level in measured}
-    found = distribute(_asks(change, 55.0), list(measured), measured, limits)
-    assert sum(found.levels_deg.values()) + found.shortfall_deg == pytest.approx(change, abs=1e-5)
+    spread = distribute(_asks(change, 55.0), list(measured), measured, limits)
+    assert sum(spread.levels_deg.values()) + spread.shortfall_deg == pytest.approx(change, abs=1e-5)
     assert all(
-        abs(part) <= limits[level].largest_deg() + 1e-9 for level, part in found.levels_deg.items()
+        abs(part) <= limits[level].largest_deg() + 1e-9 for level, part in spread.levels_deg.items()
     )
-    assert all(part * change >= 0.0 for part in found.levels_deg.values())
-    assert sum(found.wanted_deg.values()) == pytest.approx(change)
+    assert all(part * change >= 0.0 for part in spread.levels_deg.values())
+    assert sum(spread.wanted_deg.values()) == pytest.approx(change)
 
 
 def test_bad_demands_are_refused() -> None:

@@ -14,8 +14,14 @@ import trimesh
 import yaml
 
 from engine.part import meshfiles, slicer, surface
-from engine.patient import PhantomSpec, PlanConfig, plan, save_bundle, save_segment
-from engine.patient.phantoms import phantom
+from engine.patient import (
+    PhantomSpec,
+    PlanConfig,
+    phantom,
+    plan,
+    save_bundle,
+    save_segment,
+)
 from engine.types import Sacrum, Surface, rigid
 from scripts.run import handover
 from tests.scripts.test_config import composed

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from engine.patient import PlanConfig
-from engine.patient.planning import check_plan
+from engine.patient.plan_settings import check_plan
 from engine.patient.prepare import prepare
 from engine.patient.sources import PrepareConfig
 

@@ -74,10 +74,12 @@ def test_the_strict_reader_would_refuse_what_trimesh_writes(ring, tmp_path):
 def test_metadata_say_whose_part_it_is_and_that_it_is_not_for_clinical_use(ring, tmp_path):
     model, _ = strictly_read(meshfiles.write_3mf(ring, tmp_path / "a.3mf", "implant", LABEL))
     group = model.GetMetaDataGroup()
-    held = [group.GetMetaData(k) for k in range(group.GetMetaDataCount())]
-    plain = {d.GetName(): d.GetValue() for d in held if not d.GetNameSpace()}
+    entries = [group.GetMetaData(k) for k in range(group.GetMetaDataCount())]
+    plain = {d.GetName(): d.GetValue() for d in entries if not d.GetNameSpace()}
     own = {
-        d.GetName(): d.GetValue() for d in held if d.GetNameSpace() == meshfiles.SPINEFIT_NAMESPACE
+        d.GetName(): d.GetValue()
+        for d in entries
+        if d.GetNameSpace() == meshfiles.SPINEFIT_NAMESPACE
     }
     assert plain["Title"] == LABEL.title and plain["Application"] == "spinefit"
     assert (

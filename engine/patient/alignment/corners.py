@@ -19,6 +19,7 @@ def corners(plate: Endplate) -> tuple[np.ndarray, np.ndarray]:
 
 
 def posterior_height_mm(superior: Endplate, inferior: Endplate) -> float:
+    """Height of a vertebral body between its posterior rim midpoints, mm."""
     to_own = inverse(vertebra_frame(superior, inferior))
     top, bottom = (corners(move_endplate(to_own, plate))[1] for plate in (superior, inferior))
     return float(np.linalg.norm(top - bottom))

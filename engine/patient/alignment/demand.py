@@ -9,6 +9,10 @@ import numpy as np
 
 from engine.patient.alignment.rules import LEVEL_NORMS_ALL_DEG, RuleTarget
 
+#: Rounding of the spread, degrees: a rest or a room below it is none, and a level this near to its
+#: limit, or a shortfall this small, is at it.
+_NOTHING_DEG, _SAME_DEG = 1e-9, 1e-6
+
 
 @dataclass(frozen=True)
 class LevelLimit:
@@ -18,14 +22,15 @@ class LevelLimit:
         |Δ| ≤ min(angle, opens/r_o, closes/r_c)
 
     The disc turns about its middle, whose height is planned apart, so that a rim, r from the
-    middle, moves by 2r·|sin(θ′/2) − sin(θ/2)| ≤ r·|Δ| with θ the disc angle before and θ′ after
-    (alignment.py): the bound is safe, and under 2 % too strict for discs below 20°.
+    middle, moves by 2r·|sin(θ′/2) − sin(θ/2)| ≤ r·|Δ| with θ the disc angle as scanned and θ′ as
+    planned (disc.py): the bound is safe, and under 2 % too strict for discs below 20°.
 
-    angle_deg               most that is asked of one level; ours [M]
-    opens_mm, closes_mm     what the opening rim may still rise and the closing one still sink,
-                            after the change of the middle height (planning._level_limit has them
-                            for one patient); inf: not limited
-    opens_at_mm, closes_at_mm   r_o and r_c
+    angle_deg      most that is asked of one level; ours [M]
+    opens_mm       what the opening rim may still rise, after the change of the middle height
+                   (plan_target.py has it for one patient); inf: not limited
+    closes_mm      what the closing rim may still sink, likewise
+    opens_at_mm    r_o
+    closes_at_mm   r_c
     """
 
     angle_deg: float = 8.0
@@ -58,8 +63,8 @@ class Distribution:
     """Change of lordosis by treated level (degrees), what they cannot give, and the reason of each
     that is at its limit.
 
-    levels_deg   given; wanted_deg is what the level would take if nothing were limited. Σ wanted −
-                 Σ given = shortfall
+    levels_deg   change given to the level
+    wanted_deg   what the level would take if nothing were limited; Σ wanted − Σ given = shortfall
     """
 
     rule: str
@@ -97,17 +102,7 @@ def distribute(
             " choose another"
         )
     norms = dict(norms_deg or target.levels_deg or LEVEL_NORMS_ALL_DEG)
-    if not levels or len(set(levels)) != len(levels):
-        raise ValueError(
-            f"levels treated: {list(levels)}; expected at least one, each once, as ['L4-L5']"
-        )
-    for level in levels:
-        if level not in norms or level not in measured_deg:
-            there = sorted(set(norms) & set(measured_deg))
-            raise ValueError(
-                f"level {level!r} has no norm or was not measured; choose among"
-                f" {', '.join(there) or 'none'}"
-            )
+    _check_levels(levels, norms, measured_deg)
     sign = 1.0 if target.change_deg >= 0.0 else -1.0
     total = sum(norms.values())
     lacks = np.array(
@@ -120,27 +115,55 @@ def distribute(
     caps = np.array([bound.largest_deg() for bound in bounds])
     first = next((weight for weight in (lacks, caps) if weight.sum() > 0.0), np.ones(len(levels)))
     wanted = target.change_deg * first / first.sum()
-    given = np.zeros(len(levels))
-    left = abs(target.change_deg)
-    for weight in (lacks, None):
-        while left > 1e-9:
-            room = caps - given
-            share = np.where(room > 1e-9, room if weight is None else weight, 0.0)
-            if share.sum() <= 0.0:
-                break
-            step = np.minimum(left * share / share.sum(), room)
-            given += step
-            left -= float(step.sum())
-    left = left if left > 1e-6 else 0.0
+    given, rest = _spread(abs(target.change_deg), lacks, caps)
     notes = [
         f"{level} is at its limit of {bound.largest_deg():.1f}° ({bound.limited_by()})"
         for level, bound, part in zip(levels, bounds, given, strict=True)
-        if part > bound.largest_deg() - 1e-6
+        if part > bound.largest_deg() - _SAME_DEG
     ]
-    if left:
+    if rest:
         notes.append(
-            f"{left:.1f}° of {abs(target.change_deg):.1f}° cannot be had from {', '.join(levels)}"
+            f"{rest:.1f}° of {abs(target.change_deg):.1f}° cannot be had from {', '.join(levels)}"
         )
-    spread = {level: float(sign * part) for level, part in zip(levels, given, strict=True)}
-    asked = {level: float(part) for level, part in zip(levels, wanted, strict=True)}
-    return Distribution(target.rule, target.change_deg, spread, asked, sign * left, tuple(notes))
+    return Distribution(
+        rule=target.rule,
+        demand_deg=target.change_deg,
+        levels_deg={level: float(sign * part) for level, part in zip(levels, given, strict=True)},
+        wanted_deg={level: float(part) for level, part in zip(levels, wanted, strict=True)},
+        shortfall_deg=sign * rest,
+        notes=tuple(notes),
+    )
+
+
+def _check_levels(
+    levels: Sequence[str], norms_deg: Mapping[str, float], measured_deg: Mapping[str, float]
+) -> None:
+    if not levels or len(set(levels)) != len(levels):
+        raise ValueError(
+            f"levels treated: {list(levels)}; expected at least one, each once, as ['L4-L5']"
+        )
+    for level in levels:
+        if level not in norms_deg or level not in measured_deg:
+            there = sorted(set(norms_deg) & set(measured_deg))
+            raise ValueError(
+                f"level {level!r} has no norm or was not measured; choose among"
+                f" {', '.join(there) or 'none'}"
+            )
+
+
+def _spread(
+    demand_deg: float, lacks_deg: np.ndarray, caps_deg: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """(given to each level, rest), degrees ≥ 0: by what the levels lack, up to their caps, then by
+    the room that is left."""
+    given, rest = np.zeros(len(caps_deg)), demand_deg
+    for weight in (lacks_deg, None):
+        while rest > _NOTHING_DEG:
+            room = caps_deg - given
+            share = np.where(room > _NOTHING_DEG, room if weight is None else weight, 0.0)
+            if share.sum() <= 0.0:
+                break
+            step = np.minimum(rest * share / share.sum(), room)
+            given += step
+            rest -= float(step.sum())
+    return given, rest if rest > _SAME_DEG else 0.0

@@ -28,6 +28,17 @@ from engine.patient.geometry.frames import frame, inverse, move_endplate, unit
 from engine.types import Endplate, SegmentAlignment, Vertebra
 
 Plates = tuple[Endplate, Endplate]
+#: What places the cranial vertebra over the caudal one: the arguments of `cranial_pose`.
+POSE_COMPONENTS = (
+    "lordosis_deg",
+    "coronal_deg",
+    "axial_deg",
+    "height_middle_mm",
+    "listhesis_mm",
+    "lateral_mm",
+)
+#: Tilt of the endplates against each other up to which one is above the other: its cosine.
+_ABOVE_COSINE = 0.3
 
 
 def measure(cranial: Vertebra | Plates, caudal: Vertebra | Plates) -> SegmentAlignment:
@@ -41,7 +52,7 @@ def measure(cranial: Vertebra | Plates, caudal: Vertebra | Plates) -> SegmentAli
         move_endplate(to_frame, plate) for plate in (upper, upper_top, lower, lower_bottom)
     )
     m, centre, left = -upper.normal, upper.centre_mm, upper.axis_left
-    if m[2] <= 0.3 or centre[2] <= 0.0:
+    if m[2] <= _ABOVE_COSINE or centre[2] <= 0.0:
         raise ValueError(
             f"the cranial endplate is not above the caudal one (height {centre[2]:.1f} mm, tilt"
             f" {np.degrees(np.arccos(np.clip(m[2], -1, 1))):.0f}°); check the order and the names"

@@ -4,11 +4,12 @@ A point typed in the wrong frame (3D Slicer shows RAS, files here are LPS), in c
 coordinates exchanged gives a pelvic incidence that looks like any other. So what is given must lie
 where hips lie, and its angles must be angles of a pelvis
 
-    heads    one on each side of the sacrum, 120-240 mm apart, level within 25° of the patient's own
-             left-right axis
-    axis     their middle M_h within 35 mm of the midline, 40-170 mm from the centre M of S1's
-             endplate, below it
-    PI, PT   20-100°, −30-65°, with PT = PI − SS
+    heads   one on each side of the sacrum, 120-240 mm apart, level within 25° of the patient's own
+            left-right axis
+    axis    their middle within 35 mm of the midline, 40-170 mm from the centre of S1's endplate,
+            below it
+    PI      20-100°
+    PT      −30-65°, with PT = PI − SS
 
 [M], wide about published ranges (PI 28-85°, PT −5-45°, heads 160-200 mm apart). What does not fit
 is refused, with the slip that would explain it where there is one.
@@ -23,8 +24,13 @@ import numpy as np
 from engine.patient.geometry.frames import unit
 from engine.types import Endplate, Finding, PatientModel
 
+#: Heads and pelves that there are, as in the module docstring [M].
 APART_MM, FROM_S1_MM, MIDLINE_MM, LEVEL_DEG = (120.0, 240.0), (40.0, 170.0), 35.0, 25.0
 PI_DEG, PT_DEG = (20.0, 100.0), (-30.0, 65.0)
+#: Added to the largest distance where L5's inferior endplate stands for S1's, mm [M].
+_WITHOUT_SACRUM_MM = 60.0
+#: A PI this near to the sacral slope may be the slope itself, degrees [M].
+_SAME_AS_SLOPE_DEG = 2.0
 #: Nearly all pelves; what lies between these and the above is warned of.
 USUAL_PI_DEG, USUAL_PT_DEG = (28.0, 85.0), (-7.0, 45.0)
 #: Given and fitted heads may lie this far apart, and a given PI this far from that of the heads.
@@ -91,7 +97,7 @@ def _misfit(heads: np.ndarray, patient: PatientModel) -> str:
             " sacrum's"
         )
     away = float(np.linalg.norm(middle - beside * left))
-    low, high = FROM_S1_MM if sacrum else (FROM_S1_MM[0], FROM_S1_MM[1] + 60.0)
+    low, high = FROM_S1_MM if sacrum else (FROM_S1_MM[0], FROM_S1_MM[1] + _WITHOUT_SACRUM_MM)
     if not low <= away <= high or middle[2] > 0.0:
         where = "above" if middle[2] > 0.0 else "from"
         level = "S1" if sacrum else patient.vertebrae[-1].name
@@ -127,14 +133,15 @@ def check_heads(
         raise ValueError(f"{text}; give the centres of both heads in LPS mm, left and right")
     fitted = patient.source.get("femoral_heads", {}).get("centres_mm")
     if fitted is not None:
-        found = np.asarray(fitted, float)
+        fitted_mm = np.asarray(fitted, float)
         apart = min(
-            float(np.linalg.norm(heads - order, axis=1).max()) for order in (found, found[::-1])
+            float(np.linalg.norm(heads - order, axis=1).max())
+            for order in (fitted_mm, fitted_mm[::-1])
         )
         if apart > SAME_HEAD_MM:
             raise ValueError(
                 f"{given}, but the labelled femurs' heads lie up to {apart:.0f} mm elsewhere"
-                f" ({found.round().tolist()}); leave it out, or correct it"
+                f" ({fitted_mm.round().tolist()}); leave it out, or correct it"
             )
     plate, sacrum = _base(patient)
     if not sacrum or _usual(heads, plate):
@@ -208,7 +215,7 @@ def check_incidence(
             f" {USUAL_PI_DEG[1]:.0f}°)"
         )
         return [] if usual else [Finding("heads", "warning", "", text)]
-    if abs(pi_deg - sacral_slope_deg) <= 2.0:
+    if abs(pi_deg - sacral_slope_deg) <= _SAME_AS_SLOPE_DEG:
         text = (
             f"alignment.pi_deg={pi_deg:g} is the measured sacral slope ({sacral_slope_deg:.0f}°):"
             " is it that, and not the incidence?"

@@ -51,30 +51,30 @@ class SpineAlignment:
     def value(self, name: str, place: str = REGIONAL) -> float:
         """The number. Raises ValueError, with the reason, where it could not be measured or is a
         word."""
-        found = self.measure(name, place)
-        if not isinstance(found.value, int | float):
+        entry = self.measure(name, place)
+        if not isinstance(entry.value, int | float):
             raise ValueError(
-                f"{name} of {place} is {found.value or 'not measurable'}:"
-                f" {found.reason or 'a word, no number'}"
+                f"{name} of {place} is {entry.value or 'not measurable'}:"
+                f" {entry.reason or 'a word, no number'}"
             )
-        return float(found.value)
+        return float(entry.value)
 
     def table(self) -> list[dict[str, Any]]:
         """One JSON-able row per measure: place, name, value, unit, status, standard_error,
         reason, source."""
         return [
-            {"place": place, "name": name, **asdict(found)}
-            for (place, name), found in self.measures.items()
+            {"place": place, "name": name, **asdict(entry)}
+            for (place, name), entry in self.measures.items()
         ]
 
     def with_errors(self, errors: Mapping[tuple[str, str], float]) -> SpineAlignment:
         """The same with standard errors (of `standard_errors`) at the measures that have one."""
         measures = {
             key: (
-                replace(found, standard_error=errors[key])
-                if key in errors and found.status == "measured"
-                else found
+                replace(entry, standard_error=errors[key])
+                if key in errors and entry.status == "measured"
+                else entry
             )
-            for key, found in self.measures.items()
+            for key, entry in self.measures.items()
         }
         return replace(self, measures=measures)

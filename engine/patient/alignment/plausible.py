@@ -4,10 +4,10 @@ pose that files or labels put wrong.
 Two bones from two scans, a label moved by a few millimetres, surfaces each in a frame of its own:
 all are read well, and show only in what lies between them.
 
-    middle height of the disc   2-18 mm usual, 24 mm at most   [S69: L4-L5 13.8 ± 3 mm]
-    slip of the upper body      10 mm usual (grade I-II), 26 mm at most (grade IV of a depth of 35
-                                mm)
-    lordosis, coronal, axial    −20-35°, ±20°, ±20° usual; −35-50°, ±40°, ±40° at most   [M]
+    middle disc height   2-18 mm usual, 24 mm at most [S69: L4-L5 13.8 ± 3 mm]
+    slip                 ±10 mm usual (grade I-II), ±26 mm at most (grade IV, endplate 35 mm deep)
+    lordosis             −20-35° usual, −35-50° at most [M]
+    coronal, axial       ±20° usual, ±40° at most [M]
 """
 
 from __future__ import annotations

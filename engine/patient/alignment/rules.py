@@ -45,6 +45,14 @@ LEVEL_NORMS_DEG: tuple[tuple[float, dict[str, float]], ...] = (
 )
 #: The same for all 324 subjects.
 LEVEL_NORMS_ALL_DEG = {"L1-L2": 1.2, "L2-L3": 5.9, "L3-L4": 9.1, "L4-L5": 12.7, "L5-S1": 21.6}
+#: Anterior, middle and posterior disc height by level, mm [S69].
+HEIGHT_NORMS_MM: dict[str, tuple[float, float, float]] = {
+    "L1-L2": (10.8, 10.0, 7.3),
+    "L2-L3": (13.1, 11.6, 8.6),
+    "L3-L4": (15.2, 12.5, 9.1),
+    "L4-L5": (18.1, 13.8, 10.1),
+    "L5-S1": (18.7, 13.0, 8.5),
+}
 _PI_STEPS = ((38.0, 18.0), (48.0, 13.0), (58.0, 9.0), (68.0, 6.0), (78.0, 2.0), (np.inf, -5.0))
 
 
@@ -130,8 +138,8 @@ def _gap_ideal(x: _Inputs) -> dict[str, Any]:
 
 def _gap_aligned(x: _Inputs) -> dict[str, Any]:
     ideal = gap_ideal_lordosis_deg(_given(x.pi))
-    found = _in_range(ideal - 14.0, ideal + 11.0, x)
-    return found | {"l4_s1_range_deg": (0.5 * found["ll_deg"], 0.8 * found["ll_deg"])}
+    target = _in_range(ideal - 14.0, ideal + 11.0, x)
+    return target | {"l4_s1_range_deg": (0.5 * target["ll_deg"], 0.8 * target["ll_deg"])}
 
 
 def _lafage(x: _Inputs) -> dict[str, Any]:
@@ -283,13 +291,13 @@ def compare_rules(alignment: SpineAlignment, age: float | None = None) -> list[R
     """
     if age is not None and not 0.0 <= age <= 120.0:
         raise ValueError(f"age={age:g} is no age; expected 0 to 120 years")
-    found = {name: alignment.measure(name) for name in (*_NUMBERS, "apex")}
+    measured = {name: alignment.measure(name) for name in (*_NUMBERS, "apex")}
 
     def number(name: str) -> float | None:
-        value = found[name].value
+        value = measured[name].value
         return value if isinstance(value, float) else None
 
-    apex = found["apex"].value
+    apex = measured["apex"].value
     x = _Inputs(
         pi=number("pelvic_incidence_deg"),
         age=age,
@@ -300,9 +308,9 @@ def compare_rules(alignment: SpineAlignment, age: float | None = None) -> list[R
         l1pa=number("l1_pelvic_angle_deg"),
     )
     why = {
-        "PI": f"PI is not known: {found['pelvic_incidence_deg'].reason}",
+        "PI": f"PI is not known: {measured['pelvic_incidence_deg'].reason}",
         "age": "the patient's age was not given",
-        "SS": f"SS is not measurable: {found['sacral_slope_deg'].reason}",
+        "SS": f"SS is not measurable: {measured['sacral_slope_deg'].reason}",
     }
     have = {"PI": x.pi, "age": x.age, "SS": x.ss}
     return [

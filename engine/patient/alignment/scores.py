@@ -1,4 +1,5 @@
-"""GAP, SRS-Schwab and Roussouly: scores and types of a measured alignment."""
+"""Scores, types and grades by their published bounds: GAP, SRS-Schwab, Roussouly, Meyerding,
+Genant."""
 
 from __future__ import annotations
 
@@ -8,6 +9,10 @@ import numpy as np
 
 #: What standing adds to a recumbent measure, difference of the means [S67].
 STANDING_ADDS_DEG = {"lumbar_lordosis_deg": 13.0, "l4_s1_lordosis_deg": 4.4}
+#: Slips below this are anatomy and noise, and have no grade.
+SLIP_TOLERANCE_MM = 2.0
+#: Percent of the endplate's depth, below which a slip is of the grade.
+_MEYERDING = ((25.0, "I"), (50.0, "II"), (75.0, "III"))
 _GAP: dict[str, tuple[tuple[float, int], ...]] = {
     # (upper bound, points); the last step is open
     "pelvic_version": ((-15.0, 3), (-7.0, 2), (5.0, 0), (np.inf, 1)),
@@ -55,3 +60,24 @@ def roussouly_type(sacral_slope_deg: float, apex: str | None) -> str | None:
     if sacral_slope_deg < 35.0:
         return None if apex is None else "1" if apex in ("L5", "L5-S1") else "2"
     return "3" if sacral_slope_deg <= 45.0 else "4"
+
+
+def meyerding(slip_percent: float, slip_mm: float) -> str:
+    """Grade of a slip: I < 25, II < 50, III < 75, IV ≤ 100 %, V beyond [M]; "retro" where it is
+    backwards; "none" < 2 mm."""
+    if abs(slip_mm) < SLIP_TOLERANCE_MM:
+        return "none"
+    size = abs(slip_percent)
+    grade = next((grade for below, grade in _MEYERDING if size < below), None)
+    grade = grade or ("IV" if size <= 100.0 else "V")
+    return f"{grade} retro" if slip_percent < 0.0 else grade
+
+
+def height_loss_grade(loss_percent: float) -> str:
+    """Genant's grade of the largest height loss: mild from 20, moderate from 25, severe over 40
+    % [M]."""
+    if loss_percent < 20.0:
+        return "none"
+    if loss_percent < 25.0:
+        return "mild"
+    return "moderate" if loss_percent <= 40.0 else "severe"

@@ -2,14 +2,14 @@
 all LPS mm.
 
 Files
-    landmarks.mrk.json       one Fiducial list per level, hips  }  Slicer Markups, schema v1.0.3
-    pedicle_axes.mrk.json    one Line per pedicle, entry first   }  (Slicer reads every markup of a
-                                                                    file)
-    endplate_rims.mrk.json   one ClosedCurve per endplate        }
+    landmarks.mrk.json       one Fiducial list per level, and one of the hips
+    pedicle_axes.mrk.json    one Line per pedicle, entry first
+    endplate_rims.mrk.json   one ClosedCurve per endplate
     landmarks.vtp            all points: name, level, label, standard_error_mm (NaN where unknown)
     rims_and_axes.vtp        rims and axes as polylines, cell arrays name, level
     landmarks.json           points, axes, rims, features and what is missing, with reasons
 
+The .mrk.json are Slicer Markups, schema v1.0.3; Slicer reads every markup of a file.
 The standard error of a point is the root mean square distance that it moves: √(σ_x² + σ_y² + σ_z²).
 """
 
@@ -19,19 +19,19 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyvista as pv
 
+from engine.part.slicer import MARKUPS_SCHEMA, Colour, ControlPoint, markup
 from engine.patient.anatomy.features import Features
 from engine.patient.anatomy.hips import heads_of
 from engine.types import Endplate, PatientModel, Sacrum, Vertebra
 
-#: Slicer looks for this very identifier; it need not resolve.
-MARKUPS_SCHEMA = "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/markups-schema-v1.0.3.json#"
 SCHEMA = 1
-_COLOURS = (
+#: Of the levels, cranial to caudal: Okabe and Ito's palette, which the colour-blind tell apart.
+_COLOURS: tuple[Colour, ...] = (
     (0.90, 0.60, 0.00),
     (0.34, 0.71, 0.91),
     (0.00, 0.62, 0.45),
@@ -64,6 +64,15 @@ class _Point:
     def description(self) -> str:
         return "" if self.standard_error_mm is None else f"± {self.standard_error_mm:.1f} mm"
 
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "level": self.level,
+            "name": self.name,
+            "label": self.label,
+            "position_mm": self.position_mm.tolist(),
+            "standard_error_mm": self.standard_error_mm,
+        }
+
 
 @dataclass(frozen=True)
 class _Line:
@@ -75,6 +84,9 @@ class _Line:
     @property
     def label(self) -> str:
         return f"{self.level} {self.name.replace('_', ' ')}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"level": self.level, "name": self.name, "points_mm": self.points_mm.tolist()}
 
 
 def write_landmarks(
@@ -92,101 +104,108 @@ def write_landmarks(
     Raises: ValueError when features or errors are of a level that the patient does not have, or a
     position is not finite.
     """
+    errors = errors or {}
     levels = [v.name for v in patient.vertebrae] + ([] if patient.sacrum is None else ["S1"])
-    for what, given in (("features", features), ("errors", errors or {})):
+    _check_levels(patient.name, levels, features, errors)
+    shown = _shown(patient, features, errors)
+    if heads_of(patient) is not None:
+        levels.append("hips")
+    _check_finite(shown)
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    colour = {level: _COLOURS[k % len(_COLOURS)] for k, level in enumerate(levels)}
+    fiducials = [_fiducials(level, shown.points, colour[level]) for level in levels]
+    axes = [_axis_markup(line, shown.points, colour[line.level]) for line in shown.axes]
+    rims = [_rim_markup(line, colour[line.level]) for line in shown.rims]
+    return [
+        _write_markups(target / "landmarks.mrk.json", fiducials),
+        _write_markups(target / "pedicle_axes.mrk.json", axes),
+        _write_markups(target / "endplate_rims.mrk.json", rims),
+        _write_points(target / "landmarks.vtp", shown.points),
+        _write_lines(target / "rims_and_axes.vtp", shown.lines),
+        _write_json(
+            target / "landmarks.json",
+            {
+                "schema": SCHEMA,
+                "frame": "LPS",
+                "unit": "mm",
+                "patient": patient.name,
+                "points": [point.as_dict() for point in shown.points],
+                "axes": [line.as_dict() for line in shown.axes],
+                "rims": [line.as_dict() for line in shown.rims],
+                "features": {level: own.as_dict() for level, own in features.items()},
+                "standard_errors": {level: dict(of) for level, of in errors.items()},
+            },
+        ),
+    ]
+
+
+# -- what is shown ---------------------------------------------------------------------------------
+class _Shown(NamedTuple):
+    """All points, and all lines in the order in which they are written."""
+
+    points: list[_Point]
+    lines: list[_Line]
+
+    @property
+    def axes(self) -> list[_Line]:
+        return [line for line in self.lines if not line.closed]
+
+    @property
+    def rims(self) -> list[_Line]:
+        return [line for line in self.lines if line.closed]
+
+
+def _check_levels(
+    patient: str, levels: list[str], features: Mapping[str, Any], errors: Mapping[str, Any]
+) -> None:
+    for what, given in (("features", features), ("errors", errors)):
         if unknown := sorted(set(given) - set(levels)):
             raise ValueError(
-                f"{what} of {', '.join(unknown)} were given, which {patient.name} does not have; it"
+                f"{what} of {', '.join(unknown)} were given, which {patient} does not have; it"
                 f" has {', '.join(levels)}"
             )
-    points: list[_Point] = []
-    lines: list[_Line] = []
-    for vertebra in patient.vertebrae:
-        points += _points(vertebra, features.get(vertebra.name), (errors or {}).get(vertebra.name))
-        lines += _rims(
-            vertebra.name, {"superior": vertebra.superior, "inferior": vertebra.inferior}
-        )
-        lines += [
-            _Line(vertebra.name, f"pedicle_axis_{side}", axis, False)
-            for side, axis in vertebra.pedicles.items()
-        ]
-    if patient.sacrum is not None:
-        points += _sacral(patient.sacrum, (errors or {}).get("S1"))
-        lines += _rims("S1", {"superior": patient.sacrum.superior})
-    if (heads := heads_of(patient)) is not None:
-        points += [
-            _Point("hips", f"femoral_head_{side}", centre, None)
-            for side, centre in zip(("left", "right"), heads, strict=True)
-        ]
-        levels.append("hips")
-    positions = [(p.label, p.position_mm) for p in points] + [
-        (line.label, line.points_mm) for line in lines
-    ]
+
+
+def _check_finite(shown: _Shown) -> None:
+    positions = [(point.label, point.position_mm) for point in shown.points]
+    positions += [(line.label, line.points_mm) for line in shown.lines]
     for label, position in positions:
         if not np.isfinite(position).all():
             raise ValueError(
                 f"{label} has a position that is not finite; look for it in the patient model or"
                 " the features"
             )
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    colour = {level: _COLOURS[k % len(_COLOURS)] for k, level in enumerate(levels)}
-    axes, rims = (
-        [line for line in lines if not line.closed],
-        [line for line in lines if line.closed],
-    )
-    fiducials = []
-    for level in levels:
-        own = [(p.label, p.description, p.position_mm) for p in points if p.level == level]
-        fiducials.append(_markup("Fiducial", f"{level} landmarks", own, colour[level]))
-    paths = [
-        _write_markups(target / "landmarks.mrk.json", fiducials),
-        _write_markups(
-            target / "pedicle_axes.mrk.json",
-            [_axis_markup(line, points, colour[line.level]) for line in axes],
-        ),
-        _write_markups(
-            target / "endplate_rims.mrk.json",
-            [_rim_markup(line, colour[line.level]) for line in rims],
-        ),
-        _write_points(target / "landmarks.vtp", points),
-        _write_lines(target / "rims_and_axes.vtp", lines),
-        target / "landmarks.json",
-    ]
-    plain = {
-        "schema": SCHEMA,
-        "frame": "LPS",
-        "unit": "mm",
-        "patient": patient.name,
-        "points": [
-            {
-                "level": p.level,
-                "name": p.name,
-                "label": p.label,
-                "position_mm": p.position_mm.tolist(),
-                "standard_error_mm": p.standard_error_mm,
-            }
-            for p in points
-        ],
-        "axes": [
-            {"level": line.level, "name": line.name, "points_mm": line.points_mm.tolist()}
-            for line in axes
-        ],
-        "rims": [
-            {"level": line.level, "name": line.name, "points_mm": line.points_mm.tolist()}
-            for line in rims
-        ],
-        "features": {level: found.as_dict() for level, found in features.items()},
-        "standard_errors": {level: dict(of) for level, of in (errors or {}).items()},
-    }
-    paths[-1].write_text(
-        json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-    )
-    return paths
+
+
+def _shown(
+    patient: PatientModel,
+    features: Mapping[str, Features],
+    errors: Mapping[str, Mapping[str, Any]],
+) -> _Shown:
+    points: list[_Point] = []
+    lines: list[_Line] = []
+    for vertebra in patient.vertebrae:
+        name = vertebra.name
+        points += _points(vertebra, features.get(name), errors.get(name))
+        lines += _rims(name, {"superior": vertebra.superior, "inferior": vertebra.inferior})
+        lines += [
+            _Line(name, f"pedicle_axis_{side}", axis, False)
+            for side, axis in vertebra.pedicles.items()
+        ]
+    if patient.sacrum is not None:
+        points += _sacral(patient.sacrum, errors.get("S1"))
+        lines += _rims("S1", {"superior": patient.sacrum.superior})
+    if (heads := heads_of(patient)) is not None:
+        points += [
+            _Point("hips", f"femoral_head_{side}", centre, None)
+            for side, centre in zip(("left", "right"), heads, strict=True)
+        ]
+    return _Shown(points, lines)
 
 
 def _points(
-    vertebra: Vertebra, found: Features | None, errors: Mapping[str, Any] | None
+    vertebra: Vertebra, own: Features | None, errors: Mapping[str, Any] | None
 ) -> list[_Point]:
     """Endplate centres, the vertebra's own landmarks and those of its features, in this order;
     the first of a name counts."""
@@ -197,24 +216,24 @@ def _points(
     where |= vertebra.landmarks
     for side, axis in vertebra.pedicles.items():
         where |= {f"pedicle_entry_{side}": axis[0], f"pedicle_target_{side}": axis[1]}
-    if found is not None:
-        more = dict(found.points)
-        for side in ("superior", "inferior"):
-            shape = getattr(found, side)
-            if shape is not None:
-                more[f"{side}_concavity"] = shape.concavity_place_mm
-        more |= {
-            f"{name.split('_')[0]}_facet_{name.split('_')[1]}": facet.centre_mm
-            for name, facet in found.facets.items()
-        }
-        more |= {
-            f"pedicle_narrowest_{side}": pedicle.isthmus_mm
-            for side, pedicle in found.pedicles.items()
-        }
-        if found.canal is not None:
-            more["canal_centre"] = found.canal.centre_mm
-        where = more | where
+    if own is not None:
+        where = _feature_points(own) | where
     return _with_errors(vertebra.name, where, errors)
+
+
+def _feature_points(own: Features) -> dict[str, np.ndarray]:
+    points = dict(own.points)
+    for side, plate in (("superior", own.superior), ("inferior", own.inferior)):
+        if plate is not None:
+            points[f"{side}_concavity"] = plate.concavity_place_mm
+    for name, facet in own.facets.items():
+        which, side = name.split("_")[:2]
+        points[f"{which}_facet_{side}"] = facet.centre_mm
+    for side, pedicle in own.pedicles.items():
+        points[f"pedicle_narrowest_{side}"] = pedicle.isthmus_mm
+    if own.canal is not None:
+        points["canal_centre"] = own.canal.centre_mm
+    return points
 
 
 def _sacral(sacrum: Sacrum, errors: Mapping[str, Any] | None) -> list[_Point]:
@@ -245,70 +264,37 @@ def _rims(level: str, plates: Mapping[str, Endplate]) -> list[_Line]:
 
 
 # -- 3D Slicer -------------------------------------------------------------------------------------
+def _fiducials(level: str, points: list[_Point], colour: Colour) -> dict[str, Any]:
+    own = [
+        ControlPoint(point.label, point.description, point.position_mm)
+        for point in points
+        if point.level == level
+    ]
+    return markup("Fiducial", f"{level} landmarks", own, colour, labels=True)
 
 
-def _markup(
-    kind: str,
-    name: str,
-    points: list[tuple[str, str, np.ndarray]],
-    colour: tuple[float, float, float],
-    labels: bool = True,
-) -> dict[str, Any]:
-    """One markup by the schema: every key that its own writer gives to a control point, but no
-    orientation."""
-    return {
-        "type": kind,
-        "name": name,
-        "coordinateSystem": "LPS",
-        "coordinateUnits": "mm",
-        "locked": True,
-        "fixedNumberOfControlPoints": True,
-        "labelFormat": "%N-%d",
-        "lastUsedControlPointNumber": len(points),
-        "controlPoints": [
-            {
-                "id": str(k + 1),
-                "label": label,
-                "description": description,
-                "position": [float(x) for x in position],
-                "selected": True,
-                "locked": True,
-                "visibility": True,
-                "positionStatus": "defined",
-            }
-            for k, (label, description, position) in enumerate(points)
-        ],
-        "display": {
-            "visibility": True,
-            "color": list(colour),
-            "selectedColor": list(colour),
-            "pointLabelsVisibility": labels,
-            "propertiesLabelVisibility": not labels,
-            "textScale": 2.0,
-            "glyphScale": 1.0,
-        },
-    }
-
-
-def _axis_markup(
-    line: _Line, points: list[_Point], colour: tuple[float, float, float]
-) -> dict[str, Any]:
+def _axis_markup(line: _Line, points: list[_Point], colour: Colour) -> dict[str, Any]:
     side = line.name.rsplit("_", 1)[1]
-    known = {p.name: p for p in points if p.level == line.level}
+    known = {point.name: point for point in points if point.level == line.level}
     ends = []
     for end, position in zip(("entry", "target"), line.points_mm, strict=True):
         point = known[f"pedicle_{end}_{side}"]
-        ends.append((point.label, point.description, position))
-    return _markup("Line", line.label, ends, colour, labels=False)
+        ends.append(ControlPoint(point.label, point.description, position))
+    return markup("Line", line.label, ends, colour)
 
 
-def _rim_markup(line: _Line, colour: tuple[float, float, float]) -> dict[str, Any]:
-    corners = [(f"{line.label} {k + 1}", "", point) for k, point in enumerate(line.points_mm)]
-    return _markup("ClosedCurve", line.label, corners, colour, labels=False)
+def _rim_markup(line: _Line, colour: Colour) -> dict[str, Any]:
+    corners = [
+        ControlPoint(f"{line.label} {k}", "", point) for k, point in enumerate(line.points_mm, 1)
+    ]
+    return markup("ClosedCurve", line.label, corners, colour)
 
 
 def _write_markups(path: Path, markups: list[dict[str, Any]]) -> Path:
-    content = {"@schema": MARKUPS_SCHEMA, "markups": markups}
+    return _write_json(path, {"@schema": MARKUPS_SCHEMA, "markups": markups})
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> Path:
     path.write_text(
         json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
     )

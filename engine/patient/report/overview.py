@@ -13,12 +13,15 @@ from engine.patient.geometry.distance import polydata
 from engine.patient.segment import disc_surface
 from engine.types import Segment, Vertebra, VoxelField
 
+#: A renderer that takes longer than this hangs, s [M].
+_PATIENCE_S = 120
 _RENDER = """
 import sys, pyvista as pv
 folder, target = sys.argv[1], sys.argv[2]
 p = pv.Plotter(off_screen=True, shape=(1, 3), window_size=(1800, 700))
 parts = [(n, pv.read(f"{folder}/{n}.vtp")) for n in ("caudal", "cranial", "disc", "anatomy")]
-for k, (view, up) in enumerate((((1, 0, 0), (0, 0, 1)), ((0, 1, 0.1), (0, 0, 1)), ((0.8, -1, 0.8), (0, 0, 1)))):
+views = [((1, 0, 0), "left side"), ((0, 1, 0.1), "from behind"), ((0.8, -1, 0.8), "from in front")]
+for k, (view, title) in enumerate(views):
     p.subplot(0, k)
     for name, mesh in parts:
         if name == "anatomy":
@@ -26,10 +29,11 @@ for k, (view, up) in enumerate((((1, 0, 0), (0, 0, 1)), ((0, 1, 0.1), (0, 0, 1))
         else:
             colour = {"caudal": "#c9d6e8", "cranial": "#e8dcc0", "disc": "#e08a8a"}[name]
             p.add_mesh(mesh, color=colour, opacity=1.0 if k == 2 else 0.5, smooth_shading=True)
-    p.camera_position = [tuple(200 * a + b for a, b in zip(view, (0, 18, 4))), (0, 18, 4), up]
+    middle = (0, 18, 4)
+    p.camera_position = [tuple(200 * a + b for a, b in zip(view, middle)), middle, (0, 0, 1)]
     p.camera.parallel_projection = True
     p.camera.parallel_scale = 60
-    p.add_text(("left side", "from behind", "from in front")[k], font_size=9)
+    p.add_text(title, font_size=9)
 p.screenshot(target)
 """
 
@@ -63,8 +67,8 @@ def write_overview(segment: Segment, folder: str | Path) -> list[Path]:
     files.append(_save(_lines((segment.caudal, segment.cranial)), target / "anatomy.vtp"))
     picture = target / "overview.png"
     command = [sys.executable, "-c", _RENDER, str(target), str(picture)]
-    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
-    return [*files, picture] if done.returncode == 0 and picture.is_file() else files
+    rendered = subprocess.run(command, capture_output=True, timeout=_PATIENCE_S, check=False)
+    return [*files, picture] if rendered.returncode == 0 and picture.is_file() else files
 
 
 def _save(mesh: pv.DataSet, path: Path) -> Path:

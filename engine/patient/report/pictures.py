@@ -24,7 +24,10 @@ from engine.patient.read.image import Image
 from engine.types import Endplate, Finding, PatientModel, Vertebra, rigid
 
 _DPI = 110
+#: Distance of the samples in a cut, mm.
 _STEP_MM = 0.6
+#: A renderer that takes longer than this hangs, s [M].
+_PATIENCE_S = 180
 _MARK = {
     "stop": "#c00000",
     "left out": "#b35900",
@@ -224,16 +227,21 @@ meshes = [(name, pv.read(file)) for name, file in job["meshes"]]
 bounds = pv.merge([m for _, m in meshes]).bounds
 c = [(bounds[2 * k] + bounds[2 * k + 1]) / 2 for k in range(3)]
 # each view is 550 pixels wide and 900 high
-size = max(bounds[5] - bounds[4], 900 / 550 * max(bounds[3] - bounds[2], bounds[1] - bounds[0])) / 2 * 1.08
+wide, high = max(bounds[3] - bounds[2], bounds[1] - bounds[0]), bounds[5] - bounds[4]
+size = max(high, 900 / 550 * wide) / 2 * 1.08
 colours = ["#c9d6e8", "#e8dcc0", "#cfe3cf", "#e6cfd8", "#d9d2ea", "#d7e0dc"]
-for k, (view, name) in enumerate((((1, 0, 0.05), "left side"), ((0, 1, 0.1), "from behind"), ((0.7, -1, 0.4), "from in front"))):
+left, behind, front = (1, 0, 0.05), (0, 1, 0.1), (0.7, -1, 0.4)
+views = [(left, "left side"), (behind, "from behind"), (front, "from in front")]
+for k, (view, name) in enumerate(views):
     p.subplot(0, k)
     for n, (label, mesh) in enumerate(meshes):
         p.add_mesh(mesh, color="#b9a98f" if label == "S1" else colours[n % 6], smooth_shading=True)
     for label, file in job["structures"]:
-        p.add_mesh(pv.read(file), color="#e0a33a" if label in ("canal", "cord") else "#d98080", smooth_shading=True)
+        colour = "#e0a33a" if label in ("canal", "cord") else "#d98080"
+        p.add_mesh(pv.read(file), color=colour, smooth_shading=True)
     for line in job["lines"]:
-        p.add_mesh(pv.lines_from_points(line, close=True) if len(line) > 2 else pv.Line(*line), color="crimson", line_width=3)
+        mesh = pv.lines_from_points(line, close=True) if len(line) > 2 else pv.Line(*line)
+        p.add_mesh(mesh, color="crimson", line_width=3)
     p.camera_position = [tuple(600 * a + b for a, b in zip(view, c)), tuple(c), (0, 0, 1)]
     p.camera.parallel_projection = True
     p.camera.parallel_scale = size
@@ -267,14 +275,10 @@ def scene_picture(patient: PatientModel, folder: Path, path: Path) -> Path | Non
     job.write_text(
         json.dumps({"meshes": meshes, "lines": lines, "structures": structures}), encoding="utf-8"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", _SCENE, str(job), str(path)],
-        capture_output=True,
-        timeout=180,
-        check=False,
-    )
+    command = [sys.executable, "-c", _SCENE, str(job), str(path)]
+    rendered = subprocess.run(command, capture_output=True, timeout=_PATIENCE_S, check=False)
     job.unlink()
-    return path if done.returncode == 0 and path.is_file() else None
+    return path if rendered.returncode == 0 and path.is_file() else None
 
 
 def _curved_plane(
