@@ -16,6 +16,7 @@ from jax import Array
 from pydantic import BaseModel, ConfigDict
 
 from engine.types import REGIONS, Response
+from objectives._abstract import Better, has_implant
 
 
 class Settings(BaseModel):
@@ -32,6 +33,10 @@ class GraftVolume:
     name: str = "graft_volume"
     unit: str = "mm³"
     description: str = "volume of the graft chamber"
+    better: Better = "higher"
+
+    def applies_to(self, response: Response) -> bool:
+        return has_implant(response)
 
     def per_load(self, response: Response) -> None:
         return None

@@ -25,7 +25,7 @@ from jax import Array
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.types import REGIONS, Response
-from objectives._abstract import von_mises
+from objectives._abstract import Better, has_implant, von_mises
 
 
 class Settings(BaseModel):
@@ -45,6 +45,10 @@ class ImplantStress:
     description: str = (
         "von Mises stress over fatigue limit in the implant, mean of order 8, worst load case"
     )
+    better: Better = "lower"
+
+    def applies_to(self, response: Response) -> bool:
+        return has_implant(response)
 
     def per_load(self, response: Response) -> Array:
         if response.fatigue_mpa is None:

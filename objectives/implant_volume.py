@@ -14,6 +14,7 @@ from jax import Array
 from pydantic import BaseModel, ConfigDict
 
 from engine.types import REGIONS, Response
+from objectives._abstract import Better, has_implant
 
 
 class Settings(BaseModel):
@@ -30,6 +31,10 @@ class ImplantVolume:
     name: str = "implant_volume"
     unit: str = "mm³"
     description: str = "volume inside the implant's outer surface"
+    better: Better = "neither"
+
+    def applies_to(self, response: Response) -> bool:
+        return has_implant(response)
 
     def per_load(self, response: Response) -> None:
         return None

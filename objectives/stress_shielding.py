@@ -23,7 +23,7 @@ from jax import Array
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.types import Response
-from objectives._abstract import bone_volume, smooth_step
+from objectives._abstract import Better, bone_volume, smooth_step
 
 
 class Settings(BaseModel):
@@ -47,6 +47,10 @@ class StressShielding:
         "bone within 10 mm of the disc space keeping under a quarter of its intact strain energy"
         " density"
     )
+    better: Better = "lower"
+
+    def applies_to(self, response: Response) -> bool:
+        return response.reference_sed is not None
 
     def per_load(self, response: Response) -> None:
         return None

@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from engine.materials import YIELD_STRAIN_COMPRESSION, YIELD_STRAIN_TENSION
 from engine.types import Response
-from objectives._abstract import bone_volume, principal_strains, smooth_step
+from objectives._abstract import Better, bone_volume, principal_strains, smooth_step
 
 
 class Settings(BaseModel):
@@ -48,6 +48,10 @@ class YieldedBone:
     description: str = (
         "bone within 10 mm of the disc space strained beyond yield, mean over load cases"
     )
+    better: Better = "lower"
+
+    def applies_to(self, response: Response) -> bool:
+        return True
 
     def per_load(self, response: Response) -> Array:
         low, high = principal_strains(jnp.asarray(response.strain))
