@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_system import KINDS, Small, small_system
 
 from engine import forward, implants, loadcases
 from engine.boundary import BoundarySettings, boundary
@@ -123,6 +124,11 @@ class Bench:
 
     def names(self) -> list[str]:
         return [g.objective.name for g in self.every]
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def small(request) -> Small:
+    return small_system(request.param)
 
 
 @pytest.fixture(scope="session")
