@@ -33,7 +33,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from engine.forward import Warm
 from engine.multigrid import UNSOLVED, Preconditioner
 
-
 #: Norm to which a gradient is clipped, in loss per whole range of the parameters [M].
 _LARGEST_GRADIENT = 1e3
 

@@ -92,8 +92,8 @@ def seat(footprint: Footprint, segment: Segment, catalogue: Catalogue) -> np.nda
 def _endplate_heights(
     plane_mm: np.ndarray, centre_z_mm: float, segment: Segment
 ) -> tuple[np.ndarray, np.ndarray]:
-    """z of the top of the caudal and of the bottom of the cranial vertebra over points [n, 2] of the
-    plane; the end of the search where there is no bone."""
+    """z of the top of the caudal and of the bottom of the cranial vertebra over points [n, 2] of
+    the plane; the end of the search where there is no bone."""
     z = np.arange(centre_z_mm - _SEARCH_MM, centre_z_mm + _SEARCH_MM, _SEARCH_STEP_MM)
     points = np.concatenate(
         [
