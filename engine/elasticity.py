@@ -304,6 +304,10 @@ def stress(medium: Medium, eps: Float[Array, "b *q 6"]) -> Float[Array, "b *q 6"
 
 
 # -- patches: regions that are loaded, held together, or whose mean motion is asked ----------------
+#: A patch of less bone, or on fewer nodes, has no sound mean motion [M].
+_LEAST_VOXELS, _LEAST_NODES = 20, 12
+
+
 @dataclass(frozen=True)
 class NodalPatch:
     """A patch on a grid: its nodes with volume weights, and its least-squares rigid motion.
@@ -350,7 +354,7 @@ def nodal_patch(grid: Grid, volume_mm3: np.ndarray, name: str) -> NodalPatch:
     when it is empty."""
     nodal = nodal_sum(volume_mm3 / 8).ravel()
     node = np.flatnonzero(nodal > 1e-9 * max(nodal.max(), 1e-30))
-    if nodal.sum() < 20 * grid.spacing_mm**3 or len(node) < 12:
+    if nodal.sum() < _LEAST_VOXELS * grid.spacing_mm**3 or len(node) < _LEAST_NODES:
         raise ValueError(
             f"patch {name!r} holds {nodal.sum():.1f} mm³ of bone on the {grid.spacing_mm} mm grid; "
             "expected at least 20 voxels: check the endplates of the patient and the grid's extent"

@@ -1,5 +1,6 @@
-"""Volume of the graft chamber between the endplates:  V = Σ_q v_q f_q   [mm³]: room for the fusion
-    to grow through.
+"""Volume of the graft chamber between the endplates, room for the fusion to grow through.
+
+    V = Σ_q v_q f_q          [mm³]
 
 Shapes: fraction [q, r], volume [q] mm³.
 Loophole: a deep narrow chamber has the same volume as a wide one; contact of graft and endplate is

@@ -1,12 +1,12 @@
 """Stress in the implant over its fatigue limit: 1 means that the limit is reached in the mean of
 order p.
 
-    U(l) = ( Σ_q v_q (σ_vM/σ_f)^p / Σ_q v_q )^(1/p),   p = 8        [1],   the largest over the load
-        cases (p-norm again)
+    U(l) = ( Σ_q v_q (σ_vM/σ_f)^p / Σ_q v_q )^(1/p),   p = 8          [1]
+    U    = ( Σ_l U(l)^p )^(1/p)
 
-σ_f is the material's fatigue limit, for a lattice the macroscopic one of its relative density
-(engine.materials). Samples count by the cube of their implant fraction, so that mixed surface
-voxels, whose stress is the mixture's, hardly count.
+U is the largest over the load cases, by the same p-norm. σ_f is the material's fatigue limit, for a
+lattice the macroscopic one of its relative density (engine.materials). Samples count by the cube of
+their implant fraction, so that mixed surface voxels, whose stress is the mixture's, hardly count.
 
 Shapes: stress [l, q, 6] MPa, fatigue_mpa [q], fraction [q, r].
 Loophole: a mean of order 8 lies below the maximum and falls when lightly loaded volume is added;

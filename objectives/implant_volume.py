@@ -1,4 +1,6 @@
-"""Volume inside the implant's outer surface, lattice counted as part:  V = Σ_q v_q f_q   [mm³].
+"""Volume inside the implant's outer surface, lattice counted as part.
+
+    V = Σ_q v_q f_q          [mm³]
 
 Shapes: fraction [q, r], volume [q] mm³.
 Loophole: says nothing of mass (a lattice weighs its relative density).
