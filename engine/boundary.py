@@ -7,6 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from engine.types import Boundary, Endplate, Link, LoadCase, Patch, Segment, stack_loads
 
+#: Thickness of the sleeve of bone round a screw that follows it [M].
+_BONE_ROUND_SCREW_MM = 0.75
+
 
 class BoundarySettings(BaseModel):
     """Depths of the patches and stiffness of the foundation, and the rods' make."""
@@ -89,7 +92,7 @@ def _rod(segment: Segment, side: str, settings: BoundarySettings) -> Link:
             "capsule",
             axis[0],
             end_mm=axis[1],
-            radius_mm=settings.screw_diameter_mm / 2 + 0.75,
+            radius_mm=settings.screw_diameter_mm / 2 + _BONE_ROUND_SCREW_MM,
         )
         for body, axis in zip(("cranial", "caudal"), axes, strict=True)
     ]

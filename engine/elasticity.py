@@ -29,7 +29,8 @@ from jax import Array
 from jaxtyping import Float
 
 CORNERS = tuple((i, j, k) for i in (0, 1) for j in (0, 1) for k in (0, 1))
-_VOIGT = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
+#: Components of Voigt vectors, in order.
+VOIGT = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 
 
 @dataclass(frozen=True)
@@ -92,18 +93,18 @@ def element_matrices(spacing_mm: float) -> tuple[np.ndarray, np.ndarray, np.ndar
     """K_λ, K_μ, K_κ [24, 24] of a cube for unit λ, μ, κ; degrees of freedom ordered corner-major
     (see CORNERS)."""
     h = spacing_mm
-    mean = _gradients(np.zeros(3), h)
+    mean = shape_gradients(np.zeros(3), h)
     dilatation = mean.reshape(24)
     k_lam = h**3 * np.outer(dilatation, dilatation)
     k_mu = np.zeros((24, 24))
     voigt = np.diag([2.0, 2.0, 2.0, 1.0, 1.0, 1.0])
     for gauss in np.array(CORNERS) * 2 / np.sqrt(3) - 1 / np.sqrt(3):
-        b = _strain_matrix(_gradients(gauss, h))
+        b = strain_matrix(shape_gradients(gauss, h))
         k_mu += h**3 / 8 * b.T @ voigt @ b
     return k_lam, k_mu, h**3 / 8 * np.eye(24)
 
 
-def _gradients(xi: np.ndarray, h: float) -> np.ndarray:
+def shape_gradients(xi: np.ndarray, h: float) -> np.ndarray:
     """∂N_a/∂x_c [8, 3] at the reference point ξ in [-1, 1]³."""
     signs = 2.0 * np.array(CORNERS) - 1.0
     factors = 1 + signs * xi
@@ -114,10 +115,10 @@ def _gradients(xi: np.ndarray, h: float) -> np.ndarray:
     return out
 
 
-def _strain_matrix(gradients: np.ndarray) -> np.ndarray:
+def strain_matrix(gradients: np.ndarray) -> np.ndarray:
     """B [6, 24]: Voigt strain (engineering shear) of nodal displacements."""
     b = np.zeros((6, 8, 3))
-    for row, (i, j) in enumerate(_VOIGT):
+    for row, (i, j) in enumerate(VOIGT):
         b[row, :, i] += gradients[:, j]
         if i != j:
             b[row, :, j] += gradients[:, i]
@@ -288,7 +289,7 @@ def strain(u: Float[Array, "b 3 x1 y1 z1"], spacing_mm: float) -> Float[Array, "
 
     rows = [
         derivative(u[:, i], j) if i == j else derivative(u[:, i], j) + derivative(u[:, j], i)
-        for i, j in _VOIGT
+        for i, j in VOIGT
     ]
     return jnp.moveaxis(jnp.stack(rows, axis=1), 1, -1)
 
@@ -303,6 +304,10 @@ def stress(medium: Medium, eps: Float[Array, "b *q 6"]) -> Float[Array, "b *q 6"
 
 
 # -- patches: regions that are loaded, held together, or whose mean motion is asked ----------------
+#: A patch of less bone, or on fewer nodes, has no sound mean motion [M].
+_LEAST_VOXELS, _LEAST_NODES = 20, 12
+
+
 @dataclass(frozen=True)
 class NodalPatch:
     """A patch on a grid: its nodes with volume weights, and its least-squares rigid motion.
@@ -349,7 +354,7 @@ def nodal_patch(grid: Grid, volume_mm3: np.ndarray, name: str) -> NodalPatch:
     when it is empty."""
     nodal = nodal_sum(volume_mm3 / 8).ravel()
     node = np.flatnonzero(nodal > 1e-9 * max(nodal.max(), 1e-30))
-    if nodal.sum() < 20 * grid.spacing_mm**3 or len(node) < 12:
+    if nodal.sum() < _LEAST_VOXELS * grid.spacing_mm**3 or len(node) < _LEAST_NODES:
         raise ValueError(
             f"patch {name!r} holds {nodal.sum():.1f} mm³ of bone on the {grid.spacing_mm} mm grid; "
             "expected at least 20 voxels: check the endplates of the patient and the grid's extent"

@@ -1,19 +1,28 @@
-"""READ FIRST: design parameters → fields → materials → displacements → response, one load case a
-row.
+"""READ FIRST: from design parameters to a response, one load case a row. The map of the engine.
 
-    parameters ──family.fields──► φ_implant, φ_window, ρ      signed distances on the voxel grid
-               ──fractions──────► share of each region in each voxel     (fill of max(φ_bone,
-                   −φ_implant), …)
-               ──medium─────────► λ, μ, κ per voxel                      (mixture by the interface's
-                   direction)
-               ──solve──────────► u for a basis of the load cases        (engine.multigrid; linear,
-                   so every
-                                                                          case is a combination of
-                                                                              the basis)
-               ──response───────► strain, stress, rigid motions, reactions where objectives look
+    parameters
+        │  family.fields         engine/implants/<family>.py
+        ▼
+    φ_implant, φ_window, ρ       signed distances and lattice density on the voxel grid
+        │  mixture.shares_of     engine/mixture.py
+        ▼
+    share of each region         in each voxel: fill (engine/sdf.py) of max(φ_bone, −φ_implant), …
+        │  mixture.mixture_of    engine/mixture.py
+        ▼
+    λ, μ, κ                      per voxel, mixed by the interfaces' direction
+        │  multigrid.solve       engine/multigrid/, on the elements of engine/elasticity.py
+        ▼
+    u                            for a basis of the load cases: the problem is linear, so every case
+        │                        is a combination of the basis
+        │  respond_fields        here
+        ▼
+    Response                     strain, stress, rigid motions and reactions where objectives look
 
-Everything is a pure function of arrays and differentiable in the parameters. `prepare` does once,
-in numpy, what does not depend on the design.
+What does not depend on the design (the patient, loads and supports on the grid) is done once, in
+numpy, by `scene.prepare` (engine/scene.py), from a `Boundary` (engine/boundary.py). Objectives read
+the response (objectives/), the optimiser (engine/optimize.py) follows their gradients.
+
+Everything here is a pure function of arrays and differentiable in the parameters.
 """
 
 from __future__ import annotations
@@ -127,6 +136,44 @@ def _at_backward(place: Array, bar: Array) -> tuple[Array, None, None]:
 _at.defvjp(lambda flat, sample, place: (flat[..., sample], place), _at_backward)
 
 
+def _window_of(
+    scene: Scene, numerics: Numerics, field: Array, axis: int, extra_nodes: int = 0
+) -> Array:
+    """The window of a field whose axes x, y, z begin at `axis`; extra_nodes = 1 for nodal
+    fields."""
+    start = [jnp.int32(0)] * axis + [scene.corner[i] for i in range(3)]
+    return jax.lax.dynamic_slice(
+        field, start, (*field.shape[:axis], *(n + extra_nodes for n in numerics.window))
+    )
+
+
+def _sampled(scene: Scene, numerics: Numerics, field: Array) -> Array:
+    """A voxel field [..., x, y, z] at the samples, [..., q]."""
+    lead = field.ndim - 3
+    window = _window_of(scene, numerics, field, lead)
+    return _at(window.reshape(*field.shape[:lead], -1), scene.sample, scene.place)
+
+
+def _strain_and_stress(
+    scene: Scene, numerics: Numerics, medium: Medium, concentration: Array, u: Array
+) -> tuple[Array, Array]:
+    """Strain and stress at the samples [l, q, 6] of basis displacements u: the mixture's stress,
+    bone's own strain where a voxel holds bone (see mixture.mixture_of)."""
+    window = _window_of(scene, numerics, u, 2, 1)
+    basis = jnp.moveaxis(elasticity.strain(window, numerics.spacing_mm), -1, 1)
+    basis = _at(basis.reshape(*basis.shape[:2], -1), scene.sample, scene.place)
+    strain = jnp.einsum("lr,rkq->lqk", scene.combination, basis)
+    local = Medium(*(_sampled(scene, numerics, f) for f in (medium.lam, medium.mu, medium.kappa)))
+    stress = elasticity.stress(local, strain)
+    return strain * _sampled(scene, numerics, concentration)[None, :, None], stress
+
+
+def _compliance(scene: Scene, u: Array) -> Array:
+    """fᵀu of each load case [l], N·mm, of basis displacements u."""
+    work = jnp.einsum("rcxyz,scxyz->rs", scene.forces, u)
+    return jnp.einsum("lr,rs,ls->l", scene.combination, work, scene.combination)
+
+
 def respond_fields(
     scene: Scene,
     numerics: Numerics,
@@ -137,7 +184,7 @@ def respond_fields(
 ) -> tuple[Response, SolveInfo, Array]:
     """`respond` for a device given by its fields: one compiled program for every family and
     material."""
-    h = numerics.spacing_mm
+    h, sampled = numerics.spacing_mm, partial(_sampled, scene, numerics)
     system, shares, concentration = assemble(scene, numerics, implant, solid)
     density = implant.relative_density
     u, info = multigrid.solve(
@@ -150,34 +197,13 @@ def respond_fields(
         warm.adjoint,
         warm.probe,
     )
-
-    def cut(f: Array, axis: int, more: int = 0) -> Array:
-        """The window of a field whose axes x, y, z begin at `axis`; more = 1 for nodal fields."""
-        start = [jnp.int32(0)] * axis + [scene.corner[i] for i in range(3)]
-        return jax.lax.dynamic_slice(
-            f, start, (*f.shape[:axis], *(n + more for n in numerics.window))
-        )
-
-    def sampled(f: Array) -> Array:
-        """A voxel field [..., x, y, z] at the samples, [..., q]."""
-        lead = f.ndim - 3
-        return _at(cut(f, lead).reshape(*f.shape[:lead], -1), scene.sample, scene.place)
-
-    basis_strain = jnp.moveaxis(elasticity.strain(cut(u, 2, 1), h), -1, 1)
-    basis_strain = _at(basis_strain.reshape(*basis_strain.shape[:2], -1), scene.sample, scene.place)
-    strain = jnp.einsum("lr,rkq->lqk", scene.combination, basis_strain)
-    local = Medium(
-        *(sampled(f) for f in (system.medium.lam, system.medium.mu, system.medium.kappa))
-    )
-    stress = elasticity.stress(local, strain)
-    strain = strain * sampled(concentration)[None, :, None]
+    strain, stress = _strain_and_stress(scene, numerics, system.medium, concentration, u)
     flat = u.reshape(u.shape[0], 3, -1)
     motion = jnp.stack(
         [jnp.einsum("mnc,rcn->rm", rows, flat[:, :, node]) for node, rows in scene.motion], axis=1
     )
     total = elasticity.foundation_resultant(system.medium, flat, scene.nodes, h)
-    work = jnp.einsum("rcxyz,scxyz->rs", scene.forces, u)
-    work = jnp.einsum("lr,rs,ls->l", scene.combination, work, scene.combination)
+    compliance = _compliance(scene, u)
     limit = solid.fatigue_mpa * lattice_fatigue_ratio(density)
     response = Response(
         position=jnp.moveaxis(sampled(jnp.moveaxis(scene.anatomy.points_mm, -1, 0)), 0, -1),
@@ -188,7 +214,7 @@ def respond_fields(
         stress=stress,
         relative_density=sampled(density),
         motion=jnp.einsum("lr,rbm->lbm", scene.combination, motion),
-        compliance=work,
+        compliance=compliance,
         reaction=scene.combination @ total,
         applied=scene.applied,
         reference_sed=scene.reference_sed,

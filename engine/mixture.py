@@ -15,9 +15,26 @@ from engine.sdf import fill
 from engine.types import REGIONS
 
 
+class Alloy(NamedTuple):
+    """The implant's solid material as numbers (so that compiled code serves every material),
+    MPa."""
+
+    e_mpa: Array
+    poisson: Array
+    fatigue_mpa: Array
+
+
+def alloy(name: str) -> Alloy:
+    """The material of that name. Raises ValueError that lists the known ones."""
+    solid = implant_material(name)
+    return Alloy(
+        jnp.asarray(solid.e_mpa), jnp.asarray(solid.poisson), jnp.asarray(solid.fatigue_mpa)
+    )
+
+
 def fractions(scene: Scene, spacing_mm: float, implant: ImplantFields) -> Array:
     """Share of each of REGIONS in every voxel [x, y, z, r]; what is left to 1 is surrounding
-    tissue. See `_shares`."""
+    tissue. See `shares_of`."""
     return jnp.stack(shares_of(scene, spacing_mm, implant), axis=-1)
 
 
@@ -31,7 +48,7 @@ def shares_of(scene: Scene, spacing_mm: float, implant: ImplantFields) -> list[A
     film.
     """
     part = fill(implant.implant, spacing_mm)
-    left, outside = 1.0 - part, -implant.implant
+    free, outside = 1.0 - part, -implant.implant
     shares = {"implant": part}
     for name, distance in (
         ("caudal", jnp.where(outside >= scene.caudal, outside, scene.caudal)),
@@ -39,15 +56,15 @@ def shares_of(scene: Scene, spacing_mm: float, implant: ImplantFields) -> list[A
         ("graft", jnp.maximum(implant.window, scene.disc)),
         ("remnant", scene.disc),
     ):
-        shares[name] = jnp.minimum(fill(distance, spacing_mm), left)
-        left = left - shares[name]
+        shares[name] = jnp.minimum(fill(distance, spacing_mm), free)
+        free = free - shares[name]
     return [shares[name] for name in REGIONS]
 
 
 def medium(
     scene: Scene, shares: Array, density: Array, material: Alloy, poisson_bone: float
 ) -> tuple[Medium, Array]:
-    """The mixture of `_mixture` from shares [x, y, z, r]."""
+    """`mixture_of` from shares [x, y, z, r]."""
     return mixture_of(
         scene, [shares[..., k] for k in range(len(REGIONS))], density, material, poisson_bone
     )
@@ -67,8 +84,8 @@ def mixture_of(
     for m = λ and μ, a_i the shares without surrounding tissue and D_c the squared differences of
     the shares to the neighbours along c. Layers across the load (endplates, a gap under a flat
     cage) are in series: the harmonic mean H is exact there. At the side walls of a stiff device the
-    geometric mean G puts its edge where the device fills half a voxel. The arithmetic mean made
-    every device a voxel wider and every gap a voxel thinner: yielded bone fell to a fiftieth
+    geometric mean G puts its edge where the device fills half a voxel. The arithmetic mean would
+    make every device a voxel wider and every gap a voxel thinner, and hide most of the yielded bone
     (docs/decisions.md). Surrounding tissue takes its share in parallel, as free surfaces run along
     the load.
 
@@ -109,7 +126,7 @@ def mixture_of(
 
 
 def _series_share(shares: list[Array]) -> Array:
-    """w of `_mixture`: how much the interfaces of a voxel lie across z, in [0, 1], from
+    """w of `mixture_of`: how much the interfaces of a voxel lie across z, in [0, 1], from
     one-sided differences."""
     by_name = dict(zip(REGIONS, shares, strict=True))
     bone, part, soft = (
@@ -129,20 +146,3 @@ def _series_share(shares: list[Array]) -> Array:
         square.append(total)
     small = 1e-6
     return (square[2] + small / 3) / (square[0] + square[1] + square[2] + small)
-
-
-class Alloy(NamedTuple):
-    """The implant's solid material as numbers (so that compiled code serves every material),
-    MPa."""
-
-    e_mpa: Array
-    poisson: Array
-    fatigue_mpa: Array
-
-
-def alloy(name: str) -> Alloy:
-    """The material of that name. Raises ValueError that lists the known ones."""
-    solid = implant_material(name)
-    return Alloy(
-        jnp.asarray(solid.e_mpa), jnp.asarray(solid.poisson), jnp.asarray(solid.fatigue_mpa)
-    )

@@ -1,13 +1,16 @@
 """Constrained optimisation as an iterator over explicit, serialisable state.
 
-    for step in run(problem, settings, state):  …      # each step is one evaluated design and the
-                                                       state after it
+    for step in run(problem, settings, state):
+        …      each step is one evaluated design and the state after it
 
 Adam (optax) on the augmented Lagrangian of the scaled parameters, projected onto [0, 1]:
 
-    p ← clip(p − Adam(∇ L_ρ(p, μ))),   every `multiplier_every` iterations  μ ← max(0, μ + ρ c)  and
-        ρ ← min(γ ρ, ρ_max)
-    while the violation has not halved.
+    p ← clip(p − Adam(∇ L_ρ(p, μ)))
+
+and, every `multiplier_every` iterations,
+
+    μ ← max(0, μ + ρ c)
+    ρ ← min(γ ρ, ρ_max)     while the violation has not halved
 
 Everything that the next iteration depends on is in `State`: parameters, Adam's moments,
 multipliers, warm starts of both solves, and the design for which the preconditioner was built. So a
@@ -29,6 +32,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from engine.forward import Warm
 from engine.multigrid import UNSOLVED, Preconditioner
+
+#: Norm to which a gradient is clipped, in loss per whole range of the parameters [M].
+_LARGEST_GRADIENT = 1e3
 
 
 class OptimizerSettings(BaseModel):
@@ -108,7 +114,8 @@ def _adam(settings: OptimizerSettings) -> optax.GradientTransformation:
         settings.final_learning_rate / settings.learning_rate,
     )
     return optax.chain(
-        optax.clip_by_global_norm(1e3), optax.adam(schedule, eps=settings.least_gradient)
+        optax.clip_by_global_norm(_LARGEST_GRADIENT),
+        optax.adam(schedule, eps=settings.least_gradient),
     )
 
 
@@ -147,9 +154,9 @@ def run(problem: Solvable, settings: OptimizerSettings, state: State) -> Iterato
     finite.
 
     The best design is the feasible one (violation ≤ settings.feasible) of least loss, or, while
-    there is none, the one of least violation.
+    there is none, the one of least violation. A solve that fails with a preconditioner built for
+    another design is repeated once with one of its own.
     """
-    adam = _adam(settings)
     preconditioner: Preconditioner | None = None
     while not exhausted(state, settings):
         n = int(state.iteration)
@@ -161,73 +168,103 @@ def run(problem: Solvable, settings: OptimizerSettings, state: State) -> Iterato
         evaluation, _, gradient, warm = problem.gradient(
             state.parameters, state.multipliers, float(state.penalty), preconditioner, state.warm
         )
-        probe = np.asarray(warm.probe)  # iterations and residual of the adjoint solve
-        residual = float(
-            np.max([evaluation.info.worst(), probe[1]])
-        )  # max() of Python would pass over a NaN
-        if not residual <= UNSOLVED:
-            if state.built_at is state.parameters:
-                raise FloatingPointError(
-                    f"iteration {n}: the linear solve or its adjoint ended with a relative residual"
-                    f" of {residual:.1e}; the best design so far is kept. Walls under two voxels"
-                    " usually cause this: raise wall_mm or lower solver.spacing_mm"
-                )
-            # a preconditioner built for a design that has moved too far since: build it anew and
-            # repeat the iteration
+        if not _solved(n, evaluation, warm, own=state.built_at is state.parameters):
             state = state._replace(built_at=state.parameters)
             preconditioner = None
             continue
-        norm = float(optax.tree.norm(gradient))
-        if not np.isfinite(norm):
-            raise FloatingPointError(
-                f"iteration {n}: the gradient is not finite; the best design so far is kept. Lower"
-                " optimizer.learning_rate or look at the solver's status in history.jsonl"
-            )
-        constraints = np.asarray(evaluation.constraints)
-        violation = float(np.max(constraints, initial=0.0))
-        loss = float(evaluation.loss)
-        improved = _better(
-            loss, violation, float(state.best_loss), float(state.best_violation), settings.feasible
+        step = _step(state, settings, evaluation, gradient, warm)
+        state = step.state
+        yield step
+
+
+def _solved(n: int, evaluation: Any, warm: Warm, own: bool) -> bool:
+    """Whether the solve and its adjoint converged. Raises FloatingPointError where they did not
+    although the preconditioner is the design's own."""
+    # max() of Python would pass over a NaN; probe: iterations and residual of the adjoint solve
+    residual = float(np.max([evaluation.info.worst(), np.asarray(warm.probe)[1]]))
+    if residual <= UNSOLVED:
+        return True
+    if own:
+        raise FloatingPointError(
+            f"iteration {n}: the linear solve or its adjoint ended with a relative residual"
+            f" of {residual:.1e}; the best design so far is kept. Walls under two voxels"
+            " usually cause this: raise wall_mm or lower solver.spacing_mm"
         )
-        updates, optimiser = adam.update(gradient, state.optimiser, state.parameters)
-        moved = jax.tree.map(lambda p, d: jnp.clip(p + d, 0.0, 1.0), state.parameters, updates)
-        multipliers, penalty, last = state.multipliers, state.penalty, state.violation
-        if len(constraints) and (n + 1) % settings.multiplier_every == 0:
-            multipliers = jnp.maximum(0.0, multipliers + penalty * evaluation.constraints)
-            if violation > 0.5 * float(last) and violation > settings.feasible:
-                penalty = jnp.minimum(penalty * settings.penalty_growth, settings.penalty_max)
-            last = jnp.asarray(violation)
-        state = State(
-            iteration=state.iteration + 1,
-            parameters=moved,
-            optimiser=optimiser,
-            multipliers=multipliers,
-            penalty=penalty,
-            violation=last,
-            warm=Warm(warm.forward, warm.adjoint, jnp.zeros(3)),
-            built_at=state.built_at,
-            best_parameters=state.parameters if improved else state.best_parameters,
-            best_loss=jnp.asarray(loss) if improved else state.best_loss,
-            best_violation=jnp.asarray(violation) if improved else state.best_violation,
-            best_iteration=jnp.asarray(n) if improved else state.best_iteration,
+    return False
+
+
+def _step(
+    state: State,
+    settings: OptimizerSettings,
+    evaluation: Any,
+    gradient: dict[str, Array],
+    warm: Warm,
+) -> Step:
+    """Adam's step from an evaluated design, the multipliers' update and the best design so far.
+    Raises FloatingPointError when the gradient is not finite."""
+    n = int(state.iteration)
+    norm = float(optax.tree.norm(gradient))
+    if not np.isfinite(norm):
+        raise FloatingPointError(
+            f"iteration {n}: the gradient is not finite; the best design so far is kept. Lower"
+            " optimizer.learning_rate or look at the solver's status in history.jsonl"
         )
-        yield Step(
-            n,
-            loss,
-            violation,
-            constraints,
-            evaluation,
-            norm,
-            int(probe[0]),
-            float(probe[1]),
-            improved,
-            state,
+    constraints = np.asarray(evaluation.constraints)
+    violation = float(np.max(constraints, initial=0.0))
+    loss = float(evaluation.loss)
+    improved = _better(
+        loss, violation, float(state.best_loss), float(state.best_violation), settings.feasible
+    )
+    updates, optimiser = _adam(settings).update(gradient, state.optimiser, state.parameters)
+    after = _with_multipliers(state, settings, evaluation.constraints, violation)._replace(
+        iteration=state.iteration + 1,
+        parameters=jax.tree.map(lambda p, d: jnp.clip(p + d, 0.0, 1.0), state.parameters, updates),
+        optimiser=optimiser,
+        warm=Warm(warm.forward, warm.adjoint, jnp.zeros(3)),
+    )
+    if improved:
+        after = after._replace(
+            best_parameters=state.parameters,
+            best_loss=jnp.asarray(loss),
+            best_violation=jnp.asarray(violation),
+            best_iteration=jnp.asarray(n),
         )
+    probe = np.asarray(warm.probe)
+    return Step(
+        iteration=n,
+        loss=loss,
+        violation=violation,
+        constraints=constraints,
+        evaluation=evaluation,
+        gradient_norm=norm,
+        adjoint_iterations=int(probe[0]),
+        adjoint_residual=float(probe[1]),
+        improved=improved,
+        state=after,
+    )
+
+
+def _with_multipliers(
+    state: State, settings: OptimizerSettings, constraints: Array, violation: float
+) -> State:
+    """The state with new multipliers, and a larger penalty while the violation has not halved
+    since the last ones, when it is their turn."""
+    turn = (int(state.iteration) + 1) % settings.multiplier_every == 0
+    if not (len(constraints) and turn):
+        return state
+    multipliers, penalty = state.multipliers, state.penalty
+    multipliers = jnp.maximum(0.0, multipliers + penalty * constraints)
+    if violation > 0.5 * float(state.violation) and violation > settings.feasible:
+        penalty = jnp.minimum(penalty * settings.penalty_growth, settings.penalty_max)
+    return state._replace(
+        multipliers=multipliers, penalty=penalty, violation=jnp.asarray(violation)
+    )
 
 
 def _better(
     loss: float, violation: float, best_loss: float, best_violation: float, feasible: float
 ) -> bool:
+    """Whether a design is better than the best so far (see `run`)."""
     if violation <= feasible:
         return best_violation > feasible or loss < best_loss
     return violation < best_violation

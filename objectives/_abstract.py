@@ -20,17 +20,27 @@ from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from engine.types import Response
+from engine.types import REGIONS, Response
+
+#: Which values of a measure are the better ones; "neither" where it only describes the device.
+Better = Literal["lower", "higher", "neither"]
 
 
 class Objective(Protocol):
-    """A physical measure of a response."""
+    """A physical measure of a response, and which of its values are the better ones."""
 
     name: str
     unit: str
     description: str
+    better: Better
+
+    def applies_to(self, response: Response) -> bool:
+        """Whether the response holds what is measured (a device, an intact reference). Not for
+        compiled code. Where it does, a missing load case or limit is an error of `value`."""
+        ...
 
     def per_load(self, response: Response) -> Array | None:
         """The measure in every load case [l], or None when it is not a matter of one load case."""
@@ -59,8 +69,8 @@ class Goal:
 
 @jax.custom_vjp
 def components(tensor: Array) -> tuple[Array, ...]:
-    """The six fields of Voigt tensors [..., 6]. Their gradient is stacked once; taken apart by
-    slices it was padded six times."""
+    """The six fields of Voigt tensors [..., 6]. Their gradient is stacked once; that of six slices
+    would be padded six times."""
     return tuple(tensor[..., i] for i in range(6))
 
 
@@ -99,6 +109,11 @@ def smooth_step(t: Array) -> Array:
     """0 below −1, 1 above 1, C¹ between: 1/2 + (3/4) t − (1/4) t³."""
     t = jnp.clip(t, -1.0, 1.0)
     return 0.5 + 0.75 * t - 0.25 * t**3
+
+
+def has_implant(response: Response) -> bool:
+    """Whether any sample holds part of an implant: false for the intact segment."""
+    return bool(np.any(np.asarray(response.fraction)[:, REGIONS.index("implant")] > 0))
 
 
 def bone_volume(response: Response) -> Any:

@@ -1,5 +1,6 @@
-"""Volume of the graft chamber between the endplates:  V = Σ_q v_q f_q   [mm³]: room for the fusion
-    to grow through.
+"""Volume of the graft chamber between the endplates, room for the fusion to grow through.
+
+    V = Σ_q v_q f_q          [mm³]
 
 Shapes: fraction [q, r], volume [q] mm³.
 Loophole: a deep narrow chamber has the same volume as a wide one; contact of graft and endplate is
@@ -16,6 +17,7 @@ from jax import Array
 from pydantic import BaseModel, ConfigDict
 
 from engine.types import REGIONS, Response
+from objectives._abstract import Better, has_implant
 
 
 class Settings(BaseModel):
@@ -32,6 +34,10 @@ class GraftVolume:
     name: str = "graft_volume"
     unit: str = "mm³"
     description: str = "volume of the graft chamber"
+    better: Better = "higher"
+
+    def applies_to(self, response: Response) -> bool:
+        return has_implant(response)
 
     def per_load(self, response: Response) -> None:
         return None

@@ -1,12 +1,12 @@
 """Stress in the implant over its fatigue limit: 1 means that the limit is reached in the mean of
 order p.
 
-    U(l) = ( Σ_q v_q (σ_vM/σ_f)^p / Σ_q v_q )^(1/p),   p = 8        [1],   the largest over the load
-        cases (p-norm again)
+    U(l) = ( Σ_q v_q (σ_vM/σ_f)^p / Σ_q v_q )^(1/p),   p = 8          [1]
+    U    = ( Σ_l U(l)^p )^(1/p)
 
-σ_f is the material's fatigue limit, for a lattice the macroscopic one of its relative density
-(engine.materials). Samples count by the cube of their implant fraction, so that mixed surface
-voxels, whose stress is the mixture's, hardly count.
+U is the largest over the load cases, by the same p-norm. σ_f is the material's fatigue limit, for a
+lattice the macroscopic one of its relative density (engine.materials). Samples count by the cube of
+their implant fraction, so that mixed surface voxels, whose stress is the mixture's, hardly count.
 
 Shapes: stress [l, q, 6] MPa, fatigue_mpa [q], fraction [q, r].
 Loophole: a mean of order 8 lies below the maximum and falls when lightly loaded volume is added;
@@ -25,7 +25,7 @@ from jax import Array
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.types import REGIONS, Response
-from objectives._abstract import von_mises
+from objectives._abstract import Better, has_implant, von_mises
 
 
 class Settings(BaseModel):
@@ -45,6 +45,10 @@ class ImplantStress:
     description: str = (
         "von Mises stress over fatigue limit in the implant, mean of order 8, worst load case"
     )
+    better: Better = "lower"
+
+    def applies_to(self, response: Response) -> bool:
+        return has_implant(response)
 
     def per_load(self, response: Response) -> Array:
         if response.fatigue_mpa is None:

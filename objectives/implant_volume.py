@@ -1,4 +1,6 @@
-"""Volume inside the implant's outer surface, lattice counted as part:  V = Σ_q v_q f_q   [mm³].
+"""Volume inside the implant's outer surface, lattice counted as part.
+
+    V = Σ_q v_q f_q          [mm³]
 
 Shapes: fraction [q, r], volume [q] mm³.
 Loophole: says nothing of mass (a lattice weighs its relative density).
@@ -14,6 +16,7 @@ from jax import Array
 from pydantic import BaseModel, ConfigDict
 
 from engine.types import REGIONS, Response
+from objectives._abstract import Better, has_implant
 
 
 class Settings(BaseModel):
@@ -30,6 +33,10 @@ class ImplantVolume:
     name: str = "implant_volume"
     unit: str = "mm³"
     description: str = "volume inside the implant's outer surface"
+    better: Better = "neither"
+
+    def applies_to(self, response: Response) -> bool:
+        return has_implant(response)
 
     def per_load(self, response: Response) -> None:
         return None

@@ -24,6 +24,7 @@ from jax import Array
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.types import Response
+from objectives._abstract import Better
 
 
 class Settings(BaseModel):
@@ -48,6 +49,10 @@ class Misalignment:
     description: str = (
         "rms displacement of the cranial endplate off its planned pose under the standing load"
     )
+    better: Better = "lower"
+
+    def applies_to(self, response: Response) -> bool:
+        return True
 
     def per_load(self, response: Response) -> Array:
         motion = jnp.asarray(response.motion)

@@ -1,15 +1,16 @@
 """Share of the bone near the implant that is unloaded into resorption, against the intact segment.
 
-    S = 100 · Σ_q v_q · s((1/4 − W_q/W⁰_q)/δ) / Σ_q v_q          [%],   W = Σ_l ½ σ:ε over the load
-        cases
+    S = 100 · Σ_q v_q · s((1/4 − W_q/W⁰_q)/δ) / Σ_q v_q          [%]
+    W = Σ_l ½ σ:ε
 
-A site that keeps less than a quarter of its intact strain energy density lies in the "lazy zone"
-where bone is resorbed. W⁰ is the same sum in the intact segment at the planned pose, computed by
-the same solver at the same points.
+over the load cases l. A site that keeps less than a quarter of its intact strain energy density
+lies in the "lazy zone" where bone is resorbed. W⁰ is the same sum in the intact segment at the
+planned pose, computed by the same solver at the same points.
 
 Shapes: strain, stress [l, q, 6], reference_sed [l, q] MPa.
 Loophole: raising strain anywhere lowers it, up to and beyond yield; never use it without yielded
-bone. Raises: ValueError when the response has no intact reference.
+bone.
+Raises: ValueError when the response has no intact reference.
 Ref: DOMAIN §6 (−75 % flag); Huiskes et al. 1987, J Biomech 20:1135 (lazy zone).
 """
 
@@ -23,7 +24,7 @@ from jax import Array
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.types import Response
-from objectives._abstract import bone_volume, smooth_step
+from objectives._abstract import Better, bone_volume, smooth_step
 
 
 class Settings(BaseModel):
@@ -47,6 +48,10 @@ class StressShielding:
         "bone within 10 mm of the disc space keeping under a quarter of its intact strain energy"
         " density"
     )
+    better: Better = "lower"
+
+    def applies_to(self, response: Response) -> bool:
+        return response.reference_sed is not None
 
     def per_load(self, response: Response) -> None:
         return None

@@ -1,18 +1,18 @@
 """Volume of bone near the implant that is strained beyond yield: the proxy for cage subsidence.
 
-    V_y(l) = Σ_q v_q · s((r_q − 1)/δ),   r_q = max(|ε_min|/ε_yc, ε_max/ε_yt)          [mm³],   mean
-        over load cases
+    V_y(l) = Σ_q v_q · s((r_q − 1)/δ)          [mm³]
+    r_q    = max(|ε_min|/ε_yc, ε_max/ε_yt)
 
-ε are principal strains of the apparent bone, ε_yc = 0.77 %, ε_yt = 0.70 % (apparent vertebral bone
-yields at a nearly density-independent strain), s the C¹ step with half width δ: strain within ±δ of
-yield counts in part.
+and its mean over the load cases l. ε are principal strains of the apparent bone, ε_yc = 0.77 %,
+ε_yt = 0.70 % (apparent vertebral bone yields at a nearly density-independent strain), s the C¹ step
+with half width δ: strain within ±δ of yield counts in part.
 
 Shapes: strain [l, q, 6], volume [q] mm³.
 Loophole: falls when load shifts to bone outside the near region (10 mm under each endplate) or into
 rods; pair with stress shielding and look at the whole strain field. In voxels that are part implant
-the engine takes bone's strain from the stress (engine.mixture.medium), which is right for faces
-across the load only: the SfePy response has no such voxels. Raises: ValueError when the response
-has no bone sample.
+the engine takes bone's strain from the stress (engine.mixture.mixture_of), which is right for faces
+across the load only: the SfePy response has no such voxels.
+Raises: ValueError when the response has no bone sample.
 Ref: Morgan, Keaveny 2001, J Biomech 34:569; use as subsidence measure: Smit et al., arXiv
 2406.17487.
 """
@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from engine.materials import YIELD_STRAIN_COMPRESSION, YIELD_STRAIN_TENSION
 from engine.types import Response
-from objectives._abstract import bone_volume, principal_strains, smooth_step
+from objectives._abstract import Better, bone_volume, principal_strains, smooth_step
 
 
 class Settings(BaseModel):
@@ -48,6 +48,10 @@ class YieldedBone:
     description: str = (
         "bone within 10 mm of the disc space strained beyond yield, mean over load cases"
     )
+    better: Better = "lower"
+
+    def applies_to(self, response: Response) -> bool:
+        return True
 
     def per_load(self, response: Response) -> Array:
         low, high = principal_strains(jnp.asarray(response.strain))

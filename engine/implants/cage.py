@@ -182,9 +182,9 @@ class Cage:
             else anatomy.points_mm[..., :2]
         )
         plane = columns - anatomy.centre_mm[:2]
-        outline, window, u, v = self._footprint(parameters, plane[..., 0], plane[..., 1])
+        outline, window, u, v = self.outline_and_window(parameters, plane[..., 0], plane[..., 1])
         if s.pair:
-            mirror = self._footprint(parameters, -plane[..., 0], plane[..., 1])
+            mirror = self.outline_and_window(parameters, -plane[..., 0], plane[..., 1])
             here = outline <= mirror[0]
             outline, window, u, v = (
                 jnp.where(here, a, b) for a, b in zip((outline, window, u, v), mirror, strict=True)
@@ -213,7 +213,7 @@ class Cage:
             implant, jnp.maximum(chamber, anatomy.disc), jnp.broadcast_to(density, implant.shape)
         )
 
-    def _footprint(
+    def outline_and_window(
         self, parameters: dict[str, Array], x: Array, y: Array
     ) -> tuple[Array, Array, Array, Array]:
         """Outline and window distances and the normalised coordinates u/a, v'/b of plane points
@@ -279,8 +279,8 @@ class Cage:
         parameters = initial | {"pose": jnp.asarray(pose)}
 
         def blade(x: np.ndarray) -> list[np.ndarray]:
-            found = self._outline(parameters, jnp.asarray(x), jnp.asarray(y))[:3]
-            return [np.asarray(f) for f in found]
+            outline = self._outline(parameters, jnp.asarray(x), jnp.asarray(y))[:3]
+            return [np.asarray(f) for f in outline]
 
         outline, u, v = blade(x)
         if s.pair:

@@ -9,7 +9,7 @@
     cycle            V on the finest and the first coarse level, W below (REPEAT_FROM)
     coarsest level   exact: block-tridiagonal Cholesky along the longest axis, factored on the host
                      (LAPACK inside compiled loops dead-locks on small CPU back-ends)
-    stiff bodies     the vertebrae's rigid motions, balanced (`_balanced`)
+    stiff bodies     the vertebrae's rigid motions, balanced (`cycle.balanced_cycle`)
 
 Compiled (engine/multigrid/native/multigrid.cc) all right-hand sides are one block
 (docs/decisions.md, 44); in XLA each is solved by itself. `solve` is differentiable in the medium

@@ -38,26 +38,34 @@ def check(system: System, grid: Grid, forces: Array | None = None) -> None:
                 " move the load patch onto bone"
             )
     pieces, count = label(solid, np.ones((3, 3, 3)))
-    holding = fields[2] > 0
-    held_nodes = np.zeros(tuple(n + 1 for n in solid.shape), bool)
-    if system.free is not None:
-        held_nodes |= np.any(np.asarray(system.free) == 0, axis=0)
-    if system.links is not None:
-        first = system.links[0]
-        held_nodes.ravel()[
-            np.asarray(first.node)[np.any(np.asarray(first.weight) != 0, axis=(0, 2))]
-        ] = True
-    x, y, z = solid.shape
-    for i, j, k in CORNERS:
-        holding = holding | held_nodes[i : i + x, j : j + y, k : k + z]
-    loose = sorted(set(range(1, count + 1)) - set(np.unique(pieces[holding]).tolist()))
+    supported = np.unique(pieces[_supported(system)]).tolist()
+    loose = sorted(set(range(1, count + 1)) - set(supported))
     if loose:
-        told = [f"{int((pieces == n).sum())} voxels {_place(pieces == n, grid)}" for n in loose[:5]]
+        places = [
+            f"{int((pieces == n).sum())} voxels {_place(pieces == n, grid)}" for n in loose[:5]
+        ]
         raise ValueError(
             f"{len(loose)} piece{'s' * (len(loose) > 1)} of material held by nothing:"
-            f" {'; '.join(told)}{'; …' * (len(loose) > 5)}; the structure is not held: check the"
+            f" {'; '.join(places)}{'; …' * (len(loose) > 5)}; the structure is not held: check the"
             " support patch, or drop small pieces with engine.multigrid.checks.without_islands"
         )
+
+
+def _supported(system: System) -> np.ndarray:
+    """The voxels [x, y, z] with a foundation, or with a node that is fixed or carries a link."""
+    voxels = np.asarray(system.medium.kappa) > 0
+    x, y, z = voxels.shape
+    nodes = np.zeros((x + 1, y + 1, z + 1), bool)
+    if system.free is not None:
+        nodes |= np.any(np.asarray(system.free) == 0, axis=0)
+    if system.links is not None:
+        first = system.links[0]
+        nodes.ravel()[
+            np.asarray(first.node)[np.any(np.asarray(first.weight) != 0, axis=(0, 2))]
+        ] = True
+    for i, j, k in CORNERS:
+        voxels = voxels | nodes[i : i + x, j : j + y, k : k + z]
+    return voxels
 
 
 def without_islands(medium: Medium, grid: Grid, below_mm3: float) -> tuple[Medium, list[str]]:

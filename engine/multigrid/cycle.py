@@ -39,6 +39,7 @@ REPEAT_FROM = 2
 
 
 def operate_coarse(k: Array, links: Links | None, u: Array) -> Array:
+    """K u of a coarse level, stored element matrices k [24, 24, x, y, z]."""
     ue = gather(u)
     # a sum of 24 fused products over contiguous voxels; as an einsum it is a batch of tiny
     # products, three times slower
@@ -103,6 +104,7 @@ def _largest_eigenvalue(matvec: Callable[[Array], Array], inverse: Array) -> Arr
 
 
 def _block_multiply(blocks: Array, u: Array) -> Array:
+    """Nodal 3×3 blocks [3, 3, ...] times nodal vectors [b, 3, ...]."""
     return jnp.stack([sum(blocks[i, j] * u[:, j] for j in range(3)) for i in range(3)], axis=1)
 
 
@@ -119,10 +121,9 @@ def _chebyshev(
     sigma = theta / delta
     x = direction = _block_multiply(inverse, residual) / theta
     rho = 1.0 / sigma
-    # Unrolled on purpose: as a lax.scan, and with the components last in memory, this body was
-    # miscompiled by XLA's CPU back-end (jax 0.10.2) in float32 for two or more right-hand sides.
-    # With components first it has not been seen again; tests/verification compares a batch with its
-    # members.
+    # Unrolled on purpose: XLA's CPU back-end (jax 0.10.2) can miscompile this body as a lax.scan,
+    # with the components last in memory, in float32, for two or more right-hand sides
+    # (docs/decisions.md); tests/verification compares a batch with its members.
     for _ in range(settings.smoother_degree - 1):
         residual = residual - matvec(direction)
         rho_next = 1.0 / (2.0 * sigma - rho)
@@ -135,6 +136,8 @@ def _chebyshev(
 
 @partial(jax.jit, static_argnames=("spacing_mm", "levels"))
 def levels_of(system: System, spacing_mm: float, levels: int) -> tuple[Any, Any, Any]:
+    """Of every level: the system in float32; inverse diagonal blocks and largest eigenvalues of all
+    but the coarsest; element matrices of all but the finest."""
     single = replace(system, bodies=None)
     single = single_precision(single)
     diagonals = jnp.stack(

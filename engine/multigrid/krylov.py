@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,10 @@ from engine.multigrid.system import (
 )
 from engine.types import SolverStatus
 
+#: A residual counts as bettered when it falls below this share of the least one so far (see
+#: STALL_ITERATIONS; multigrid.cc has the same).
+_PROGRESS = 0.98
+
 
 # -- Krylov ----------------------------------------------------------------------------------------
 def _run(
@@ -41,6 +46,92 @@ def _run(
     return one(system, hierarchy, b, start, spacing_mm, settings)  # type: ignore[arg-type]
 
 
+class _Carry(NamedTuple):
+    """One iteration's state: iterate, residual and the one before it, direction, rᵀz of the last
+    direction, iterations, least residual norm and iterations since it fell by _PROGRESS. Per
+    right-hand side all but the iterations."""
+
+    x: Array
+    r: Array
+    r_last: Array
+    p: Array
+    rz_last: Array
+    n: Array
+    best: Array
+    since: Array
+
+
+def _dot(p: Array, q: Array) -> Array:
+    """pᵀq of each right-hand side [b]."""
+    return jnp.sum(p * q, axis=(1, 2, 3, 4))
+
+
+def _spread_out(a: Array) -> Array:
+    """One number per right-hand side [b], to be multiplied by nodal fields."""
+    return a[:, None, None, None, None]
+
+
+@dataclass(frozen=True, eq=False)
+class _Iteration:
+    """Flexible (Polak-Ribière) conjugate gradients: goal [b] is the residual norm to reach."""
+
+    system: System
+    hierarchy: Hierarchy
+    spacing_mm: float
+    settings: SolverSettings
+    goal: Array
+
+    def unfinished(self, carry: _Carry) -> Array:
+        going = jnp.any(jnp.sqrt(_dot(carry.r, carry.r)) > self.goal)
+        return (
+            going
+            & (carry.n < self.settings.max_iterations)
+            & (jnp.max(carry.since) < STALL_ITERATIONS)
+        )
+
+    def precondition(self, r: Array) -> Array:
+        """M r, its float32 scaled by the residual's norm."""
+        size = jnp.sqrt(_dot(r, r))
+        size = jnp.where(size > 0, size, 1.0)
+        return balanced_cycle(
+            self.hierarchy,
+            (r / _spread_out(size)).astype(jnp.float32),
+            self.spacing_mm,
+            self.settings,
+        ).astype(r.dtype) * _spread_out(size)
+
+    def step(self, carry: _Carry) -> _Carry:
+        # the preconditioner and the operator stand here once each: they are most of what XLA has to
+        # compile
+        x, r, r_last, p, rz_last, n, best, since = carry
+        tiny = jnp.finfo(r.dtype).tiny
+        active = jnp.sqrt(_dot(r, r)) > self.goal
+        z = self.precondition(r)
+        rz = _dot(r, z)
+        beta = jnp.where(
+            jnp.abs(rz_last) > tiny,
+            _dot(z, r - r_last) / jnp.where(jnp.abs(rz_last) > tiny, rz_last, 1.0),
+            0.0,
+        )
+        p = z + _spread_out(jnp.maximum(beta, 0.0)) * p
+        kp = operate(self.system, p, self.spacing_mm)
+        pkp = _dot(p, kp)
+        alpha = jnp.where(active & (pkp > tiny), _dot(r, p) / jnp.where(pkp > tiny, pkp, 1.0), 0.0)
+        r_next = r - _spread_out(alpha) * kp
+        size = jnp.sqrt(_dot(r_next, r_next))
+        better = size < _PROGRESS * best
+        return _Carry(
+            x + _spread_out(alpha) * p,
+            r_next,
+            r,
+            p,
+            rz,
+            n + 1,
+            jnp.where(better, size, best),
+            jnp.where(better | ~active, 0, since + 1),
+        )
+
+
 @partial(jax.jit, static_argnames=("spacing_mm", "settings"))
 def _conjugate_gradients(
     system: System,
@@ -51,65 +142,14 @@ def _conjugate_gradients(
     settings: SolverSettings,
 ) -> tuple[Array, SolveInfo]:
     """Flexible (Polak-Ribière) CG on all right-hand sides at once; a converged one simply rests."""
-
-    def dot(p: Array, q: Array) -> Array:
-        return jnp.sum(p * q, axis=(1, 2, 3, 4))
-
-    def spread_out(a: Array) -> Array:
-        return a[:, None, None, None, None]
-
-    def precondition(r: Array) -> Array:
-        size = jnp.sqrt(dot(r, r))
-        size = jnp.where(size > 0, size, 1.0)
-        return balanced_cycle(
-            hierarchy, (r / spread_out(size)).astype(jnp.float32), spacing_mm, settings
-        ).astype(r.dtype) * spread_out(size)
-
-    goal = settings.tolerance * jnp.sqrt(dot(b, b))
-    tiny = jnp.finfo(b.dtype).tiny
-
-    def unfinished(carry: tuple[Any, ...]) -> Array:
-        _, r, _, _, _, n, _, since = carry
-        going = jnp.any(jnp.sqrt(dot(r, r)) > goal)
-        return going & (n < settings.max_iterations) & (jnp.max(since) < STALL_ITERATIONS)
-
-    def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        # the preconditioner and the operator stand here once each: they are most of what XLA has to
-        # compile
-        x, r, r_last, p, rz_last, n, best, since = carry
-        active = jnp.sqrt(dot(r, r)) > goal
-        z = precondition(r)
-        rz = dot(r, z)
-        beta = jnp.where(
-            jnp.abs(rz_last) > tiny,
-            dot(z, r - r_last) / jnp.where(jnp.abs(rz_last) > tiny, rz_last, 1.0),
-            0.0,
-        )
-        p = z + spread_out(jnp.maximum(beta, 0.0)) * p
-        kp = operate(system, p, spacing_mm)
-        pkp = dot(p, kp)
-        alpha = jnp.where(active & (pkp > tiny), dot(r, p) / jnp.where(pkp > tiny, pkp, 1.0), 0.0)
-        r_next = r - spread_out(alpha) * kp
-        size = jnp.sqrt(dot(r_next, r_next))
-        better = size < 0.98 * best
-        return (
-            x + spread_out(alpha) * p,
-            r_next,
-            r,
-            p,
-            rz,
-            n + 1,
-            jnp.where(better, size, best),
-            jnp.where(better | ~active, 0, since + 1),
-        )
-
-    start = jnp.where(
-        spread_out(goal) > 0, start, 0.0
-    )  # nothing answers a load of nothing, whatever the warm start
+    goal = settings.tolerance * jnp.sqrt(_dot(b, b))
+    iteration = _Iteration(system, hierarchy, spacing_mm, settings, goal)
+    # nothing answers a load of nothing, whatever the warm start
+    start = jnp.where(_spread_out(goal) > 0, start, 0.0)
     r = b - operate(system, start, spacing_mm)
-    size = jnp.sqrt(dot(r, r))
+    size = jnp.sqrt(_dot(r, r))
     zero = jnp.zeros_like(size)
-    carry = (
+    carry = _Carry(
         start,
         r,
         r,
@@ -119,14 +159,15 @@ def _conjugate_gradients(
         size,
         jnp.zeros(b.shape[0], jnp.int32),
     )
-    x, _, _, _, _, n, _, since = jax.lax.while_loop(unfinished, step, carry)
-    x = x * touched(system.medium)
+    end = jax.lax.while_loop(iteration.unfinished, iteration.step, carry)
+    x = end.x * touched(system.medium)
     true = b - operate(system, x, spacing_mm)
-    norm = jnp.sqrt(dot(b, b))
-    relative = jnp.sqrt(dot(true, true)) / jnp.where(norm > 0, norm, 1.0)
-    return x, SolveInfo(n, relative, since >= STALL_ITERATIONS)
+    norm = jnp.sqrt(_dot(b, b))
+    relative = jnp.sqrt(_dot(true, true)) / jnp.where(norm > 0, norm, 1.0)
+    return x, SolveInfo(end.n, relative, end.since >= STALL_ITERATIONS)
 
 
+# -- solve and its adjoint -------------------------------------------------------------------------
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def solve(
     spacing_mm: float,
@@ -181,15 +222,15 @@ def _solve_backward(
         pairing = native_pairing(system.medium.mu, free_u, free_a, spacing_mm)
     else:
         pairing = energy_pairing(free_u, free_a, spacing_mm)
-    held = sum(
+    internal = sum(
         jnp.sum(f * g)
         for f, g in zip(
             (system.medium.lam, system.medium.mu, system.medium.kappa), pairing, strict=True
         )
     )
     if system.links is not None:
-        held = held + jnp.sum(free_a * apply_links(system.links[0], free_u))
-    correction = jnp.sum(free_a * b) - held
+        internal = internal + jnp.sum(free_a * apply_links(system.links[0], free_u))
+    correction = jnp.sum(free_a * b) - internal
     sensitivity = Medium(*(-g for g in pairing))
     nothing = partial(jax.tree.map, _zero_cotangent)
     system_bar = System(
@@ -214,28 +255,33 @@ def statuses(
     info: SolveInfo, settings: SolverSettings, names: tuple[str, ...]
 ) -> list[SolverStatus]:
     """What the solve says of each right-hand side, in words."""
-    out = []
-    for i, name in enumerate(names):
-        relative, n = float(np.asarray(info.relative_residual)[i]), int(info.iterations)
-        if not np.isfinite(relative):
-            code, text = (
-                "failed",
-                f"{name}: the residual is not finite; check the moduli for NaN or zero",
-            )
-        elif relative <= 2 * settings.tolerance:
-            code, text = "ok", f"{name}: converged"
-        elif bool(np.asarray(info.stalled)[i]):
-            code, text = (
-                "stagnated",
-                (
-                    f"{name}: no progress in {STALL_ITERATIONS} iterations; usually walls thinner"
-                    " than two voxels"
-                ),
-            )
-        else:
-            code, text = (
-                "max_iterations",
-                f"{name}: not converged in {n} iterations; raise solver.max_iterations",
-            )
-        out.append(SolverStatus(code, text, n, relative))
-    return out
+    n = int(info.iterations)
+    relative, stalled = np.asarray(info.relative_residual), np.asarray(info.stalled)
+    return [
+        SolverStatus(
+            *_verdict(name, float(relative[i]), bool(stalled[i]), n, settings),
+            n,
+            float(relative[i]),
+        )
+        for i, name in enumerate(names)
+    ]
+
+
+def _verdict(
+    name: str, relative: float, stalled: bool, iterations: int, settings: SolverSettings
+) -> tuple[str, str]:
+    """Code and text for one right-hand side."""
+    if not np.isfinite(relative):
+        return "failed", f"{name}: the residual is not finite; check the moduli for NaN or zero"
+    if relative <= 2 * settings.tolerance:
+        return "ok", f"{name}: converged"
+    if stalled:
+        return (
+            "stagnated",
+            f"{name}: no progress in {STALL_ITERATIONS} iterations; usually walls thinner"
+            " than two voxels",
+        )
+    return (
+        "max_iterations",
+        f"{name}: not converged in {iterations} iterations; raise solver.max_iterations",
+    )

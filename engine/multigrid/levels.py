@@ -6,7 +6,6 @@ from __future__ import annotations
 MAX_PLANE_UNKNOWNS, MAX_PLANES = 500, 48
 
 
-# -- levels ----------------------------------------------------------------------------------------
 def _small_enough(shape: tuple[int, ...]) -> bool:
     """Whether a grid of so many voxels can be the coarsest level."""
     short, middle, long = sorted(n + 1 for n in shape)

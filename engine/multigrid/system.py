@@ -37,7 +37,7 @@ class System:
     None, links per level.
 
     bodies [x+1, y+1, z+1], or None: number of the stiff body that a node belongs to, from 1, 0 for
-    none; their rigid motions are treated exactly by the preconditioner (see `_balanced`).
+    none; the preconditioner treats their rigid motions exactly (see `cycle.balanced_cycle`).
     """
 
     medium: Medium

@@ -15,7 +15,6 @@ from engine.elasticity import CORNERS, Links, child_interpolation, element_matri
 from engine.multigrid.system import System
 
 
-# -- transfer --------------------------------------------------------------------------------------
 def prolong(c: Float[Array, "b c x y z"]) -> Float[Array, "b c x2 y2 z2"]:
     """Trilinear interpolation from n+1 to 2n+1 nodes along every axis."""
     for axis in (2, 3, 4):

@@ -1,44 +1,22 @@
-"""A part's blueprint on one A3 sheet, as PDF (to read) and DXF (to work with), and its geometry as
-GLB.
+"""A part's blueprint on one A3 sheet: what stands where.
 
-Both drawings are made of the same primitives (engine/part/drawing.py). The PDF is true to scale on
-paper; the DXF holds the part at 1:1 in mm, the sheet round it scaled accordingly. The same part
-gives the same bytes.
+The sheet is made of primitives (engine/part/drawing.py), which become a PDF (to read, sheet_pdf)
+and a DXF (to work with, sheet_dxf). The same part gives the same bytes.
 """
 
 from __future__ import annotations
 
-import io
-import logging
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import trimesh
 
-from engine import artifacts
 from engine.part import drawing
 from engine.part.drawing import SCALES, SHEET_MM, Sheet, View
-from engine.part.meshfiles import NOT_CLINICAL
-from engine.types import SEGMENT_FRAME, Surface
 
-for _name in ("fontTools", "ezdxf"):  # they tell of every glyph
-    logging.getLogger(_name).setLevel(logging.WARNING)
-#: layer → line width mm, dashes (in widths), DXF colour
-_LAYERS: dict[str, tuple[float, tuple[float, float] | None, int]] = {
-    "VISIBLE": (0.5, None, 7),
-    "HIDDEN": (0.18, (6.0, 4.0), 8),
-    "DIM": (0.18, None, 5),
-    "HATCH": (0.13, None, 8),
-    "CUT": (0.35, (12.0, 3.0), 1),
-    "CUT_ARROW": (0.35, None, 1),
-    "TEXT": (0.18, None, 7),
-    "FRAME": (0.35, None, 7),
-    "KEY": (0.25, None, 3),
-}
 _TITLE_MM = (200.0, 66.0)
 #: Letters in a line of the notes: they end where the key begins.
 _NOTE_LETTERS = 92
@@ -46,7 +24,6 @@ _NOTE_LETTERS = 92
 _KEY_MM = ((160.0, 24.0), (48.0, 50.0))
 
 
-# -- the sheet -------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Key:
     """Where the part stands in the patient: its outlines and the endplate's rim, [n, 2] each, x and
@@ -323,216 +300,3 @@ def _frame(page: Sheet, title: Sequence[tuple[str, str]], notes: Sequence[str]) 
         ("FRAME", np.stack([cx + 8 + r * np.cos(turn), cy + r * np.sin(turn)], 1))
         for r in (2.0, 4.0)
     ]
-
-
-# -- PDF -------------------------------------------------------------------------------------------
-def write_pdf(page: Sheet, path: Path | str, title: str) -> Path:
-    """The sheet on paper, true to scale, with text that can be searched."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_pdf import FigureCanvasPdf
-    from matplotlib.figure import Figure
-    from matplotlib.patches import PathPatch
-    from matplotlib.path import Path as Curve
-
-    figure = Figure(figsize=(SHEET_MM[0] / 25.4, SHEET_MM[1] / 25.4))
-    FigureCanvasPdf(figure)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, SHEET_MM[0]), ylim=(0, SHEET_MM[1]))
-    axes.axis("off")
-    points = 72 / 25.4
-
-    def line(layer: str, xy: np.ndarray) -> None:
-        width, dashes, _ = _LAYERS[layer]
-        axes.plot(
-            *xy.T,
-            color="black",
-            lw=width * points,
-            ls="-" if dashes is None else (0, dashes),
-            solid_joinstyle="round",
-        )
-
-    for layer, xy in page.lines:
-        line(layer, xy)
-    for curves in page.hatches:
-        codes = [
-            code
-            for c in curves
-            for code in (Curve.MOVETO, *[Curve.LINETO] * (len(c) - 1), Curve.CLOSEPOLY)
-        ]
-        corners = np.concatenate([np.vstack([c, c[:1]]) for c in curves])
-        axes.add_patch(
-            PathPatch(
-                Curve(corners, codes), facecolor="none", edgecolor="0.35", hatch="////", lw=0.0
-            )
-        )
-    for first, second, at, direction, length in page.dimensions:
-        for piece in _dimension_lines(first, second, at, direction):
-            line("DIM", piece)
-        a, b = _dimension_ends(first, second, at, direction)
-        for tip, other in ((a, b), (b, a)):
-            head = {
-                "arrowstyle": "-|>,head_length=0.5,head_width=0.15",
-                "lw": 0.0,
-                "color": "black",
-                "shrinkA": 0,
-                "shrinkB": 0,
-            }
-            axes.annotate("", tuple(tip), tuple(other), arrowprops=head)
-        middle = dimension_text(first, second, at, direction)
-        axes.text(
-            float(middle[0]),
-            float(middle[1]),
-            f"{length:.2f}",
-            fontsize=2.8 * points,
-            ha="center" if direction == "x" else "right",
-            va="bottom" if direction == "x" else "center",
-            rotation=0 if direction == "x" else 90,
-        )
-    for _, x, y, height, words, align, degrees in page.texts:
-        axes.text(
-            x,
-            y,
-            words,
-            fontsize=1.25 * height * points,
-            ha=align,
-            va="baseline",
-            rotation=degrees,
-            parse_math=False,
-        )
-    stream = io.BytesIO()
-    with rc_context({"pdf.fonttype": 42, "font.family": "DejaVu Sans", "hatch.linewidth": 0.35}):
-        figure.savefig(
-            stream,
-            format="pdf",
-            metadata={
-                "Title": title,
-                "Creator": "spinefit",
-                "CreationDate": None,
-                "Producer": None,
-            },
-        )
-    return artifacts.write_bytes(path, stream.getvalue())
-
-
-def dimension_text(first: np.ndarray, second: np.ndarray, at: float, direction: str) -> np.ndarray:
-    """Where a dimension's number stands on the sheet [2]: above the middle of a level line; left
-    of an upright one, off its middle, where sections run, centred on that place and read from
-    the right."""
-    a, b = _dimension_ends(first, second, at, direction)
-    return 0.5 * (a + b) + [0, 1.0] if direction == "x" else a + 0.35 * (b - a) - [1.0, 0]
-
-
-def _dimension_ends(
-    first: np.ndarray, second: np.ndarray, at: float, direction: str
-) -> tuple[np.ndarray, np.ndarray]:
-    k = 1 if direction == "x" else 0
-    ends = [p.copy() for p in (first, second)]
-    for e in ends:
-        e[k] = at
-    return ends[0], ends[1]
-
-
-def _dimension_lines(
-    first: np.ndarray, second: np.ndarray, at: float, direction: str
-) -> list[np.ndarray]:
-    """The dimension line and its two extension lines (1 mm off the part, 1.5 mm past the line)."""
-    a, b = _dimension_ends(first, second, at, direction)
-    k = 1 if direction == "x" else 0
-    out = [np.stack([a, b])]
-    for point, end in ((first, a), (second, b)):
-        way = np.sign(end[k] - point[k]) or 1.0
-        start, stop = point.copy(), end.copy()
-        start[k] += way * 1.0
-        stop[k] += way * 1.5
-        out.append(np.stack([start, stop]))
-    return out
-
-
-# -- DXF -------------------------------------------------------------------------------------------
-def write_dxf(page: Sheet, path: Path | str) -> Path:
-    """The sheet as DXF R2010 in mm, the part at 1:1. Raises ValueError when the file does not
-    pass ezdxf's audit."""
-    import ezdxf
-    from ezdxf.enums import TextEntityAlignment
-
-    ezdxf.options.write_fixed_meta_data_for_testing = True  # no time stamps, no random identifiers
-    document = ezdxf.new("R2010", setup=True, units=ezdxf.units.MM)
-    for name, (width, dashes, colour) in _LAYERS.items():
-        document.layers.add(
-            name,
-            color=colour,
-            linetype="CONTINUOUS" if dashes is None else "DASHED",
-            lineweight=int(100 * width),
-        )
-    style = document.dimstyles.duplicate_entry("EZDXF", "SPINEFIT")
-    style.dxf.update(
-        {
-            "dimtxt": 2.8 / page.scale,
-            "dimasz": 2.0 / page.scale,
-            "dimexe": 1.5 / page.scale,
-            "dimexo": 1.0 / page.scale,
-            "dimgap": 0.8 / page.scale,
-            "dimdec": 2,
-            "dimlfac": 1.0,
-            "dimtad": 1,
-            "dimscale": 1.0,
-        }
-    )
-    space, k = document.modelspace(), 1.0 / page.scale
-    for layer, xy in page.lines:
-        space.add_lwpolyline((k * xy).tolist(), dxfattribs={"layer": layer})
-    for curves in page.hatches:
-        hatch = space.add_hatch(dxfattribs={"layer": "HATCH"})
-        hatch.set_pattern_fill("ANSI31", scale=0.4 * k)
-        for c in curves:
-            hatch.paths.add_polyline_path((k * c).tolist(), is_closed=True)
-    for first, second, at, direction, _ in page.dimensions:
-        base = (0, k * at) if direction == "x" else (k * at, 0)
-        space.add_linear_dim(
-            base=base,
-            p1=(k * first).tolist(),
-            p2=(k * second).tolist(),
-            angle=0 if direction == "x" else 90,
-            dimstyle="SPINEFIT",
-            dxfattribs={"layer": "DIM"},
-        ).render()
-    side = {
-        "left": TextEntityAlignment.LEFT,
-        "center": TextEntityAlignment.CENTER,
-        "right": TextEntityAlignment.RIGHT,
-    }
-    for layer, x, y, height, words, align, degrees in page.texts:
-        text = space.add_text(
-            words,
-            height=k * height,
-            rotation=degrees,
-            dxfattribs={"layer": layer, "style": "OpenSans"},
-        )
-        text.set_placement((k * x, k * y), align=side[align])
-    if (audit := document.audit()).has_errors:
-        raise ValueError(f"the DXF does not pass its audit: {audit.errors[0].message}")
-    stream = io.StringIO()
-    document.write(stream)
-    return artifacts.write_text(path, stream.getvalue())
-
-
-# -- geometry --------------------------------------------------------------------------------------
-def write_glb(surface: Surface, path: Path | str, name: str) -> Path:
-    """glTF binary: metres, y up (glTF's own frame), one node of that name. The scene's extras say
-    unit, frame and how to get back:
-
-    (x, y, z) mm of the segment frame = 1000·(X, −Z, Y)
-    """
-    points = np.asarray(surface.points_mm, float) / 1000.0
-    mesh = trimesh.Trimesh(
-        np.stack([points[:, 0], points[:, 2], -points[:, 1]], 1), surface.faces, process=False
-    )
-    scene = trimesh.Scene()
-    scene.metadata = {
-        "unit": "metre",
-        "frame": "glTF, y up: X = x, Y = z, Z = -y of the segment frame, divided by 1000",
-        "segment_frame": SEGMENT_FRAME,
-        "use": NOT_CLINICAL,
-    }
-    scene.add_geometry(mesh, node_name=name, geom_name=name)
-    return artifacts.write_bytes(path, scene.export(file_type="glb"))

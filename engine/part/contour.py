@@ -5,8 +5,8 @@ the level in a cell gets one vertex; where the surface creases, the vertex is pu
 intersection of the faces' planes, which are read from the field around the cell, outside the zone
 that the interpolation has blurred:
 
-    min_x Σ_k w_k (n_k·(x - f_k))²,   f_k = s_k - n_k φ(s_k)/|∇φ(s_k)|,  s_k at 1.2 voxels around
-        the cell
+    min_x Σ_k w_k (n_k·(x - f_k))²
+    f_k = s_k - n_k φ(s_k)/|∇φ(s_k)|,     s_k at 1.2 voxels around the cell
 
 Ref: Ju, Losasso, Schaefer, Warren 2002, doi 10.1145/566654.566586; Nielson 2004, doi
 10.1109/VISUAL.2004.28.

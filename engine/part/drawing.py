@@ -132,17 +132,21 @@ def measure(mesh: trimesh.Trimesh) -> dict[str, Any]:
     """
     low, high = mesh.bounds
     outer, inner = section_outlines(mesh, 2, 0.0)
-    found: dict[str, Any] = {"size_mm": (high - low).tolist(), "wall_mm": None, "chamber_mm": None}
+    figures: dict[str, Any] = {
+        "size_mm": (high - low).tolist(),
+        "wall_mm": None,
+        "chamber_mm": None,
+    }
     if inner:
         gaps = [np.linalg.norm(a[:, None] - b[None], axis=-1) for a in outer for b in inner]
-        found["wall_mm"] = float(min(g.min() for g in gaps))
+        figures["wall_mm"] = float(min(g.min() for g in gaps))
         widest = max(inner, key=lambda c: float(np.prod(np.ptp(c, axis=0))))
-        found["chamber_mm"] = np.ptp(widest, axis=0).tolist()
+        figures["chamber_mm"] = np.ptp(widest, axis=0).tolist()
     heights = {}
     for name, axis, sign in (("+x", 0, 1.0), ("-x", 0, -1.0), ("-y", 1, -1.0), ("+y", 1, 1.0)):
         heights[name] = crossing(mesh, wall_middle(outer, inner, axis, sign))
     heights["middle"] = crossing(mesh, np.zeros(2))
-    found["height_mm"] = {k: None if c is None else c[1] - c[0] for k, c in heights.items()}
+    figures["height_mm"] = {k: None if c is None else c[1] - c[0] for k, c in heights.items()}
     normals, area = mesh.face_normals, mesh.area_faces
     planes = []
     for side in (1.0, -1.0):
@@ -155,8 +159,8 @@ def measure(mesh: trimesh.Trimesh) -> dict[str, Any]:
         np.degrees(np.arctan2(planes[0][k], planes[0][2]) - np.arctan2(planes[1][k], planes[1][2]))
         for k in (1, 0)
     ]
-    found |= {"angle_yz_deg": float(tilt[0]), "angle_xz_deg": float(tilt[1])}
-    return found | {"volume_mm3": float(mesh.volume), "area_mm2": float(mesh.area)}
+    figures |= {"angle_yz_deg": float(tilt[0]), "angle_xz_deg": float(tilt[1])}
+    return figures | {"volume_mm3": float(mesh.volume), "area_mm2": float(mesh.area)}
 
 
 def in_segment(direction: np.ndarray, turned_deg: float) -> np.ndarray:
@@ -222,14 +226,16 @@ def _chained(segments: np.ndarray) -> list[np.ndarray]:
         if a != b:
             near.setdefault(int(a), []).append(int(b))
             near.setdefault(int(b), []).append(int(a))
-    curves, left = [], set(near)
-    while left:
-        at = start = min(left)
+    curves, remaining = [], set(near)
+    while remaining:
+        at = start = min(remaining)
         path, before = [start], -1
         while True:
-            left.discard(at)
+            remaining.discard(at)
             onward = [
-                n for n in near[at] if n != before and (n in left or (n == start and len(path) > 2))
+                n
+                for n in near[at]
+                if n != before and (n in remaining or (n == start and len(path) > 2))
             ]
             if not onward or onward[0] == start:
                 break

@@ -1,31 +1,28 @@
 """A graded relative density made into geometry that can be printed: a network of struts inside the
 part's outline.
 
-    solid where g(x) < t(ρ(x)),     x in units of the cell / 2π
-    gyroid   g = sin x cos y + sin y cos z + sin z cos x
-    diamond  g = sin x sin y sin z + sin x cos y cos z + cos x sin y cos z + cos x cos y sin z
+    solid where g(x) < t(ρ(x))
 
-t(ρ) is the quantile of g over one cell, so that the local solid fraction is ρ. What a printer makes
-of it is thicker than what it is told: struts gain Δ_v where they stand along the build direction b
-and Δ_h where they lie across it [S80]. Between, by the surface's normal n, Δ(n) = Δ_v + (Δ_h −
-Δ_v)|n·b|, half of it on each side [M]. The exported surface lies Δ/2 inside the wanted one; the
-as-built prediction grows the exported one again, by its own distances and normals, and what is said
-is measured on both.
+with g the cell's level function and t(ρ) its level (engine/part/cells.py), so that the local solid
+fraction is ρ. A printer makes struts thicker than the file says: they gain Δ_v where they stand
+along the build direction b and Δ_h where they lie across it [S80]. Between, by the surface's normal
+n, half of it on each side [M]:
+
+    Δ(n) = Δ_v + (Δ_h − Δ_v)|n·b|
+
+The exported surface lies Δ/2 inside the wanted one; the as-built prediction grows the exported one
+again, by its own distances and normals, and all figures are measured on both.
 
 Limits: ρ is raised where struts would be thinner than strut_mm as built or print_mm in the file;
 where pores would be narrower than pore_mm the part is solid. What no ball of powder_mm can leave is
-filled, and what hangs on nothing is removed.
-
-Reference values: the level 0 halves the cell, its area is 3.09 (gyroid) and 3.84 (diamond) squared
-cells a cell.
+filled, and what hangs on nothing is removed (engine/part/powder.py).
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import trimesh
@@ -34,50 +31,23 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 from skimage.measure import marching_cubes
 
-from engine.part import drawing, surface, volume
+from engine.part import surface, volume
+from engine.part.cells import GAIN_MM, level, level_function, widths
+from engine.part.powder import leaving_share, loose_pieces, made_solid, trapped
+from engine.part.widths import medial_widths, overhang, solid_mm3
 from engine.types import Surface, VoxelField
 
 log = logging.getLogger(__name__)
 
-#: Gain of printed struts along and across the build direction, mm [S80].
-GAIN_MM = {"gyroid": (0.013, 0.199), "diamond": (0.0075, 0.105)}
-#: Rows of density, narrowest strut, narrowest pore, as shares of the cell's size.
-_WIDTHS = {
-    "gyroid": [
-        (0.1, 0.158, 0.675),
-        (0.15, 0.204, 0.643),
-        (0.2, 0.237, 0.583),
-        (0.25, 0.271, 0.575),
-        (0.3, 0.306, 0.517),
-        (0.4, 0.367, 0.48),
-        (0.5, 0.423, 0.424),
-        (0.6, 0.483, 0.368),
-        (0.7, 0.518, 0.308),
-        (0.75, 0.575, 0.272),
-        (0.8, 0.583, 0.237),
-        (0.85, 0.643, 0.204),
-        (0.9, 0.656, 0.158),
-        (0.95, 0.684, 0.095),
-    ],
-    "diamond": [
-        (0.1, 0.072, 0.571),
-        (0.15, 0.132, 0.539),
-        (0.2, 0.173, 0.51),
-        (0.25, 0.208, 0.483),
-        (0.3, 0.239, 0.456),
-        (0.4, 0.298, 0.403),
-        (0.5, 0.351, 0.351),
-        (0.6, 0.403, 0.298),
-        (0.7, 0.456, 0.239),
-        (0.75, 0.483, 0.208),
-        (0.8, 0.51, 0.173),
-        (0.85, 0.539, 0.132),
-        (0.9, 0.571, 0.072),
-    ],
-}
-_OPENING = 1.6
 #: A fine field is only known to be a distance this near to its surface.
 _BAND_MM = 0.45
+#: |∇g| on the level, in radians, on average over both cells: g / _SLOPE is roughly a distance [M].
+_SLOPE = 1.4
+#: Balls of powder whose way out is told of, mm.
+_BALLS_MM = (0.1, 0.2, 0.3)
+#: Edges of the collapsed surface in voxels, and how often the collapse is tried with more of the
+#: surface left as it is [M].
+_EDGE_VOXELS, _COLLAPSES = 2.2, 5
 
 
 class LatticeSettings(BaseModel):
@@ -131,37 +101,6 @@ class Lattice:
     figures: dict[str, Any]
 
 
-# -- the cell --------------------------------------------------------------------------------------
-def level_function(cell: str, x: Any, y: Any, z: Any) -> np.ndarray:
-    """g at phases x, y, z (radians, broadcast)."""
-    sx, cx, sy, cy, sz, cz = np.sin(x), np.cos(x), np.sin(y), np.cos(y), np.sin(z), np.cos(z)
-    if cell == "gyroid":
-        return np.asarray(sx * cy + sy * cz + sz * cx)
-    return np.asarray(sx * (sy * sz + cy * cz) + cx * (sy * cz + cy * sz))
-
-
-@lru_cache
-def _quantiles(cell: str) -> tuple[np.ndarray, np.ndarray]:
-    """Relative densities and their levels."""
-    phase = (np.arange(64) + 0.5) / 64 * 2 * np.pi
-    share = np.linspace(0.0, 1.0, 401)
-    return share, np.quantile(
-        level_function(cell, *np.meshgrid(phase, phase, phase, indexing="ij", sparse=True)), share
-    )
-
-
-def level(cell: str, density: Any) -> np.ndarray:
-    """t(ρ): the level below which a share ρ of the cell lies."""
-    return np.interp(density, *_quantiles(cell))
-
-
-def widths(cell: str) -> np.ndarray:
-    """Rows [density, narrowest strut, narrowest pore] of the cell, as shares of its size: medial
-    axis, 1st percentile, on a grid of 96 samples a cell; tests/surface/test_lattice.py measures
-    them again."""
-    return np.asarray(_WIDTHS[cell])
-
-
 def density_range(settings: LatticeSettings) -> tuple[float, float]:
     """Relative densities whose as-built struts are at least strut_mm (exported ones print_mm,
     wherever they point) and pores pore_mm."""
@@ -174,6 +113,30 @@ def density_range(settings: LatticeSettings) -> tuple[float, float]:
 
 
 # -- the part --------------------------------------------------------------------------------------
+class _Asked(NamedTuple):
+    """What is asked for, on the lattice's grid: the outline there, its signed distance, the
+    relative density, what is inside and where that is struts (bool), and the densities that struts
+    may have."""
+
+    fine: VoxelField
+    outside: np.ndarray
+    density: np.ndarray
+    inside: np.ndarray
+    struts: np.ndarray
+    low: float
+    high: float
+
+
+class _Solids(NamedTuple):
+    """Signed distances of the solid in the file and as printed; void that was filled and pieces
+    that were removed (bool)."""
+
+    exported: np.ndarray
+    printed: np.ndarray
+    filled: np.ndarray
+    loose: np.ndarray
+
+
 def realise(
     outline: VoxelField, density: VoxelField, settings: LatticeSettings, build: np.ndarray
 ) -> Lattice:
@@ -188,68 +151,98 @@ def realise(
             f"density grid {np.asarray(density.values).shape} is not the outline's"
             f" {np.asarray(outline.values).shape}"
         )
+    asked = _asked(outline, density, settings)
+    figures = _figures_of_asked(asked, settings, build)
+    if figures["solid"]:
+        return Lattice(None, figures)
+    solids = _solids(asked, settings, build)
+    mesh, dropped_mm3 = _mesh(solids.exported, asked.fine, settings.voxel_mm)
+    figures |= _figures_of_printed(asked, solids, mesh, dropped_mm3, settings, build)
+    figures["as_built_density"] = figures["as_built_mm3"] / figures["outline_mm3"]
+    return Lattice(mesh, figures)
+
+
+def _asked(outline: VoxelField, density: VoxelField, settings: LatticeSettings) -> _Asked:
     low, high = density_range(settings)
     fine = _fine(outline, settings.voxel_mm)
     outside = np.asarray(fine.values, np.float32)
     wanted = np.clip(_sampled(density, fine), 0.0, 1.0)
     inside = outside < 0
-    struts = inside & (wanted <= high)
-    raised = struts & (wanted < low)
-    asked = float(wanted[inside].mean())
-    figures: dict[str, Any] = {
+    return _Asked(fine, outside, wanted, inside, inside & (wanted <= high), low, high)
+
+
+def _figures_of_asked(
+    asked: _Asked, settings: LatticeSettings, build: np.ndarray
+) -> dict[str, Any]:
+    raised = asked.struts & (asked.density < asked.low)
+    return {
         "cell": settings.cell,
         "cell_mm": settings.cell_mm,
         "voxel_mm": settings.voxel_mm,
         "build_direction": build.tolist(),
         "gain_mm": list(settings.gain),
-        "density_range": [low, high],
-        "outline_mm3": _volume(outside, settings.voxel_mm),
-        "asked_density": asked,
-        "lattice_share": float(struts.sum() / inside.sum()),
-        "raised_share": float(raised.sum() / inside.sum()),
-        "solid": not struts.any(),
+        "density_range": [asked.low, asked.high],
+        "outline_mm3": solid_mm3(asked.outside, settings.voxel_mm),
+        "asked_density": float(asked.density[asked.inside].mean()),
+        "lattice_share": float(asked.struts.sum() / asked.inside.sum()),
+        "raised_share": float(raised.sum() / asked.inside.sum()),
+        "solid": not asked.struts.any(),
     }
-    if not struts.any():
-        return Lattice(None, figures)
-    h = settings.voxel_mm
-    target = _distance(_internal(fine, wanted, settings, low, high), h)
+
+
+def _solids(asked: _Asked, settings: LatticeSettings, build: np.ndarray) -> _Solids:
+    """The wanted solid thinned by half the printer's gain, and grown by it again; without trapped
+    powder and loose pieces."""
+    h, outside = settings.voxel_mm, asked.outside
+    target = _distance(_internal(asked, settings), h)
     exported = _distance(target + _half_gain(target, h, settings.gain, build), h)
     built = exported - _half_gain(exported, h, settings.gain, build)
     part, printed = np.maximum(outside, exported), np.maximum(outside, built)
-    filled = _trapped(printed, outside, h, settings.powder_mm)
-    part, printed = (_with(filled, values, outside, h) for values in (part, printed))
+    filled = trapped(printed, outside, h, settings.powder_mm)
+    part, printed = (made_solid(filled, values, outside, h) for values in (part, printed))
     loose = loose_pieces(part, outside, h)
-    part, printed = (
+    return _Solids(
         np.where(loose, 0.1 * h, part),
         np.where(loose & (part > -h), np.maximum(printed, 0.1 * h), printed),
+        filled,
+        loose,
     )
-    mesh, dropped = _mesh(part, fine, h)
-    found = surface.check(mesh)
-    clear = outside < -settings.cell_mm / 4  # cut struts at the faces are sharp
-    lattice = struts & clear
-    figures |= {
-        "target_density": float(np.where(struts, np.maximum(wanted, low), 1.0)[inside].mean()),
-        "as_built_mm3": _volume(printed, h),
-        "exported_mm3": found["volume_mm3"],
-        "filled_mm3": float((filled & inside).sum() * h**3),
-        "loose_mm3": float(loose.sum() * h**3) + dropped,
+
+
+def _figures_of_printed(
+    asked: _Asked,
+    solids: _Solids,
+    mesh: Surface,
+    dropped_mm3: float,
+    settings: LatticeSettings,
+    build: np.ndarray,
+) -> dict[str, Any]:
+    h, inside = settings.voxel_mm, asked.inside
+    checked = surface.check(mesh)
+    clear = asked.outside < -settings.cell_mm / 4  # cut struts at the faces are sharp
+    lattice = asked.struts & clear
+    density = np.where(asked.struts, np.maximum(asked.density, asked.low), 1.0)
+    return {
+        "target_density": float(density[inside].mean()),
+        "as_built_mm3": solid_mm3(solids.printed, h),
+        "exported_mm3": checked["volume_mm3"],
+        "filled_mm3": float((solids.filled & inside).sum() * h**3),
+        "loose_mm3": float(solids.loose.sum() * h**3) + dropped_mm3,
         "exported": {
-            "strut": medial_widths(part, h, lattice),
-            "pore": medial_widths(-part, h, lattice),
+            "strut": medial_widths(solids.exported, h, lattice),
+            "pore": medial_widths(-solids.exported, h, lattice),
         },
         "as_built": {
-            "strut": medial_widths(printed, h, lattice),
-            "pore": medial_widths(-printed, h, lattice),
+            "strut": medial_widths(solids.printed, h, lattice),
+            "pore": medial_widths(-solids.printed, h, lattice),
         },
         "powder": [
-            {"ball_mm": d, "leaves": _leaving(printed, outside, h, d)}
-            for d in sorted({0.1, 0.2, 0.3, settings.powder_mm})
+            {"ball_mm": d, "leaves": leaving_share(solids.printed, asked.outside, h, d)}
+            for d in sorted({*_BALLS_MM, settings.powder_mm})
         ],
         "overhang": overhang(mesh, build),
-        "surface": found,
+        "surface": checked,
     }
-    figures["as_built_density"] = figures["as_built_mm3"] / figures["outline_mm3"]
-    return Lattice(mesh, figures)
 
 
 def _fine(outline: VoxelField, h: float) -> VoxelField:
@@ -283,36 +276,28 @@ def _sampled(field: VoxelField, on: VoxelField) -> np.ndarray:
     return out
 
 
-def _internal(
-    fine: VoxelField, wanted: np.ndarray, settings: LatticeSettings, low: float, high: float
-) -> np.ndarray:
+def _internal(asked: _Asked, settings: LatticeSettings) -> np.ndarray:
     """A field, negative in struts and where the part is solid; roughly a distance, mm."""
-    middle = np.asarray(fine.origin_mm) + 0.5 * fine.spacing_mm * (np.array(fine.values.shape) - 1)
+    fine, wanted = asked.fine, asked.density
+    origin, shape = np.asarray(fine.origin_mm), fine.values.shape
+    middle = origin + 0.5 * fine.spacing_mm * (np.array(shape) - 1)
     phase = [
         2
         * np.pi
         / settings.cell_mm
-        * (
-            np.asarray(fine.origin_mm)[k]
-            - middle[k]
-            + fine.spacing_mm * np.arange(fine.values.shape[k])
-        )
+        * (origin[k] - middle[k] + fine.spacing_mm * np.arange(shape[k]))
         for k in range(3)
     ]
     g = level_function(settings.cell, *np.meshgrid(*phase, indexing="ij", sparse=True)).astype(
         np.float32
     )
-    strut = (
-        (g - level(settings.cell, np.clip(wanted, low, high))).astype(np.float32)
-        * settings.cell_mm
-        / (2 * np.pi * 1.4)
-    )
+    threshold = level(settings.cell, np.clip(wanted, asked.low, asked.high))
+    strut = (g - threshold).astype(np.float32) * settings.cell_mm / (2 * np.pi * _SLOPE)
     steepness = np.sqrt(sum(d**2 for d in np.gradient(wanted, fine.spacing_mm)))
-    solid = (high - wanted) / np.maximum(steepness, 0.2)
+    solid = (asked.high - wanted) / np.maximum(steepness, 0.2)
     inner = np.minimum(strut, np.clip(solid, -_BAND_MM, _BAND_MM)).astype(np.float32)
-    return np.where(
-        np.asarray(fine.values) < _BAND_MM, inner, np.float32(_BAND_MM)
-    )  # nothing to do where there is no part
+    # nothing to do where there is no part
+    return np.where(np.asarray(fine.values) < _BAND_MM, inner, np.float32(_BAND_MM))
 
 
 def _distance(values: np.ndarray, h: float) -> np.ndarray:
@@ -351,94 +336,27 @@ def _half_gain(
     return (0.5 * (gain[0] + (gain[1] - gain[0]) * np.clip(along, 0.0, 1.0))).astype(np.float32)
 
 
-# -- what must not be ------------------------------------------------------------------------------
-def _outer(void: np.ndarray, outside: np.ndarray) -> np.ndarray:
-    """Components of a mask that reach the room around the part."""
-    labels, _ = ndimage.label(np.pad(void, 1, constant_values=True))
-    free = np.unique(labels[np.pad(outside > 0, 1, constant_values=True) & (labels > 0)])
-    found: np.ndarray = np.isin(labels, free)[1:-1, 1:-1, 1:-1] & void
-    return found
-
-
-def _ball_room(part: np.ndarray, h: float, ball_mm: float) -> tuple[np.ndarray, np.ndarray]:
-    """Where the centre of a ball may be, and distance to solid."""
-    room = (
-        ndimage.distance_transform_edt(np.pad(part >= 0, 2, constant_values=True))[2:-2, 2:-2, 2:-2]
-        * h
-        - 0.5 * h
-    )
-    return room >= 0.5 * ball_mm, room
-
-
-def _trapped(part: np.ndarray, outside: np.ndarray, h: float, ball_mm: float) -> np.ndarray:
-    """Void that no powder could leave: closed off, or behind a neck that a ball of ball_mm does
-    not pass."""
-    void = part >= 0
-    closed = void & ~_outer(void, outside)
-    centres, _ = _ball_room(part, h, ball_mm)
-    held = centres & ~_outer(centres, outside)
-    if held.any():
-        held = ndimage.distance_transform_edt(~held) * h <= 0.5 * ball_mm + h
-    return closed | (held & void & (outside < 0))
-
-
-def _with(filled: np.ndarray, values: np.ndarray, outside: np.ndarray, h: float) -> np.ndarray:
-    """The field with that void made solid, and no surface left between the two."""
-    deep = filled | (ndimage.binary_dilation(filled) & (values < 0))
-    return np.where(deep, np.maximum(outside, -h), values)
-
-
-def _leaving(part: np.ndarray, outside: np.ndarray, h: float, ball_mm: float) -> float:
-    """Of the places where a ball of ball_mm has room inside the part, the share from which it
-    can leave."""
-    centres, _ = _ball_room(part, h, ball_mm)
-    inside = centres & (outside < 0)
-    return float((_outer(centres, outside) & inside).sum() / max(inside.sum(), 1))
-
-
-def loose_pieces(part: np.ndarray, outside: np.ndarray, h: float) -> np.ndarray:
-    """Solid that does not hang together with any of the outline's bodies (each keeps its largest
-    piece)."""
-    bodies, count = ndimage.label(outside < 0)
-    labels, _ = ndimage.label(part < 0)
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    keep = []
-    for body in range(1, count + 1):
-        mine = np.unique(labels[(bodies == body) & (labels > 0)])
-        if len(mine):
-            keep.append(int(mine[np.argmax(sizes[mine])]))
-    return (labels > 0) & ~np.isin(labels, keep)
-
-
+# -- the surface -----------------------------------------------------------------------------------
 def _mesh(part: np.ndarray, fine: VoxelField, h: float) -> tuple[Surface, float]:
     """The closed surface and the volume of crumbs that only the triangles knew of, mm³."""
-    padded = np.pad(part, 1, constant_values=h)
-    first = volume.isosurface_of(volume.off_level(padded, h), np.asarray(fine.origin_mm) - h, h)
-    # flat triangles cut off what is round: some per cent of a strut's volume, put back as a shift
-    # of a few micrometres
-    area = trimesh.Trimesh(first.points_mm, first.faces, process=False).area
-    lost = (_volume(part, h) - volume.volume_mm3(first)) / area
-    raw, dropped = _whole(
-        volume.isosurface_of(volume.off_level(padded - lost, h), np.asarray(fine.origin_mm) - h, h)
-    )
-    left_mm = np.empty((0, 3))
-    for _ in range(5):
-        found = _fewer(raw, 2.2 * h, left_mm)
-        crossing = volume.crossing(found) | volume.crossing(
-            found
-        )  # near ties come out one way or the other
+    raw, dropped_mm3 = _whole(_isosurface(part, fine, h))
+    untouched_mm, problem = np.empty((0, 3)), ""
+    for _ in range(_COLLAPSES):
+        fewer = _fewer(raw, _EDGE_VOXELS * h, untouched_mm)
+        # twice: near ties come out one way or the other
+        crossing = volume.crossing(fewer) | volume.crossing(fewer)
         problem = (
-            volume.surface_problem(surface.check(found))
+            volume.surface_problem(surface.check(fewer))
             if not crossing.any()
             else f"{int(crossing.sum())} faces intersect"
         )
-        change = volume.volume_mm3(found) / volume.volume_mm3(raw) - 1.0
+        change = volume.volume_mm3(fewer) / volume.volume_mm3(raw) - 1.0
         if not problem and abs(change) < surface.VOLUME_TOLERANCE:
-            return found, dropped
+            return fewer, dropped_mm3
         if not crossing.any():
             break
-        left_mm = np.concatenate([left_mm, found.points_mm[found.faces[crossing]].mean(axis=1)])
+        crossed = fewer.points_mm[fewer.faces[crossing]].mean(axis=1)
+        untouched_mm = np.concatenate([untouched_mm, crossed])
     log.warning(
         "lattice: %s with fewer triangles; all %d are kept",
         problem or f"volume changed by {change:+.2%}",
@@ -448,16 +366,26 @@ def _mesh(part: np.ndarray, fine: VoxelField, h: float) -> tuple[Surface, float]
         raise surface.ExportError(
             f"the lattice has no clean surface: {problem}; try another voxel_mm or cell_mm"
         )
-    return raw, dropped
+    return raw, dropped_mm3
 
 
-def _fewer(raw: Surface, edge_mm: float, left_mm: np.ndarray) -> Surface:
+def _isosurface(part: np.ndarray, fine: VoxelField, h: float) -> Surface:
+    """The zero level, moved out by what flat triangles cut off what is round: some per cent of a
+    strut's volume, put back as a shift of a few micrometres."""
+    padded, origin = np.pad(part, 1, constant_values=h), np.asarray(fine.origin_mm) - h
+    first = volume.isosurface_of(volume.off_level(padded, h), origin, h)
+    area = trimesh.Trimesh(first.points_mm, first.faces, process=False).area
+    shift = (solid_mm3(part, h) - volume.volume_mm3(first)) / area
+    return volume.isosurface_of(volume.off_level(padded - shift, h), origin, h)
+
+
+def _fewer(raw: Surface, edge_mm: float, untouched_mm: np.ndarray) -> Surface:
     """About as many triangles as even ones of edge_mm would be, by quadric edge collapse;
-    untouched within 1 mm of the points left_mm."""
+    those within 1 mm of the points untouched_mm [n, 3] stay."""
     mesh = trimesh.Trimesh(raw.points_mm, raw.faces, process=False)
     near = np.zeros(len(raw.faces), bool)
-    if len(left_mm):
-        near = cKDTree(left_mm).query(mesh.triangles_center)[0] < 1.0
+    if len(untouched_mm):
+        near = cKDTree(untouched_mm).query(mesh.triangles_center)[0] < 1.0
     return surface.fewer(
         raw, int(mesh.area_faces[~near].sum() / (np.sqrt(3) / 4 * edge_mm**2)), keep=near
     )
@@ -475,75 +403,3 @@ def _whole(raw: Surface) -> tuple[Surface, float]:
     faces = raw.faces[keep[labels]]
     used, index = np.unique(faces, return_inverse=True)
     return Surface(raw.points_mm[used], index.reshape(-1, 3)), float(np.abs(volumes[~keep]).sum())
-
-
-# -- measuring -------------------------------------------------------------------------------------
-def _volume(values: np.ndarray, h: float) -> float:
-    """Of what is negative, samples near the level counted in part (linear within half a voxel),
-    mm³."""
-    return float(np.clip(0.5 - values / h, 0.0, 1.0).sum(dtype=float) * h**3)
-
-
-def medial_widths(
-    values: np.ndarray, h: float, where: np.ndarray | None = None, margin: int = 0
-) -> dict[str, float | None]:
-    """Width of what is negative, right across its medial axis, mm: 1st percentile, median and most;
-    null where there is none. Axis points less than `margin` samples from the grid's border, or not
-    in `where`, do not count.
-
-    The axis lies between neighbouring samples whose nearest surface points are far apart (Hesselink
-    and Roerdink 2008): _OPENING times their distance (2 is right across, 1.41 the bisector of a
-    right angle) and three samples. The width is the chord between the two points on the contour, at
-    least the sum of both distances. Not for bars along the grid's axes, whose contour has too few
-    points around.
-    """
-    inside = values < 0
-    distance, feet = ndimage.distance_transform_edt(inside, return_indices=True)
-    counted = inside if where is None else inside & where
-    tree = cKDTree(marching_cubes(volume.off_level(values, h), 0.0, spacing=(h, h, h))[0])
-    width = np.zeros(values.shape, np.float32)
-    for k in range(3):
-        here, there = (
-            tuple(s if j == k else slice(None) for j in range(3))
-            for s in (slice(0, -1), slice(1, None))
-        )
-        apart = np.sqrt(sum((f[here] - f[there]).astype(np.float32) ** 2 for f in feet))
-        far = np.maximum(_OPENING * np.maximum(distance[here], distance[there]), 2.9)
-        pairs = np.argwhere((apart > far) & counted[here] & counted[there])
-        (first, a), (second, b) = (
-            tree.query((pairs + end * np.eye(3, dtype=int)[k]) * h) for end in (0, 1)
-        )
-        chord = np.linalg.norm(tree.data[a] - tree.data[b], axis=1)
-        across = chord > 1.2 * np.maximum(first, second)
-        for end in (0, 1):
-            np.maximum.at(
-                width,
-                tuple((pairs[across] + end * np.eye(3, dtype=int)[k]).T),
-                np.maximum(chord, first + second)[across],
-            )
-    # chords are short where the pair does not lie right across the axis: the widest of the
-    # neighbours is the width
-    inner = tuple(slice(margin, n - margin) for n in values.shape)
-    found = ndimage.maximum_filter(width, 3)[inner][width[inner] > 0]
-    if not len(found):
-        return {"p1_mm": None, "median_mm": None, "most_mm": None}
-    return {
-        "p1_mm": float(np.percentile(found, 1)),
-        "median_mm": float(np.median(found)),
-        "most_mm": float(found.max()),
-    }
-
-
-def overhang(mesh: Surface, build: np.ndarray, critical_deg: float = 45.0) -> dict[str, float]:
-    """What hangs over (drawing.overhanging): area, its share of the whole surface, and the
-    widest such patch (diameter of a disc of its area): short spans carry themselves."""
-    t = trimesh.Trimesh(mesh.points_mm, mesh.faces, process=False)
-    down, area = drawing.overhanging(t, build, critical_deg), t.area_faces
-    pairs = t.face_adjacency[down[t.face_adjacency].all(1)]
-    labels = trimesh.graph.connected_component_labels(pairs, node_count=len(area))
-    patches = np.bincount(labels[down], weights=area[down], minlength=1)
-    return {
-        "area_mm2": float(area[down].sum()),
-        "share": float(area[down].sum() / area.sum()),
-        "widest_patch_mm": float(2 * np.sqrt(patches.max() / np.pi)),
-    }

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 import tempfile
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pymeshlab
@@ -18,7 +20,10 @@ import trimesh
 from engine import artifacts
 from engine.types import Surface
 
+#: Numbers of faces that are tried, fewest first.
 _MOST_FACES = (600, 1000, 1600, 2600, 4200, 6800)
+#: Gap that sewing closes, and relative difference of volume allowed between mesh and solid.
+_SEWING_MM, _VOLUME_TOLERANCE = 1e-4, 1e-3
 
 
 def decimated(surface: Surface, deviation_mm: float = 0.05) -> tuple[trimesh.Trimesh, float]:
@@ -40,8 +45,8 @@ def decimated(surface: Surface, deviation_mm: float = 0.05) -> tuple[trimesh.Tri
                 optimalplacement=True,
                 planarquadric=True,
             )
-        found = meshes.current_mesh()
-        mesh = trimesh.Trimesh(found.vertex_matrix(), found.face_matrix(), process=False)
+        fewer = meshes.current_mesh()
+        mesh = trimesh.Trimesh(fewer.vertex_matrix(), fewer.face_matrix(), process=False)
         if not (mesh.is_watertight and mesh.is_winding_consistent):
             continue
         reached = _deviation(mesh, fine)
@@ -80,27 +85,31 @@ def write_step(
     finds no valid solid of its volume.
     """
     try:
-        from OCP.BRepBuilderAPI import (
-            BRepBuilderAPI_MakeFace,
-            BRepBuilderAPI_MakePolygon,
-            BRepBuilderAPI_MakeSolid,
-            BRepBuilderAPI_Sewing,
-        )
-        from OCP.BRepCheck import BRepCheck_Analyzer
-        from OCP.BRepGProp import BRepGProp
-        from OCP.gp import gp_Pnt
-        from OCP.GProp import GProp_GProps
-        from OCP.IFSelect import IFSelect_RetDone
-        from OCP.Interface import Interface_Static
-        from OCP.STEPControl import STEPControl_AsIs, STEPControl_Writer
-        from OCP.TopAbs import TopAbs_SHELL
-        from OCP.TopExp import TopExp_Explorer
-        from OCP.TopoDS import TopoDS
+        import_module("OCP")
     except ImportError as error:
         raise ValueError("STEP needs OpenCASCADE: pip install 'spinefit[step]'") from error
     mesh, reached = decimated(surface, deviation_mm)
+    text = _step_text(_solid(mesh), name)
+    return artifacts.write_text(path, text), reached, len(mesh.faces)
+
+
+def _solid(mesh: trimesh.Trimesh) -> Any:
+    """OpenCASCADE's solid (TopoDS_Solid) of a closed mesh. Raises ValueError when it is not valid
+    or of another volume."""
+    from OCP.BRepBuilderAPI import (
+        BRepBuilderAPI_MakeFace,
+        BRepBuilderAPI_MakePolygon,
+        BRepBuilderAPI_MakeSolid,
+        BRepBuilderAPI_Sewing,
+    )
+    from OCP.BRepCheck import BRepCheck_Analyzer
+    from OCP.gp import gp_Pnt
+    from OCP.TopAbs import TopAbs_SHELL
+    from OCP.TopExp import TopExp_Explorer
+    from OCP.TopoDS import TopoDS
+
     corners = [gp_Pnt(*map(float, p)) for p in mesh.vertices]
-    sewing = BRepBuilderAPI_Sewing(1e-4)
+    sewing = BRepBuilderAPI_Sewing(_SEWING_MM)
     for a, b, c in mesh.faces:
         wire = BRepBuilderAPI_MakePolygon(corners[a], corners[b], corners[c], True).Wire()
         sewing.Add(BRepBuilderAPI_MakeFace(wire, True).Face())
@@ -111,13 +120,22 @@ def write_step(
             "OpenCASCADE could not sew the faces to a shell; allow another deviation_mm"
         )
     solid = BRepBuilderAPI_MakeSolid(TopoDS.Shell(shells.Current())).Solid()
-    held = GProp_GProps()
-    BRepGProp.VolumeProperties_s(solid, held)
-    if not BRepCheck_Analyzer(solid).IsValid() or abs(abs(held.Mass()) / mesh.volume - 1.0) > 1e-3:
+    volume_mm3 = _signed_volume_mm3(solid)
+    off = abs(abs(volume_mm3) / mesh.volume - 1.0)
+    if not BRepCheck_Analyzer(solid).IsValid() or off > _VOLUME_TOLERANCE:
         raise ValueError(
-            f"OpenCASCADE's solid is not valid or has {held.Mass():.1f} mm³ instead of"
+            f"OpenCASCADE's solid is not valid or has {volume_mm3:.1f} mm³ instead of"
             f" {mesh.volume:.1f}"
         )
+    return solid
+
+
+def _step_text(solid: Any, name: str) -> str:
+    """The STEP file of a solid, without a time stamp: the same part, the same bytes."""
+    from OCP.IFSelect import IFSelect_RetDone
+    from OCP.Interface import Interface_Static
+    from OCP.STEPControl import STEPControl_AsIs, STEPControl_Writer
+
     writer = STEPControl_Writer()
     Interface_Static.SetCVal_s("write.step.unit", "MM")
     Interface_Static.SetCVal_s("write.step.product.name", name)
@@ -127,25 +145,27 @@ def write_step(
         file = Path(place) / "part.step"
         if writer.Write(str(file)) != IFSelect_RetDone:
             raise ValueError("OpenCASCADE could not write the STEP file")
-        text = re.sub(
-            r"(FILE_NAME\('[^']*',)'[^']*'", r"\1''", file.read_text(), count=1
-        )  # no time stamp: the same part, the same bytes
-    text = re.sub(
-        rf"'{re.escape(name)} \d+'", f"'{name}'", text
-    )  # nor a count of the parts that this process wrote
-    return artifacts.write_text(path, text), reached, len(mesh.faces)
+        text = re.sub(r"(FILE_NAME\('[^']*',)'[^']*'", r"\1''", file.read_text(), count=1)
+    # nor a count of the parts that this process wrote
+    return re.sub(rf"'{re.escape(name)} \d+'", f"'{name}'", text)
+
+
+def _signed_volume_mm3(shape: Any) -> float:
+    """Of a solid; negative where its faces point inward."""
+    from OCP.BRepGProp import BRepGProp
+    from OCP.GProp import GProp_GProps
+
+    properties = GProp_GProps()
+    BRepGProp.VolumeProperties_s(shape, properties)
+    return float(properties.Mass())
 
 
 def read_volume_mm3(path: Path | str) -> float:
     """Volume of the solid in a STEP file. Raises ValueError when it is none."""
-    from OCP.BRepGProp import BRepGProp
-    from OCP.GProp import GProp_GProps
     from OCP.IFSelect import IFSelect_RetDone
     from OCP.STEPControl import STEPControl_Reader
 
     reader = STEPControl_Reader()
     if reader.ReadFile(str(path)) != IFSelect_RetDone or not reader.TransferRoots():
         raise ValueError(f"{path} is no STEP file that can be read")
-    held = GProp_GProps()
-    BRepGProp.VolumeProperties_s(reader.OneShape(), held)
-    return float(abs(held.Mass()))
+    return abs(_signed_volume_mm3(reader.OneShape()))

@@ -181,8 +181,11 @@ def _variants(
     # A shift of the level by about a hundredth of a voxel undoes the rare ambiguous cell.
     for shift in (0.0, 0.013, -0.013, 0.029, -0.029):
         sharp = _untangle(*dual_contour(VoxelField(values + shift * h, origin, h)))
-        found = check(sharp)
-        if surface_problem(found) or abs(found["volume_mm3"] / plain_mm3 - 1.0) > SHARP_TOLERANCE:
+        checked = check(sharp)
+        if (
+            surface_problem(checked)
+            or abs(checked["volume_mm3"] / plain_mm3 - 1.0) > SHARP_TOLERANCE
+        ):
             continue  # remeshing does not mend it
         for feature_deg, factor in ((30.0, 1.0), (40.0, 0.75)):
             even = _remesh(sharp, factor * edge_mm, 0.2 * h, feature_deg)
@@ -190,10 +193,10 @@ def _variants(
             yield (
                 "sharp, remeshed, projected and merged",
                 _merge(best, 0.02 * edge_mm),
-                found["volume_mm3"],
+                checked["volume_mm3"],
             )
-            yield "sharp, remeshed and projected", best, found["volume_mm3"]
-            yield "sharp and remeshed", even, found["volume_mm3"]
+            yield "sharp, remeshed and projected", best, checked["volume_mm3"]
+            yield "sharp and remeshed", even, checked["volume_mm3"]
     for shift in (0.0, 0.013, -0.013):
         raw = isosurface_of(off_level(values + shift * h, h), origin, h)
         for feature_deg, factor in ((30.0, 1.0), (45.0, 0.75)):
@@ -219,16 +222,16 @@ def extract(sdf: VoxelField, target_edge_mm: float = 0.8) -> Surface:
     values = _drop_islands(values, h)
     tried: list[str] = []
     for name, surface, volume in _variants(values, origin, h, target_edge_mm):
-        found = check(surface)
-        change = found["volume_mm3"] / volume - 1.0
-        problem = surface_problem(found) or (
+        checked = check(surface)
+        change = checked["volume_mm3"] / volume - 1.0
+        problem = surface_problem(checked) or (
             f"volume changed by {change:+.2%}" if abs(change) > VOLUME_TOLERANCE else ""
         )
         if not problem:
             if tried:
                 log.info("surface: took '%s' after %s", name, "; ".join(tried))
-            if found["components"] > 1:
-                log.warning("surface: the part has %d separate components", found["components"])
+            if checked["components"] > 1:
+                log.warning("surface: the part has %d separate components", checked["components"])
             return surface
         tried.append(f"{name}: {problem}")
     raise ExportError(
@@ -278,8 +281,8 @@ def export(
     ExportError when the surface is not printable or when a file read back is not watertight or
     differs in volume by more than 1e-4; nothing is left behind then.
     """
-    found = check(surface)
-    if problem := surface_problem(found):
+    checked = check(surface)
+    if problem := surface_problem(checked):
         raise ExportError(f"{name}: {problem}; not written")
     folder = Path(folder)
     paths = {"stl": folder / f"{name}.stl", "3mf": folder / f"{name}.3mf"}
@@ -287,7 +290,7 @@ def export(
         meshfiles.write_stl(surface, paths["stl"], name, "segment")
         meshfiles.write_3mf(surface, paths["3mf"], name, label)
         for path in paths.values():
-            _compare(read(path), found, path)
+            _compare(read(path), checked, path)
     except ExportError:
         for path in paths.values():
             path.unlink(missing_ok=True)
@@ -309,15 +312,15 @@ def read(path: Path | str) -> Surface:
 
 
 def _compare(back: Surface, wanted: dict[str, Any], path: Path) -> None:
-    found = check(back)
-    if problem := surface_problem(found):
+    checked = check(back)
+    if problem := surface_problem(checked):
         raise ExportError(f"{path.name} read back: {problem}")
-    change = found["volume_mm3"] / wanted["volume_mm3"] - 1.0
+    change = checked["volume_mm3"] / wanted["volume_mm3"] - 1.0
     if abs(change) > 1e-4:
         raise ExportError(f"{path.name} read back: volume differs by {change:+.2e}, allowed 1e-4")
-    if found["components"] != wanted["components"]:
+    if checked["components"] != wanted["components"]:
         raise ExportError(
-            f"{path.name} read back: {found['components']} components, expected"
+            f"{path.name} read back: {checked['components']} components, expected"
             f" {wanted['components']}"
         )
 

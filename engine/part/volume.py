@@ -54,16 +54,16 @@ def crossing(surface: Surface) -> np.ndarray:
     return np.asarray(meshes.current_mesh().face_selection_array(), bool)
 
 
-def surface_problem(found: dict[str, Any]) -> str:
+def surface_problem(checked: dict[str, Any]) -> str:
     """The first reason not to print or mesh such a surface; empty when there is none."""
-    if not found["watertight"]:
+    if not checked["watertight"]:
         return "not watertight"
-    if not found["manifold"]:
+    if not checked["manifold"]:
         return "not two-manifold"
-    if found["self_intersections"]:
-        return f"{found['self_intersections']} faces intersect each other"
-    if not found["volume_mm3"] > 0:
-        return f"volume {found['volume_mm3']:.3g} mm³: inside out or flat"
-    if not found["min_edge_mm"] > 0:
+    if checked["self_intersections"]:
+        return f"{checked['self_intersections']} faces intersect each other"
+    if not checked["volume_mm3"] > 0:
+        return f"volume {checked['volume_mm3']:.3g} mm³: inside out or flat"
+    if not checked["min_edge_mm"] > 0:
         return "edges of zero length"
     return ""

@@ -23,14 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from engine import forward, implants, loadcases
-from engine import scene as engine_scene
 from engine.boundary import boundary
 from engine.elasticity import Grid
 from engine.implants import Family, anatomy_at
 from engine.implants._stock import seat
 from engine.implants.cage import Cage
 from engine.multigrid import UNSOLVED, statuses
-from engine.scene import Numerics, Scene
+from engine.scene import Numerics, Scene, make_grid
+from engine.scene import prepare as prepare_scene
 from engine.types import Boundary, Design, Segment, SolverStatus, VoxelField
 from objectives import Goal
 from objectives.problem import Evaluation, Problem, goals, to_unit
@@ -196,8 +196,8 @@ class Prepared:
 def prepare(study: Study, spacing_mm: float) -> Prepared:
     """Everything on a grid that the design does not change. Raises ValueError when the intact
     segment does not solve."""
-    grid = engine_scene.make_grid(study.segment, spacing_mm)
-    scene, numerics = engine_scene.prepare(
+    grid = make_grid(study.segment, spacing_mm)
+    scene, numerics = prepare_scene(
         study.segment,
         study.boundary,
         grid,

@@ -14,8 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from engine import artifacts
 from engine.materials import IMPLANTS
 from engine.part import blueprint, drawing, lattice, step, surface
+from engine.part.glb import write_glb
 from engine.part.lattice import LatticeSettings
 from engine.part.meshfiles import PartLabel, geometry_revision
+from engine.part.sheet_dxf import write_dxf
+from engine.part.sheet_pdf import write_pdf
 from engine.types import Design
 from scripts.run.config import ARMS
 from scripts.run.folder import read_config
@@ -83,9 +86,9 @@ def write_blueprint(
     figures["scale"] = page.scale
     title = f"{figures['title']}, {arm}, {revision}"
     return {
-        "drawing": blueprint.write_pdf(page, where / "blueprint.pdf", title),
-        "drawing (DXF)": blueprint.write_dxf(page, where / "blueprint.dxf"),
-        "geometry (GLB)": blueprint.write_glb(part, where / "implant.glb", f"{arm}_{revision}"),
+        "drawing": write_pdf(page, where / "blueprint.pdf", title),
+        "drawing (DXF)": write_dxf(page, where / "blueprint.dxf"),
+        "geometry (GLB)": write_glb(part, where / "implant.glb", f"{arm}_{revision}"),
         "figures": artifacts.write_json(where / "blueprint.json", figures),
     }
 

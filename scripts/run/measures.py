@@ -111,9 +111,7 @@ def measures_of(study: Study, arm: str, response: Response) -> dict[str, Any]:
     asked = {g.objective.name: g.objective for g in study.goals}
     for name in dict.fromkeys([*asked, *objectives.names()]):
         o = asked.get(name) or objectives.load(name, {})
-        if o.name in ("implant_stress", "implant_volume", "graft_volume") and arm == "intact":
-            continue
-        if o.name == "stress_shielding" and response.reference_sed is None:
+        if not o.applies_to(response):
             continue
         try:
             value, loads = float(o.value(response)), o.per_load(response)
@@ -128,7 +126,7 @@ def measures_of(study: Study, arm: str, response: Response) -> dict[str, Any]:
             "value": value,
             "unit": o.unit,
             "description": o.description,
-            "better": {"graft_volume": "higher", "implant_volume": "neither"}.get(o.name, "lower"),
+            "better": o.better,
             "per_load": (
                 {}
                 if loads is None

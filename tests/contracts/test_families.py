@@ -3,6 +3,8 @@ each YAML of conf/implant."""
 
 from __future__ import annotations
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,7 +74,20 @@ def test_bounds_are_consistent(family):
     assert family.material in IMPLANTS
     assert isinstance(family.rods, bool)
     assert isinstance(family.describe(), dict)
-    assert hash(family) == hash(family), "families are static arguments of compiled functions"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_families_of_equal_settings_are_one_static_argument_and_others_are_not(case):
+    """Compiled functions take families as static arguments: equal ones must not compile anew,
+    different ones must not share code."""
+    name, settings = CASES[case]
+    first, again = (implants.load(name, copy.deepcopy(settings)) for _ in range(2))
+    assert first == again and hash(first) == hash(again)
+    if name == "none":
+        return  # it has no settings
+    inset = settings.get("rim_inset_mm", 1.0) + 0.5
+    other = implants.load(name, {**settings, "rim_inset_mm": inset})
+    assert first != other and hash(first) != hash(other)
 
 
 @pytest.mark.parametrize("corner", CORNERS)

@@ -8,6 +8,7 @@ tests/verification.
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from configured import choices
 import objectives
 from engine.materials import YIELD_STRAIN_COMPRESSION, YIELD_STRAIN_TENSION
 from engine.types import REGIONS, Response
-from objectives._abstract import principal_strains, smooth_step, von_mises
+from objectives._abstract import Better, principal_strains, smooth_step, von_mises
 from objectives.problem import goals
 
 CONFIGURED = {name: conf["goals"] for name, conf in choices("objectives").items()}
@@ -77,6 +78,32 @@ def test_every_objective_names_itself_and_its_unit(objective):
         "equal settings, equal objective: it is static in compiled code"
     )
     assert hash(objective) == hash(objectives.load(objective.name))
+
+
+def test_every_objective_says_which_values_are_better_and_applies_to_a_whole_response(objective):
+    assert objective.better in get_args(Better)
+    assert objective.applies_to(response()) is True
+    assert objective.applies_to(replace(response(), **arrays(response()))) is True
+
+
+@pytest.mark.parametrize(
+    ("lacking", "measures"),
+    [
+        ("implant", {"implant_stress", "implant_volume", "graft_volume"}),
+        ("intact reference", {"stress_shielding"}),
+        ("standing load", set()),
+    ],
+)
+def test_an_objective_does_not_apply_where_the_response_lacks_what_it_measures(lacking, measures):
+    """A missing load case is no such lack: it is an error of the study, which `value` raises."""
+    r = response()
+    without = {
+        "implant": replace(r, fraction=r.fraction * (np.array(REGIONS) != "implant")),
+        "intact reference": replace(r, reference_sed=None),
+        "standing load": replace(r, loadcases=("sitting", *CASES[1:])),
+    }[lacking]
+    every = (objectives.load(name) for name in objectives.names())
+    assert {o.name for o in every if not o.applies_to(without)} == measures
 
 
 def test_value_is_one_finite_number_alike_for_numpy_and_jax(objective):
@@ -219,6 +246,13 @@ def test_configured_goals_build(name):
         "the table has one line an objective"
     )
     assert any(g.kind == "minimise" for g in every)
+
+
+@pytest.mark.parametrize("name", CONFIGURED)
+def test_configured_goals_push_the_way_that_their_objective_calls_better(name):
+    for g in goals(CONFIGURED[name]):
+        worse = {"minimise": "higher", "at_most": "higher", "at_least": "lower"}[g.kind]
+        assert g.objective.better != worse, g.objective.name
 
 
 def test_every_objective_is_configured_somewhere():

@@ -29,7 +29,9 @@ def cage():
 
 
 def footprint(cage, parameters):
-    return tuple(np.asarray(f) for f in cage._footprint(parameters, jnp.asarray(X), jnp.asarray(Y)))
+    return tuple(
+        np.asarray(f) for f in cage.outline_and_window(parameters, jnp.asarray(X), jnp.asarray(Y))
+    )
 
 
 def drawn(cage, seed: int) -> dict:
@@ -75,7 +77,7 @@ def test_wall_is_as_thick_as_its_bounds_say(cage, seed):
     p["pose"][:2] = 0.0
     outline, window = (
         np.asarray(f).reshape(x.shape)
-        for f in cage._footprint(p, jnp.asarray(x.ravel()), jnp.asarray(y.ravel()))[:2]
+        for f in cage.outline_and_window(p, jnp.asarray(x.ravel()), jnp.asarray(y.ravel()))[:2]
     )
     wall = ndimage.distance_transform_edt(outline < 0) * 0.2
     inradius = wall.ravel()[np.hypot(x, y).argmin()]
@@ -92,7 +94,7 @@ def test_window_is_a_distance_near_its_boundary(cage):
         axis = np.arange(-17, 17, 0.15)
         x, y = np.meshgrid(axis, axis, indexing="ij")
         window = np.asarray(
-            cage._footprint(p, jnp.asarray(x.ravel()), jnp.asarray(y.ravel()))[1]
+            cage.outline_and_window(p, jnp.asarray(x.ravel()), jnp.asarray(y.ravel()))[1]
         ).reshape(x.shape)
         slope = np.hypot(*np.gradient(window, 0.15))
         assert np.quantile(np.abs(slope[np.abs(window) < 0.2] - 1), 0.9) < 0.4
@@ -100,7 +102,7 @@ def test_window_is_a_distance_near_its_boundary(cage):
 
 @pytest.mark.parametrize("width_mm", [9.0, 12.0, 18.0])
 def test_the_graft_chamber_is_one_hole_whatever_the_parameters(width_mm):
-    """A wall of 6 mm in a cage of 9 mm once closed the chamber in its middle and left webs that
+    """A wall of 6 mm in a cage of 9 mm would close the chamber in its middle and leave webs that
     cannot be printed."""
     cage = implants.load("cage", {**SETTINGS, "width_mm": width_mm, "wall_mm": (2.0, 6.0)})
     x, y = (
@@ -111,7 +113,7 @@ def test_the_graft_chamber_is_one_hole_whatever_the_parameters(width_mm):
         p = drawn(cage, seed)
         p["pose"][:2] = 0.0
         outline, window = (
-            np.asarray(f) for f in cage._footprint(p, jnp.asarray(x), jnp.asarray(y))[:2]
+            np.asarray(f) for f in cage.outline_and_window(p, jnp.asarray(x), jnp.asarray(y))[:2]
         )
         pieces, count = ndimage.label((window < 0).reshape(213, 213), np.ones((3, 3)))
         sizes = np.bincount(pieces.ravel())[1:]

@@ -13,6 +13,10 @@ import pytest
 import trimesh
 
 from engine.part import blueprint, drawing, step
+from engine.part.glb import write_glb
+from engine.part.layers import dimension_text
+from engine.part.sheet_dxf import write_dxf
+from engine.part.sheet_pdf import write_pdf
 from engine.types import Surface
 
 LENGTH, WIDTH, LOW, HIGH = (
@@ -140,7 +144,7 @@ def test_the_build_direction_with_the_least_overhang_comes_first(turned):
 
 
 def test_the_dxf_is_sound_in_millimetres_and_at_full_size(page, tmp_path):
-    path = blueprint.write_dxf(page, tmp_path / "a.dxf")
+    path = write_dxf(page, tmp_path / "a.dxf")
     document = ezdxf.readfile(path)
     assert not document.audit().has_errors and document.units == ezdxf.units.MM
     space = document.modelspace()
@@ -160,8 +164,8 @@ def test_the_dxf_is_sound_in_millimetres_and_at_full_size(page, tmp_path):
 
 def test_pdf_and_dxf_are_the_same_twice(page, tmp_path):
     for write in (
-        lambda p: blueprint.write_pdf(page, p, "t"),
-        lambda p: blueprint.write_dxf(page, p),
+        lambda p: write_pdf(page, p, "t"),
+        lambda p: write_dxf(page, p),
     ):
         assert write(tmp_path / "a").read_bytes() == write(tmp_path / "b").read_bytes()
     assert (tmp_path / "a").stat().st_size > 10_000
@@ -269,7 +273,7 @@ def boxes(page):
         left = x - {"left": 0.0, "center": 0.5, "right": 1.0}[align] * x1
         yield words, (left + x0, y + y0, left + x1, y + y1)
     for first, second, at, direction, length in page.dimensions:
-        x, y = blueprint.dimension_text(first, second, at, direction)
+        x, y = dimension_text(first, second, at, direction)
         number = f"{length:.2f}"
         _, _, wide, tall = extent(number, 2.8)
         yield (
@@ -331,7 +335,7 @@ def test_nothing_leaves_the_sheet_and_no_view_reaches_into_the_title_block(page)
 
 
 def test_the_glb_is_in_metres_with_its_cranial_side_up(part, tmp_path):
-    path = blueprint.write_glb(part, tmp_path / "a.glb", "cage_abc")
+    path = write_glb(part, tmp_path / "a.glb", "cage_abc")
     scene = trimesh.load(io.BytesIO(path.read_bytes()), file_type="glb")
     size = np.ptp(scene.to_geometry().vertices, axis=0)
     assert size[1] == pytest.approx(0.001 * np.ptp(part.points_mm[:, 2]), rel=1e-5)

@@ -11,19 +11,19 @@ import trimesh
 from pydantic import ValidationError
 from skimage.measure import marching_cubes
 
-from engine.part import lattice, surface
+from engine.part import cells, lattice, surface
 from engine.part.lattice import LatticeSettings
+from engine.part.powder import loose_pieces
+from engine.part.widths import medial_widths, overhang
 from engine.patient.geometry.distance import surface_sdf
 from engine.types import VoxelField
 
 UP = np.array([0.0, 0.0, 1.0])
 
 
-def cell(name: str, samples: int, cells: int = 1) -> np.ndarray:
-    phase = (np.arange(cells * samples + (cells == 1)) + 0.5) / samples * 2 * np.pi
-    return lattice.level_function(
-        name, *np.meshgrid(phase, phase, phase, indexing="ij", sparse=True)
-    )
+def cell(name: str, samples: int, count: int = 1) -> np.ndarray:
+    phase = (np.arange(count * samples + (count == 1)) + 0.5) / samples * 2 * np.pi
+    return cells.level_function(name, *np.meshgrid(phase, phase, phase, indexing="ij", sparse=True))
 
 
 @pytest.mark.parametrize(("name", "area"), [("gyroid", 3.0915), ("diamond", 3.8378)])
@@ -32,7 +32,7 @@ def test_cells_are_the_minimal_surfaces(name: str, area: float) -> None:
     a per cent. Level 0 halves the cell."""
     points, faces, _, _ = marching_cubes(cell(name, 64), 0.0, spacing=(1 / 64,) * 3)
     assert trimesh.Trimesh(points, faces).area == pytest.approx(area, rel=0.006)
-    assert lattice.level(name, 0.5) == pytest.approx(0.0, abs=5e-3)
+    assert cells.level(name, 0.5) == pytest.approx(0.0, abs=5e-3)
 
 
 @pytest.mark.parametrize("name", ["gyroid", "diamond"])
@@ -42,14 +42,10 @@ def test_table_of_widths(name: str, density: float) -> None:
     there), and its symmetry: solid and void change places at 1 − ρ."""
     n = 48
     values = cell(name, n, 2) - np.quantile(cell(name, n), density)
-    row = lattice.widths(name)[list(lattice.widths(name)[:, 0]).index(density)]
+    row = cells.widths(name)[list(cells.widths(name)[:, 0]).index(density)]
     field = values / (2 * np.pi * 1.4)
-    assert lattice.medial_widths(field, 1 / n, margin=n // 2)["p1_mm"] == pytest.approx(
-        row[1], abs=0.035
-    )
-    assert lattice.medial_widths(-field, 1 / n, margin=n // 2)["p1_mm"] == pytest.approx(
-        row[2], abs=0.035
-    )
+    assert medial_widths(field, 1 / n, margin=n // 2)["p1_mm"] == pytest.approx(row[1], abs=0.035)
+    assert medial_widths(-field, 1 / n, margin=n // 2)["p1_mm"] == pytest.approx(row[2], abs=0.035)
 
 
 def test_widths_of_known_bodies() -> None:
@@ -58,7 +54,7 @@ def test_widths_of_known_bodies() -> None:
     points = np.stack(np.meshgrid(*[h * (np.arange(60) - 29.63)] * 3, indexing="ij"), axis=-1)
     from_axis = np.linalg.norm(points - (points @ axis)[..., None] * axis, axis=-1)
     for width in (1.2, 0.6, 0.4):
-        found = lattice.medial_widths(from_axis - 0.5 * width, h, margin=10)
+        found = medial_widths(from_axis - 0.5 * width, h, margin=10)
         assert found["median_mm"] == pytest.approx(width, abs=0.03)
         assert width - 0.1 < (found["p1_mm"] or 0.0) <= width
 
@@ -170,7 +166,7 @@ def test_loose_pieces_go() -> None:
     part = np.full((30, 20, 20), 1.0)
     part[2:20, 5:15, 5:15] = -1.0
     part[24:27, 8:11, 8:11] = -1.0
-    loose = lattice.loose_pieces(part, np.full(part.shape, -1.0), 0.1)
+    loose = loose_pieces(part, np.full(part.shape, -1.0), 0.1)
     assert loose.sum() == 27 and loose[25, 9, 9]
 
 
@@ -180,7 +176,7 @@ def test_overhang_of_a_table() -> None:
     leg, plate = trimesh.creation.box((2, 2, 4)), trimesh.creation.box((6, 6, 1))
     plate.apply_translation([0, 0, 2.5])
     both = trimesh.util.concatenate([leg, plate])
-    found = lattice.overhang(surface.Surface(np.asarray(both.vertices), np.asarray(both.faces)), UP)
+    found = overhang(surface.Surface(np.asarray(both.vertices), np.asarray(both.faces)), UP)
     assert found["area_mm2"] == pytest.approx(36.0)
     assert found["widest_patch_mm"] == pytest.approx(2 * np.sqrt(36 / np.pi))
 

@@ -9,10 +9,11 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import CAGE, GOALS, SPACING_MM, load_cases
+from phantom_bench import CAGE, GOALS, SPACING_MM, load_cases
 
 from engine import forward, implants, multigrid
 from engine.boundary import BoundarySettings, boundary
+from engine.elasticity import Grid, Medium
 from engine.multigrid import SolverSettings
 from engine.patient import phantom_segment
 from engine.scene import make_grid, prepare
@@ -75,8 +76,8 @@ def test_nothing_in_the_solve_goes_back_to_the_host():
     objectives' code."""
     shape = (8, 8, 8)
     one = jnp.ones(shape)
-    system = multigrid.System(multigrid.Medium(one, one, one), None, None)
-    grid = multigrid.Grid(shape, (0.0, 0.0, 0.0), 1.0)
+    system = multigrid.System(Medium(one, one, one), None, None)
+    grid = Grid(shape, (0.0, 0.0, 0.0), 1.0)
     hierarchy = multigrid.build(system, grid, compiled=False)
     load = jnp.zeros((1, 3, 9, 9, 9)).at[0, 2, 4, 4, 8].set(1.0)
     settings = SolverSettings()

@@ -24,8 +24,9 @@ from omegaconf import OmegaConf
 from test_gradients import FINE, interior
 
 from engine import forward
-from engine import scene as engine_scene
 from engine.patient import PrepareConfig, prepare
+from engine.scene import make_grid
+from engine.scene import prepare as prepare_scene
 from engine.types import Response
 from objectives import load
 from scripts.run import arms, configure
@@ -167,8 +168,8 @@ def test_every_load_case_on_verse004(data_dir, tmp_path):
     prepared = PrepareConfig.model_validate(OmegaConf.to_container(patient, resolve=True))
     segment = prepare(prepared).segment
     made = arms.make(segment, configure.run_config(run)[0].study)
-    grid = engine_scene.make_grid(segment, 2.0)
-    scene, numerics = engine_scene.prepare(
+    grid = make_grid(segment, 2.0)
+    scene, numerics = prepare_scene(
         segment, made.boundary, grid, made.config.solver.settings(), made.config.solver.bone_law
     )
     lines, missed = table(scene, numerics, made.cage)
