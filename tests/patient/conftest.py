@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine.patient import PhantomSpec
-from engine.patient.phantoms import phantom
+from engine.patient import PhantomSpec, phantom
 from engine.patient.phantoms.lumbar import LumbarSpec, lumbar_phantom
 from engine.patient.phantoms.synthetic import ScanSpec, synthetic_ct
 from engine.patient.read.image import Image

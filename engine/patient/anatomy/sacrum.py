@@ -278,10 +278,10 @@ def local_endplate(sdf: VoxelField, near: Endplate) -> Endplate:
 class _SacralBox(BodyBox):
     """anatomy's box about S1's endplate; in place of a waist it has the endplate's footprint."""
 
-    def _plane(self, flat: np.ndarray, height: np.ndarray) -> np.ndarray:
+    def fitted_plane(self, flat: np.ndarray, height: np.ndarray) -> np.ndarray:
         return _flat_plane(flat, height)
 
-    def _section(self) -> tuple[np.ndarray, float]:
+    def body_section(self) -> tuple[np.ndarray, float]:
         seen = _heights(self.sdf, self.pose)
         if seen is None:
             raise ValueError("S1: no bone in the middle of the endplate")
