@@ -12,8 +12,8 @@ from engine.patient.phantoms.phantom import EDGE_MM, NOTCH_BLEND_MM, Shape
 from engine.patient.phantoms.shapes import box, capsule, ellipse, smooth_max, smooth_min
 from engine.types import Surface, VoxelField
 
-#: S1 and S2 in front are a cone: over 50 mm down it narrows and flattens by these shares and recedes
-#: by 9 mm (over 60 mm at most by 1.2 times that); it ends 55 mm under the endplate.
+#: S1 and S2 in front are a cone: over 50 mm down it narrows and flattens by these shares and
+#: recedes by 9 mm, at most by 1.2 times that; it ends 55 mm under the endplate.
 TAPER_MM, MOST_TAPER, NARROWING, FLATTENING = 50.0, 1.2, 0.35, 0.4
 RECEDING_MM, BODY_END_MM = 9.0, 55.0
 #: The hollow of its posterior wall, as the vertebra's (phantom.NOTCH_RADIUS).
