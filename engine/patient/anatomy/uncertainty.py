@@ -331,7 +331,7 @@ class DisturbedVertebra:
 
 
 class _OwnBox(BodyBox):
-    """anatomy's box, whose values are already at hand in the vertebra's own frame."""
+    """The body's box, whose values are already at hand in the vertebra's own frame."""
 
     def __init__(
         self, name: str, sdf: VoxelField, axes: list[np.ndarray], values: np.ndarray

@@ -7,7 +7,7 @@ and turned into a true signed distance. The caudal vertebra sits with its superi
 as the origin; the cranial one is posed by the asked alignment; its inferior articular processes are
 hollowed so that `facet_gap_mm` stays open to the caudal vertebra, as in a joint.
 
-Endplate convention (that of anatomy.py): the plane through the flat bony rim; the rim polygon is
+Endplate convention (that of anatomy/vertebra.py): the plane through the flat bony rim; the rim polygon is
 the body's section 1 mm under that plane, projected onto it; the centre is the polygon's area
 centroid.
 """
@@ -44,7 +44,7 @@ from engine.types import (
     rigid,
 )
 
-#: Depth under the rim plane at which the rim polygon is taken (see anatomy.py).
+#: Depth under the rim plane at which the rim polygon is taken (see anatomy/body.py).
 RIM_DEPTH_MM = 1.0
 #: Rounding of the body's edge; the rim is exactly flat inwards of it.
 EDGE_MM = 1.5
@@ -60,8 +60,7 @@ DRAWN_SIZE_MM = (50.0, 35.0, 27.0)
 
 
 class PhantomSpec(BaseModel):
-    """What the phantom is asked to be. Alignment as `SegmentAlignment` defines it
-    (alignment.py)."""
+    """What the phantom is asked to be. Alignment as `SegmentAlignment` defines it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
