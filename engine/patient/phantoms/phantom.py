@@ -7,9 +7,9 @@ and turned into a true signed distance. The caudal vertebra sits with its superi
 as the origin; the cranial one is posed by the asked alignment; its inferior articular processes are
 hollowed so that `facet_gap_mm` stays open to the caudal vertebra, as in a joint.
 
-Endplate convention (that of anatomy/vertebra.py): the plane through the flat bony rim; the rim polygon is
-the body's section 1 mm under that plane, projected onto it; the centre is the polygon's area
-centroid.
+Endplate convention (that of anatomy/vertebra.py): the plane through the flat bony rim; the rim
+polygon is the body's section 1 mm under that plane, projected onto it; the centre is the polygon's
+area centroid.
 """
 
 from __future__ import annotations
