@@ -9,8 +9,8 @@ The sacrum has no waist and no pedicles to go by, so the endplate is found from 
                   first bone met within 9 mm of the middle, followed until it does not turn any
                   more; footprint: what is joined to the middle and lies no more than 1.5 mm under
                   that plane (the alae and the canal fall away, the facets rise)
-    4. rim        as vertebra.py: Tukey plane through the crest of the outer 30 %, section 1 mm under
-                  it
+    4. rim        as vertebra.py: Tukey plane through the crest of the outer 30 %, section 1 mm
+                  under it
 
 Of the candidates the one is kept that is as large and flat as an endplate, faces cranially and
 forwards, and lies under L5 where that is known. A sacrum cut below S1 (TotalSegmentator's S1 label)
