@@ -149,15 +149,10 @@ def with_structures(
             notes,
         )
 
-    key = (
-        labels.image.values,
-        labels.image.lps_from_index,
-        list(labels.pieces),
-        labels.scheme.name,
-    )
-    arrays, notes = (stages or Stages()).run(
-        "structures", (key, None if subregions is None else subregions.values), make
-    )
+    image = labels.image
+    key = (image.values, image.lps_from_index, list(labels.pieces), labels.scheme.name)
+    parts = None if subregions is None else subregions.values
+    arrays, notes = (stages or Stages()).run("structures", (key, parts), make)
     names = [name.removeprefix("points_mm:") for name in arrays if name.startswith("points_mm:")]
     surfaces = {
         name: Surface(arrays[f"points_mm:{name}"], arrays[f"faces:{name}"]) for name in names
@@ -261,11 +256,8 @@ def _toward_the_spine(level: str, piece: Piece, labels: Labels) -> np.ndarray | 
 def other_bones(piece: Piece, labels: Labels, margin_mm: float = 8.0) -> Image:
     """1 where other vertebrae, the sacrum or hips are labelled, in the piece's box and a margin."""
     image = labels.image
-    hips = [
-        number
-        for name in ("hip_left", "hip_right")
-        for number in labels.scheme.tissues.get(name, ())
-    ]
+    tissues = labels.scheme.tissues
+    hips = (*tissues.get("hip_left", ()), *tissues.get("hip_right", ()))
     numbers = [*labels.scheme.vertebrae.values(), *labels.scheme.sacrum, *hips]
     corner = np.rint(
         rigid(np.linalg.inv(image.lps_from_index), piece.lps_from_index[:3, 3])
