@@ -18,7 +18,8 @@ from engine.materials import BONE_LAWS, qct_of_apparent
 from engine.patient.anatomy.vertebra import anatomy
 from engine.patient.bone.assumed import BoneProfile
 from engine.patient.bone.calibration import Calibration
-from engine.patient.bone.ct_density import ct_density, l1_band, trabecular
+from engine.patient.bone.ct_density import ct_density
+from engine.patient.bone.trabecular import l1_band, trabecular
 from engine.patient.geometry.distance import surface_sdf
 from engine.patient.geometry.frames import rotation, vertebra_frame
 from engine.patient.labels.surface import mask_surface

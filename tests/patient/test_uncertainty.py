@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from engine.patient.anatomy.body import BodyBox
 from engine.patient.anatomy.uncertainty import (
-    Again,
+    DisturbedVertebra,
     Noise,
-    _Box,
     redraw,
     redraw_plate,
     standard_errors,
@@ -175,12 +175,12 @@ def test_draws_are_seeded_and_independent_between_levels(body: Vertebra) -> None
 
 
 def test_a_draw_is_cheap(body: Vertebra) -> None:
-    again, rng = Again(body), np.random.default_rng(0)
-    noise = Noise(again.axes, 3.0)
+    disturbed, rng = DisturbedVertebra(body), np.random.default_rng(0)
+    noise = Noise(disturbed.axes, 3.0)
     times = []
     for _ in range(5):
         start = time.thread_time()
-        again.find(0.3 * noise.draw(rng), rng)
+        disturbed.redraw(0.3 * noise.draw(rng), rng)
         times.append(time.thread_time() - start)
     assert (
         min(times) < 0.15
@@ -191,7 +191,7 @@ def test_any_finder_of_a_plate_is_redrawn(body: Vertebra) -> None:
     pose = vertebra_frame(body.superior, body.inferior)
 
     def find(surface: Surface, sdf: VoxelField) -> tuple[Endplate, dict[str, np.ndarray]]:
-        plate = _Box("L5", sdf, mirror_frame(surface, sdf, pose)).plate("superior")
+        plate = BodyBox("L5", sdf, mirror_frame(surface, sdf, pose)).plate("superior")
         return plate, {"front": plate.rim_mm[3 * len(plate.rim_mm) // 4]}
 
     plain = find(body.surface, body.sdf)[0]

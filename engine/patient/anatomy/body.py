@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.ndimage import label, median_filter
 
 from engine.patient.geometry.frames import endplate, unit
 from engine.types import Endplate, VoxelField, rigid
 
+#: Depth under the rim's plane at which the rim polygon is taken.
 RIM_DEPTH_MM = 1.0
-
+#: Directions in which the rim is looked for.
 _ANGLES = 144
+#: Rim points that make the posterior wall, of frames.RIM_POINTS.
+_WALL_POINTS = 9
 STEP_MM = 0.75
 #: Half sizes of the box about the body in which endplates are looked for: left, posterior, up.
 BOX_MM = (36.0, 30.0, 28.0)
+
+
+def posterior_wall_mm(rims_mm: Sequence[np.ndarray]) -> float:
+    """y of a body's posterior wall: mean over its rims [n, 3], in the vertebra's frame, of the most
+    posterior eighth of their 72 points."""
+    return float(np.mean([np.sort(rim[:, 1])[-_WALL_POINTS:].mean() for rim in rims_mm]))
 
 
 class BodyBox:
     """The signed distance in a box about the body, axes along a vertebra's frame, and the body's
     extent in it."""
 
-    def _plane(self, flat: np.ndarray, height: np.ndarray) -> np.ndarray:
+    def fitted_plane(self, flat: np.ndarray, height: np.ndarray) -> np.ndarray:
         """How a plane is fitted to heights (a + b·x + c·y)."""
         return _robust_plane(flat, height)
 
@@ -29,9 +40,9 @@ class BodyBox:
         self.axes = [np.arange(-half, half + STEP_MM / 2, STEP_MM) for half in BOX_MM]
         points = np.stack(np.meshgrid(*self.axes, indexing="ij"), axis=-1)
         self.values = sdf.sample(rigid(pose, points))
-        self.waist, self.wall_mm = self._section()
+        self.waist, self.wall_mm = self.body_section()
 
-    def _section(self) -> tuple[np.ndarray, float]:
+    def body_section(self) -> tuple[np.ndarray, float]:
         """The body's own section [x, y] at the level where it reaches least far back, and its
         posterior wall, y."""
         x, y, z = self.axes
@@ -70,7 +81,9 @@ class BodyBox:
         # the plane as outward height e = a + b·x + c·y (e = ±z), first through the middle of the
         # footprint
         inner = known & self.waist
-        plane = self._plane(np.stack(np.meshgrid(x, y, indexing="ij"), -1)[inner], height[inner])
+        plane = self.fitted_plane(
+            np.stack(np.meshgrid(x, y, indexing="ij"), -1)[inner], height[inner]
+        )
         angle = np.linspace(0.0, 2.0 * np.pi, _ANGLES, endpoint=False)
         heights = VoxelField(
             np.where(known, height, -50.0)[..., None], np.array([x[0], y[0], 0.0]), STEP_MM
@@ -92,7 +105,7 @@ class BodyBox:
             edge_index = _edge(above, radii, reach)
             edge = median_filter(radii[edge_index].astype(float), 5, mode="wrap")
             crest = _crest(above, flat, radii, edge)
-            new = self._plane(crest[:, :2], crest[:, 2] + _at(plane, crest[:, :2]))
+            new = self.fitted_plane(crest[:, :2], crest[:, 2] + _at(plane, crest[:, :2]))
             moved = float(np.abs(new - plane).max())
             plane = new
             if moved < 1e-3:

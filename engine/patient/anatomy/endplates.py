@@ -58,7 +58,7 @@ def endplate_shape(bone: SectionedBone, side: str) -> EndplateShape:
             -1,
         )
         columns[..., 2] = sign * levels
-        height, known = first_bone(bone._field.sample(rigid(matrix, columns)), levels)
+        height, known = first_bone(bone.field.sample(rigid(matrix, columns)), levels)
         return np.where(known, height, np.nan)
 
     low, high = np.floor(rim.min(axis=0) / _MAP_MM), np.ceil(rim.max(axis=0) / _MAP_MM)

@@ -12,12 +12,12 @@ vertebra is in.
                the rim inwards to where the endplate lies 0.3 mm under the crest; its width is the
                median over the directions
     pedicle    the isthmus is the smallest closed section φ < 0 perpendicular to the axis, from 4 mm
-               before to 12 mm behind the body's posterior wall; u = z × axis is transverse, v =
+               before to 12 mm behind the body's posterior wall. u = z × axis is transverse, v =
                axis × u cranio-caudal; width and height are the chords along u and v through the
-               section's centroid, as an axial and a sagittal slice show them; inscribed_diameter_mm
-               is that of the largest circle within the section, the thickest screw that stays in
-               bone convergence = atan2(medial, anterior), sagittal = atan2(cranial, anterior) of
-               entry → target
+               section's centroid, as an axial and a sagittal slice show them.
+               inscribed_diameter_mm is that of the largest circle within the section, the thickest
+               screw that stays in bone. convergence = atan2(medial, anterior) and sagittal =
+               atan2(cranial, anterior) of entry → target
     facet      surface behind the body, off the midline, within 4 mm of the neighbour, within 1.5 mm
                of the joint's least gap and facing the neighbour (n·∇φ_neighbour < −0.5): the
                largest connected patch of each side. Angle to the sagittal plane: 0° a sagittal, 90°

@@ -2,15 +2,15 @@
 
 The sacrum has no waist and no pedicles to go by, so the endplate is found from the midline:
 
-    1. midline    plane of best mirror symmetry (as anatomy.py), from all azimuths about `up`, or
+    1. midline    plane of best mirror symmetry (as vertebra.py), from all azimuths about `up`, or
                   from L5's left axis
     2. S1's body  the deepest bone of the midline slice in its upper part
     3. endplate   from several forward tilts (0-80°, or about L5's endplate): the plane through the
                   first bone met within 9 mm of the middle, followed until it does not turn any
                   more; footprint: what is joined to the middle and lies no more than 1.5 mm under
                   that plane (the alae and the canal fall away, the facets rise)
-    4. rim        as anatomy.py: Tukey plane through the crest of the outer 30 %, section 1 mm under
-                  it
+    4. rim        as vertebra.py: Tukey plane through the crest of the outer 30 %, section 1 mm
+                  under it
 
 Of the candidates the one is kept that is as large and flat as an endplate, faces cranially and
 forwards, and lies under L5 where that is known. A sacrum cut below S1 (TotalSegmentator's S1 label)
@@ -31,6 +31,7 @@ from engine.types import Endplate, Surface, VoxelField, rigid
 #: Half axes that an adult's S1 endplate may have (left-right, antero-posterior), mm [M].
 WIDTHS_MM = (16.0, 36.0)
 DEPTHS_MM = (10.0, 25.0)
+#: The middle of the endplate: within this of its centre.
 _CORE_MM = 9.0
 
 
@@ -276,12 +277,12 @@ def local_endplate(sdf: VoxelField, near: Endplate) -> Endplate:
 
 
 class _SacralBox(BodyBox):
-    """anatomy's box about S1's endplate; in place of a waist it has the endplate's footprint."""
+    """The box about S1's endplate; in place of a waist it has the endplate's footprint."""
 
-    def _plane(self, flat: np.ndarray, height: np.ndarray) -> np.ndarray:
+    def fitted_plane(self, flat: np.ndarray, height: np.ndarray) -> np.ndarray:
         return _flat_plane(flat, height)
 
-    def _section(self) -> tuple[np.ndarray, float]:
+    def body_section(self) -> tuple[np.ndarray, float]:
         seen = _heights(self.sdf, self.pose)
         if seen is None:
             raise ValueError("S1: no bone in the middle of the endplate")

@@ -6,6 +6,7 @@ import numpy as np
 from scipy.ndimage import label
 from skimage.measure import find_contours, points_in_poly
 
+from engine.patient.anatomy.body import posterior_wall_mm
 from engine.patient.geometry.frames import inverse, unit, vertebra_frame
 from engine.types import Surface, Vertebra, VoxelField, rigid
 
@@ -25,20 +26,20 @@ class SectionedBone:
         self.pose = vertebra_frame(vertebra.superior, vertebra.inferior)
         self.to_own = inverse(self.pose)
         # in double precision once: sample() would convert the whole field at each call
-        self._field = VoxelField(
+        self.field = VoxelField(
             np.asarray(vertebra.sdf.values, float), vertebra.sdf.origin_mm, vertebra.sdf.spacing_mm
         )
         self.points = rigid(self.to_own, vertebra.surface.points_mm)
         rims = [
             rigid(self.to_own, plate.rim_mm) for plate in (vertebra.superior, vertebra.inferior)
         ]
-        self.wall_mm = float(np.mean([np.sort(rim[:, 1])[-9:].mean() for rim in rims]))
+        self.wall_mm = posterior_wall_mm(rims)
         self.front_mm = float(np.mean([rim[:, 1].min() for rim in rims]))
         self.half_width_mm = max(vertebra.superior.half_width_mm, vertebra.inferior.half_width_mm)
 
     def phi(self, own: np.ndarray) -> np.ndarray:
         """Signed distance at points of the own frame."""
-        return self._field.sample(rigid(self.pose, own))
+        return self.field.sample(rigid(self.pose, own))
 
     def pedicle_line(self, side: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Entry, target and their direction, own frame. Raises ValueError where the pedicle has

@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import find_objects, label, map_coordinates
 
+from engine.patient.anatomy.body import posterior_wall_mm
 from engine.patient.anatomy.features import Features
 from engine.patient.anatomy.sections import SIDES, outline_area_mm2, outline_chord_mm
 from engine.patient.geometry.distance import polydata
@@ -147,14 +148,8 @@ def body_and_arch(body: Vertebra, labels: Labels, subregions: Image) -> dict[str
     """Shares of the level's corpus voxels before, and of its arch's behind, the posterior wall
     (None: no voxel)."""
     to_own = inverse(vertebra_frame(body.superior, body.inferior))
-    # the rear ninth of each rim, as features.py has the wall
-    wall = float(
-        np.mean(
-            [
-                np.sort(rigid(to_own, plate.rim_mm)[:, 1])[-9:].mean()
-                for plate in (body.superior, body.inferior)
-            ]
-        )
+    wall = posterior_wall_mm(
+        [rigid(to_own, plate.rim_mm) for plate in (body.superior, body.inferior)]
     )
     level = labels.image.values == labels.pieces[body.name].number
     shares: dict[str, float | None] = {"posterior_wall_mm": wall}

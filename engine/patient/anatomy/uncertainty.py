@@ -37,8 +37,8 @@ import numpy as np
 from scipy.ndimage import map_coordinates
 from scipy.optimize import minimize
 
-from engine.patient.anatomy.body import BOX_MM, STEP_MM, BodyBox
-from engine.patient.anatomy.pedicles import BEHIND_MM
+from engine.patient.anatomy.body import BOX_MM, STEP_MM, BodyBox, posterior_wall_mm
+from engine.patient.anatomy.pedicles import PediclePath
 from engine.patient.anatomy.sections import vertex_normals
 from engine.patient.geometry.frames import (
     endplate,
@@ -57,8 +57,12 @@ PlateDraw = tuple[Endplate, Landmarks]
 #: Finds an endplate and its landmarks on a surface and its distance: of `sacrum.sacrum_endplate`
 #: with its other arguments bound.
 FindPlate = Callable[[Surface, VoxelField], PlateDraw]
+#: Surfaces remeshed at 1.5 mm hold nothing finer.
 CORRELATION_FLOOR_MM = 3.0
-_MIRRORED = 1500  # points, as anatomy
+#: Surface points that are mirrored, as anatomy's.
+_MIRRORED = 1500
+#: Iterations from a known pedicle axis.
+_LOCAL_ITERATIONS = 150
 
 
 def surface_noise(voxel_mm: float | Sequence[float]) -> tuple[float, float]:
@@ -88,10 +92,10 @@ def redraw(
     disturbed bone is no vertebra any more.
     """
     _check(noise_mm, correlation_mm, draws)
-    again = Again(vertebra)
+    disturbed = DisturbedVertebra(vertebra)
     rng = np.random.default_rng([seed, *vertebra.name.encode()])
-    noise = Noise(again.axes, correlation_mm)
-    return [again.find(noise_mm * noise.draw(rng), rng) for _ in range(draws)]
+    noise = Noise(disturbed.axes, correlation_mm)
+    return [disturbed.redraw(noise_mm * noise.draw(rng), rng) for _ in range(draws)]
 
 
 def redraw_plate(
@@ -230,7 +234,7 @@ class Noise:
         return field
 
 
-class Again:
+class DisturbedVertebra:
     """A vertebra's distance in its own frame on anatomy's grid, where each draw is found again."""
 
     def __init__(self, vertebra: Vertebra) -> None:
@@ -253,12 +257,10 @@ class Again:
         normals, _ = vertex_normals(vertebra.surface)
         self.points, self.normals = points, normals @ self.pose[:3, :3]
         rims = [rigid(to_own, plate.rim_mm) for plate in (vertebra.superior, vertebra.inferior)]
-        self.wall_mm = float(
-            np.mean([np.sort(rim[:, 1])[-9:].mean() for rim in rims])
-        )  # as pedicles
+        self.wall_mm = posterior_wall_mm(rims)
         self.pedicles = {side: rigid(to_own, axis) for side, axis in vertebra.pedicles.items()}
 
-    def find(self, noise: np.ndarray, rng: np.random.Generator) -> Draw:
+    def redraw(self, noise: np.ndarray, rng: np.random.Generator) -> Draw:
         """Everything on φ + noise."""
         values = self.base + noise
         moved = self.points - _sample(noise, self.low, self.points)[:, None] * self.normals
@@ -311,51 +313,32 @@ class Again:
         )
 
     def _pedicle(self, values: np.ndarray, side: str) -> Landmarks:
-        """Entry, target and isthmus of the axis that lies deepest (cost and isthmus as
-        pedicles.py), searched from the known one."""
+        """Entry, target and isthmus of the path that lies deepest (pedicles.py), searched from the
+        known axis."""
         entry, target = self.pedicles[side]
-        sign = 1.0 if side == "left" else -1.0
-        along = np.arange(target[1], self.wall_mm + BEHIND_MM, 0.5)
-        slope = (entry - target) / (entry[1] - target[1])
-        at = target + (self.wall_mm + 5.0 - target[1]) * slope
-
-        def depth(line: np.ndarray, y: np.ndarray) -> np.ndarray:
-            return -_sample(values, self.low, self._on(line, y))
-
-        def cost(line: np.ndarray) -> float:
-            over = max(abs(line[1] - sign * 0.23) - 0.23, 0.0) + max(abs(line[3]) - 0.36, 0.0)
-            return float(np.log(np.exp(-2.0 * depth(line, along)).mean()) / 2.0 + 20.0 * over)
-
-        start = np.array([at[0], slope[0], at[2], slope[2]])
-        simplex = start + np.vstack([np.zeros(4), np.diag([2.0, 0.1, 2.0, 0.1])])
-        options = {"xatol": 1e-2, "fatol": 1e-4, "maxiter": 150, "initial_simplex": simplex}
-        line = minimize(cost, start, method="Nelder-Mead", options=options).x
-        narrow = along[
-            int(np.argmin(np.where(along > self.wall_mm - 2.0, depth(line, along), np.inf)))
-        ]
-        behind = np.arange(narrow, self.wall_mm + 45.0, 0.1)
-        outside = depth(line, behind) < 0.0
-        leaves = behind[int(np.argmax(outside))] if outside.any() else behind[-1]
-        points = self._on(line, np.array([leaves, target[1], narrow]))
+        path = PediclePath(
+            lambda own: _sample(values, self.low, own),
+            1.0 if side == "left" else -1.0,
+            self.wall_mm,
+            target[1],
+        )
+        line = path.deepest(path.through(entry, target), _LOCAL_ITERATIONS)
+        points = path.points(line, np.array(path.places(line)))
         return {
             f"pedicle_{name}_{side}": point
             for name, point in zip(("entry", "target", "isthmus"), points, strict=True)
         }
 
-    def _on(self, line: np.ndarray, y: np.ndarray) -> np.ndarray:
-        s = y - self.wall_mm - 5.0
-        return np.stack([line[0] + line[1] * s, y, line[2] + line[3] * s], axis=-1)
-
 
 class _OwnBox(BodyBox):
-    """anatomy's box, whose values are already at hand in the vertebra's own frame."""
+    """The body's box, whose values are already at hand in the vertebra's own frame."""
 
     def __init__(
         self, name: str, sdf: VoxelField, axes: list[np.ndarray], values: np.ndarray
     ) -> None:
         self.name, self.sdf, self.pose = name, sdf, np.eye(4)
         self.axes, self.values = axes, values
-        self.waist, self.wall_mm = self._section()
+        self.waist, self.wall_mm = self.body_section()
 
 
 def _sample(values: np.ndarray, low: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The assumed density of a vertebra when there is no CT: by depth under the surface, and by place.
 
-    ρ = law⁻¹( E_core + (E_shell − E_core)·(t_shell / 1.5 mm)·s(depth) ),   s = 1 to 1 mm, linearly
-        0 at 2 mm
+    ρ = law⁻¹( E_core + (E_shell − E_core)·(t_shell / 1.5 mm)·s(depth) )
+    s = 1 down to 1 mm, from there linearly to 0 at 2 mm
 
 ∫ s = 1.5 mm, so that the shell's E·t is kept through the law E(ρ) = 4730 ρ^1.56 [S20]: this is the
 apparent density as a clinical CT of 0.5-1 mm would resolve a shell that is only 0.4-0.5 mm thick.
@@ -70,11 +70,7 @@ def assumed_density(
     texture   relative deviation of the body's core by position in the vertebra's own frame (phantom
               only)
     """
-    bone = np.asarray(sdf.values) <= 0.0
-    if not bone.any():
-        raise ValueError(
-            "the signed distance holds no bone (no negative sample); check the surface and its unit"
-        )
+    bone = bone_samples(sdf)
     points = sdf.origin_mm + sdf.spacing_mm * np.argwhere(bone)
     depth = -np.asarray(sdf.values, float)[bone]
     own = rigid(inverse(vertebra_frame(superior, inferior)), points)
@@ -104,10 +100,27 @@ def assumed_density(
 
     posterior = posterior_share(points, superior, inferior)
     modulus = (1.0 - posterior) * e_body + posterior * profile.posterior_e_mpa
-    values = np.zeros(bone.shape, np.float32)
-    values[bone] = density_of_modulus(modulus)
+    values = of_nearest_bone(density_of_modulus(modulus), bone)
+    return VoxelField(values, sdf.origin_mm, sdf.spacing_mm)
+
+
+def bone_samples(sdf: VoxelField) -> np.ndarray:
+    """Which samples are bone, [x, y, z] bool. Raises ValueError where none is."""
+    bone = np.asarray(sdf.values) <= 0.0
+    if not bone.any():
+        raise ValueError(
+            "the signed distance holds no bone (no negative sample); check the surface and its unit"
+        )
+    return bone
+
+
+def of_nearest_bone(values: np.ndarray, bone: np.ndarray) -> np.ndarray:
+    """Values [n] of the samples of bone [x, y, z] bool on the whole grid, float32: outside the bone
+    those of the nearest bone."""
+    filled = np.zeros(bone.shape, np.float32)
+    filled[bone] = values
     nearest = distance_transform_edt(~bone, return_distances=False, return_indices=True)
-    return VoxelField(values[tuple(nearest)], sdf.origin_mm, sdf.spacing_mm)
+    return np.asarray(filled[tuple(nearest)])
 
 
 def posterior_share(points_mm: np.ndarray, superior: Endplate, inferior: Endplate) -> np.ndarray:

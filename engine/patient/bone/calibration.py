@@ -1,8 +1,9 @@
 """HU → density: what turns a CT's numbers into mineral-equivalent density, and how well that is
 known.
 
-    ρ_QCT(HU) = intercept + slope·HU + curvature·HU²            [g/cm³ of K2HPO4 (or HA) that
-                                                                attenuates as much]
+    ρ_QCT(HU) = intercept + slope·HU + curvature·HU²
+
+in g/cm³ of K2HPO4 (or HA) that attenuates as much.
 
 linear        slope and intercept from elsewhere, such as the scanner's own quality assurance
 phantom       rods of known density in the scan: HU = α + β ρ by least squares, turned round. Rods
@@ -324,10 +325,12 @@ def fitted_line(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, f
 
 
 def padded_covariance(covariance: np.ndarray) -> tuple[tuple[float, ...], ...]:
+    """A covariance of (intercept, slope) or of all three coefficients as one of all three."""
     full = np.zeros((3, 3))
     full[: len(covariance), : len(covariance)] = covariance
     return tuple(tuple(float(v) for v in row) for row in full)
 
 
 def rms(values: np.ndarray) -> float:
+    """Root mean square."""
     return float(np.sqrt(np.mean(np.square(values))))

@@ -5,8 +5,8 @@ A voxel v holds y_v = HU_v − HU_soft = ∫ h(v − x)·(HU(x) − HU_soft) dx 
 voxel's box blurred by the scanner's PSF. Its share of bone is f_v = ∫ h(v − x) dx over the bone.
 The voxel's excess is given back to the bone inside it,
 
-    HU_bone(x) = HU_soft + Σ_v h(v − x)·ω_v·y_v/f_v / Σ_v h(v − x)·ω_v,     ω_v = 1 where f_v ≥
-        0.02, else 0,
+    HU_bone(x) = HU_soft + Σ_v h(v − x)·ω_v·y_v/f_v / Σ_v h(v − x)·ω_v,
+    ω_v = 1 where f_v ≥ 0.02, else 0,
 
 which is a normalised convolution that returns a uniform bone exactly, and keeps ∫HU over the bone
 for any density: Σ_v y_v is what was measured, and each y_v is spread with weights whose integral
@@ -23,8 +23,6 @@ forward._modulus), not of HU or of a cell's mean density; no further function is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinates
 
@@ -32,14 +30,15 @@ from engine.materials import BONE_LAWS, apparent_of_qct, qct_of_apparent
 from engine.patient.bone.assumed import (
     SMEAR_MM,
     BoneProfile,
+    bone_samples,
     density_of_modulus,
     endplate_share,
+    of_nearest_bone,
     posterior_share,
 )
 from engine.patient.bone.calibration import Calibration, require_hu, scan_warnings
-from engine.patient.geometry.frames import inverse, vertebra_frame
 from engine.patient.read.image import Image
-from engine.types import Endplate, Vertebra, VoxelField, rigid
+from engine.types import Endplate, VoxelField, rigid
 
 #: Full width at half maximum of a usual body kernel's point spread [M].
 PSF_MM = 1.0
@@ -61,7 +60,11 @@ DENSEST_G_CM3, MOST_TOO_DENSE = 2.0, 0.03
 #: Mean mineral density of a whole vertebra, mg/cm³, that is a vertebra's [M]: osteoporotic 60,
 #: sclerotic 500.
 MEAN_QCT_MG_CM3 = (10.0, 700.0)
+#: Less bone of negative mineral density than this is not told.
+NEGATIVE_SHARE = 0.001
+#: Largest edge of the cells that a voxel is divided into.
 _CELL_MM = 0.5
+#: Full width at half maximum of a Gaussian over its standard deviation.
 _FWHM = 2.0 * np.sqrt(2.0 * np.log(2.0))
 
 
@@ -96,48 +99,16 @@ def ct_density(
     without its endplates, and for a bone too much of which is excluded.
     """
     require_hu(image)
-    if shell not in ("ct", "assumed", "auto"):
-        raise ValueError(f"shell={shell!r} is unknown; choose ct, assumed or auto")
-    if not 0.0 <= psf_mm <= 5.0:
-        raise ValueError(f"psf_mm={psf_mm:g}: a point spread of 0 to 5 mm is expected")
-    bone = np.asarray(sdf.values) <= 0.0
-    if not bone.any():
-        raise ValueError(
-            "the signed distance holds no bone (no negative sample); check the surface and its unit"
-        )
+    _check_settings(shell, psf_mm)
+    bone = bone_samples(sdf)
     notes = [*scan_warnings(image), *_inside_scan(sdf, bone, image)]
-    grid = _Cells(sdf, image, psf_mm / _FWHM, excluded)
-    soft = grid.around() if soft_hu is None else float(soft_hu)
-    excess = np.clip(grid.hu - soft, None, MOST_HU * grid.share)
-    used = (grid.share >= LEAST_SHARE) & ~grid.excluded
-    if (lost := float(grid.share[grid.excluded].sum() / grid.share.sum())) > 0.0:
-        if lost > MOST_EXCLUDED:
-            raise ValueError(
-                f"{100 * lost:.0f} % of the bone lies in metal or its streaks (at most"
-                f" {100 * MOST_EXCLUDED:.0f} %): its density cannot be known; leave the calibration"
-                " out (density is then assumed), or treat another level"
-            )
-        notes.append(
-            f"{100 * lost:.1f} % of the bone lies in metal or its streaks and takes the nearest"
-            " density"
-        )
-    ratio = np.where(used, excess / np.where(used, grid.share, 1.0), 0.0)
-    sampled = _integrated(sdf, bone, float(image.voxel_mm.min()), grid, ratio, used)
+    cells = _Cells(sdf, image, psf_mm / _FWHM, excluded)
+    soft = cells.around() if soft_hu is None else float(soft_hu)
+    notes += _excluded_share(cells)
+    sampled = _integrated(sdf, bone, float(image.voxel_mm.min()), cells, soft)
     qct = calibration.density_g_cm3(soft + sampled)
     values = np.asarray(apparent_of_qct(qct), float)
-    volume = float(bone.sum()) * sdf.spacing_mm**3
-    negative = values < 0.0
-    notes.append(
-        f"density from the CT: soft tissue {soft:.0f} HU, PSF {psf_mm:g} mm, mean ρ_QCT"
-        f" {1e3 * qct.mean():.0f} mg/cm³ over {volume / 1e3:.1f} cm³; apparent density by Schileo's"
-        " line, which is 0.13 g/cm³ at ρ_QCT = 0"
-    )
-    if (qct < 0.0).mean() > 0.001:
-        notes.append(
-            f"{100 * (qct < 0.0).mean():.1f} % of the bone has a mineral equivalent below zero"
-            f" (marrow fat, noise); {100 * negative.mean():.1f} % ({volume * negative.mean():.0f}"
-            " mm³) lies below zero apparent density, which was raised to it"
-        )
+    notes += _density_notes(qct, values, sdf.spacing_mm, soft, psf_mm)
     values = np.maximum(values, 0.0)
     largest = float(image.voxel_mm.max())
     if shell == "auto":
@@ -154,10 +125,50 @@ def ct_density(
         values = _with_shell(
             values, sdf, bone, largest, profile or BoneProfile(), superior, inferior
         )
-    filled = np.zeros(bone.shape, np.float32)
-    filled[bone] = values
-    nearest = distance_transform_edt(~bone, return_distances=False, return_indices=True)
-    return VoxelField(filled[tuple(nearest)], sdf.origin_mm, sdf.spacing_mm), notes
+    return VoxelField(of_nearest_bone(values, bone), sdf.origin_mm, sdf.spacing_mm), notes
+
+
+def _check_settings(shell: str, psf_mm: float) -> None:
+    if shell not in ("ct", "assumed", "auto"):
+        raise ValueError(f"shell={shell!r} is unknown; choose ct, assumed or auto")
+    if not 0.0 <= psf_mm <= 5.0:
+        raise ValueError(f"psf_mm={psf_mm:g}: a point spread of 0 to 5 mm is expected")
+
+
+def _excluded_share(cells: _Cells) -> list[str]:
+    """Note of how much of the bone is excluded. Raises ValueError where it is too much."""
+    lost = float(cells.share[cells.excluded].sum() / cells.share.sum())
+    if not lost > 0.0:
+        return []
+    if lost > MOST_EXCLUDED:
+        raise ValueError(
+            f"{100 * lost:.0f} % of the bone lies in metal or its streaks (at most"
+            f" {100 * MOST_EXCLUDED:.0f} %): its density cannot be known; leave the calibration"
+            " out (density is then assumed), or treat another level"
+        )
+    return [
+        f"{100 * lost:.1f} % of the bone lies in metal or its streaks and takes the nearest density"
+    ]
+
+
+def _density_notes(
+    qct: np.ndarray, apparent: np.ndarray, spacing_mm: float, soft_hu: float, psf_mm: float
+) -> list[str]:
+    """What the bone's densities are in the mean, and how much of them lies below zero."""
+    volume = float(len(qct)) * spacing_mm**3
+    notes = [
+        f"density from the CT: soft tissue {soft_hu:.0f} HU, PSF {psf_mm:g} mm, mean ρ_QCT"
+        f" {1e3 * qct.mean():.0f} mg/cm³ over {volume / 1e3:.1f} cm³; apparent density by Schileo's"
+        " line, which is 0.13 g/cm³ at ρ_QCT = 0"
+    ]
+    if (qct < 0.0).mean() > NEGATIVE_SHARE:
+        negative = (apparent < 0.0).mean()
+        notes.append(
+            f"{100 * (qct < 0.0).mean():.1f} % of the bone has a mineral equivalent below zero"
+            f" (marrow fat, noise); {100 * negative:.1f} % ({volume * negative:.0f}"
+            " mm³) lies below zero apparent density, which was raised to it"
+        )
+    return notes
 
 
 def check_plausible(density: VoxelField, sdf: VoxelField) -> None:
@@ -247,9 +258,8 @@ class _Cells:
         covered = np.empty(tuple(n), np.float32)
         i, j = np.meshgrid(axes[0], axes[1], indexing="ij")
         flat = turn[:, 0, None, None] * i + turn[:, 1, None, None] * j + start[:, None, None]
-        for k, z in enumerate(
-            axes[2]
-        ):  # plane by plane: the coordinates of all would take a gigabyte
+        # plane by plane: the coordinates of all would take a gigabyte
+        for k, z in enumerate(axes[2]):
             values = map_coordinates(
                 distance, flat + turn[:, 2, None, None] * z, order=1, mode="nearest"
             )
@@ -298,17 +308,16 @@ class _Cells:
 
 
 def _integrated(
-    sdf: VoxelField,
-    bone: np.ndarray,
-    voxel_mm: float,
-    grid: _Cells,
-    ratio: np.ndarray,
-    used: np.ndarray,
+    sdf: VoxelField, bone: np.ndarray, voxel_mm: float, cells: _Cells, soft_hu: float
 ) -> np.ndarray:
     """HU above soft tissue at every bone sample of sdf's grid: there, or the mean over the bone
     in its cell where cells are coarser."""
-    total, weight = grid.spread(ratio), grid.spread(used)
-    missing = weight <= 1e-3  # bone that no voxel has seen: its nearest neighbour that one has
+    excess = np.clip(cells.hu - soft_hu, None, MOST_HU * cells.share)
+    used = (cells.share >= LEAST_SHARE) & ~cells.excluded
+    ratio = np.where(used, excess / np.where(used, cells.share, 1.0), 0.0)
+    total, weight = cells.spread(ratio), cells.spread(used)
+    # bone that no voxel has seen takes its nearest neighbour that one has
+    missing = weight <= 1e-3
     if missing.any():
         nearest = distance_transform_edt(missing, return_distances=False, return_indices=True)
         total, weight = total[tuple(nearest)], weight[tuple(nearest)]
@@ -320,7 +329,7 @@ def _integrated(
     for offset in np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3):
         here = points + offset
         in_bone = np.ones(len(points)) if n == 1 else (sdf.sample(here) <= 0.0).astype(float)
-        result += in_bone * map_coordinates(total, grid.index_of(here), order=1, mode="nearest")
+        result += in_bone * map_coordinates(total, cells.index_of(here), order=1, mode="nearest")
         inside += in_bone
     return result / np.maximum(inside, 1.0)
 
@@ -347,9 +356,8 @@ def _with_shell(
     full[bone] = values
     nearest = distance_transform_edt(~deep, return_distances=False, return_indices=True)
     core = full[tuple(nearest)][bone]
-    e_core = np.asarray(
-        BONE_LAWS["morgan2003_vertebra"].modulus_mpa(core)
-    )  # the law of density_of_modulus
+    # the law of density_of_modulus
+    e_core = np.asarray(BONE_LAWS["morgan2003_vertebra"].modulus_mpa(core))
     share, radius = endplate_share(points, superior, inferior)
     rim, centre = profile.endplate_e_rim_mpa, profile.endplate_e_centre_mpa
     e_plate = centre + (rim - centre) * np.minimum(radius, 1.0) ** 2
@@ -358,117 +366,3 @@ def _with_shell(
     e_body = e_core + et / SMEAR_MM * np.clip(2.0 - depth[bone], 0.0, 1.0)
     posterior = posterior_share(points, superior, inferior)
     return (1.0 - posterior) * density_of_modulus(e_body) + posterior * values
-
-
-# -- trabecular HU ---------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class TrabecularHU:
-    """HU of the trabecular core of one vertebral body.
-
-    mean_hu, sd_hu   over the n voxels of the region; se_hu = SD/√n, as if voxels were independent
-                     (blur and texture make it too small)
-    vbmd_g_cm3       mineral density of that mean, and the standard error of the calibration's line
-                     there; None without a calibration
-    """
-
-    level: str
-    mean_hu: float
-    sd_hu: float
-    se_hu: float
-    n: int
-    volume_mm3: float
-    vbmd_g_cm3: float | None = None
-    vbmd_se_g_cm3: float | None = None
-    notes: tuple[str, ...] = ()
-
-
-#: SD of HU above which the region is no uniform trabecular bone: noise and texture of clinical CT
-#: come to 20-50 HU [M].
-UNEVEN_HU = 80.0
-
-
-def trabecular(
-    image: Image,
-    vertebra: Vertebra,
-    calibration: Calibration | None = None,
-    excluded: np.ndarray | None = None,
-) -> TrabecularHU:
-    """HU in an elliptic cylinder of the mid-body: its front two thirds, 10 mm high, without cortex
-    and endplates.
-
-    Voxel centres with |z| ≤ 5 mm from the middle between the endplates, ≥ 4 mm from both endplate
-    planes and ≥ 3.5 mm inside the bone, in the ellipse of 0.6 half width by 0.45 half depth about a
-    centre 0.15 half depths before the body's: in front of the basivertebral vein.
-
-    excluded   [i, j, k] bool on the image's grid: voxels that say nothing of bone (metal, streaks)
-
-    Raises: ValueError for an MRI and for fewer than 20 voxels (a body too small, or outside the
-    image).
-    """
-    require_hu(image)
-    superior, inferior = vertebra.superior, vertebra.inferior
-    pose = vertebra_frame(superior, inferior)
-    width = 0.5 * (superior.half_width_mm + inferior.half_width_mm)
-    depth = 0.5 * (superior.half_depth_mm + inferior.half_depth_mm)
-    reach = np.hypot(width, depth) + 6.0
-    centre = rigid(np.linalg.inv(image.lps_from_index), pose[None, :3, 3])[0]
-    shape = np.array(image.values.shape)
-    low = np.clip(np.floor(centre - reach / image.voxel_mm).astype(int), 0, shape)
-    high = np.clip(np.ceil(centre + reach / image.voxel_mm).astype(int) + 1, low, shape)
-    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    index = np.stack(
-        np.meshgrid(*[np.arange(a, b) for a, b in zip(low, high, strict=True)], indexing="ij"), -1
-    ).reshape(-1, 3)
-    points = rigid(image.lps_from_index, index)
-    own = rigid(inverse(pose), points)
-    keep = np.abs(own[:, 2]) <= 5.0
-    keep &= (own[:, 0] / (0.6 * width)) ** 2 + (
-        (own[:, 1] + 0.15 * depth) / (0.45 * depth)
-    ) ** 2 <= 1.0
-    for plate in (superior, inferior):
-        keep &= (plate.centre_mm - points) @ plate.normal >= 4.0
-    keep[keep] = vertebra.sdf.sample(points[keep]) <= -3.5
-    if excluded is not None:
-        keep &= ~excluded[box].reshape(-1)
-    values = np.asarray(image.values[box], float).reshape(-1)[keep]
-    n, voxel = len(values), float(np.prod(image.voxel_mm))
-    if n < 20:
-        raise ValueError(
-            f"{vertebra.name}: only {n} voxels lie in the trabecular region (at least 20); the body"
-            f" is too small for voxels of {image.voxel_mm.max():.1f} mm, or outside the image"
-        )
-    mean, sd = float(values.mean()), float(values.std(ddof=1))
-    notes = list(scan_warnings(image, 120.0))
-    if sd > UNEVEN_HU:
-        notes.append(
-            f"warning: SD of {sd:.0f} HU: no uniform trabecular bone (fracture, Schmorl's node,"
-            " sclerosis, cement, metal?); its mean is no measure of bone quality"
-        )
-    vbmd = None if calibration is None else float(calibration.density_g_cm3(mean))
-    error = None if calibration is None else float(calibration.standard_error_g_cm3(mean))
-    return TrabecularHU(
-        vertebra.name, mean, sd, float(sd / np.sqrt(n)), n, n * voxel, vbmd, error, tuple(notes)
-    )
-
-
-def l1_band(hu: float) -> str:
-    """What the mean trabecular HU of L1 says of osteoporosis, after Pickhardt et al. 2013 [S22],
-    with its limits."""
-    if hu <= 110.0:
-        band = f"{hu:.0f} HU is at most 110: osteoporosis likely (specificity above 90 %)"
-    elif hu <= 160.0:
-        band = (
-            f"{hu:.0f} HU is between 110 and 160: osteoporosis not excluded (at most 160 finds 90 %"
-            " of it)"
-        )
-    elif hu <= 200.0:
-        band = f"{hu:.0f} HU is between 160 and 200: osteoporosis unlikely"
-    else:
-        band = (
-            f"{hu:.0f} HU is above 200: osteoporosis practically excluded (negative predictive"
-            " value 99 %)"
-        )
-    return (
-        f"{band}. Holds for L1 at 120 kV without contrast agent, which raises HU; it is a screening"
-        " figure, no diagnosis [S22]."
-    )

@@ -32,8 +32,15 @@ from engine.types import Finding, rigid
 #: Share of the voxels at one end of the scale that is a window's.
 PILE = 5e-4
 SOFT_HU, FAT_HU, AIR_HU = (-20.0, 110.0), (-130.0, -60.0), (-1050.0, -945.0)
-#: Slope of the scale, from air to soft tissue, that is still one.
-SLOPE = (0.90, 1.12)
+#: Distance from air to soft tissue on a scanner's scale, and which slope (a scan's distance over
+#: that) is still one.
+AIR_TO_SOFT_HU, SLOPE = 1045.0, (0.90, 1.12)
+#: Where less than this share of what lies round the vertebrae is muscle, there is fat alone.
+_MUSCLE_HU, _LEAST_MUSCLE = (0.0, 90.0), 0.10
+#: More than this share of the bone below this is a scale that wrapped round.
+_WRAPPED_HU, _MOST_WRAPPED = -300.0, 0.02
+#: Fewer voxels round the vertebrae say nothing of the scale.
+_LEAST_SHELL = 2000
 METAL_HU, CEMENT_HU = 2300.0, 1300.0
 #: Cement is what holds a ball of this radius: no cortex of 1300 HU does.
 CEMENT_RADIUS_MM = 2.2
@@ -41,7 +48,11 @@ CEMENT_RADIUS_MM = 2.2
 LEAST_METAL_MM3, LEAST_CEMENT_MM3 = 20.0, 60.0
 #: Streaks: nothing is read within this of metal or cement.
 STREAK_MM = 5.0
+#: Metal farther from the vertebrae is not looked for.
 _NEAR_MM = 25.0
+_REMEDY = (
+    "give the scan as the scanner stored it, or leave the calibration out (density is then assumed)"
+)
 
 
 @dataclass(frozen=True)
@@ -67,66 +78,16 @@ def scale_findings(scan: Image, labels: Labels, density: bool) -> list[Finding]:
     "contrast".
     """
     severity = "stop" if density else "warning"
-    result: list[Finding] = []
-    remedy = (
-        "give the scan as the scanner stored it, or leave the calibration out (density is then"
-        " assumed)"
-    )
-    values = scan.values
+    bone = scan.values[on_grid(_labelled(labels), scan) > 0]
     shell = _shell(scan, labels)
-    bone = values[on_grid(_labelled(labels), scan) > 0]
-    if len(shell) < 2000:
-        result = _windows(values, bone, severity, remedy)
-        return result or [
-            Finding(
-                "scale",
-                "warning",
-                "",
-                "too little lies round the vertebrae to check the scale of the HU",
-            )
-        ]
+    if len(shell) < _LEAST_SHELL:
+        text = "too little lies round the vertebrae to check the scale of the HU"
+        return _windows(scan.values, bone, severity) or [Finding("scale", "warning", "", text)]
     soft, air = _soft_hu(shell), _air_hu(scan)
-    muscle = float(np.mean((shell > 0.0) & (shell < 90.0)))
-    wrapped = float(np.mean(bone < -300.0))
-    if wrapped > 0.02:
-        text = (
-            f"{100 * wrapped:.0f} % of the labelled bone has less than −300 HU: the values are no"
-            f" HU, or wrapped round: {remedy}"
-        )
-        result.append(Finding("hu", severity, "", text))
-    elif not (SOFT_HU[0] <= soft <= SOFT_HU[1] or FAT_HU[0] <= soft <= FAT_HU[1]):
-        text = (
-            f"the soft tissue round the vertebrae has {soft:.0f} HU; muscle has 20-70, fat about"
-            " −100: the values are not HU (an offset left out, a slope applied twice, grey values"
-            f" of a viewer): {remedy}"
-        )
-        result.append(Finding("hu", severity, "", text))
-    elif soft < SOFT_HU[0] and muscle < 0.10:
-        text = (
-            f"round the vertebrae is {soft:.0f} HU and next to nothing of muscle's 20-70"
-            f" ({100 * muscle:.0f} %): the values are not HU, or there is fat alone, by which the"
-            f" scale cannot be told: {remedy}"
-        )
-        result.append(Finding("hu", severity, "", text))
-    elif air is not None and not AIR_HU[0] <= air <= AIR_HU[1]:
-        text = (
-            f"the air round the patient has {air:.0f} HU, and air has −1000; soft tissue"
-            f" {soft:.0f}: slope or offset of the HU are wrong (by this {(soft - air) / 1045.0:.2f}"
-            f" of a scanner's): {remedy}"
-        )
-        result.append(Finding("hu", severity, "", text))
-    elif (
-        air is not None and soft >= SOFT_HU[0] and not SLOPE[0] <= (soft - air) / 1045.0 <= SLOPE[1]
-    ):
-        text = (
-            f"from air ({air:.0f} HU) to soft tissue ({soft:.0f} HU) the scale is"
-            f" {(soft - air) / 1045.0:.2f} of a scanner's: {remedy}"
-        )
-        result.append(Finding("hu", severity, "", text))
+    fault = _scale_fault(bone, shell, soft, air)
     # a wrong scale has its floor elsewhere: one cause, said once
-    result = result or _windows(values, bone, severity, remedy)
-    if not result:
-        result = _unsure(shell, soft, air)
+    result = [Finding("hu", severity, "", fault)] if fault else []
+    result = result or _windows(scan.values, bone, severity) or _unsure(shell, soft, air)
     if (blood := _blood_hu(scan, labels)) is not None and blood > ENHANCED_BLOOD_HU:
         text = (
             f"contrast agent: the aorta has {blood:.0f} HU (30-60 without). It raises the HU of"
@@ -138,6 +99,45 @@ def scale_findings(scan: Image, labels: Labels, density: bool) -> list[Finding]:
         what = f"soft tissue round the vertebrae {soft:.0f} HU, air {air:.0f} HU"
         result.append(Finding("hu", "note", "", f"the scan's values are HU: {what}"))
     return result
+
+
+def _scale_fault(bone: np.ndarray, shell: np.ndarray, soft: float, air: float | None) -> str | None:
+    """What shows that values are no HU (module docstring), of the bone's HU [n], those round the
+    bones [m], and the HU of soft tissue and air; None where nothing does."""
+    muscle = float(np.mean((shell > _MUSCLE_HU[0]) & (shell < _MUSCLE_HU[1])))
+    wrapped = float(np.mean(bone < _WRAPPED_HU))
+    if wrapped > _MOST_WRAPPED:
+        return (
+            f"{100 * wrapped:.0f} % of the labelled bone has less than −300 HU: the values are no"
+            f" HU, or wrapped round: {_REMEDY}"
+        )
+    if not (SOFT_HU[0] <= soft <= SOFT_HU[1] or FAT_HU[0] <= soft <= FAT_HU[1]):
+        return (
+            f"the soft tissue round the vertebrae has {soft:.0f} HU; muscle has 20-70, fat about"
+            " −100: the values are not HU (an offset left out, a slope applied twice, grey values"
+            f" of a viewer): {_REMEDY}"
+        )
+    if soft < SOFT_HU[0] and muscle < _LEAST_MUSCLE:
+        return (
+            f"round the vertebrae is {soft:.0f} HU and next to nothing of muscle's 20-70"
+            f" ({100 * muscle:.0f} %): the values are not HU, or there is fat alone, by which the"
+            f" scale cannot be told: {_REMEDY}"
+        )
+    if air is None:
+        return None
+    slope = (soft - air) / AIR_TO_SOFT_HU
+    if not AIR_HU[0] <= air <= AIR_HU[1]:
+        return (
+            f"the air round the patient has {air:.0f} HU, and air has −1000; soft tissue"
+            f" {soft:.0f}: slope or offset of the HU are wrong (by this {slope:.2f}"
+            f" of a scanner's): {_REMEDY}"
+        )
+    if soft >= SOFT_HU[0] and not SLOPE[0] <= slope <= SLOPE[1]:
+        return (
+            f"from air ({air:.0f} HU) to soft tissue ({soft:.0f} HU) the scale is"
+            f" {slope:.2f} of a scanner's: {_REMEDY}"
+        )
+    return None
 
 
 def _unsure(shell: np.ndarray, soft: float, air: float | None) -> list[Finding]:
@@ -179,7 +179,7 @@ def _blood_hu(scan: Image, labels: Labels) -> float | None:
     return float(np.median(scan.values[inside])) if inside.sum() >= 50 else None
 
 
-def _windows(values: np.ndarray, bone: np.ndarray, severity: str, remedy: str) -> list[Finding]:
+def _windows(values: np.ndarray, bone: np.ndarray, severity: str) -> list[Finding]:
     """Piles at either end of the scale; at the upper end bone's own voxels [n] count, as it is
     bone that is cut off."""
     result = []
@@ -197,7 +197,7 @@ def _windows(values: np.ndarray, bone: np.ndarray, severity: str, remedy: str) -
             text = (
                 f"{100 * share:.2g} % of the scan has exactly {value:.0f} HU and nothing lies"
                 f" {end}: it went through a window (a viewer's export) or is on another scale, and"
-                f" what lay {end} is lost; bone's density cannot be read from it: {remedy}"
+                f" what lay {end} is lost; bone's density cannot be read from it: {_REMEDY}"
             )
             result.append(Finding("hu", severity, "", text))
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt
@@ -32,7 +33,7 @@ from engine.patient.labels.understand import Labels
 from engine.patient.read.image import Image, on_grid
 from engine.patient.read.images import read_labels
 
-#: HU that a tissue of the patient can have at 80-140 kV [M]; outside, the region is not that
+#: HU that each tissue of the patient can have at 80-140 kV [M]; outside, the region is not that
 #: tissue, or the values are not HU.
 TISSUE_HU = {
     "air": (-1050.0, -930.0),
@@ -42,8 +43,9 @@ TISSUE_HU = {
     "cortical_bone": (500.0, 2300.0),
 }
 
+#: Photon energies, keV.
 KEV = np.array([30.0, 40.0, 50.0, 60.0, 80.0, 100.0, 150.0, 200.0])
-#: Mass attenuation cm²/g at _KEV. NIST, X-ray mass attenuation coefficients (tab4: ICRU-44 tissues,
+#: Mass attenuation cm²/g at KEV. NIST, X-ray mass attenuation coefficients (tab4: ICRU-44 tissues,
 #: dry air, water); K2HPO4 and triglyceride C55H98O6 mixed from the elements by mass (a test does it
 #: again).
 ATTENUATION = {
@@ -63,8 +65,11 @@ DENSITY = {"adipose": 0.95, "air": 0.001205, "blood": 1.06, "muscle": 1.05}
 _IN_SCHEMES = {"blood": "aorta", "muscle": "autochthon"}
 
 
-# -- tissues ---------------------------------------------------------------------------------------
 def by_tissues(config: PhantomlessCalibration, image: Image, labels: Labels | None) -> Calibration:
+    """Calibration of a scan by its tissues' mean HU; enhanced blood is left out.
+
+    Raises: ValueError for a tissue that has not its HU, for too few of them, and as `phantomless`.
+    """
     samples = _tissues(config, image, labels)
     notes: list[str] = []
     blood = float(trim_mean(samples["blood"], 0.1)) if "blood" in samples else None
@@ -113,9 +118,7 @@ def phantomless(
     Raises: ValueError for fewer than three tissues, R² < 0.98, no cortical bone and no energy, or
     an energy at the end of the search.
     """
-    names = [
-        name for name in ("air", "adipose", "muscle", "blood", "cortical_bone") if name in tissue_hu
-    ]
+    names = [name for name in TISSUE_HU if name in tissue_hu]
     hu = np.array([tissue_hu[name] for name in names])
     if len(names) < LEAST_TISSUES:
         raise ValueError(
@@ -123,39 +126,25 @@ def phantomless(
             f" cortical_bone; found {', '.join(names) or 'none'}; give rois or numbers for more, or"
             " use calibration=linear or phantom"
         )
-    if "cortical_bone" in names:
-        polynomial, covariance, r2, density, details = _two_component(names, hu)
-        line = f"effective energy {details['effective_kev']:g} keV (a parameter of the fit)"
-    elif effective_kev is None:
-        raise ValueError(
-            "without cortical bone among the tissues the beam's energy cannot be told; give a"
-            " region of cortical bone (rois.cortical_bone, such as a femoral shaft) or"
-            " effective_kev"
-        )
-    else:
-        polynomial, covariance, r2, density, details = _references(names, hu, effective_kev)
-        line = f"effective energy assumed {effective_kev:g} keV, and 10 keV are 20 % of slope"
-    intercept, slope, curvature = (float(v) for v in polynomial)
-    off = intercept + slope * hu + curvature * hu**2 - density
+    fit, energy = _fit(names, hu, effective_kev)
+    intercept, slope, curvature = (float(v) for v in fit.polynomial)
+    off = intercept + slope * hu + curvature * hu**2 - fit.density_g_cm3
     known = points or {}
-    made = tuple(
+    fitted = tuple(
         CalibrationPoint(
             n, float(h), float(d), 1.0, *((known[n].sd_hu, known[n].voxels) if n in known else ())
         )
-        for n, h, d in zip(names, hu, density, strict=True)
+        for n, h, d in zip(names, hu, fit.density_g_cm3, strict=True)
     )
-    if r2 < LEAST_R2 or slope <= 0.0:
+    if fit.r2 < LEAST_R2 or slope <= 0.0:
         raise ValueError(
-            f"the tissues do not lie on a line: R² {r2:.3f} (at least {LEAST_R2}); check the"
-            f" regions: {point_list(made)}"
+            f"the tissues do not lie on a line: R² {fit.r2:.3f} (at least {LEAST_R2}); check the"
+            f" regions: {point_list(fitted)}"
         )
     soft = rms(off[[n != "cortical_bone" for n in names]])
-    notes = (
-        (
-            f"calibrated on {', '.join(names)}: {line}, R² {r2:.4f}, residual of the soft tissues"
-            f" {1e3 * soft:.0f} mg/cm³"
-        ),
-        *notes,
+    line = (
+        f"calibrated on {', '.join(names)}: {energy}, R² {fit.r2:.4f}, residual of the soft tissues"
+        f" {1e3 * soft:.0f} mg/cm³"
     )
     return Calibration(
         "phantomless",
@@ -164,20 +153,51 @@ def phantomless(
         "K2HPO4",
         curvature,
         rms(off),
-        r2,
-        made,
-        padded_covariance(covariance),
+        fit.r2,
+        fitted,
+        padded_covariance(fit.covariance),
         source,
-        notes,
-        details,
+        (line, *notes),
+        fit.details,
     )
 
 
-def _two_component(
-    names: list[str], hu: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, float, np.ndarray, dict[str, float]]:
-    """Michalski's parabola (intercept, slope, curvature), its covariance, R², the tissues' own
-    K2HPO4, and the two lines."""
+class _Fit(NamedTuple):
+    """ρ_QCT as a polynomial of HU (intercept, slope, curvature) with its covariance and R², the
+    tissues' own K2HPO4 g/cm³, and further figures."""
+
+    polynomial: np.ndarray
+    covariance: np.ndarray
+    r2: float
+    density_g_cm3: np.ndarray
+    details: dict[str, float]
+
+
+def _fit(names: list[str], hu: np.ndarray, effective_kev: float | None) -> tuple[_Fit, str]:
+    """The fit to the tissues, and what is to be said of its energy.
+
+    Raises: ValueError without cortical bone and without an energy.
+    """
+    if "cortical_bone" in names:
+        fit = _two_component(names, hu)
+        return (
+            fit,
+            f"effective energy {fit.details['effective_kev']:g} keV (a parameter of the fit)",
+        )
+    if effective_kev is None:
+        raise ValueError(
+            "without cortical bone among the tissues the beam's energy cannot be told; give a"
+            " region of cortical bone (rois.cortical_bone, such as a femoral shaft) or"
+            " effective_kev"
+        )
+    return (
+        _references(names, hu, effective_kev),
+        f"effective energy assumed {effective_kev:g} keV, and 10 keV are 20 % of slope",
+    )
+
+
+def _two_component(names: list[str], hu: np.ndarray) -> _Fit:
+    """Michalski's parabola; details: the energy and the two lines."""
 
     def at(kev: float, name: str) -> float:
         # linear between the table's energies, as the published implementation: log-log would give
@@ -200,10 +220,9 @@ def _two_component(
     (d, c), c_own, _ = fitted_line(hu, own)
     span = mineral - fat
     polynomial = np.array([d * (b - fat), c * (b - fat) + d * a, c * a]) / span
-    by_mass = (
-        np.array([[d, 0.0], [c, d], [0.0, c]]) / span
-    )  # ∂(intercept, slope, curvature)/∂(b, a)
-    by_own = np.array([[b - fat, 0.0], [a, b - fat], [0.0, a]]) / span  # ∂/∂(d, c)
+    # ∂(intercept, slope, curvature)/∂(b, a) and /∂(d, c)
+    by_mass = np.array([[d, 0.0], [c, d], [0.0, c]]) / span
+    by_own = np.array([[b - fat, 0.0], [a, b - fat], [0.0, a]]) / span
     covariance = by_mass @ c_mass @ by_mass.T + by_own @ c_own @ by_own.T
     details = {
         "effective_kev": kev,
@@ -212,14 +231,11 @@ def _two_component(
         "own_density_slope_g_cm3_hu": float(c),
         "own_density_intercept_g_cm3": float(d),
     }
-    return polynomial, covariance, r2, own * (m - fat) / span, details
+    return _Fit(polynomial, covariance, r2, own * (m - fat) / span, details)
 
 
-def _references(
-    names: list[str], hu: np.ndarray, kev: float
-) -> tuple[np.ndarray, np.ndarray, float, np.ndarray, dict[str, float]]:
-    """Straight line through the tissues' own equivalents at an assumed energy; what
-    `_two_component` gives."""
+def _references(names: list[str], hu: np.ndarray, kev: float) -> _Fit:
+    """Straight line through the tissues' own equivalents at an assumed energy."""
 
     def at(name: str) -> float:
         return float(np.exp(np.interp(np.log(kev), np.log(KEV), np.log(ATTENUATION[name]))))
@@ -231,39 +247,34 @@ def _references(
     # the densities are the references and HU the measurement, as with rods
     (alpha, beta), covariance, r2 = fitted_line(density, hu)
     turn = np.array([[-1.0 / beta, alpha / beta**2], [0.0, -1.0 / beta**2]])
-    return (
-        np.array([-alpha / beta, 1.0 / beta, 0.0]),
-        turn @ covariance @ turn.T,
-        r2,
-        density,
-        {"effective_kev": kev},
-    )
+    polynomial = np.array([-alpha / beta, 1.0 / beta, 0.0])
+    return _Fit(polynomial, turn @ covariance @ turn.T, r2, density, {"effective_kev": kev})
 
 
 def _tissues(
     config: PhantomlessCalibration, image: Image, labels: Labels | None
 ) -> dict[str, np.ndarray]:
-    """HU of every tissue that is found."""
+    """HU of every tissue that is given or can be found."""
     given = None if config.labels is None else on_grid(read_labels(config.labels), image)
     own: np.ndarray | None = None
-    found: dict[str, np.ndarray] = {}
-    for name in ("air", "adipose", "muscle", "blood", "cortical_bone"):
+    samples: dict[str, np.ndarray] = {}
+    for name in TISSUE_HU:
         rois = config.rois.get(name)  # type: ignore[call-overload]
         numbers = config.numbers.get(name)  # type: ignore[call-overload]
         scheme = () if labels is None else labels.scheme.tissues.get(_IN_SCHEMES.get(name, ""), ())
         if rois:
-            found[name] = np.concatenate([roi_values(image, roi, name) for roi in rois])
+            samples[name] = np.concatenate([roi_values(image, roi, name) for roi in rois])
         elif numbers:
             assert given is not None
-            found[name] = label_values(image, given, numbers, name)
+            samples[name] = label_values(image, given, numbers, name)
         elif labels is not None and scheme and np.isin(labels.image.values, scheme).any():
             own = on_grid(labels.image, image) if own is None else own
-            found[name] = label_values(image, own, scheme, name)
+            samples[name] = label_values(image, own, scheme, name)
         elif name in config.find:
             values = _by_hu(image, name)
             if values is not None:
-                found[name] = values
-    return found
+                samples[name] = values
+    return samples
 
 
 def _by_hu(image: Image, name: str) -> np.ndarray | None:
@@ -281,10 +292,6 @@ def _by_hu(image: Image, name: str) -> np.ndarray | None:
         window = (thin < -900) & (thin > max(padding, -1100.0))
     else:
         window = (thin > -190) & (thin < -30)
-    deep = (
-        distance_transform_edt(np.pad(window, 1), sampling=image.voxel_mm * stride)[
-            1:-1, 1:-1, 1:-1
-        ]
-        > 3.0
-    )
+    depth = distance_transform_edt(np.pad(window, 1), sampling=image.voxel_mm * stride)
+    deep = depth[1:-1, 1:-1, 1:-1] > 3.0
     return np.asarray(thin[deep], float) if deep.sum() >= LEAST_VOXELS else None

@@ -10,11 +10,13 @@ from engine.patient.bone.calibration import MARGIN_MM, CalibrationPoint, Roi
 from engine.patient.read.image import Image
 from engine.types import rigid
 
+#: Fewer voxels give no mean.
 LEAST_VOXELS = 20
 
 
-# -- regions of interest ---------------------------------------------------------------------------
 def calibration_point(name: str, values: np.ndarray, density: float) -> CalibrationPoint:
+    """The point of HU `values` [n] (their mean without the tenth at either end) and a density in
+    g/cm³."""
     return CalibrationPoint(
         name, float(trim_mean(values, 0.1)), density, 1.0, float(values.std()), len(values)
     )

@@ -8,6 +8,7 @@ they met.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -28,11 +29,13 @@ OVERLAP_MM3 = 500.0
 OVERLAP_DEPTH_MM = 3.0
 #: Joint space left where overlapping bones are parted (two facet cartilages are 1-2 mm).
 PARTED_GAP_MM = 0.5
+#: Beside the treated pair only alignment is measured, which parted facets do not touch: there the
+#: overlap may be so many times as large and as deep.
+UNTREATED_EASE = 2.5
+#: Bodies of neighbours are closer than this.
 _FAR_MM = 75.0
 
-
-#: Density of a level, given the signed distance and the anatomy that were found: the field and what
-#: was done.
+#: Density of a level, given its signed distance and its anatomy: the field and what was done.
 DensityOf = Callable[[str, VoxelField, Anatomy], tuple[VoxelField, list[str]]]
 
 
@@ -64,67 +67,21 @@ def assemble(
     vertebra is upside down.
     """
     stages = stages or Stages()
-    required = tuple(surfaces) if required is None else required
     surfaces = dict(surfaces)
     fields = {
         level: _field_of(level, surface, spacing_mm, stages) for level, surface in surfaces.items()
     }
-    centres = {level: body_centre(field) for level, field in fields.items()}
-
-    def leave_out(level: str, error: ValueError) -> None:
-        if level in required:
-            raise error
-        repairs.append(f"{level} is left out: {error}")
-        surfaces.pop(level)
-
-    for upper, lower in pairwise(list(surfaces)):
-        if upper not in surfaces or not follow(upper, lower):
-            continue
-        try:
-            # beside the treated pair only alignment is measured, which parted facets do not touch
-            ease = 1.0 if {upper, lower} <= set(required) else 2.5
-            if _check_neighbours(upper, lower, fields, centres, ease):
-                _part(upper, lower, surfaces, fields, edge_mm, repairs, stages, ease)
-        except ValueError as error:
-            leave_out(upper if lower in required else lower, error)
-    up = (
-        unit(centres[next(iter(surfaces))] - centres[list(surfaces)[-1]])
-        if len(surfaces) > 1
-        else np.array([0.0, 0.0, 1.0])
+    spine = _Spine(
+        surfaces,
+        fields,
+        {level: body_centre(field) for level, field in fields.items()},
+        tuple(surfaces) if required is None else required,
+        repairs,
+        stages,
     )
-    found: dict[str, Anatomy] = {}
-    for level in list(surfaces):
-        try:
-            found[level] = anatomy(
-                level, surfaces[level], fields[level], _up(level, list(surfaces), centres, up)
-            )
-            _check_upright(level, found[level])
-        except ValueError as error:
-            leave_out(level, error)
-    vertebrae = []
-    for level, surface in list(surfaces.items()):
-        made = found[level]
-        if isinstance(density, BoneProfile):
-            values = assumed_density(fields[level], made.superior, made.inferior, density)
-        else:
-            try:
-                values, lines = density(level, fields[level], made)
-            except ValueError as error:
-                leave_out(level, ValueError(f"density of {level}: {error}"))
-                continue
-            repairs += lines
-        vertebrae.append(
-            Vertebra(
-                level,
-                surface,
-                fields[level],
-                values,
-                made.superior,
-                made.inferior,
-                made.pedicles,
-                made.landmarks,
-            )
-        )
+    spine.part_neighbours(edge_mm)
+    anatomies = spine.anatomies()
+    vertebrae = spine.vertebrae(anatomies, density)
     if isinstance(density, BoneProfile):
         density_source = f"assumed:{density.name}"
     assert density_source is not None
@@ -134,9 +91,151 @@ def assemble(
     )
 
 
+@dataclass(frozen=True)
+class _Spine:
+    """The levels that are still in, cranial to caudal, while they are put together.
+
+    Surfaces and fields are replaced where neighbours are parted, and a level that fails is taken
+    out of `surfaces`, unless it is required; `repairs` is told of both.
+    """
+
+    surfaces: dict[str, Surface]
+    fields: dict[str, VoxelField]
+    centres: dict[str, np.ndarray]
+    required: tuple[str, ...]
+    repairs: list[str]
+    stages: Stages
+
+    def leave_out(self, level: str, error: ValueError) -> None:
+        """Go on without a level. Raises the error where the level is required."""
+        if level in self.required:
+            raise error
+        self.repairs.append(f"{level} is left out: {error}")
+        self.surfaces.pop(level)
+
+    def part_neighbours(self, edge_mm: float) -> None:
+        """Check each pair of neighbours, and part those that overlap."""
+        for upper, lower in pairwise(list(self.surfaces)):
+            if upper not in self.surfaces or not follow(upper, lower):
+                continue
+            ease = 1.0 if {upper, lower} <= set(self.required) else UNTREATED_EASE
+            try:
+                if _check_neighbours(upper, lower, self.fields, self.centres, ease):
+                    self._part(upper, lower, edge_mm, ease)
+            except ValueError as error:
+                self.leave_out(upper if lower in self.required else lower, error)
+
+    def _part(self, upper: str, lower: str, edge_mm: float, ease: float) -> None:
+        """Part two overlapping bones along their mid-surface (module docstring).
+
+        Raises: ValueError when one dips deeper than OVERLAP_DEPTH_MM into the other.
+        """
+        a, b = self.fields[upper], self.fields[lower]
+        shared = overlap_mm3(a, b)
+        depth = max(
+            -float(b.sample(self.surfaces[upper].points_mm).min()),
+            -float(a.sample(self.surfaces[lower].points_mm).min()),
+        )
+        if depth > ease * OVERLAP_DEPTH_MM:
+            raise ValueError(
+                f"{upper} and {lower} overlap {depth:.1f} mm deep (at most"
+                f" {ease * OVERLAP_DEPTH_MM:g} mm is parted automatically); part them in the"
+                " segmentation tool"
+            )
+        pair = self.surfaces[upper], self.surfaces[lower]
+        parted = {
+            upper: _parted(upper, a, b, pair, edge_mm, self.stages),
+            lower: _parted(lower, b, a, pair, edge_mm, self.stages),
+        }
+        removed = {
+            level: volume_mm3(self.surfaces[level]) - volume
+            for level, (_, volume) in parted.items()
+        }
+        for level, (surface, _) in parted.items():
+            self.surfaces[level] = surface
+            self.fields[level] = _field_of(
+                level, surface, self.fields[level].spacing_mm, self.stages
+            )
+        self.repairs.append(
+            f"{upper} and {lower} overlapped by {shared:.0f} mm³, {depth:.1f} mm deep; parted"
+            f" along the mid-surface with a {PARTED_GAP_MM:g} mm gap ({removed[upper]:.0f} and"
+            f" {removed[lower]:.0f} mm³ removed)"
+        )
+
+    def anatomies(self) -> dict[str, Anatomy]:
+        """The anatomy of each level that has one and stands upright."""
+        levels = list(self.surfaces)
+        overall = (
+            unit(self.centres[levels[0]] - self.centres[levels[-1]])
+            if len(levels) > 1
+            else np.array([0.0, 0.0, 1.0])
+        )
+        result: dict[str, Anatomy] = {}
+        for level in levels:
+            try:
+                up = _up(level, list(self.surfaces), self.centres, overall)
+                result[level] = anatomy(level, self.surfaces[level], self.fields[level], up)
+                _check_upright(level, result[level])
+            except ValueError as error:
+                self.leave_out(level, error)
+        return result
+
+    def vertebrae(
+        self, anatomies: dict[str, Anatomy], density: BoneProfile | DensityOf
+    ) -> list[Vertebra]:
+        """The vertebrae of the levels whose density is known."""
+        result = []
+        for level, surface in list(self.surfaces.items()):
+            own, field = anatomies[level], self.fields[level]
+            if isinstance(density, BoneProfile):
+                values = assumed_density(field, own.superior, own.inferior, density)
+            else:
+                try:
+                    values, notes = density(level, field, own)
+                except ValueError as error:
+                    self.leave_out(level, ValueError(f"density of {level}: {error}"))
+                    continue
+                self.repairs.extend(notes)
+            plates = own.superior, own.inferior
+            result.append(
+                Vertebra(level, surface, field, values, *plates, own.pedicles, own.landmarks)
+            )
+        return result
+
+
+def _parted(
+    level: str,
+    own: VoxelField,
+    other: VoxelField,
+    pair: tuple[Surface, Surface],
+    edge_mm: float,
+    stages: Stages,
+) -> tuple[Surface, float]:
+    """Surface of a bone parted from another, remeshed, and the volume mm³ before remeshing; `pair`:
+    the two bones' surfaces, cranial first."""
+
+    def make() -> tuple[dict[str, np.ndarray], list[str]]:
+        values = np.asarray(own.values, float)
+        split = 0.5 * (values - other.sample(own.points()) + PARTED_GAP_MM)
+        rest = isosurface(VoxelField(np.maximum(values, split), own.origin_mm, own.spacing_mm))
+        surface, _ = repair(level, rest, edge_mm)
+        volume = np.array(volume_mm3(rest))
+        return {
+            "points_mm": surface.points_mm,
+            "faces": surface.faces,
+            "volume_mm3": volume,
+        }, []
+
+    key = (*pair, own.spacing_mm, edge_mm, PARTED_GAP_MM)
+    arrays, _ = stages.run(f"parted_{level}", key, make)
+    return Surface(arrays["points_mm"], arrays["faces"]), float(arrays["volume_mm3"])
+
+
 def _sacrum(
     surface: Surface, vertebrae: list[Vertebra], repairs: list[str], stages: Stages
 ) -> Sacrum | None:
+    """The sacrum with its endplate, searched under L5 or L6 where that is there; None, with a note
+    in `repairs`, where it has none."""
     above = vertebrae[-1] if vertebrae and vertebrae[-1].name in ("L5", "L6") else None
     up = unit(vertebrae[0].superior.centre_mm - vertebrae[-1].inferior.centre_mm)
     try:
@@ -181,7 +280,7 @@ def _check_neighbours(
     lower: str,
     fields: dict[str, VoxelField],
     centres: dict[str, np.ndarray],
-    ease: float = 1.0,
+    ease: float,
 ) -> bool:
     """Whether the two overlap. Raises ValueError when they are not neighbours in order and in
     one frame."""
@@ -208,76 +307,12 @@ def _check_neighbours(
     return shared > 0.0
 
 
-def _part(
-    upper: str,
-    lower: str,
-    surfaces: dict[str, Surface],
-    fields: dict[str, VoxelField],
-    edge_mm: float,
-    repairs: list[str],
-    stages: Stages,
-    ease: float = 1.0,
-) -> None:
-    """Part two overlapping bones along their mid-surface (module docstring), in place.
-
-    Raises: ValueError when one dips deeper than OVERLAP_DEPTH_MM into the other.
-    """
-    a, b = fields[upper], fields[lower]
-    shared = overlap_mm3(a, b)
-    depth = max(
-        -float(b.sample(surfaces[upper].points_mm).min()),
-        -float(a.sample(surfaces[lower].points_mm).min()),
-    )
-    if depth > ease * OVERLAP_DEPTH_MM:
-        raise ValueError(
-            f"{upper} and {lower} overlap {depth:.1f} mm deep (at most {ease * OVERLAP_DEPTH_MM:g}"
-            " mm is parted automatically); part them in the segmentation tool"
-        )
-    removed = []
-    for level, own, other in ((upper, a, b), (lower, b, a)):
-
-        def make(
-            level: str = level, own: VoxelField = own, other: VoxelField = other
-        ) -> tuple[dict[str, np.ndarray], list[str]]:
-            values = np.asarray(own.values, float)
-            split = 0.5 * (values - other.sample(own.points()) + PARTED_GAP_MM)
-            parted = isosurface(
-                VoxelField(np.maximum(values, split), own.origin_mm, own.spacing_mm)
-            )
-            surface, _ = repair(level, parted, edge_mm)
-            return {
-                "points_mm": surface.points_mm,
-                "faces": surface.faces,
-                "volume_mm3": np.array(volume_mm3(parted)),
-            }, []
-
-        arrays, _ = stages.run(
-            f"parted_{level}",
-            (surfaces[upper], surfaces[lower], own.spacing_mm, edge_mm, PARTED_GAP_MM),
-            make,
-        )
-        removed.append(
-            (
-                level,
-                volume_mm3(surfaces[level]) - float(arrays["volume_mm3"]),
-                Surface(arrays["points_mm"], arrays["faces"]),
-            )
-        )
-    for level, _, surface in removed:
-        surfaces[level] = surface
-        fields[level] = _field_of(level, surface, fields[level].spacing_mm, stages)
-    repairs.append(
-        f"{upper} and {lower} overlapped by {shared:.0f} mm³, {depth:.1f} mm deep; parted along the"
-        f" mid-surface with a {PARTED_GAP_MM:g} mm gap ({removed[0][1]:.0f} and {removed[1][1]:.0f}"
-        " mm³ removed)"
-    )
-
-
-def _check_upright(level: str, found: Anatomy) -> None:
-    """Pedicles spring from the upper half of a thoracic or lumbar body."""
-    to_own = inverse(vertebra_frame(found.superior, found.inferior))
+def _check_upright(level: str, own: Anatomy) -> None:
+    """Raises ValueError for a vertebra upside down: pedicles spring from the upper half of a
+    thoracic or lumbar body."""
+    to_own = inverse(vertebra_frame(own.superior, own.inferior))
     height = np.mean(
-        [rigid(to_own, found.landmarks[f"pedicle_isthmus_{side}"])[2] for side in ("left", "right")]
+        [rigid(to_own, own.landmarks[f"pedicle_isthmus_{side}"])[2] for side in ("left", "right")]
     )
     if height < 0.0:
         raise ValueError(

@@ -77,27 +77,15 @@ def from_labels(
     Raises: ValueError as `assemble` and `ct_density` do.
     """
     options, stages = options or ScanOptions(), stages or Stages()
-    notes = list(labels.notes)
-    surfaces: dict[str, Surface] = {}
-    for level, piece in labels.pieces.items():
-        try:
-            surfaces[level], lines = _surface(
-                level, piece, options, stages, labels, scan if options.refine else None
-            )
-            notes += lines
-        except ValueError as error:
-            if level in segment:
-                raise
-            notes.append(f"{level} is left out: {error}")
+    edges_of = scan if options.refine else None
+    surfaces, notes = _surfaces(labels, segment, options, stages, edges_of)
     profile = profile or BoneProfile()
     density: BoneProfile | DensityOf = profile
     density_source = None
     if calibration is not None:
         assert scan is not None
-        density, density_source = (
-            _density(scan, calibration, options.shell, profile, stages, metal),
-            f"ct:{calibration.kind}",
-        )
+        density = _density(scan, calibration, options.shell, profile, stages, metal)
+        density_source = f"ct:{calibration.kind}"
         notes += calibration.notes
     sacrum = surfaces.pop("S1", None)
     return assemble(
@@ -115,6 +103,31 @@ def from_labels(
         findings=labels.findings,
         stages=stages,
     )
+
+
+def _surfaces(
+    labels: Labels,
+    segment: tuple[str, str],
+    options: ScanOptions,
+    stages: Stages,
+    scan: Image | None,
+) -> tuple[dict[str, Surface], list[str]]:
+    """Surfaces of the levels by name, and the labels' notes with those on the surfaces; `scan`
+    places edges by HU.
+
+    Raises: ValueError for a level of the segment that fails.
+    """
+    surfaces: dict[str, Surface] = {}
+    notes = list(labels.notes)
+    for level, piece in labels.pieces.items():
+        try:
+            surfaces[level], lines = _surface(level, piece, options, stages, labels, scan)
+            notes += lines
+        except ValueError as error:
+            if level in segment:
+                raise
+            notes.append(f"{level} is left out: {error}")
+    return surfaces, notes
 
 
 def with_structures(
@@ -137,17 +150,14 @@ def with_structures(
             notes,
         )
 
-    key = (
-        labels.image.values,
-        labels.image.lps_from_index,
-        list(labels.pieces),
-        labels.scheme.name,
-    )
-    arrays, notes = (stages or Stages()).run(
-        "structures", (key, None if subregions is None else subregions.values), make
-    )
+    image = labels.image
+    key = (image.values, image.lps_from_index, list(labels.pieces), labels.scheme.name)
+    parts = None if subregions is None else subregions.values
+    arrays, notes = (stages or Stages()).run("structures", (key, parts), make)
     names = [name.removeprefix("points_mm:") for name in arrays if name.startswith("points_mm:")]
-    found = {name: Surface(arrays[f"points_mm:{name}"], arrays[f"faces:{name}"]) for name in names}
+    surfaces = {
+        name: Surface(arrays[f"points_mm:{name}"], arrays[f"faces:{name}"]) for name in names
+    }
     heads, line = femoral_heads(labels)
     cut = _plates_on_the_border(patient, labels)
     source = dict(patient.source)
@@ -159,7 +169,7 @@ def with_structures(
         source["sha256"] = source["sha256"] | {"subregions": str(subregions.source.get("sha256"))}
     return replace(
         patient,
-        structures=found,
+        structures=surfaces,
         source=source,
         repairs=(*patient.repairs, *notes),
         findings=(*patient.findings, *cut),
@@ -211,12 +221,12 @@ def _surface(
         surface, lines = mask_surface(piece.mask, piece.lps_from_index), []
         if hu is not None:
             try:
-                found = refined(surface, *hu)
-                surface = found.surface
+                moved = refined(surface, *hu)
+                surface = moved.surface
                 place = "surface" if hu[3] is None else "upper side"
                 lines = [
-                    f"{level}: edges placed by HU on {100 * found.share:.0f} % of the {place};"
-                    f" moved by {found.rms_mm:.2f} mm rms, {found.largest_mm:.1f} mm at most;"
+                    f"{level}: edges placed by HU on {100 * moved.share:.0f} % of the {place};"
+                    f" moved by {moved.rms_mm:.2f} mm rms, {moved.largest_mm:.1f} mm at most;"
                     " volume as in the mask"
                 ]
             except ValueError as error:
@@ -247,11 +257,8 @@ def _toward_the_spine(level: str, piece: Piece, labels: Labels) -> np.ndarray | 
 def other_bones(piece: Piece, labels: Labels, margin_mm: float = 8.0) -> Image:
     """1 where other vertebrae, the sacrum or hips are labelled, in the piece's box and a margin."""
     image = labels.image
-    hips = [
-        number
-        for name in ("hip_left", "hip_right")
-        for number in labels.scheme.tissues.get(name, ())
-    ]
+    tissues = labels.scheme.tissues
+    hips = (*tissues.get("hip_left", ()), *tissues.get("hip_right", ()))
     numbers = [*labels.scheme.vertebrae.values(), *labels.scheme.sacrum, *hips]
     corner = np.rint(
         rigid(np.linalg.inv(image.lps_from_index), piece.lps_from_index[:3, 3])
@@ -301,9 +308,10 @@ def _density(
     stages: Stages,
     metal: Metal | None = None,
 ) -> DensityOf:
+    """`ct_density` of a level as a stage, and checked to be a vertebra's."""
     excluded = None if metal is None else metal.excluded
 
-    def density(level: str, sdf: VoxelField, found: Anatomy) -> tuple[VoxelField, list[str]]:
+    def density(level: str, sdf: VoxelField, own: Anatomy) -> tuple[VoxelField, list[str]]:
         def make() -> tuple[dict[str, np.ndarray], list[str]]:
             field, notes = ct_density(
                 sdf,
@@ -311,8 +319,8 @@ def _density(
                 calibration,
                 shell=shell,
                 profile=profile,
-                superior=found.superior,
-                inferior=found.inferior,
+                superior=own.superior,
+                inferior=own.inferior,
                 excluded=excluded,
             )
             check_plausible(field, sdf)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,15 +33,13 @@ from engine.patient.read.surface_files import READABLE, read_surface
 from engine.patient.stages import Stages
 from engine.types import Finding, PatientModel, Surface
 
+#: Anatomical directions closer than this to signed file axes are taken for these.
+SIGNED_AXES_DEG = 35.0
+#: Bodies of two levels that are closer than this, mm, are one bone under two names.
+_LEAST_APART_MM = 8.0
+#: LPS axis and direction of each anatomical letter.
 _LPS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1), "I": (2, -1)}
-_WORDS = {
-    "L": "left",
-    "R": "right",
-    "P": "posterior",
-    "A": "anterior",
-    "S": "superior",
-    "I": "inferior",
-}
+_WORDS = dict(zip("LRPASI", "left right posterior anterior superior inferior".split(), strict=True))
 
 
 def from_surfaces(
@@ -63,7 +62,6 @@ def from_surfaces(
 
     levels   "segment": only its two vertebrae; "lumbar": also what else of T12-L6 and S1 (the
              sacrum) is there
-
     accept   findings to go on with (quality.py): "identity", where bones have not the sizes of the
              levels they are named after
 
@@ -72,18 +70,61 @@ def from_surfaces(
     """
     stages = stages or Stages()
     pair = parse_segment(segment)
-    files = {level: _required(Path(path), level) for level in pair}
-    notes: list[str] = []
-    wanted = LUMBAR if levels == "lumbar" else pair
-    order = [
-        level
-        for level in LEVELS
-        if level in pair or (level in (*wanted, "S1") and levels == "lumbar")
-    ]
+    folder = Path(path)
+    read = _read_levels(folder, pair, levels, unit, edge_mm, stages)
+    notes = list(read.notes)
+    if unit != "mm":
+        notes.append(f"coordinates read as {unit}")
+    matrix, line = file_to_lps(read.meshes, pair, axes)
+    notes.append(line)
+    surfaces = {level: turn_matrix(matrix, surface) for level, surface in read.meshes.items()}
+    findings = accepted(_identity(surfaces, read.files), accept)
+    if stopping := stops(findings):
+        raise ValueError(f"{path}: {stopping}")
+    sacrum = surfaces.pop("S1", None)
+    return assemble(
+        name or folder.resolve().name,
+        surfaces,
+        spacing_mm,
+        edge_mm,
+        profile or BoneProfile(),
+        posture,
+        notes,
+        _source(folder, read.files, unit, matrix),
+        required=pair,
+        sacrum=sacrum,
+        findings=tuple(findings),
+        stages=stages,
+    )
+
+
+class _LevelFiles(NamedTuple):
+    """Repaired surfaces by level, in the files' axes, the files they are from, and notes."""
+
+    meshes: dict[str, Surface]
+    files: dict[str, Path]
+    notes: list[str]
+
+
+def _read_levels(
+    folder: Path,
+    pair: tuple[str, str],
+    levels: str,
+    file_unit: str,
+    edge_mm: float,
+    stages: Stages,
+) -> _LevelFiles:
+    """The segment's two levels, and those beyond it that are wanted and readable.
+
+    Raises: ValueError for a level of the segment that is missing or fails.
+    """
+    files = {level: _required(folder, level) for level in pair}
     meshes: dict[str, Surface] = {}
-    for level in order:
+    notes: list[str] = []
+    beyond = (*LUMBAR, "S1") if levels == "lumbar" else ()
+    for level in (level for level in LEVELS if level in pair or level in beyond):
         try:
-            file = files.get(level) or surface_file(Path(path), level)
+            file = files.get(level) or surface_file(folder, level)
         except ValueError as error:
             notes.append(f"{level} is left out: {error}")
             continue
@@ -93,59 +134,43 @@ def from_surfaces(
         if file.stem.upper() != level:
             notes.append(f"{level} is read from {file.name}")
         try:
-            raw, _ = read_surface(file, unit)
+            raw, _ = read_surface(file, file_unit)
             meshes[level], lines = _repaired(level, raw, edge_mm, stages)
             notes += lines
         except ValueError as error:
             if level in pair:
                 raise
             notes.append(f"{level} is left out: {error}")
-    if unit != "mm":
-        notes.append(f"coordinates read as {unit}")
-    matrix, line = file_to_lps(meshes, pair, axes)
-    notes.append(line)
-    surfaces = {level: turn_matrix(matrix, surface) for level, surface in meshes.items()}
-    findings = accepted(_identity(surfaces, files), accept)
-    if stopping := stops(findings):
-        raise ValueError(f"{path}: {stopping}")
-    sacrum = surfaces.pop("S1", None)
-    source = {
+    return _LevelFiles(meshes, files, notes)
+
+
+def _source(
+    folder: Path, files: dict[str, Path], file_unit: str, matrix: np.ndarray
+) -> dict[str, Any]:
+    """What a bundle says of where it came from."""
+    return {
         "kind": "surfaces",
-        "path": str(Path(path).resolve()),
+        "path": str(folder.resolve()),
         "sha256": {
             file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files.values()
         },
-        "unit": unit,
+        "unit": file_unit,
         "lps_from_file": matrix.tolist(),
     }
-    return assemble(
-        name or Path(path).resolve().name,
-        surfaces,
-        spacing_mm,
-        edge_mm,
-        profile or BoneProfile(),
-        posture,
-        notes,
-        source,
-        required=pair,
-        sacrum=sacrum,
-        findings=tuple(findings),
-        stages=stages,
-    )
 
 
 def _identity(surfaces: dict[str, Surface], files: dict[str, Path]) -> list[Finding]:
     """What the bones' sizes say of the levels that the files are named after, and that nothing
     tells the sides."""
-    found = {level: solid_piece(level, surface) for level, surface in surfaces.items()}
-    names = ", ".join(files[level].name for level in found)
-    clues = identity.evidence(found)
+    pieces = {level: solid_piece(level, surface) for level, surface in surfaces.items()}
+    names = ", ".join(files[level].name for level in pieces)
+    clues = identity.evidence(pieces)
     text = (
         "left and right are taken from the files' axes: bones are symmetric, and nothing tells a"
         " mirrored spine"
     )
     return [
-        *identity.findings(found, clues, f"the files' names ({names})"),
+        *identity.findings(pieces, clues, f"the files' names ({names})"),
         Finding("sides", "note", "", text),
     ]
 
@@ -153,6 +178,8 @@ def _identity(surfaces: dict[str, Surface], files: dict[str, Path]) -> list[Find
 def _repaired(
     level: str, raw: Surface, edge_mm: float, stages: Stages
 ) -> tuple[Surface, list[str]]:
+    """`meshes.repair` as a stage."""
+
     def make() -> tuple[dict[str, np.ndarray], list[str]]:
         surface, lines = repair(level, raw, edge_mm)
         return {"points_mm": surface.points_mm, "faces": surface.faces}, lines
@@ -169,7 +196,7 @@ def file_to_lps(
     fields = {level: surface_sdf(meshes[level], 2.0) for level in levels}
     centres = {level: body_centre(fields[level]) for level in levels}
     apart = float(np.linalg.norm(centres[levels[0]] - centres[levels[1]]))
-    if apart < 8.0:
+    if apart < _LEAST_APART_MM:
         raise ValueError(
             f"{levels[0]} and {levels[1]} lie in one place (bodies {apart:.1f} mm apart): one bone"
             " under two names, or each file in a frame of its own; give both as they stand in the"
@@ -180,26 +207,24 @@ def file_to_lps(
         (meshes[level].points_mm.mean(axis=0) - centres[level] for level in levels), np.zeros(3)
     )
     back = unit(back - (back @ up) * up)
-    found = np.stack([np.cross(back, up), back, up])  # rows: left, posterior, superior in file axes
+    # rows: left, posterior, superior in file axes
+    anatomical = np.stack([np.cross(back, up), back, up])
     exact = np.zeros((3, 3))
-    largest = np.argmax(np.abs(found), axis=1)
-    exact[np.arange(3), largest] = np.sign(found[np.arange(3), largest])
+    largest = np.argmax(np.abs(anatomical), axis=1)
+    exact[np.arange(3), largest] = np.sign(anatomical[np.arange(3), largest])
     fits = len(set(largest)) == 3 and bool(
-        (np.abs(found).max(axis=1) > np.cos(np.radians(35.0))).all()
+        (np.abs(anatomical).max(axis=1) > np.cos(np.radians(SIGNED_AXES_DEG))).all()
     )
     if axes is None:
         if fits:
             return exact, f"axes found from the anatomy: {_in_words(_code(exact))}; permuted to LPS"
-        return (
-            found,
-            (
-                "axes found from the anatomy are oblique to the file's; rotated onto left,"
-                " posterior, superior"
-            ),
+        return anatomical, (
+            "axes found from the anatomy are oblique to the file's; rotated onto left,"
+            " posterior, superior"
         )
     given = orientation_matrix(axes)
     for row, what in ((2, "superior"), (1, "posterior")):
-        if given[row] @ found[row] < 0.5:
+        if given[row] @ anatomical[row] < 0.5:
             raise ValueError(
                 f"source.axes={axes} contradicts the anatomy ({what} is elsewhere); found"
                 f" {_code(exact) if fits else 'oblique axes'}: leave source.axes out, or check the"
@@ -212,6 +237,10 @@ def file_to_lps(
 
 
 def orientation_matrix(axes: str) -> np.ndarray:
+    """Matrix [3, 3] from file axes to LPS of a three-letter code (module docstring).
+
+    Raises: ValueError for a code that does not name each direction once.
+    """
     matrix = np.zeros((3, 3))
     letters = str(axes).upper()
     if len(letters) == 3 and all(letter in _LPS for letter in letters):
@@ -242,6 +271,7 @@ def _in_words(code: str) -> str:
 
 
 def turn_matrix(matrix: np.ndarray, surface: Surface) -> Surface:
+    """The surface turned by a rotation or a reflection; its triangles keep pointing outwards."""
     faces = surface.faces if np.linalg.det(matrix) > 0 else surface.faces[:, ::-1].copy()
     return Surface(surface.points_mm @ matrix.T, faces)
 

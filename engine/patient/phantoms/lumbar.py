@@ -1,7 +1,6 @@
 """An analytic lumbar spine, L1 to the sacrum, whose regional alignment is known exactly.
 
-Vertebrae are phantom.Shape; the sacrum is an implicit S1 body (elliptic, tapering, promontory in
-front) with alae, superior articular processes, crest and a tail. Everything hangs on S1's superior
+Vertebrae are phantom.Shape, the sacrum is sacrum.SacrumShape. Everything hangs on S1's superior
 endplate: its frame is the origin, each vertebra is posed on the one below by `cranial_pose`, and
 the whole is tilted forward by the sacral slope.
 
@@ -22,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from engine.patient.alignment.disc import cranial_pose, measure
 from engine.patient.bone.assumed import BoneProfile
-from engine.patient.geometry.distance import isosurface, surface_sdf
+from engine.patient.geometry.distance import surface_sdf
 from engine.patient.geometry.frames import (
     frame,
     inverse,
@@ -31,15 +30,13 @@ from engine.patient.geometry.frames import (
     rotation,
     unit,
 )
-from engine.patient.phantoms.phantom import EDGE_MM, PhantomSpec, Shape, vertebra_of
-from engine.patient.phantoms.shapes import box, capsule, ellipse, smooth_max, smooth_min
+from engine.patient.phantoms.phantom import PhantomSpec, Shape, vertebra_of
+from engine.patient.phantoms.sacrum import SacrumShape
 from engine.types import (
     Endplate,
     PatientModel,
     Sacrum,
     SegmentAlignment,
-    Surface,
-    VoxelField,
     rigid,
 )
 
@@ -219,8 +216,8 @@ def lumbar_truth(spec: LumbarSpec) -> dict[str, float]:
     below = [*(plates[level] for level in BODIES[1:]), (sacrum, _turned(sacrum))]
     result: dict[str, float] = {}
     for disc, level, caudal in zip(DISCS, BODIES, below, strict=True):
-        found: SegmentAlignment = measure(plates[level], caudal)
-        result |= {f"{disc}.{key}": value for key, value in asdict(found).items()}
+        alignment: SegmentAlignment = measure(plates[level], caudal)
+        result |= {f"{disc}.{key}": value for key, value in asdict(alignment).items()}
     heads = femoral_heads_mm(spec)
     x = unit(heads[0] - heads[1])
     chord = plates["L1"][0].centre_mm - sacrum.centre_mm
@@ -274,81 +271,8 @@ def plate_corners(plate: Endplate) -> dict[str, np.ndarray]:
     }
 
 
-class SacrumShape(Shape):
-    """Implicit sacrum in the frame of S1's superior rim plane (origin at the ellipse's centre, z
-    its normal)."""
-
-    def _plane(self, side: int) -> tuple[np.ndarray, np.ndarray]:
-        if side < 0:
-            raise ValueError("the sacrum has no inferior endplate; ask for side='superior'")
-        return np.zeros(3), np.array([0.0, 0.0, 1.0])
-
-    def body(self, p: np.ndarray) -> np.ndarray:
-        """S1 and S2: an elliptic cone whose front recedes below the promontory."""
-        spec = self.spec
-        x, y, z = np.moveaxis(p, -1, 0)
-        a, b = 0.5 * spec.width_mm, 0.5 * spec.depth_mm
-        down = np.clip(-z / 50.0, 0.0, 1.2)
-        narrow, flat = 1.0 - 0.35 * down, 1.0 - 0.4 * down
-        side = ellipse(x / narrow, (y - 9.0 * down) / flat, a, b) * flat
-        notch_radius = 0.6 * spec.width_mm
-        notch = notch_radius - np.hypot(x, y - (b + notch_radius - 0.06 * spec.depth_mm))
-        value = smooth_max(side, notch, 4.0)
-        rho2 = (x / (0.78 * a)) ** 2 + ((y + 0.5) / (0.74 * b)) ** 2
-        top = z + spec.concavity_mm * np.clip(1.0 - rho2, 0.0, None) ** 2
-        return smooth_max(smooth_max(value, top, EDGE_MM), -z - 55.0, 4.0)
-
-    def __call__(self, p: np.ndarray) -> np.ndarray:
-        """The whole sacrum at points [..., 3]."""
-        a, b = 0.5 * self.spec.width_mm, 0.5 * self.spec.depth_mm
-        q = p.copy()
-        q[..., 0] = np.abs(q[..., 0])
-
-        def at(x: float, y: float, z: float) -> np.ndarray:
-            return np.array([x, y, z])
-
-        ala = box(q - at(a + 14.0, 6.0, -19.5), np.array([18.0, 13.0, 13.0]), 6.0)
-        stem = capsule(q, at(a + 1.0, 10.0, -15.0), at(a - 1.0, b + 10.0, -8.0), 5.0)
-        facet = capsule(q, at(a - 1.0, b + 10.0, -8.0), at(a, b + 13.0, 9.0), 4.8)
-        lamina = capsule(q, at(a - 4.0, b + 11.0, -15.0), at(0.0, b + 22.0, -24.0), 3.6)
-        crest = capsule(q, at(0.0, b + 22.0, -24.0), at(0.0, b + 24.0, -64.0), 4.5)
-        mass = capsule(q, at(a + 4.0, 12.0, -30.0), at(10.0, 24.0, -78.0), 9.0)
-        tail = capsule(q, at(0.0, 13.0, -50.0), at(0.0, 28.0, -90.0), 9.0)
-        value = self.body(p)
-        for part, blend in (
-            (ala, 4.0),
-            (stem, 3.0),
-            (facet, 3.0),
-            (lamina, 3.0),
-            (crest, 3.0),
-            (mass, 4.0),
-            (tail, 4.0),
-        ):
-            value = smooth_min(value, part, blend)
-        return value
-
-    def surface(
-        self, spacing_mm: float, keep_off: tuple[VoxelField, np.ndarray] | None = None
-    ) -> Surface:
-        """Closed surface of the sacrum; it keeps off nothing, the vertebra above it does."""
-        if keep_off is not None:
-            raise ValueError(
-                "the sacrum is the lowest bone and keeps off no other; leave keep_off out"
-            )
-        reach = 0.5 * self.spec.width_mm + 36.0
-        low, high = (
-            np.array([-reach, -0.5 * self.spec.depth_mm - 3.0, -101.0]),
-            np.array([reach, 62.0, 18.0]),
-        )
-        axes = [
-            np.arange(start, end + spacing_mm, spacing_mm)
-            for start, end in zip(low, high, strict=True)
-        ]
-        points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
-        return isosurface(VoxelField(self(points), low, spacing_mm))
-
-
 def shapes_of(spec: LumbarSpec) -> dict[str, Shape]:
+    """The implicit shape of L1 … L5 and S1, each in its own frame."""
     base = PhantomSpec().model_copy(
         update={
             "width_mm": spec.sacrum_width_mm,

@@ -7,15 +7,16 @@ and turned into a true signed distance. The caudal vertebra sits with its superi
 as the origin; the cranial one is posed by the asked alignment; its inferior articular processes are
 hollowed so that `facet_gap_mm` stays open to the caudal vertebra, as in a joint.
 
-Endplate convention (that of anatomy.py): the plane through the flat bony rim; the rim polygon is
-the body's section 1 mm under that plane, projected onto it; the centre is the polygon's area
-centroid.
+Endplate convention (that of anatomy/vertebra.py): the plane through the flat bony rim; the rim
+polygon is the body's section 1 mm under that plane, projected onto it; the centre is the polygon's
+area centroid.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -43,15 +44,23 @@ from engine.types import (
     rigid,
 )
 
-#: Depth under the rim plane at which the rim polygon is taken (see anatomy.py).
+#: Depth under the rim plane at which the rim polygon is taken (see anatomy/body.py).
 RIM_DEPTH_MM = 1.0
 #: Rounding of the body's edge; the rim is exactly flat inwards of it.
 EDGE_MM = 1.5
+#: The body is this share narrower at its waist than at its endplates.
+WAIST = 0.07
+#: The hollow of the posterior wall: a cylinder of this radius (share of the width) that cuts this
+#: deep (share of the depth), blended over NOTCH_BLEND_MM.
+NOTCH_RADIUS, NOTCH_DEPTH, NOTCH_BLEND_MM = 0.34, 0.09, 4.0
+#: The endplate's dish: half axes as shares of the body's, and its centre's y.
+DISH_HALF_AXES, DISH_CENTRE_Y_MM = (0.78, 0.74), -0.5
+#: Width, depth and height of the body beside which the posterior elements are drawn, mm.
+DRAWN_SIZE_MM = (50.0, 35.0, 27.0)
 
 
 class PhantomSpec(BaseModel):
-    """What the phantom is asked to be. Alignment as `SegmentAlignment` defines it
-    (alignment.py)."""
+    """What the phantom is asked to be. Alignment as `SegmentAlignment` defines it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -83,13 +92,43 @@ class PhantomSpec(BaseModel):
     spacing_mm: float = Field(default=0.75, ge=0.5, le=1.5)
 
 
+Point = tuple[float, float, float]
+
+
+class Process(NamedTuple):
+    """A capsule of the posterior elements beside a body of DRAWN_SIZE_MM, mm: x from the midline
+    (the other side mirrors it), y behind the posterior wall, z above the body's middle.
+
+    squash < 1 stretches it along that axis (shapes.capsule); blend_mm: of its joint with the others
+    """
+
+    start: Point
+    end: Point
+    radius_mm: float
+    blend_mm: float
+    squash: Point = (1.0, 1.0, 1.0)
+
+
+#: The other elements are blended to the pedicle in this order.
+PEDICLE = Process((14.5, -8.0, 4.0), (18.5, 13.0, 4.0), 4.8, 2.5, squash=(1.0, 1.0, 0.78))
+LAMINA = Process((17.0, 13.0, 1.0), (0.0, 26.0, -4.0), 3.6, 4.0, squash=(1.0, 1.0, 0.45))
+SUPERIOR_ARTICULAR = Process((18.5, 12.0, 3.0), (20.5, 16.0, 20.0), 4.8, 3.0)
+INFERIOR_ARTICULAR = Process((14.5, 17.5, -5.0), (14.5, 21.5, -19.0), 5.0, 3.0)
+TRANSVERSE = Process((18.0, 9.0, 4.5), (37.0, 14.0, 6.5), 4.0, 3.0)
+#: The spinous process: a rounded box.
+SPINOUS_CENTRE, SPINOUS_HALF_MM = (0.0, 38.0, -7.5), (3.4, 14.0, 8.5)
+SPINOUS_ROUNDING_MM, SPINOUS_BLEND_MM = 2.6, 4.0
+#: The pedicle's axis aims at this far before its front end.
+TARGET_BEFORE_PEDICLE_MM = 14.0
+
+
 @dataclass(frozen=True)
 class Shape:
     """Implicit vertebra in its own frame: negative inside, about a distance near the surface."""
 
     spec: PhantomSpec
 
-    def _plane(self, side: int) -> tuple[np.ndarray, np.ndarray]:
+    def rim_plane(self, side: int) -> tuple[np.ndarray, np.ndarray]:
         """Point and outward normal of the superior (+1) or inferior (−1) rim plane."""
         tilt = 0.5 * np.radians(self.spec.body_wedge_deg)
         # taller in front: the superior plane falls towards the back, so its normal leans back
@@ -97,49 +136,56 @@ class Shape:
             [0.0, np.sin(tilt), side * np.cos(tilt)]
         )
 
+    def dish_mm(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Depth of the endplate's dish under the rim plane."""
+        a, b = 0.5 * self.spec.width_mm, 0.5 * self.spec.depth_mm
+        along_x, along_y = DISH_HALF_AXES
+        rho2 = (x / (along_x * a)) ** 2 + ((y - DISH_CENTRE_Y_MM) / (along_y * b)) ** 2
+        return self.spec.concavity_mm * np.clip(1.0 - rho2, 0.0, None) ** 2
+
     def body(self, p: np.ndarray) -> np.ndarray:
         """The vertebral body alone at points [..., 3]."""
         spec = self.spec
         x, y, z = np.moveaxis(p, -1, 0)
         a, b, h = 0.5 * spec.width_mm, 0.5 * spec.depth_mm, spec.body_height_mm
-        waist = 1.0 - 0.07 * np.clip(1.0 - (2.0 * z / h) ** 2, 0.0, 1.0)
+        waist = 1.0 - WAIST * np.clip(1.0 - (2.0 * z / h) ** 2, 0.0, 1.0)
         side = ellipse(x / waist, y / waist, a, b) * waist
-        notch_radius = 0.34 * spec.width_mm
-        notch = notch_radius - np.hypot(x, y - (b + notch_radius - 0.09 * spec.depth_mm))
-        value = smooth_max(side, notch, 4.0)
+        notch_radius = NOTCH_RADIUS * spec.width_mm
+        notch = notch_radius - np.hypot(x, y - (b + notch_radius - NOTCH_DEPTH * spec.depth_mm))
+        value = smooth_max(side, notch, NOTCH_BLEND_MM)
         for which in (1, -1):
-            point, normal = self._plane(which)
+            point, normal = self.rim_plane(which)
             offset = p - point
-            rho2 = (offset[..., 0] / (0.78 * a)) ** 2 + ((offset[..., 1] + 0.5) / (0.74 * b)) ** 2
-            dish = spec.concavity_mm * np.clip(1.0 - rho2, 0.0, None) ** 2
+            dish = self.dish_mm(offset[..., 0], offset[..., 1])
             value = smooth_max(value, offset @ normal + dish, EDGE_MM)
         return value
 
     def __call__(self, p: np.ndarray) -> np.ndarray:
         """The whole vertebra at points [..., 3]."""
         spec = self.spec
-        sx, sy, sz = spec.width_mm / 50.0, spec.depth_mm / 35.0, spec.body_height_mm / 27.0
-        back = 17.5 * sy
+        drawn = np.array(DRAWN_SIZE_MM)
+        scale = np.array([spec.width_mm, spec.depth_mm, spec.body_height_mm]) / drawn
+        wall = 0.5 * drawn[1] * scale[1]
         q = p.copy()
         q[..., 0] = np.abs(q[..., 0])
 
-        def at(x: float, y: float, z: float) -> np.ndarray:
-            return np.array([x * sx, back + y, z * sz])
+        def at(point: Point) -> np.ndarray:
+            x, y, z = point
+            return np.array([x * scale[0], wall + y, z * scale[2]])
 
-        pedicle = capsule(q, at(14.5, -8.0, 4.0), at(18.5, 13.0, 4.0), 4.8, squash=(1.0, 1.0, 0.78))
-        lamina = capsule(q, at(17.0, 13.0, 1.0), at(0.0, 26.0, -4.0), 3.6, squash=(1.0, 1.0, 0.45))
-        upper = capsule(q, at(18.5, 12.0, 3.0), at(20.5, 16.0, 20.0), 4.8)
-        lower = capsule(q, at(14.5, 17.5, -5.0), at(14.5, 21.5, -19.0), 5.0)
-        transverse = capsule(q, at(18.0, 9.0, 4.5), at(37.0, 14.0, 6.5), 4.0)
-        spinous = box(q - at(0.0, 38.0, -7.5), np.array([3.4, 14.0, 8.5]), 2.6)
-        posterior = smooth_min(pedicle, lamina, 4.0)
-        for part, blend in ((upper, 3.0), (lower, 3.0), (transverse, 3.0), (spinous, 4.0)):
-            posterior = smooth_min(posterior, part, blend)
-        return smooth_min(self.body(p), posterior, 2.5)
+        def drawn_at(part: Process) -> np.ndarray:
+            return capsule(q, at(part.start), at(part.end), part.radius_mm, part.squash)
+
+        posterior = drawn_at(PEDICLE)
+        for part in (LAMINA, SUPERIOR_ARTICULAR, INFERIOR_ARTICULAR, TRANSVERSE):
+            posterior = smooth_min(posterior, drawn_at(part), part.blend_mm)
+        spinous = box(q - at(SPINOUS_CENTRE), np.array(SPINOUS_HALF_MM), SPINOUS_ROUNDING_MM)
+        posterior = smooth_min(posterior, spinous, SPINOUS_BLEND_MM)
+        return smooth_min(self.body(p), posterior, PEDICLE.blend_mm)
 
     def plate(self, side: str) -> Endplate:
         """The exact endplate (module convention), from the body's own section."""
-        point, outward = self._plane(1 if side == "superior" else -1)
+        point, outward = self.rim_plane(1 if side == "superior" else -1)
         up = outward if side == "superior" else -outward
         left = np.array([1.0, 0.0, 0.0])
         y = np.cross(up, left)
@@ -158,19 +204,18 @@ class Shape:
     def pedicle(self, side: str) -> np.ndarray:
         """Axis [2, 3]: entry on the posterior cortex in line with the pedicle, target in the
         body."""
-        sx, sz, back = (
-            self.spec.width_mm / 50.0,
-            self.spec.body_height_mm / 27.0,
-            0.5 * self.spec.depth_mm,
-        )
+        sx = self.spec.width_mm / DRAWN_SIZE_MM[0]
+        sz = self.spec.body_height_mm / DRAWN_SIZE_MM[2]
+        wall = 0.5 * self.spec.depth_mm
         front, rear = (
-            np.array([14.5 * sx, back - 8.0, 4.0 * sz]),
-            np.array([18.5 * sx, back + 13.0, 4.0 * sz]),
+            np.array([x * sx, wall + y, z * sz]) for x, y, z in (PEDICLE.start, PEDICLE.end)
         )
         along = (rear - front) / np.linalg.norm(rear - front)
         steps = np.arange(0.0, 40.0, 0.05)
         inside = self(rear + steps[:, None] * along) < 0.0
-        axis = np.array([rear + steps[int(np.argmin(inside))] * along, front - 14.0 * along])
+        axis = np.array(
+            [rear + steps[int(np.argmin(inside))] * along, front - TARGET_BEFORE_PEDICLE_MM * along]
+        )
         return axis * (1.0 if side == "left" else np.array([-1.0, 1.0, 1.0]))
 
     def surface(
@@ -273,11 +318,20 @@ def vertebra_of(
     spec: PhantomSpec,
     profile: BoneProfile,
 ) -> Vertebra:
+    """The vertebra of a shape posed by `pose`, LPS from its own frame (`sdf` is in LPS), with exact
+    endplates, pedicle axes and landmarks."""
     superior, inferior = (
         move_endplate(pose, shape.plate(side)) for side in ("superior", "inferior")
     )
     density = assumed_density(sdf, superior, inferior, profile, texture_of(spec, name))
-    spinous = np.array([0.0, 0.5 * spec.depth_mm + 52.0, -7.5 * spec.body_height_mm / 27.0])
+    _, spinous_y, spinous_z = SPINOUS_CENTRE
+    tip = np.array(
+        [
+            0.0,
+            0.5 * spec.depth_mm + (spinous_y + SPINOUS_HALF_MM[1]),
+            spinous_z * spec.body_height_mm / DRAWN_SIZE_MM[2],
+        ]
+    )
     return Vertebra(
         name=name,
         surface=move_surface(pose, surface),
@@ -286,7 +340,7 @@ def vertebra_of(
         superior=superior,
         inferior=inferior,
         pedicles={side: rigid(pose, shape.pedicle(side)) for side in ("left", "right")},
-        landmarks={"body_centre": rigid(pose, np.zeros(3)), "spinous_tip": rigid(pose, spinous)},
+        landmarks={"body_centre": rigid(pose, np.zeros(3)), "spinous_tip": rigid(pose, tip)},
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import nibabel
 import numpy as np
@@ -14,6 +14,9 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, 
 from scipy.ndimage import map_coordinates, spline_filter
 
 from engine.patient.read.image import Image
+
+#: HU of a CT's stored zero.
+_CT_INTERCEPT = -1024.0
 
 
 def write_nifti(image: Image, path: str | Path) -> Path:
@@ -53,43 +56,26 @@ def write_dicom_series(
         raise ValueError(f"modality={modality!r}; a series is written as CT or MR")
     if abs(gantry_tilt_deg) > 30.0:
         raise ValueError(f"gantry_tilt_deg={gantry_tilt_deg}: gantries tilt by at most 30°")
-    values, matrix = _axial(image)
-    voxel = np.linalg.norm(matrix[:3, :3], axis=0)
-    row_direction, down, normal = (matrix[:3, :3] / voxel).T
-    origin = matrix[:3, 3]
-    intercept = -1024.0 if modality == "CT" else 0.0
-    if gantry_tilt_deg:
-        values, origin, down = _tilted(values, matrix, voxel, np.radians(gantry_tilt_deg))
-    stored = np.rint(values - intercept)
-    if stored.min() < -32768 or stored.max() > 32767:
-        raise ValueError(
-            f"values {values.min():.0f}..{values.max():.0f} do not fit a signed 16-bit image;"
-            " rescale them first"
-        )
-    pixels = stored.astype("<i2")
+    slices = _slices(image, gantry_tilt_deg)
+    intercept = _CT_INTERCEPT if modality == "CT" else 0.0
+    pixels = _stored(slices.values, intercept)
+    content = hashlib.sha256(pixels.tobytes()).hexdigest()
+    seed = [modality, str(gantry_tilt_deg), str(slices.matrix.tolist()), content]
+    uid = {key: generate_uid(entropy_srcs=[key, *seed]) for key in ("study", "series", "frame")}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    seed = [
-        modality,
-        str(gantry_tilt_deg),
-        str(matrix.tolist()),
-        hashlib.sha256(pixels.tobytes()).hexdigest(),
-    ]
-    uid = {key: generate_uid(entropy_srcs=[key, *seed]) for key in ("study", "series", "frame")}
     count = pixels.shape[2]
     numbers = np.random.default_rng(0).permutation(count) if shuffle else np.arange(count)
     files = []
     for k in range(count):
-        data = _slice_header(modality, name, uid, seed, k, voxel)
-        data.ImagePositionPatient = [_decimal(v) for v in origin + k * voxel[2] * normal]
-        data.ImageOrientationPatient = [_decimal(v) for v in (*row_direction, *down)]
+        data = _slice_header(modality, name, uid, seed, k, slices.voxel_mm)
+        position = slices.origin_mm + k * slices.voxel_mm[2] * slices.normal
+        data.ImagePositionPatient = [_decimal(v) for v in position]
+        data.ImageOrientationPatient = [_decimal(v) for v in (*slices.row, *slices.column)]
         if modality == "CT":
             data.GantryDetectorTilt = _decimal(gantry_tilt_deg)
-            data.RescaleIntercept, data.RescaleSlope, data.RescaleType = (
-                str(int(intercept)),
-                "1",
-                "HU",
-            )
+            data.RescaleIntercept = str(int(intercept))
+            data.RescaleSlope, data.RescaleType = "1", "HU"
         plane = np.ascontiguousarray(pixels[:, :, k].T)
         data.Rows, data.Columns = plane.shape
         data.PixelData = plane.tobytes()
@@ -97,6 +83,41 @@ def write_dicom_series(
         data.save_as(path, enforce_file_format=True)
         files.append(path)
     return files
+
+
+class _Slices(NamedTuple):
+    """Axial slices: values [left, posterior, superior] and their untilted matrix; the first slice's
+    place and the directions along a row, along a column and across."""
+
+    values: np.ndarray
+    matrix: np.ndarray
+    voxel_mm: np.ndarray
+    origin_mm: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+    normal: np.ndarray
+
+
+def _slices(image: Image, gantry_tilt_deg: float) -> _Slices:
+    """The image as axial slices, sampled again where the gantry is tilted."""
+    values, matrix = _axial(image)
+    voxel = np.linalg.norm(matrix[:3, :3], axis=0)
+    row, column, normal = (matrix[:3, :3] / voxel).T
+    origin = matrix[:3, 3]
+    if gantry_tilt_deg:
+        values, origin, column = _tilted(values, matrix, voxel, np.radians(gantry_tilt_deg))
+    return _Slices(values, matrix, voxel, origin, row, column, normal)
+
+
+def _stored(values: np.ndarray, intercept: float) -> np.ndarray:
+    """The values as int16. Raises ValueError where they do not fit."""
+    stored = np.rint(values - intercept)
+    if stored.min() < -32768 or stored.max() > 32767:
+        raise ValueError(
+            f"values {values.min():.0f}..{values.max():.0f} do not fit a signed 16-bit image;"
+            " rescale them first"
+        )
+    return np.asarray(stored.astype("<i2"))
 
 
 def _axial(image: Image) -> tuple[np.ndarray, np.ndarray]:
@@ -140,11 +161,8 @@ def _tilted(
         result[:, :, k] = map_coordinates(
             coefficients, [i, j, k + rise], order=3, mode="constant", cval=fill, prefilter=False
         )
-    return (
-        np.clip(result, min(fill, float(values.min())), values.max()),
-        origin,
-        turned,
-    )  # cubic overshoot at the skin
+    # cubic interpolation overshoots at the skin
+    return np.clip(result, min(fill, float(values.min())), values.max()), origin, turned
 
 
 def _decimal(value: float) -> str:
@@ -163,35 +181,18 @@ def _slice_header(
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     data.SpecificCharacterSet = "ISO_IR 100"
-    data.SOPClassUID, data.SOPInstanceUID = (
-        meta.MediaStorageSOPClassUID,
-        meta.MediaStorageSOPInstanceUID,
-    )
-    data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = (
-        uid["study"],
-        uid["series"],
-        uid["frame"],
-    )
-    data.PatientName, data.PatientID, data.PatientBirthDate, data.PatientSex = (
-        name,
-        "PHANTOM",
-        "",
-        "",
-    )
-    (
-        data.StudyDate,
-        data.StudyTime,
-        data.StudyID,
-        data.AccessionNumber,
-        data.ReferringPhysicianName,
-    ) = ("20000101", "000000", "1", "", "")
+    data.SOPClassUID = meta.MediaStorageSOPClassUID
+    data.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
+    data.StudyInstanceUID, data.SeriesInstanceUID = uid["study"], uid["series"]
+    data.FrameOfReferenceUID = uid["frame"]
+    data.PatientName, data.PatientID = name, "PHANTOM"
+    data.PatientBirthDate, data.PatientSex = "", ""
+    data.StudyDate, data.StudyTime, data.StudyID = "20000101", "000000", "1"
+    data.AccessionNumber, data.ReferringPhysicianName = "", ""
     data.SeriesNumber, data.AcquisitionNumber, data.InstanceNumber = 1, 1, k + 1
     data.Manufacturer, data.ManufacturerModelName = "spinefit", "synthetic"
-    data.Modality, data.SeriesDescription, data.PatientPosition = (
-        modality,
-        "synthetic phantom",
-        "HFS",
-    )
+    data.Modality, data.SeriesDescription = modality, "synthetic phantom"
+    data.PatientPosition = "HFS"
     data.PositionReferenceIndicator, data.Laterality = "", ""
     data.ImageType = (
         ["ORIGINAL", "PRIMARY", "AXIAL"] if modality == "CT" else ["ORIGINAL", "PRIMARY", "OTHER"]
@@ -201,12 +202,8 @@ def _slice_header(
     if modality == "CT":
         data.KVP, data.ConvolutionKernel = "120", "SYNTHETIC"
     else:
-        data.ScanningSequence, data.SequenceVariant, data.ScanOptions, data.MRAcquisitionType = (
-            "SE",
-            "NONE",
-            "",
-            "2D",
-        )
+        data.ScanningSequence, data.SequenceVariant = "SE", "NONE"
+        data.ScanOptions, data.MRAcquisitionType = "", "2D"
         data.RepetitionTime, data.EchoTime, data.EchoTrainLength = "500", "10", "1"
     data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
     data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1

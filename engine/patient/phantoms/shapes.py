@@ -12,6 +12,7 @@ def smooth_min(a: np.ndarray, b: np.ndarray, k: float) -> np.ndarray:
 
 
 def smooth_max(a: np.ndarray, b: np.ndarray, k: float) -> np.ndarray:
+    """Polynomial smooth maximum: exactly max(a, b) where |a − b| ≥ k."""
     return -smooth_min(-a, -b, k)
 
 

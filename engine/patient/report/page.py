@@ -16,7 +16,7 @@ from engine.page import Picture, bullets, document, number, pairs, pictures_grid
 from engine.patient.alignment.measures import REGIONAL, SpineAlignment
 from engine.patient.alignment.rules import compare_rules
 from engine.patient.bone.calibration import Calibration
-from engine.patient.bone.ct_density import UNEVEN_HU, TrabecularHU, l1_band, trabecular
+from engine.patient.bone.trabecular import UNEVEN_HU, TrabecularHU, l1_band, trabecular
 from engine.patient.labels.understand import Labels
 from engine.patient.planning import pair
 from engine.patient.read.image import Image
