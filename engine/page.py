@@ -1,38 +1,90 @@
-"""One self-contained HTML page: no network, its pictures inside; reads well with a screen reader
-and on paper."""
+"""HTML pages of one file: no network, pictures inside; they read well with a screen reader and on
+paper.
+
+A page is a Jinja template in the `templates` folder of the room that owns it. It extends
+base.html.j2 and uses the macros of parts.html.j2 (both in engine/templates); the data classes here
+are what the macros draw. All text that a template inserts is escaped; only `Markup` is not, and is
+made here alone: finished templates, and JSON and files of ours.
+"""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-NOTICE = (
-    "spinefit is a research and design tool, not a cleared medical device. Nothing on this page is"
-    " a clinical recommendation."
-)
-CSS = """
-:root{--line:#c9ced3;--soft:#f3f5f7;--ink:#1b1f23;--accent:#1f5fa8}
-*{box-sizing:border-box}body{font:16px/1.5 system-ui,'Segoe UI',Roboto,'DejaVu Sans',sans-serif;color:var(--ink);
-background:#fff;max-width:1080px;margin:0 auto;padding:1.2rem}
-h1{font-size:1.6rem;margin:.2rem 0}h2{font-size:1.2rem;margin:2rem 0 .5rem;border-bottom:2px solid var(--accent)}
-h3{font-size:1rem;margin:1rem 0 .3rem}.quiet{color:#4d565e}.scroll{overflow-x:auto}
-table{border-collapse:collapse;font-size:.9rem;margin:.4rem 0}caption{text-align:left;color:#4d565e;padding:.2rem 0}
-th,td{border-bottom:1px solid var(--line);padding:.25rem .6rem;text-align:right;vertical-align:top}
-th{background:var(--soft)}th[scope=row],td.text,th.text{text-align:left;font-weight:normal}td.best{font-weight:700}
-td.none{color:#4d565e;font-style:italic}.unit{color:#4d565e;font-size:.85em}td{white-space:nowrap}td.text{white-space:normal}
-.warn{border-left:5px solid #b35900;background:#fff6e8;padding:.5rem 1rem;margin:1rem 0}
-.bad{color:#a01010;font-weight:700}details{margin:.3rem 0}summary{cursor:pointer;padding:.2rem 0}
-.pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(300px,1fr));gap:1rem}
-figure{margin:0;break-inside:avoid}figure img{max-width:100%;max-height:560px;border:1px solid var(--line)}
-pre{font-size:.75rem;overflow-x:auto}
-figcaption{font-size:.9rem;color:#4d565e}code{font-size:.85em;overflow-wrap:anywhere}
-@media print{body{max-width:none;font-size:11pt;padding:0}h2{break-after:avoid}tr{break-inside:avoid}
-details::details-content{content-visibility:visible}}
-"""
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+#: The base template and the macros of all pages.
+TEMPLATES = Path(__file__).parent / "templates"
+#: From here on an integer is written with thin spaces, and a number without decimals.
+_GROUPED = 10000
+#: Numbers outside this range are written with an exponent.
+_PLAIN_FROM, _PLAIN_BELOW = 1e-3, 1e5
+
+
+# -- what the macros draw --------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Marked:
+    """Words that look different from the rest of their line.
+
+    look     "unit": small and grey; "bad": in the warning colour; "code"; "key": code on one line;
+             "link": leads to `target`
+    """
+
+    words: str
+    look: Literal["unit", "bad", "code", "key", "link"]
+    target: str = ""
+
+
+#: One line of text: a string, or strings with marked words between them.
+Line = str | tuple[str | Marked, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table that is not a plain number.
+
+    look     "text": to the left, may wrap; "none": there is no value; "best": in bold
+    shade    background as a CSS colour; hint: shown when the pointer rests on the cell
+    """
+
+    line: Line
+    look: Literal["", "text", "none", "best"] = ""
+    shade: str = ""
+    hint: str = ""
+
+
+Row = Sequence[Line | Cell]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first cell of each row, a Line, is the row's header."""
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Row]
+
+    @property
+    def text_columns(self) -> set[int]:
+        """Columns whose head stands to the left: the first, and those of text in the first row."""
+        first = self.rows[0] if self.rows else ()
+        return {0, *(i for i, cell in enumerate(first) if _is_text(cell))}
+
+
+def _is_text(cell: Line | Cell) -> bool:
+    return isinstance(cell, Cell) and cell.look == "text"
+
+
+def text(line: Line) -> Cell:
+    """A cell of words rather than of a number."""
+    return Cell(line, "text")
 
 
 @dataclass(frozen=True)
@@ -44,20 +96,45 @@ class Picture:
     path: Path
 
 
+@dataclass(frozen=True)
+class Figure:
+    """A picture as it stands in the page: `data` is its PNG in base64."""
+
+    title: Line
+    alt: str
+    data: str
+
+
+def figure(png: bytes, title: Line, alt: str) -> Figure:
+    return Figure(title, alt, base64.b64encode(png).decode())
+
+
+def figures(pictures: Sequence[Picture]) -> tuple[Figure, ...]:
+    """The pictures, read. Raises ValueError when a file is missing."""
+    missing = [str(p.path) for p in pictures if not p.path.is_file()]
+    if missing:
+        raise ValueError(
+            f"pictures not found: {', '.join(missing)}; leave out what could not be rendered, with"
+            " a warning"
+        )
+    return tuple(figure(p.path.read_bytes(), p.title, p.alt) for p in pictures)
+
+
+# -- numbers ---------------------------------------------------------------------------------------
 def number(value: Any) -> str:
-    """Four significant digits, or an em dash for null."""
+    """Four significant digits, or an em dash for null; a string stays as it is."""
     if value is None:
         return "—"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
-        return f"{value:,}".replace(",", "\u202f") if abs(value) >= 10000 else str(value)
+        return f"{value:,}".replace(",", "\u202f") if abs(value) >= _GROUPED else str(value)
     if isinstance(value, str):
-        return escape(value)
+        return value
     if value == 0:
         return "0"
-    if 1e-3 <= abs(value) < 1e5:
-        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+    if _PLAIN_FROM <= abs(value) < _PLAIN_BELOW:
+        return f"{value:.4g}" if abs(value) < _GROUPED else f"{value:.0f}"
     return f"{value:.2e}"
 
 
@@ -69,84 +146,35 @@ def percent(value: float | None) -> str:
     return "0.0 %" if shown[1:] == "0.0 %" else shown
 
 
-def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose cells are ready HTML; the first cell of a row is its header."""
-    rows = list(rows)
-    left = (
-        {0, *(i for i, cell in enumerate(rows[0]) if cell.startswith('<td class="text"'))}
-        if rows
-        else {0}
+# -- templates -------------------------------------------------------------------------------------
+def render(name: str, templates: Path, **values: Any) -> Markup:
+    """The template `name` of the folder `templates` with these values, all of them escaped.
+
+    Raises jinja2.UndefinedError where the template asks for a value that is not given.
+    """
+    return Markup(_environment(templates).get_template(name).render(**values))
+
+
+def script_json(data: Any) -> Markup:
+    """Data as JSON that can stand in a <script>: no end tag is in it. Raises ValueError on NaN and
+    infinity."""
+    return Markup(json.dumps(data, allow_nan=False).replace("</", "<\\/"))
+
+
+@cache
+def _environment(templates: Path) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader([templates, TEMPLATES]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    top = "".join(
-        f'<th scope="col"{" class=text" if i in left else ""}>{cell}</th>'
-        for i, cell in enumerate(head)
-    )
-    body = "".join(
-        f'<tr><th scope="row">{row[0]}</th>'
-        + "".join(cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in row[1:])
-        + "</tr>"
-        for row in rows
-    )
-    inner = f"<caption>{caption}</caption><thead><tr>{top}</tr></thead><tbody>{body}</tbody>"
-    return f'<div class="scroll"><table>{inner}</table></div>'
 
+    def raw(name: str) -> Markup:
+        """A file beside the templates as it is: scripts and style sheets of ours."""
+        return Markup(FileSystemLoader([templates, TEMPLATES]).get_source(environment, name)[0])
 
-def text(cell: str) -> str:
-    return f'<td class="text">{cell}</td>'
-
-
-def pairs(caption: str, values: Mapping[str, Any]) -> str:
-    if not values:
-        return ""
-    rows = [(escape(k), text(number(v))) for k, v in values.items()]
-    return table(caption, ("", "value"), rows)
-
-
-def bullets(lines: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>" if lines else ""
-
-
-def image(data: bytes, title: str, alt: str) -> str:
-    code = base64.b64encode(data).decode()
-    image = f'<img alt="{escape(alt)}" src="data:image/png;base64,{code}">'
-    return f"<figure>{image}<figcaption>{escape(title)}</figcaption></figure>"
-
-
-def pictures_grid(pictures: Sequence[Picture]) -> str:
-    """The pictures beside each other. Raises ValueError when a file is missing."""
-    missing = [str(p.path) for p in pictures if not p.path.is_file()]
-    if missing:
-        raise ValueError(
-            f"pictures not found: {', '.join(missing)}; leave out what could not be rendered, with"
-            " a warning"
-        )
-    images = "".join(image(p.path.read_bytes(), p.title, p.alt) for p in pictures)
-    return f'<div class="pictures">{images}</div>' if images else "<p>No pictures.</p>"
-
-
-def document(
-    title: str,
-    created: str,
-    warnings: Sequence[str],
-    sections: Sequence[tuple[str, str]],
-    script: str = "",
-) -> str:
-    """The page of these sections (title, ready HTML), warnings first; script: ready HTML for the
-    end of the body."""
-    top = ""
-    if warnings:
-        top = (
-            '<section class="warn" aria-label="Warnings"><strong>Read'
-            f" first</strong>{bullets(warnings)}</section>"
-        )
-    body = "".join(
-        f'<section aria-labelledby="s{i}"><h2 id="s{i}">{name}</h2>{content}</section>\n'
-        for i, (name, content) in enumerate(sections)
-    )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{CSS}</style></head><body><main>\n"
-        f'<h1>{escape(title)}</h1><p class="quiet">{escape(created)}. {NOTICE}</p>\n'
-        f"{top}\n{body}</main>{script}</body></html>\n"
-    )
+    environment.globals["raw"] = raw
+    environment.filters |= {"number": number, "percent": percent}
+    return environment

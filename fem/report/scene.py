@@ -12,21 +12,23 @@ fem/report/colours.py, the rest is grey; a click reads both.
 from __future__ import annotations
 
 import base64
-import json
 import zlib
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
+from engine.page import render, script_json
 from engine.types import REGIONS
 from fem.fields import loads_of, stored_name
 from fem.report.colours import MOST_PERCENT, PLAIN, YIELD_PERCENT, hexadecimal, strain_table
 from fem.report.letters import ENDS
 from fem.report.result import Result
+from fem.report.words import TEMPLATES, spaced
 
 #: Arms in the order in which they are offered.
 _ORDER = (
@@ -40,6 +42,8 @@ _ORDER = (
 )
 #: Regions in the reader's words.
 _WORDS = {"remnant": "disc"}
+#: Every how many colours of the table the legend's bar has a stop: 16 of 256.
+_STOP_STEP = 17
 
 
 def available(folder: Path, result: Result) -> list[str]:
@@ -87,7 +91,7 @@ def scene(folder: Path, arms: Sequence[str]) -> dict[str, Any]:
         "letters": ENDS,
         "implant_mm": _implant_middle(grids),
         "arms": [
-            {"name": arm, "label": arm.replace("_", " ")} | packed(grid, names, stress_mpa)
+            {"name": arm, "label": spaced(arm)} | packed(grid, names, stress_mpa)
             for arm, grid in grids.items()
         ],
     }
@@ -143,38 +147,65 @@ def packed(grid: Any, loads: Sequence[str], stress_mpa: float) -> dict[str, Any]
 
 
 # -- the section -----------------------------------------------------------------------------------
-def viewer_section(folder: Path, result: Result) -> tuple[str, str]:
-    """HTML of the section, and the script that the page's end needs (empty where there is
+@dataclass(frozen=True)
+class Viewer:
+    """HTML of the section, and of the script that the page's end needs (empty where there is
     nothing to show)."""
+
+    section: Markup
+    script: Markup = Markup()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One entry of a list, or one box to be ticked."""
+
+    value: str
+    words: str
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What the reader can choose, and the legend of the colours.
+
+    stops         colours of the bar, from no strain to `most_percent`
+    yield_place   where on the bar yield is marked, % of its length
+    """
+
+    arms: Sequence[Choice]
+    beside: Sequence[Choice]
+    fields: Sequence[Choice]
+    bodies: Sequence[Choice]
+    stops: str
+    most_percent: str
+    yield_percent: str
+    yield_place: str
+
+
+def viewer_section(folder: Path, result: Result) -> Viewer:
     arms = available(folder, result)
     if not arms:
-        return (
-            (
-                "<p>No solution is in the run folder (keep.solutions), so that there is nothing to"
-                " show in three dimensions.</p>"
-            ),
-            "",
+        return _section(
+            "No solution is in the run folder (keep.solutions), so that there is nothing to show in"
+            " three dimensions."
         )
     try:
         data = scene(folder, arms)
     except (ValueError, KeyError, OSError) as error:
-        return (
-            (
-                f"<p>Not shown in three dimensions: {escape(str(error))}. The pictures below show"
-                " the arms.</p>"
-            ),
-            "",
+        return _section(
+            f"Not shown in three dimensions: {error}. The pictures below show the arms."
         )
     data["words"] |= _levels(result)
     script = resources.files("fem.report").joinpath("viewer/viewer.min.js").read_text()
-    text = json.dumps(data, allow_nan=False).replace("</", "<\\/")
-    return (
-        _controls(data),
-        (
-            '<script type="application/json"'
-            f' id="viewer-data">{text}</script>\n<script>{script}</script>'
-        ),
+    return Viewer(
+        _section(controls=_controls(data)).section,
+        render("viewer_script.html.j2", TEMPLATES, data=script_json(data), script=Markup(script)),
     )
+
+
+def _section(absence: str = "", controls: Controls | None = None) -> Viewer:
+    return Viewer(render("viewer.html.j2", TEMPLATES, absence=absence, controls=controls))
 
 
 def _levels(result: Result) -> dict[str, str]:
@@ -187,80 +218,23 @@ def _levels(result: Result) -> dict[str, str]:
     )
 
 
-def _controls(data: dict[str, Any]) -> str:
-    def options(pairs: Sequence[tuple[str, str]], chosen: str = "") -> str:
-        return "".join(
-            f'<option value="{escape(v)}"{" selected" if v == chosen else ""}>{escape(t)}</option>'
-            for v, t in pairs
-        )
-
-    arms = [(a["name"], a["label"]) for a in data["arms"]]
+def _controls(data: dict[str, Any]) -> Controls:
+    arms = [Choice(arm["name"], arm["label"]) for arm in data["arms"]]
+    # the page opens with the second load case, where there is one
+    opening = min(1, len(data["loads"]) - 1)
     fields = [
-        (str(i), f"strain in bone, {name.replace('_', ' ')}")
+        Choice(str(i), f"strain in bone, {spaced(name)}", i == opening)
         for i, name in enumerate(data["loads"])
     ]
-    box = '<label><input type="checkbox" name="body" value="{}"{}> {}</label> '
     # the disc hides the implant: it is there when it is asked for
-    bodies = "".join(
-        box.format(r, "" if r == "remnant" else " checked", data["words"][r])
-        for r in data["regions"]
+    bodies = [Choice(r, data["words"][r], r != "remnant") for r in data["regions"]]
+    return Controls(
+        arms,
+        [Choice("", "nothing", True), *arms],
+        [*fields, Choice("", "plain")],
+        bodies,
+        ",".join(data["colours"][::_STOP_STEP]),
+        f"{data['strain_percent']:.2f}",
+        f"{data['yield_percent']:.2f}",
+        f"{100.0 * data['yield_percent'] / data['strain_percent']:.1f}",
     )
-    views = "".join(
-        f'<button type="button" data-view="{v}">{v}</button> '
-        for v in ("oblique", "anterior", "left", "cranial")
-    )
-    stops = ",".join(data["colours"][::17])
-    most, limit = f"{data['strain_percent']:.2f}", f"{data['yield_percent']:.2f}"
-    words = (
-        f"Colours: compressive strain in bone from 0 to {most} per cent, yield marked at {limit};"
-        " disc, graft and implant are grey"
-    )
-    share = 100.0 * data["yield_percent"] / data["strain_percent"]
-    mark = f'style="left:{share:.1f}%"'
-    legend = (
-        f'<div class="legend" role="img" aria-label="{words}">'
-        f'<div class="bar" style="background:linear-gradient(90deg,{stops})"><i {mark}></i></div>'
-        f'<div class="yield"><span>0</span><span {mark}>yield {limit} %</span>'
-        f"<span>≥ {most} % compressive strain in bone</span></div></div>"
-    )
-    cuts = options(
-        [("none", "nothing"), ("x", "x (sagittal)"), ("y", "y (coronal)"), ("z", "z (axial)")]
-    )
-    fallback = (
-        "<noscript><p>Without scripts there is no view in three dimensions; the pictures below show"
-        " the same.</p></noscript>"
-    )
-    return f"""<style>{_CSS}</style>{fallback}<div id="viewer"><div class="stage">
-<fieldset><legend>What is shown</legend>
-<label>arm <select name="arm">{options(arms)}</select></label>
-<label>beside it <select name="beside">{options([("", "nothing"), *arms])}</select></label>
-<label>colour <select name="field">{options([*fields, ("", "plain")], "1" if len(fields) > 1 else "0")}</select></label>
-<span>{bodies}</span></fieldset>
-<fieldset><legend>How</legend>
-<label>cut across <select name="cut">{cuts}</select></label>
-<label>at <input type="range" name="at" min="1" max="99" value="50"></label>
-<label>bone opacity <input type="range" name="opacity" min="10" max="100" value="100"></label>
-<label>exploded <input type="range" name="explode" min="0" max="100" value="0"></label>
-<span>{views}</span></fieldset>
-<div class="picture"><canvas tabindex="0" aria-label="Segment with the implant in three dimensions; what it shows is said below.
-Arrow keys turn it, plus and minus zoom, 1 to 4 are the views, a click reads a value."></canvas></div>{legend}</div>
-<p role="status" class="quiet"></p>
-<p class="quiet">Drag to turn, wheel to zoom, click to read a value. Keys on the picture: arrows, + and −, 1 to 4. x to the patient's left,
-y to the back, z up (mm, segment frame); the compass has L R A P S I; bone is what the check meshed, cut off where its model ends:
-facets and processes are not part of it.</p></div>"""
-
-
-_CSS = """
-#viewer fieldset{border:1px solid var(--line);margin:.3rem 0;padding:.2rem .6rem;display:flex;flex-wrap:wrap;gap:.3rem 1rem;
-align-items:center}
-#viewer legend{color:#4d565e;font-size:.85rem}#viewer label{white-space:nowrap;font-size:.9rem}#viewer canvas{display:block;width:100%;
-border:1px solid var(--line);touch-action:pan-y}#viewer canvas:focus-visible,#viewer button:focus-visible{outline:3px solid var(--accent)}
-#viewer .bar{height:14px;position:relative}#viewer .bar i{position:absolute;top:-3px;bottom:-3px;width:3px;background:#00a0ff}
-#viewer .picture{position:relative;overflow:hidden}#viewer .letter{position:absolute;pointer-events:none;color:#1b1f23}
-#viewer .letter i{position:absolute;height:1px;background:#1b1f23;transform-origin:0 0}
-#viewer .letter span{position:absolute;transform:translate(-50%,-50%);font-weight:700;font-size:.9rem}
-#viewer .yield{position:relative;font-size:.8rem;color:#4d565e;height:1.2em}
-#viewer .yield span{position:absolute;transform:translateX(-50%)}#viewer .yield span:first-child{transform:none}
-#viewer .yield span:last-child{transform:none;right:0}
-@media print{#viewer fieldset,#viewer p.quiet:last-child{display:none}}
-"""

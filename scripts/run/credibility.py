@@ -16,7 +16,7 @@ import numpy as np
 
 from engine import artifacts
 from engine.types import REGIONS
-from fem.report.credibility import provenance
+from fem.report.provenance import provenance
 from scripts.run.arms import Study
 from scripts.run.config import ARMS, RunConfig
 

@@ -11,8 +11,8 @@ import pytest
 from example import example
 
 from engine import artifacts, materials
-from fem.report.credibility import provenance
 from fem.report.page import write_report
+from fem.report.provenance import provenance
 from fem.report.result import validate
 
 HEAD = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -13,8 +14,9 @@ import pytest
 from example import LOADS, example, history
 
 from engine import artifacts
+from engine.page import Picture, number, percent
 from fem.report import result as schema
-from fem.report.page import Picture, number, percent, write_report
+from fem.report.page import write_report
 from fem.report.plots import convergence
 
 VOID = {"meta", "img", "br", "link"}
@@ -202,7 +204,7 @@ def test_numbers_are_short_and_never_python():
         "843.2",
         "1.23e+05",
         "98765",
-        "a&lt;b",
+        "a<b",
     ]
     assert [number(value) for value in given] == shown
 
@@ -220,5 +222,17 @@ def test_percentages_have_no_negative_zero():
 
 def test_convergence_plot_needs_iterations():
     assert convergence([]) is None and convergence([{"event": "start"}]) is None
+
+
+def test_the_convergence_plot_has_a_panel_for_objective_terms_and_violation():
     png = convergence(history())
-    assert png is not None and png[:8] == b"\x89PNG\r\n\x1a\n"
+    assert png is not None
+    image = matplotlib.image.imread(io.BytesIO(png), format="png")[..., :3]
+    thirds = np.array_split(image, 3, axis=1)
+    for panel in thirds:  # lines in colour, on white
+        assert 0.002 < np.mean(np.ptp(panel, axis=-1) > 0.2) < 0.2
+        assert np.mean(panel.min(axis=-1) > 0.99) > 0.5
+    without = [{k: v for k, v in row.items() if k != "terms"} for row in history()]
+    assert matplotlib.image.imread(io.BytesIO(convergence(without))).shape[1] * 3 == (
+        image.shape[1] * 2
+    )

@@ -8,12 +8,15 @@ import json
 import shutil
 import subprocess
 import zlib
+from html import unescape
 from pathlib import Path
 
 import numpy as np
 import pytest
 import pyvista as pv
+from markupsafe import Markup
 
+from engine.page import render
 from engine.types import REGIONS
 from fem import fields
 from fem.report import colours
@@ -132,73 +135,43 @@ def test_no_array_of_a_solution_has_a_colon_in_its_name():
 
 
 def test_the_vertebrae_have_their_names_where_the_segment_has_them(run, result):
-    assert '"cranial": "cranial"' in scenes.viewer_section(run, result)[1]
+    assert '"cranial": "cranial"' in scenes.viewer_section(run, result).script
     named = result.model_copy(update={"asked": {"segment": "L4-L5"}})
-    section, script = scenes.viewer_section(run, named)
-    assert '"cranial": "L4"' in script and '"caudal": "L5"' in script
-    assert (
-        'value="caudal" checked> L5</label>' in section
-        and 'value="remnant"> disc</label>' in section
-    )
+    viewer = scenes.viewer_section(run, named)
+    assert '"cranial": "L4"' in viewer.script and '"caudal": "L5"' in viewer.script
+    assert 'value="caudal" checked> L5</label>' in viewer.section
+    assert 'value="remnant"> disc</label>' in viewer.section
 
 
 def test_a_run_without_solutions_and_one_with_foreign_ones_say_so(tmp_path, run, result):
-    text, script = scenes.viewer_section(tmp_path, result)
-    assert "keep.solutions" in text and not script
+    viewer = scenes.viewer_section(tmp_path, result)
+    assert "keep.solutions" in viewer.section and not viewer.script
     shutil.copytree(run / "fem", tmp_path / "fem")
     solution(tmp_path / "fem" / "stock" / "solution.vtu", loads=("standing",))
-    text, script = scenes.viewer_section(tmp_path, result)
-    assert "different load cases" in text and not script
+    viewer = scenes.viewer_section(tmp_path, result)
+    assert "different load cases" in viewer.section and not viewer.script
 
 
-CHECKS = """
-<script>(async () => {
-  const until = async f => { for (let i = 0; i < 400 && !f(); i++) await new Promise(r => setTimeout(r, 25)); };
-  await until(() => document.body.dataset.viewer);
-  const v = window.spinefitViewer, said = {}, box = document.getElementById('viewer');
-  const set = async (name, value) => { const e = box.querySelector(`[name=${name}]`); e.value = value;
-    e.dispatchEvent(new Event(e.type === 'range' ? 'input' : 'change')); await v.update(); };
-  const ink = () => { const gl = v.canvas.getContext('webgl2'), w = gl.drawingBufferWidth, h = gl.drawingBufferHeight;
-    const p = new Uint8Array(4 * w * h); gl.readPixels(0, 0, w, h, gl.RGBA, gl.UNSIGNED_BYTE, p);
-    let n = 0; for (let i = 0; i < p.length; i += 4) if (p[i] + p[i + 1] + p[i + 2] < 740) n++; return n / (w * h); };
-  said.plain = ink(); said.words = v.say.textContent;
-  const bodies = v.scenes.optimised.bodies;
-  said.triangles = bodies.map(b => b.children.length ? b.children[0].geometry.attributes.position.count / 3 : 0);
-  const marks = () => v.letters.filter(e => !e.hidden).map(e => [e.textContent, e.children[1].offsetLeft, e.children[1].offsetTop]);
-  box.querySelector('[data-view=anterior]').click(); said.anterior = marks();
-  box.querySelector('[data-view=cranial]').click(); said.cranial = marks();
-  box.querySelector('[data-view=oblique]').click();
-  await set('cut', 'x'); said.cut_words = v.say.textContent;
-  const cut = bodies[0].children[1].geometry, xyz = cut.attributes.position.array; let area = 0;
-  for (let i = 0; i < xyz.length; i += 9) { const a = [xyz[i+4]-xyz[i+1], xyz[i+5]-xyz[i+2]], b = [xyz[i+7]-xyz[i+1], xyz[i+8]-xyz[i+2]];
-    area += Math.abs(a[0]*b[1]-a[1]*b[0]) / 2; }
-  said.cut_mm2 = area; said.cut = ink();
-  await set('cut', 'none'); await set('beside', 'stock'); said.beside = v.say.textContent; said.two = Object.keys(v.scenes).length;
-  await set('beside', '');
-  box.querySelector('[value=cranial]').click(); await v.update(); said.hidden = bodies[1].visible; said.without = v.say.textContent;
-  box.querySelector('[value=cranial]').click(); await v.update();
-  await set('explode', '50'); said.exploded = bodies[1].position.z - bodies[0].position.z; await set('explode', '0');
-  const before = v.camera.position.toArray(); v.canvas.focus();
-  v.canvas.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowLeft', bubbles: true}));
-  said.turned = v.camera.position.toArray().some((x, i) => Math.abs(x - before[i]) > 1);
-  box.querySelector('[data-view=anterior]').click();
-  said.picked = v.pick(v.canvas.clientWidth / 2, v.canvas.clientHeight / 2 + 110);
-  said.focus = document.activeElement === v.canvas;
-  document.body.dataset.said = JSON.stringify(said);
-})();</script>"""
+def viewer_page(viewer, folder, checks=""):
+    """A page with the viewer and a section after it."""
+    html = render(
+        "viewer_page.html.j2",
+        Path(__file__).parent / "templates",
+        title="A page",
+        created="today",
+        warnings=[],
+        viewer=viewer,
+        checks=checks,
+    )
+    page = folder / "page.html"
+    page.write_text(html)
+    return page
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium here")
 def test_the_page_works_in_a_browser_from_a_file(run, result, tmp_path):
-    from html import unescape
-
-    from engine.page import document
-
-    section, script = scenes.viewer_section(run, result)
-    page = tmp_path / "page.html"
-    page.write_text(
-        document("A page", "today", [], [("In three dimensions", section)], script + CHECKS)
-    )
+    checks = Markup((Path(__file__).parent / "viewer_checks.js").read_text())
+    page = viewer_page(scenes.viewer_section(run, result), tmp_path, checks)
     line = [
         "chromium",
         "--headless=new",
@@ -248,19 +221,7 @@ def test_the_page_works_in_a_browser_from_a_file(run, result, tmp_path):
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium here")
 def test_without_webgl_the_rest_of_the_page_stands(run, result, tmp_path):
-    from engine.page import document
-
-    section, script = scenes.viewer_section(run, result)
-    page = tmp_path / "page.html"
-    page.write_text(
-        document(
-            "A page",
-            "today",
-            [],
-            [("In three dimensions", section), ("After", "<p>still here</p>")],
-            script,
-        )
-    )
+    page = viewer_page(scenes.viewer_section(run, result), tmp_path)
     line = [
         "chromium",
         "--headless=new",

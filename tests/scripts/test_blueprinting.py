@@ -10,7 +10,7 @@ from engine import artifacts
 from engine.part import surface
 from engine.part.lattice import LatticeSettings
 from engine.types import Design, VoxelField
-from fem.report.page import lattice_section
+from fem.report.lattice import lattice_section
 from fem.report.result import Result
 from scripts.run import drawings, parts
 
