@@ -25,7 +25,7 @@ from scripts.evidence.scan import cases
 
 
 def _opening(given: Given) -> Iterator[str]:
-    config = typed(cases.StudyConfig, given.plain)
+    config = typed(cases.CaseSetConfig, given.plain)
     if problem := folder_problem(Path(config.out)):
         raise ValueError(problem)
     if given.topic in ("references", "data", "density"):
@@ -38,15 +38,14 @@ def _opening(given: Given) -> Iterator[str]:
 
 
 def _run(given: Given) -> int:
-    """Run one study."""
-    from scripts.evidence.scan import inputs, truth
+    """Run one set of cases."""
+    from scripts.evidence.scan.case_sets import CASE_SETS
 
-    studies = truth.STUDIES | inputs.STUDIES
-    print(cases.run(given.topic, studies[given.topic], typed(cases.StudyConfig, given.plain)))
+    print(cases.run(given.topic, CASE_SETS[given.topic], typed(cases.CaseSetConfig, given.plain)))
     return 0
 
 
-#: Names of scan_truth.STUDIES and scan_inputs.STUDIES.
+#: Names of scripts.evidence.scan.case_sets.CASE_SETS.
 TOPICS = {
     "truth": "phantoms over anatomies, voxels and orientations against their exact alignment",
     "refine": "edges of a CT's masks placed by HU, and not, against exact surfaces and alignment",

@@ -35,7 +35,7 @@ from scipy.spatial.transform import Rotation
 from engine import artifacts
 from engine.types import Design, Response, Surface, VoxelField, rigid
 from fem.verify import Check, Reference
-from scripts.evidence.scan.cases import table
+from scripts.console.markdown import table
 from scripts.run import check, config, folder, parts
 from scripts.run.measures import measures_of
 from scripts.run.opened import Opened, open_designed, require_designs

@@ -31,7 +31,7 @@ from scripts.evidence import (
 )
 from scripts.evidence.data import data_folder
 from scripts.evidence.designs import compare, scatter, statistics
-from scripts.evidence.scan.cases import table
+from scripts.console.markdown import table
 from scripts.evidence.vertebra import BINNINGS, press, read_vertebra
 from scripts.run import credibility, opened
 from scripts.run.config import FemConfig, PatientConfig
