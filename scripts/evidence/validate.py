@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fem.intact import materials
 from fem.intact.segment import IntactSegment
 from scripts.console import overrides
+from scripts.console.markdown import table
 from scripts.evidence import (
     code,
     contact,
@@ -27,11 +28,11 @@ from scripts.evidence import (
     lumbar_meshes,
     motion,
     patients,
+    ranking,
     sensitivity,
 )
 from scripts.evidence.data import data_folder
 from scripts.evidence.designs import compare, scatter, statistics
-from scripts.console.markdown import table
 from scripts.evidence.vertebra import BINNINGS, press, read_vertebra
 from scripts.run import credibility, opened
 from scripts.run.config import FemConfig, PatientConfig
@@ -159,7 +160,7 @@ def _intact(config: ValidationConfig) -> Outcome:
     """Published ranges are reported, not limits; balance is one."""
     folder, keep = data_folder(config.data) / "lumbar_meshes", Path(config.out) / "intact"
     found = {
-        which: motion.tested(
+        which: motion.measure_motion(
             motion.balanced(lumbar_meshes.read_segment(folder, ligaments=which)), keep / which
         )
         for which in materials.LIGAMENTS
@@ -215,7 +216,7 @@ def _intact_patients(config: ValidationConfig) -> Outcome:
     found = {}
     for name, make in tests.items():
         log.info("%s", name)
-        found[name] = patients.tested(
+        found[name] = patients.measure_disc(
             make(), Path(config.out) / "intact_patients" / re.sub(r"[^\w.-]+", "_", name)
         )
     rows = [
@@ -342,8 +343,8 @@ def _sensitivity(config: ValidationConfig) -> Outcome:
     record = sensitivity.vary(
         run, Path(config.out) / "sensitivity", config.processes, fem=config.fem
     )
-    picture = sensitivity.draw(record, Path(config.out) / "sensitivity.png")
-    text = sensitivity.markdown(record) + (f"\nPicture: {picture}\n" if picture else "")
+    picture = ranking.draw(record, Path(config.out) / "sensitivity.png")
+    text = ranking.markdown(record) + (f"\nPicture: {picture}\n" if picture else "")
     missing = [
         f"{r['arm']}, {r['variation']}: {r['status']['text']}"
         for r in record["rows"]

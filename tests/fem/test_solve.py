@@ -14,7 +14,7 @@ from engine.types import Design, Link, VoxelField
 from fem.elastic import operators as el
 from fem.mesh.build import TetMesh
 from fem.solve import FemSettings, moduli, solve, write_vtu
-from scripts.evidence.sensitivity import rescaled
+from scripts.evidence.variations import rescaled
 
 LAW = BONE_LAWS["morgan2003_vertebra"]
 

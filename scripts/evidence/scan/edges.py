@@ -1,4 +1,5 @@
-"""Edges of a CT's masks placed by HU, and not, against the phantom's exact surfaces and alignment."""
+"""Edges of a CT's masks placed by HU, and not, against the phantom's exact surfaces and
+alignment."""
 
 from __future__ import annotations
 
@@ -139,8 +140,8 @@ def edge_table(results: Sequence[CaseResult]) -> tuple[str, Any]:
 
 
 def _off_truth(r: CaseResult) -> dict[str, Any]:
-    """Distances of L1-L5's surfaces from the exact ones (mm), the largest error of a volume (%), and
-    by group of the alignment the rms and the largest error."""
+    """Distances of L1-L5's surfaces from the exact ones (mm), the largest error of a volume (%),
+    and by group of the alignment the rms and the largest error."""
     distances, signed, volumes = [], [], []
     for path in sorted(r.out.parent.glob("*.truth.ply")):
         truth, level = read_surface(path, "mm")[0], path.name.split(".")[0]

@@ -1,4 +1,5 @@
-"""Real patients as they are, resampled, turned, and on coarser grids: what their figures owe to that."""
+"""Real patients as they are, resampled, turned, and on coarser grids: what their figures owe to
+that."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Exact alignment of phantoms: what is measured in their labels against what they were made with."""
+"""Exact alignment of phantoms: what is measured in their labels against what they were made
+with."""
 
 from __future__ import annotations
 
