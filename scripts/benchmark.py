@@ -1,27 +1,17 @@
 """Measure the engine, on this machine.
 
-    python scripts/benchmark.py solver                           engine and peers on the same
-                                                                 problem: table, JSON, plot python
-                                                                 scripts/benchmark.py solver
-                                                                 device=gpu solvers=[engine]
-                                                                 unknowns=[1e6,4e6] python
-                                                                 scripts/benchmark.py size
-                                                                 unknowns=[1e5,1e6,1e7]      the
-                                                                 engine alone: cost against size and
-                                                                 its exponent python
-                                                                 scripts/benchmark.py iterations
-                                                                 bundle=cases/x
-                                                                 spacing_mm=[2,1.5,1,0.75]
-                                                                 unknowns=[3e5,1e6]
-                                                                 iterations over contrasts, sizes,
-                                                                 designs
-    python scripts/benchmark.py iteration bundle=cases/x         one design iteration, its parts and
-                                                                 what each device saves python
-                                                                 scripts/benchmark.py refinement
-                                                                 bundle=cases/x
-                                                                 spacing_mm=[2,1.5,1,0.75]
-                                                                 measures of fixed designs against
-                                                                 the grid
+    python scripts/benchmark.py solver
+    python scripts/benchmark.py solver device=gpu solvers=[engine] unknowns=[1e6,4e6]
+        engine and peers on the same problem: table, JSON, plot
+    python scripts/benchmark.py size unknowns=[1e5,1e6,1e7]
+        the engine alone: cost against size and its exponent
+    python scripts/benchmark.py iterations bundle=cases/x spacing_mm=[2,1.5,1,0.75]
+        unknowns=[3e5,1e6]
+        iterations over contrasts, sizes, designs
+    python scripts/benchmark.py iteration bundle=cases/x
+        one design iteration, its parts and what each device saves
+    python scripts/benchmark.py refinement bundle=cases/x spacing_mm=[2,1.5,1,0.75]
+        measures of fixed designs against the grid
 
 Peers that are not installed say so (python -m scripts.peers install). Exit code 2 with one line for
 whatever is wrong with the input.
@@ -63,14 +53,15 @@ def _run(given: Given) -> int:
     """Run one benchmark."""
     import logging
 
-    from scripts.benchmarks import measure
+    from scripts.benchmarks.measure import KINDS
+    from scripts.benchmarks.record import BenchmarkConfig
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    measure.KINDS[given.topic](typed(measure.BenchmarkConfig, given.plain))
+    KINDS[given.topic](typed(BenchmarkConfig, given.plain))
     return 0
 
 
-#: Names of benchmarking.KINDS.
+#: Names of scripts.benchmarks.measure.KINDS.
 TOPICS = {
     "solver": "engine and peers on the same problem",
     "size": "the engine alone: cost against size and its exponent",
