@@ -28,15 +28,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.console.command import Command, folder_problem
+from scripts.console.command import Command, require_writable
 from scripts.console.composing import Given
 from scripts.console.wrong import typed
 
 
 def _opening(given: Given) -> Iterator[str]:
     settings = given.plain
-    if problem := folder_problem(Path(settings["out"])):
-        raise ValueError(problem)
+    require_writable(Path(settings["out"]))
     if settings["bundle"] is not None and not (Path(settings["bundle"]) / "segment").is_dir():
         raise ValueError(
             f"bundle={settings['bundle']} holds no planned segment; give the out= of"

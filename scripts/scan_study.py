@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.console.command import Command, folder_problem
+from scripts.console.command import Command, require_writable
 from scripts.console.composing import Given
 from scripts.console.wrong import typed
 from scripts.evidence.scan import cases
@@ -26,8 +26,7 @@ from scripts.evidence.scan import cases
 
 def _opening(given: Given) -> Iterator[str]:
     config = typed(cases.CaseSetConfig, given.plain)
-    if problem := folder_problem(Path(config.out)):
-        raise ValueError(problem)
+    require_writable(Path(config.out))
     if given.topic in ("references", "data", "density"):
         config.folder()
     yield f"study of the readers: {given.topic}, {TOPICS[given.topic]}"

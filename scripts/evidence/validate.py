@@ -1,4 +1,4 @@
-"""The studies of scripts/validation.py: each gives a table, a record, and what misses its limit."""
+"""The validations of scripts/validation.py: each gives a table, a record, and what misses its limit."""
 
 from __future__ import annotations
 
@@ -353,7 +353,7 @@ def _sensitivity(config: ValidationConfig) -> Outcome:
     return text, record, missing
 
 
-STUDIES: dict[str, Callable[[ValidationConfig], Outcome]] = {
+VALIDATIONS: dict[str, Callable[[ValidationConfig], Outcome]] = {
     "code": _code,
     "contact": _contact,
     "vertebra": _vertebra,
@@ -364,14 +364,14 @@ STUDIES: dict[str, Callable[[ValidationConfig], Outcome]] = {
     "convergence": _convergence,
     "sensitivity": _sensitivity,
 }
-#: Studies of a designed run, which needs run=<run folder>.
+#: Validations of a designed run, which need run=<run folder>.
 OF_A_RUN = ("designs", "convergence", "sensitivity")
 #: Only by name: they take long, or need prepared patients.
 BY_NAME = ("intact_spread", "intact_patients")
 
 
 def run(what: Sequence[str], config: ValidationConfig, words: Sequence[str]) -> int:
-    """Run the named studies; prints their tables, keeps their records, and returns 1 where a figure
+    """Run the named validations; prints their tables, keeps their records, and returns 1 where a figure
     misses its limit, else 0.
 
     words: the overrides of the command line, for the record. Raises ValueError or RuntimeError for
@@ -385,7 +385,7 @@ def run(what: Sequence[str], config: ValidationConfig, words: Sequence[str]) -> 
         data_folder(config.data)  # before the others' minutes
     for name in what:
         clock = time.perf_counter()
-        text, record, missed = STUDIES[name](config)
+        text, record, missed = VALIDATIONS[name](config)
         peak, seconds = (
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0,
             time.perf_counter() - clock,
