@@ -250,7 +250,7 @@ def _coulomb_rows() -> list[Row]:
 def _hertz_rows() -> list[Row]:
     solved = [hertz(n) for n in (3, 6)]
     size = _at_rest(solved[-1][0]).solution.u.shape[0]
-    pressures, radii = (tuple(s[k] for s in solved) for k in (1, 2))
+    pressures, radii = tuple(s[1] for s in solved), tuple(s[2] for s in solved)
     return [
         Row("Hertz", "pressure in the middle over p₀", 1.0, pressures, size, 5.0),
         Row("Hertz", "contact radius over a", 1.0, radii, size, 5.0),

@@ -1,4 +1,5 @@
-"""The validations of scripts/validation.py: each gives a table, a record, and what misses its limit."""
+"""The validations of scripts/validation.py: each gives a table, a record, and what misses its
+limit."""
 
 from __future__ import annotations
 
@@ -371,8 +372,8 @@ BY_NAME = ("intact_spread", "intact_patients")
 
 
 def run(what: Sequence[str], config: ValidationConfig, words: Sequence[str]) -> int:
-    """Run the named validations; prints their tables, keeps their records, and returns 1 where a figure
-    misses its limit, else 0.
+    """Run the named validations; prints their tables, keeps their records, and returns 1 where a
+    figure misses its limit, else 0.
 
     words: the overrides of the command line, for the record. Raises ValueError or RuntimeError for
     input that a study cannot use.
