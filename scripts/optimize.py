@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from omegaconf import DictConfig
 
 from scripts.console import composing, overrides
-from scripts.console.command import Command, require_writable
+from scripts.console.command import Command, folder_problem, require_writable
 from scripts.console.composing import Given
 from scripts.console.wrong import Wrong
 from scripts.run import expected, stored
@@ -44,7 +44,8 @@ def _opening(given: Given) -> Iterator[str]:
     anything is imported or computed."""
     config = given.plain
     folder = Path(config["out"])
-    require_writable(folder) or stored.refusal(folder, config["resume"])
+    if problem := folder_problem(folder) or stored.refusal(folder, config["resume"]):
+        raise ValueError(problem)
     held = stored.resumed(folder, config, given.words) if config["resume"] else None
     if stored.busy(folder):
         raise ValueError(
