@@ -1,27 +1,17 @@
 """Measure the engine, on this machine.
 
-    python scripts/benchmark.py solver                           engine and peers on the same
-                                                                 problem: table, JSON, plot python
-                                                                 scripts/benchmark.py solver
-                                                                 device=gpu solvers=[engine]
-                                                                 unknowns=[1e6,4e6] python
-                                                                 scripts/benchmark.py size
-                                                                 unknowns=[1e5,1e6,1e7]      the
-                                                                 engine alone: cost against size and
-                                                                 its exponent python
-                                                                 scripts/benchmark.py iterations
-                                                                 bundle=cases/x
-                                                                 spacing_mm=[2,1.5,1,0.75]
-                                                                 unknowns=[3e5,1e6]
-                                                                 iterations over contrasts, sizes,
-                                                                 designs
-    python scripts/benchmark.py iteration bundle=cases/x         one design iteration, its parts and
-                                                                 what each device saves python
-                                                                 scripts/benchmark.py refinement
-                                                                 bundle=cases/x
-                                                                 spacing_mm=[2,1.5,1,0.75]
-                                                                 measures of fixed designs against
-                                                                 the grid
+    python scripts/benchmark.py solver
+    python scripts/benchmark.py solver device=gpu solvers=[engine] unknowns=[1e6,4e6]
+        engine and peers on the same problem: table, JSON, plot
+    python scripts/benchmark.py size unknowns=[1e5,1e6,1e7]
+        the engine alone: cost against size and its exponent
+    python scripts/benchmark.py iterations bundle=cases/x spacing_mm=[2,1.5,1,0.75]
+        unknowns=[3e5,1e6]
+        iterations over contrasts, sizes, designs
+    python scripts/benchmark.py iteration bundle=cases/x
+        one design iteration, its parts and what each device saves
+    python scripts/benchmark.py refinement bundle=cases/x spacing_mm=[2,1.5,1,0.75]
+        measures of fixed designs against the grid
 
 Peers that are not installed say so (python -m scripts.peers install). Exit code 2 with one line for
 whatever is wrong with the input.
@@ -38,15 +28,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.console.command import Command, folder_problem
+from scripts.console.command import Command, require_writable
 from scripts.console.composing import Given
 from scripts.console.wrong import typed
 
 
 def _opening(given: Given) -> Iterator[str]:
     settings = given.plain
-    if problem := folder_problem(Path(settings["out"])):
-        raise ValueError(problem)
+    require_writable(Path(settings["out"]))
     if settings["bundle"] is not None and not (Path(settings["bundle"]) / "segment").is_dir():
         raise ValueError(
             f"bundle={settings['bundle']} holds no planned segment; give the out= of"
@@ -63,14 +52,15 @@ def _run(given: Given) -> int:
     """Run one benchmark."""
     import logging
 
-    from scripts.benchmarks import measure
+    from scripts.benchmarks.measure import KINDS
+    from scripts.benchmarks.record import BenchmarkConfig
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    measure.KINDS[given.topic](typed(measure.BenchmarkConfig, given.plain))
+    KINDS[given.topic](typed(BenchmarkConfig, given.plain))
     return 0
 
 
-#: Names of benchmarking.KINDS.
+#: Names of scripts.benchmarks.measure.KINDS.
 TOPICS = {
     "solver": "engine and peers on the same problem",
     "size": "the engine alone: cost against size and its exponent",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.console.command import Command, folder_problem
+from scripts.console.command import Command, require_writable
 from scripts.console.composing import Given
 from scripts.console.wrong import Wrong, typed
 
@@ -29,8 +29,7 @@ def _opening(given: Given) -> Iterator[str]:
             f"runs: {r}: no such folder; give run folders, or folders that hold some"
             for r in missing
         )
-    if problem := folder_problem(Path(settings["out"])):
-        raise ValueError(problem)
+    require_writable(Path(settings["out"]))
     yield (
         f"comparison of {', '.join(map(str, runs))}\nfolder: {settings['out']}\nexpected: about 20"
         " s, and a second or two a run"

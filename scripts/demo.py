@@ -1,7 +1,7 @@
 """`make demo`: the main job on the embedded phantom: the two commands that a user would type, one
 after the other.
 
-python scripts/demo.py [out]      default runs/demo; goes on with an interrupted demo
+    python scripts/demo.py [out]      default runs/demo; goes on with an interrupted demo
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from scripts.console import command
 from scripts.console.children import folder_of, run_command
 from scripts.console.overrides import quoted
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 HELP = """python scripts/demo.py [FOLDER]
 
 The main job on the embedded phantom: designs a TLIF cage, checks every arm in SfePy and writes

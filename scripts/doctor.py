@@ -2,14 +2,16 @@
 
     python scripts/doctor.py        exit status 0 when all is well, 1 otherwise
 
-`check()` returns the findings; `require()` stops a script with them. What can take the process down
-with it (OpenGL, EGL, compiled solvers) is tried in a child process.
+The checks are in scripts/console/machine.py.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.console.machine import CHECKS
 

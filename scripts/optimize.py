@@ -2,10 +2,13 @@
 check=true verify and report.
 
     python scripts/optimize.py patient.bundle=cases/verse004 implant=tlif_cage
-    loadcases=lumbar_standard objectives=balanced python scripts/optimize.py resume=true out=runs/a
-    goes on with an interrupted run, as its own config.yaml says python scripts/optimize.py -m
-    objectives=balanced,subsidence seed=0,1,2 out=runs/study launcher=joblib      every combination;
-        the same line again goes on where it was; python scripts/status.py sweep=runs/study shows it
+        loadcases=lumbar_standard objectives=balanced
+    python scripts/optimize.py resume=true out=runs/a
+        goes on with an interrupted run, as its own config.yaml says
+    python scripts/optimize.py -m objectives=balanced,subsidence seed=0,1,2 out=runs/study
+        launcher=joblib
+        every combination; the same line again goes on where it was;
+        python scripts/status.py sweep=runs/study shows it
 
 Exit codes: 0 done, 2 wrong input (said in one line) or failed for good, 75 failed for a reason that
 may pass, 130 interrupted (the folder resumes); of a sweep 0 when every job is done, else 1.
@@ -27,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from omegaconf import DictConfig
 
 from scripts.console import composing, overrides
-from scripts.console.command import Command, folder_problem
+from scripts.console.command import Command, folder_problem, require_writable
 from scripts.console.composing import Given
 from scripts.console.wrong import Wrong
 from scripts.run import expected, stored
@@ -133,8 +136,7 @@ def _sweep_opening(words: Sequence[str]) -> Iterator[str]:
     )
     given = composing.compose("config", combinations[0])
     config = given.plain
-    if problem := folder_problem(Path(config["out"])):
-        raise ValueError(problem)
+    require_writable(Path(config["out"]))
     launcher = given.made["choices"]["launcher"]
     what = ", ".join(swept) or "nothing is swept"
     yield f"sweep of {len(combinations)} jobs ({what}) in {config['out']}, launcher {launcher}"

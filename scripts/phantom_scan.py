@@ -1,8 +1,9 @@
 """Scan the phantom: a CT whose every landmark, density and calibration rod is known.
 
-    python scripts/phantom_scan.py out=cases/scan python scripts/phantom_scan.py out=cases/scan
-    '+phantom.pi_deg=60' 'scan.voxel_mm=[1,1,2]' scan.orientation=PIR gantry_tilt_deg=12 python
-    scripts/phantom_scan.py out=cases/scan spine=segment '+phantom.lordosis_deg=3'
+    python scripts/phantom_scan.py out=cases/scan
+    python scripts/phantom_scan.py out=cases/scan '+phantom.pi_deg=60' 'scan.voxel_mm=[1,1,2]'
+        scan.orientation=PIR gantry_tilt_deg=12
+    python scripts/phantom_scan.py out=cases/scan spine=segment '+phantom.lordosis_deg=3'
 
 Writes <out>/dicom/*.dcm, <out>/ct.nii.gz, <out>/labels.nii.gz (VerSe numbers), <out>/truth.json and
 <out>/prepare.sh: the line that prepares it as a patient, with its calibration rods and hips. Exit
@@ -21,12 +22,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scripts.console.command import Command, folder_problem
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.console.command import Command, require_writable
 from scripts.console.composing import Given
 from scripts.console.wrong import nearest
 from scripts.evidence.scan.phantom_words import overrides
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 _KEYS = ("gantry_tilt_deg", "out", "phantom", "scan", "spine")
 
@@ -48,8 +49,7 @@ def _opening(given: Given) -> Iterator[str]:
             f"spine={given.settings.spine!r} is unknown; choose lumbar (L1 to the sacrum) or"
             " segment (L4-L5)"
         )
-    if problem := folder_problem(Path(given.settings.out)):
-        raise ValueError(problem)
+    require_writable(Path(given.settings.out))
     yield (
         f"CT of the phantom ({given.settings.spine})\nfolder: {given.settings.out}\nexpected: half"
         " a minute to two minutes"

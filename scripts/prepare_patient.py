@@ -1,10 +1,12 @@
 """Read a patient, measure and plan a segment, and write the bundle.
 
     python scripts/prepare_patient.py source=surfaces source.path=../shared/data/lumbar_meshes
-    segment=L4-L5 out=cases/a python scripts/prepare_patient.py source=mask source.path=seg.nii.gz
-    segment=L3-L4 plan.rule=keep out=cases/b python scripts/prepare_patient.py source=ct
-    source.path=dicom/ source.mask=seg.nii.gz calibration=phantomless out=cases/c python
-    scripts/prepare_patient.py source=phantom source.spec.lordosis_deg=3 out=cases/d
+        segment=L4-L5 out=cases/a
+    python scripts/prepare_patient.py source=mask source.path=seg.nii.gz segment=L3-L4
+        plan.rule=keep out=cases/b
+    python scripts/prepare_patient.py source=ct source.path=dicom/ source.mask=seg.nii.gz
+        calibration=phantomless out=cases/c
+    python scripts/prepare_patient.py source=phantom source.spec.lordosis_deg=3 out=cases/d
 
 Writes <out>/report.html, patient (bundle), segment (planned pose, segment frame), view (VTP, VTI,
 PNG) and tables as JSON. Exit code 2 with one line for whatever is wrong with the input.
@@ -24,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from omegaconf import DictConfig, OmegaConf
 
-from scripts.console.command import Command, folder_problem
+from scripts.console.command import Command, require_writable
 from scripts.console.composing import Given
 from scripts.console.overrides import exists, quoted, shell_line
 from scripts.console.wrong import Wrong, lines_of, typed
@@ -44,8 +46,7 @@ _EXPECTED = {
 def _opening(given: Given) -> Iterator[str]:
     settings = given.plain
     source, out = settings["source"], Path(settings["out"])
-    if problem := folder_problem(out):
-        raise ValueError(problem)
+    require_writable(out)
     missing = [
         (key, source[key])
         for key in ("path", "mask", "subregions")

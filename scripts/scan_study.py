@@ -18,16 +18,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.console.command import Command, folder_problem
+from scripts.console.command import Command, require_writable
 from scripts.console.composing import Given
 from scripts.console.wrong import typed
 from scripts.evidence.scan import cases
 
 
 def _opening(given: Given) -> Iterator[str]:
-    config = typed(cases.StudyConfig, given.plain)
-    if problem := folder_problem(Path(config.out)):
-        raise ValueError(problem)
+    config = typed(cases.CaseSetConfig, given.plain)
+    require_writable(Path(config.out))
     if given.topic in ("references", "data", "density"):
         config.folder()
     yield f"study of the readers: {given.topic}, {TOPICS[given.topic]}"
@@ -38,15 +37,14 @@ def _opening(given: Given) -> Iterator[str]:
 
 
 def _run(given: Given) -> int:
-    """Run one study."""
-    from scripts.evidence.scan import inputs, truth
+    """Run one set of cases."""
+    from scripts.evidence.scan.case_sets import CASE_SETS
 
-    studies = truth.STUDIES | inputs.STUDIES
-    print(cases.run(given.topic, studies[given.topic], typed(cases.StudyConfig, given.plain)))
+    print(cases.run(given.topic, CASE_SETS[given.topic], typed(cases.CaseSetConfig, given.plain)))
     return 0
 
 
-#: Names of scan_truth.STUDIES and scan_inputs.STUDIES.
+#: Names of scripts.evidence.scan.case_sets.CASE_SETS.
 TOPICS = {
     "truth": "phantoms over anatomies, voxels and orientations against their exact alignment",
     "refine": "edges of a CT's masks placed by HU, and not, against exact surfaces and alignment",

@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.console import composing, overrides
-from scripts.console.command import Command, folder_problem
+from scripts.console.command import Command, require_writable
 from scripts.console.composing import Given
 from scripts.console.wrong import Wrong, typed
 from scripts.run import expected
@@ -30,8 +30,7 @@ from scripts.run import expected
 def _opening(given: Given) -> Iterator[str]:
     settings = given.plain
     out = Path(settings["out"])
-    if problem := folder_problem(out):
-        raise ValueError(problem)
+    require_writable(out)
     base, problems = composing.checked(
         "config", overrides.understood(map(str, settings["base"])), lambda words: " ".join(words)
     )

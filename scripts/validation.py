@@ -1,11 +1,11 @@
-"""How right is the check (fem/), on this machine: tables as Markdown and JSON in `out`. The studies
-are in scripts/evidence/validate.py.
+"""How right is the check (fem/), on this machine: tables as Markdown and JSON in `out`. The
+validations are in scripts/evidence/validate.py.
 
     python scripts/validation.py [TOPIC]      --help names them; without one: all that need no run
     folder (make validation)
 
-What was run, when and by which version is kept in <out>/studies.json and, of a run's studies, in
-the run folder, where scripts/verify.py run=… only_report=true takes it into the report.
+What was run, when and by which version is kept in <out>/studies.json and, of a run's, in the run
+folder, where scripts/verify.py run=… only_report=true takes it into the report.
 
 Exit code 2 with one line for whatever is wrong with the settings; 1 where a figure misses its
 limit.
@@ -22,13 +22,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.console.command import Command, folder_problem
+from scripts.console.command import Command, require_writable
 from scripts.console.composing import Given
 from scripts.console.wrong import typed
 from scripts.evidence.data import data_folder
 from scripts.run import stored
 
-#: Names of validating.STUDIES.
+#: Names of scripts.evidence.validate.VALIDATIONS.
 TOPICS = {
     "code": "closed forms and NAFEMS benchmarks on three meshes each, orders of convergence",
     "contact": (
@@ -44,15 +44,14 @@ TOPICS = {
     ),
     "sensitivity": "each measure of a run's arms (run=…) under another bone, load and position",
 }
-#: Studies that need run=<run folder>, and those that need the public test data.
+#: Validations that need run=<run folder>, and those that need the public test data.
 _OF_A_RUN = ("designs", "convergence", "sensitivity")
 _OF_DATA = ("", "vertebra", "intact", "intact_spread", "intact_patients")
 
 
 def _opening(given: Given) -> Iterator[str]:
     settings = given.plain
-    if problem := folder_problem(Path(settings["out"])):
-        raise ValueError(problem)
+    require_writable(Path(settings["out"]))
     if given.topic in _OF_A_RUN:
         if settings["run"] is None:
             raise ValueError(f"run=<run folder> is missing: {given.topic}: {TOPICS[given.topic]}")
@@ -74,13 +73,13 @@ def _opening(given: Given) -> Iterator[str]:
 
 
 def _run(given: Given) -> int:
-    """Run the studies that were asked for."""
+    """Run the validations that were asked for."""
     from scripts.evidence import validate
 
     what = (
         [given.topic]
         if given.topic
-        else [n for n in validate.STUDIES if n not in (*validate.OF_A_RUN, *validate.BY_NAME)]
+        else [n for n in validate.VALIDATIONS if n not in (*validate.OF_A_RUN, *validate.BY_NAME)]
     )
     try:
         return validate.run(what, typed(validate.ValidationConfig, given.plain), given.words)

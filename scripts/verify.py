@@ -1,8 +1,10 @@
 """Check every arm of a run in SfePy and write the report.
 
-    python scripts/verify.py run=<run folder> python scripts/verify.py run=<run folder> fem=fine
-    the same designs on another mesh python scripts/verify.py run=<run folder> only_report=true
-    the page again, with the studies of scripts/validation.py made since
+    python scripts/verify.py run=<run folder>
+    python scripts/verify.py run=<run folder> fem=fine
+        the same designs on another mesh
+    python scripts/verify.py run=<run folder> only_report=true
+        the page again, with the studies that scripts/validation.py has added
 
 Exit code 2 with one line for whatever is wrong with the input; 1 when an arm failed (the report
 says which and why); 130 when interrupted (arms that were finished are kept: run it again).

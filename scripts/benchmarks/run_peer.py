@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib import metadata
+from importlib import import_module, metadata
 from typing import Any
 
 from scripts.benchmarks.answer import (
@@ -19,12 +19,6 @@ from scripts.benchmarks.answer import (
     judge_matrix_free,
     peak_mb,
 )
-from scripts.benchmarks.peers.amg import pyamg_solver
-from scripts.benchmarks.peers.direct import pardiso_solver
-from scripts.benchmarks.peers.jaxfem import jaxfem_solver, jaxfem_tolerant_solver
-from scripts.benchmarks.peers.own import engine_solver
-from scripts.benchmarks.peers.parosol import parosol_solver
-from scripts.benchmarks.peers.sfepy import sfepy_solver
 from scripts.benchmarks.voxel_model import Model, element_matrices, model
 from scripts.console.places import ROOT
 
@@ -34,20 +28,38 @@ PETSC = "3.26.1"
 # -- run -------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class _Solver:
-    prepare: Callable[[Model, float, str], Callable[[], Answer]]
+    """module, name   the function that prepares it, in scripts/benchmarks/peers/
+    package        whose version is told
+    foreign        it has a Python of its own (`install`)
+    """
+
+    module: str
+    name: str
     package: str
-    foreign: bool
+    foreign: bool = False
+
+    def prepare(self, m: Model, tolerance: float, element: str) -> Callable[[], Answer]:
+        """What solves the problem; the solver is imported here. Raises ImportError or OSError where
+        it is not installed."""
+        module = import_module(f"scripts.benchmarks.peers.{self.module}")
+        prepare: Callable[[Model, float, str], Callable[[], Answer]] = getattr(module, self.name)
+        return prepare(m, tolerance, element)
 
 
 SOLVERS = {
-    "engine": _Solver(engine_solver, "jax", False),
-    "pardiso": _Solver(pardiso_solver, "pypardiso", False),
-    "pyamg": _Solver(pyamg_solver, "pyamg", False),
-    "sfepy": _Solver(sfepy_solver, "sfepy", False),
-    "jaxfem": _Solver(jaxfem_solver, "jax-fem", True),
-    "jaxfem_tol": _Solver(jaxfem_tolerant_solver, "jax-fem", True),
-    "parosol": _Solver(parosol_solver, "parosol-py", True),
+    "engine": _Solver("own", "engine_solver", "jax"),
+    "pardiso": _Solver("direct", "pardiso_solver", "pypardiso"),
+    "pyamg": _Solver("amg", "pyamg_solver", "pyamg"),
+    "sfepy": _Solver("sfepy", "sfepy_solver", "sfepy"),
+    "jaxfem": _Solver("jaxfem", "jaxfem_solver", "jax-fem", foreign=True),
+    "jaxfem_tol": _Solver("jaxfem", "jaxfem_tolerant_solver", "jax-fem", foreign=True),
+    "parosol": _Solver("parosol", "parosol_solver", "parosol-py", foreign=True),
 }
+#: Fields of a result that are None until they are known.
+_LATER = (
+    "iterations assembly_s setup_s solve_s total_s compile_s relative_residual compliance peak_mb"
+    " import_mb threads"
+).split()
 
 
 def run(
@@ -59,9 +71,8 @@ def run(
     status: "ok", "residual above tolerance", "failed: …" or "not installed: …".
     """
     chosen = SOLVERS[solver]
-    element = (
-        "engine" if solver == "engine" else element if solver in ("pardiso", "pyamg") else "full"
-    )
+    if solver not in ("pardiso", "pyamg"):  # the others have one element each
+        element = "engine" if solver == "engine" else "full"
     m = model(problem)
     out: dict[str, Any] = {
         "solver": solver,
@@ -70,17 +81,7 @@ def run(
         "mode": m.mode,
         "unknowns": int(m.free.sum()),
         "tolerance": tolerance,
-        "iterations": None,
-        "assembly_s": None,
-        "setup_s": None,
-        "solve_s": None,
-        "total_s": None,
-        "compile_s": None,
-        "relative_residual": None,
-        "compliance": None,
-        "peak_mb": None,
-        "import_mb": None,
-        "threads": None,
+        **dict.fromkeys(_LATER),
         "status": "",
         "note": "",
     }
@@ -101,24 +102,25 @@ def run(
             "status": f"failed: {type(error).__name__} {error}"[:500],
             "peak_mb": peak_mb(),
         }
+    return out | _judged(answer, m, element, tolerance, peak, out["import_mb"])
+
+
+def _judged(
+    answer: Answer, m: Model, element: str, tolerance: float, peak: float, import_mb: float
+) -> dict[str, Any]:
+    """An answer's fields of the result."""
     taken = asdict(answer)
     u = taken.pop("u")
-    residual, compliance = (
-        judge if m.free.sum() < ASSEMBLED_BELOW or element != "engine" else judge_matrix_free
-    )(m, u, element)
-    fine = residual <= 1.05 * tolerance
-    return (
-        out
-        | taken
-        | {
-            "total_s": answer.setup_s + answer.solve_s,
-            "relative_residual": residual,
-            "compliance": compliance,
-            "peak_mb": answer.peak_mb or peak,
-            "import_mb": None if answer.peak_mb else out["import_mb"],
-            "status": "ok" if fine else "residual above tolerance",
-        }
-    )
+    assembled = m.free.sum() < ASSEMBLED_BELOW or element != "engine"
+    residual, compliance = (judge if assembled else judge_matrix_free)(m, u, element)
+    return taken | {
+        "total_s": answer.setup_s + answer.solve_s,
+        "relative_residual": residual,
+        "compliance": compliance,
+        "peak_mb": answer.peak_mb or peak,
+        "import_mb": None if answer.peak_mb else import_mb,
+        "status": "ok" if residual <= 1.05 * tolerance else "residual above tolerance",
+    }
 
 
 def install() -> int:

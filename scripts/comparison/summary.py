@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from scripts.comparison.tables import Found, change_percent, matrix, statistics
-from scripts.evidence.scan.cases import table
+from scripts.console.markdown import table
 
 RIVALS = ("conforming", "stock")
 

@@ -142,71 +142,75 @@ def run_folders(paths: Sequence[Path]) -> list[Path]:
     return list(found)
 
 
+@dataclass(frozen=True)
+class _Read:
+    """What a run folder holds: config.yaml, meta.json and result.json."""
+
+    folder: Path
+    config: dict[str, Any]
+    meta: dict[str, Any]
+    result: Result
+
+
 def collect(paths: Sequence[Path]) -> Found:
     """Read every run. Raises ValueError when none of them has a result."""
-    raw, left_out = [], []
-    for folder in run_folders(paths):
-        config, meta = (
-            yaml.safe_load((folder / "config.yaml").read_text()),
-            artifacts.read_json(folder / "meta.json"),
-        )
-        if not (folder / "result.json").exists():
-            state = standing.read(folder)
-            why = (
-                artifacts.read_json(folder / OUTCOME)["reason"]
-                if state.status == "failed"
-                else "the check has not been run"
-            )
-            left_out.append((str(folder), f"{state.status}: {why or state.text}"))
-            continue
-        try:
-            result = Result(**artifacts.read_json(folder / "result.json"))
-        except ValidationError as error:
-            count = len(error.errors())
-            left_out.append(
-                (
-                    str(folder),
-                    (
-                        f"result.json does not follow this version's schema ({count} differences):"
-                        " check it again"
-                    ),
-                )
-            )
-            continue
-        raw.append((folder, config, meta, result))
-    if not raw:
+    every = [_read(folder) for folder in run_folders(paths)]
+    read = [one for one in every if isinstance(one, _Read)]
+    left_out = [one for one in every if not isinstance(one, _Read)]
+    if not read:
         first = ": ".join(left_out[0])
         raise ValueError(
             f"none of the {len(left_out)} runs has a result: {first}; add check=true, or run"
             " scripts/verify.py"
         )
-    patients = _patients([(m.get("segment", ""), c, r) for _, c, m, r in raw])
+    patients = _patients([(r.meta.get("segment", ""), r.config, r.result) for r in read])
     sets = _sets(
-        [(c["study"]["goals"], m.get("choices", {}).get("objectives")) for _, c, m, _ in raw]
+        [(r.config["study"]["goals"], r.meta.get("choices", {}).get("objectives")) for r in read]
     )
-    runs = [
-        Run(
-            folder,
-            folder.name,
-            patient,
-            objectives,
-            int(config["study"].get("seed", 0)),
-            config,
-            frozenset(
-                g["objective"]
-                for g in config["study"]["goals"]
-                if g.get("kind", "minimise") == "minimise"
-            ),
-            result,
-            artifacts.read_jsonl(folder / "history.jsonl"),
-            meta["identity"],
-        )
-        for (folder, config, meta, result), patient, objectives in zip(
-            raw, patients, sets, strict=True
-        )
-    ]
+    runs = [_run(*one) for one in zip(read, patients, sets, strict=True)]
     runs.sort(key=lambda r: (r.patient, r.objectives, r.seed, r.name))
     return Found(tuple(runs), tuple(left_out), _differing(runs))
+
+
+def _read(folder: Path) -> _Read | tuple[str, str]:
+    """A run with its result, or the folder and why it is left out."""
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    meta = artifacts.read_json(folder / "meta.json")
+    if not (folder / "result.json").exists():
+        state = standing.read(folder)
+        why = (
+            artifacts.read_json(folder / OUTCOME)["reason"]
+            if state.status == "failed"
+            else "the check has not been run"
+        )
+        return str(folder), f"{state.status}: {why or state.text}"
+    try:
+        result = Result(**artifacts.read_json(folder / "result.json"))
+    except ValidationError as error:
+        count = len(error.errors())
+        return str(folder), (
+            f"result.json does not follow this version's schema ({count} differences): check it"
+            " again"
+        )
+    return _Read(folder, config, meta, result)
+
+
+def _run(read: _Read, patient: str, objectives: str) -> Run:
+    study = read.config["study"]
+    return Run(
+        read.folder,
+        read.folder.name,
+        patient,
+        objectives,
+        int(study.get("seed", 0)),
+        read.config,
+        frozenset(
+            g["objective"] for g in study["goals"] if g.get("kind", "minimise") == "minimise"
+        ),
+        read.result,
+        artifacts.read_jsonl(read.folder / "history.jsonl"),
+        read.meta["identity"],
+    )
 
 
 def _patients(given: Sequence[tuple[str, dict[str, Any], Result]]) -> list[str]:
@@ -220,9 +224,8 @@ def _patients(given: Sequence[tuple[str, dict[str, Any], Result]]) -> list[str]:
             if config["patient"].get("bundle") is None
             else ""
         )
-        names[digest] = (
-            f"{result.asked.get('patient', 'patient')} {result.asked.get('segment', '')}{more}".strip()
-        )
+        patient, level = result.asked.get("patient", "patient"), result.asked.get("segment", "")
+        names[digest] = f"{patient} {level}{more}".strip()
         bundles[digest] = Path(config["patient"].get("bundle") or "").name
     shared = {name for name in names.values() if list(names.values()).count(name) > 1}
     names = {

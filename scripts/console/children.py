@@ -31,6 +31,5 @@ def folder_of(arguments: Sequence[str], default: str) -> str:
     if len(arguments) > 1 or any(a.startswith("-") for a in arguments):
         raise ValueError(f"{' '.join(arguments)}: give one folder, or --help")
     folder = Path(arguments[0].removeprefix("out=") if arguments else default).expanduser()
-    if problem := command.folder_problem(folder):
-        raise ValueError(problem)
+    command.require_writable(folder)
     return str(folder)

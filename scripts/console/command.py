@@ -257,6 +257,12 @@ def folder_problem(folder: Path) -> str | None:
     return None
 
 
+def require_writable(folder: Path) -> None:
+    """Raises ValueError where nothing can be written into a folder (`folder_problem`)."""
+    if problem := folder_problem(folder):
+        raise ValueError(problem)
+
+
 def _rows(rows: Mapping[str, str]) -> str:
     wide = min(max(map(len, rows)), 28)
     lines = []

@@ -3,6 +3,7 @@ words are wrong, Hydra's compose."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,11 +13,11 @@ from typing import Any
 import hydra
 import yaml
 from hydra import initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import QuotedString, ValueType
+from hydra.core.override_parser.types import Override, QuotedString, ValueType
+from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from scripts.console import overrides
@@ -123,9 +124,25 @@ def expand(arguments: Sequence[str]) -> tuple[list[list[str]], list[str]]:
         (f"{k}={v}" for k, v in own.items() if str(k).lstrip("+") not in given), sweep=True
     )
     every = [*OverridesParser.create().parse_overrides(more), *parsed]
-    return BasicSweeper.split_arguments(every, None)[0], [
-        o.get_key_element().lstrip("+") for o in every if o.is_sweep_override()
-    ]
+    swept = [o.get_key_element().lstrip("+") for o in every if o.is_sweep_override()]
+    return _combinations(every), swept
+
+
+def _combinations(parsed: Sequence[Override]) -> list[list[str]]:
+    """Every combination, as Hydra's own sweeper (which it keeps private) makes them: the last key
+    changes fastest; of a key that is given twice the last counts. Raises HydraException for
+    interval(), which cannot be enumerated."""
+    values: dict[str, list[str]] = {}
+    for override in parsed:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            values[key] = [f"{key}={override.get_value_element_as_str()}"]
+        elif override.is_discrete_sweep():
+            values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            kind = override.value_type.name if override.value_type else ""
+            raise HydraException(f"BasicSweeper does not support sweep type : {kind}")
+    return [list(one) for one in itertools.product(*values.values())]
 
 
 # -- what is wrong with the words ---------------------------------------------------------------
@@ -196,9 +213,7 @@ def _bases(config: str, words: Sequence[str]) -> list[DictConfig]:
     """What the groups compose to, one for each choice that is swept; [] where Hydra cannot (it then
     says so itself)."""
     try:
-        combinations = BasicSweeper.split_arguments(
-            OverridesParser.create().parse_overrides(list(words)), None
-        )[0]
+        combinations = _combinations(OverridesParser.create().parse_overrides(list(words)))
         with conf():
             return [hydra.compose(config, c) for c in combinations[:64]]
     except Exception:  # whatever is wrong here is said when all of it is composed

@@ -193,87 +193,65 @@ def hertz(
 
 def rows() -> list[Row]:
     """All of them. Raises RuntimeError where one does not come to rest."""
+    return [*_patch_rows(), *_eccentric_rows(), *_coulomb_rows(), *_hertz_rows()]
 
-    def sound(found: Contact) -> Contact:
-        if found.solution.status[0].code != "ok":
-            raise RuntimeError(f"contact did not converge: {found.solution.status[0].text}")
-        return found
 
-    pressed, _ = patch()
-    out = [
-        Row(
-            "patch test",
-            "smallest pressure, MPa",
-            5.0,
-            (float(sound(pressed).pressure[:, 0].min()),),
-            0,
-            0.1,
-        )
+def _at_rest(contact: Contact) -> Contact:
+    """The contact. Raises RuntimeError where it has not come to rest."""
+    if contact.solution.status[0].code != "ok":
+        raise RuntimeError(f"contact did not converge: {contact.solution.status[0].text}")
+    return contact
+
+
+def _patch_rows() -> list[Row]:
+    pressure = _at_rest(patch()[0]).pressure[:, 0]
+    ends = (("smallest", pressure.min()), ("largest", pressure.max()))
+    return [
+        Row("patch test", f"{which} pressure, MPa", 5.0, (float(value),), 0, 0.1)
+        for which, value in ends
     ]
-    out.append(
-        Row(
-            "patch test",
-            "largest pressure, MPa",
-            5.0,
-            (float(pressed.pressure[:, 0].max()),),
-            0,
-            0.1,
+
+
+def _eccentric_rows() -> list[Row]:
+    case = "eccentric force, e = 0.27 L"
+    solved = [eccentric(cells) for cells in (6, 12)]
+    length_mm = solved[0][3]
+    target = 200.0 / (WIDTH * length_mm)
+    largest = []
+    for contact, at, exact, _ in solved:
+        weights = at.weight_mm2 * exact
+        scale = np.average(_at_rest(contact).pressure[:, 0], weights=weights) / np.average(
+            exact, weights=weights
         )
-    )
-    opened = [eccentric(cells) for cells in (6, 12)]
-    target = 200.0 / (WIDTH * opened[0][3])
-    edge = []
-    for found, at, exact, _ in opened:
-        scale = np.average(sound(found).pressure[:, 0], weights=at.weight_mm2 * exact) / np.average(
-            exact, weights=at.weight_mm2 * exact
-        )
-        edge.append(float(scale * target))
-    size = opened[-1][0].solution.u.shape[0]
-    out.append(
-        Row(
-            "eccentric force, e = 0.27 L",
-            "largest pressure (best fit), MPa",
-            target,
-            tuple(edge),
-            size,
-            2.0,
-        )
-    )
+        largest.append(float(scale * target))
     lengths = tuple(
-        float(LENGTH * at.weight_mm2[f.pressure[:, 0] > 0].sum() / at.area_mm2)
-        for f, at, _, _ in opened
+        float(LENGTH * at.weight_mm2[c.pressure[:, 0] > 0].sum() / at.area_mm2)
+        for c, at, _, _ in solved
     )
-    out.append(
-        Row("eccentric force, e = 0.27 L", "touching length, mm", opened[0][3], lengths, size, 4.0)
-    )
+    size = solved[-1][0].solution.u.shape[0]
+    return [
+        Row(case, "largest pressure (best fit), MPa", target, tuple(largest), size, 2.0),
+        Row(case, "touching length, mm", length_mm, lengths, size, 4.0),
+    ]
+
+
+def _coulomb_rows() -> list[Row]:
+    out = []
     for push, carried in ((10.0, 10.0), (60.0, 36.0)):
-        found, got, taken = coulomb(push)
-        sound(found)
-        out.append(
-            Row(
-                f"Coulomb, μN = 36 N, push {push:g} N",
-                "shear in the joint, N",
-                carried,
-                (got,),
-                0,
-                1.0,
-            )
-        )
+        contact, shear, taken = coulomb(push)
+        _at_rest(contact)
+        case = f"Coulomb, μN = 36 N, push {push:g} N"
+        out.append(Row(case, "shear in the joint, N", carried, (shear,), 0, 1.0))
         if push > carried:
-            out.append(
-                Row(
-                    f"Coulomb, μN = 36 N, push {push:g} N",
-                    "left to the spring, N",
-                    push - carried,
-                    (taken,),
-                    0,
-                    2.0,
-                )
-            )
-    spheres = [hertz(n) for n in (3, 6)]
-    dofs = sound(spheres[-1][0]).solution.u.shape[0]
-    out.append(
-        Row("Hertz", "pressure in the middle over p₀", 1.0, tuple(s[1] for s in spheres), dofs, 5.0)
-    )
-    out.append(Row("Hertz", "contact radius over a", 1.0, tuple(s[2] for s in spheres), dofs, 5.0))
+            out.append(Row(case, "left to the spring, N", push - carried, (taken,), 0, 2.0))
     return out
+
+
+def _hertz_rows() -> list[Row]:
+    solved = [hertz(n) for n in (3, 6)]
+    size = _at_rest(solved[-1][0]).solution.u.shape[0]
+    pressures, radii = tuple(s[1] for s in solved), tuple(s[2] for s in solved)
+    return [
+        Row("Hertz", "pressure in the middle over p₀", 1.0, pressures, size, 5.0),
+        Row("Hertz", "contact radius over a", 1.0, radii, size, 5.0),
+    ]

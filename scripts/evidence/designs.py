@@ -31,7 +31,7 @@ from scripts.run import arms as studies
 from scripts.run import check, parts
 from scripts.run.arms import Study
 from scripts.run.folder import digest
-from scripts.run.opened import open_designed
+from scripts.run.opened import Opened, open_designed
 
 log = logging.getLogger("spinefit")
 #: What is compared besides the stiffness under each load case.
@@ -48,16 +48,17 @@ class Drawn:
 
 
 def draw(study: Study, count: int, seed: int) -> list[Drawn]:
-    """Raises ValueError where hardly any position in the corridor can be taken."""
+    """`count` designs, by kinds in turn. Raises ValueError where hardly any position in the
+    corridor can be taken."""
     random, families = np.random.default_rng(seed), studies.families(study)
-    found: list[Drawn] = []
+    drawn: list[Drawn] = []
     s = study.cage.settings
     low = np.array([s.x_mm[0], s.y_mm[0], np.deg2rad(s.yaw_deg[0]), 0.0])
     high = np.array([s.x_mm[1], s.y_mm[1], np.deg2rad(s.yaw_deg[1]), 0.0])
     for _ in range(100 * count):
-        if len(found) == count:
-            return found
-        kind = ("stock", "conforming", "optimised")[len(found) % 3]
+        if len(drawn) == count:
+            return drawn
+        kind = ("stock", "conforming", "optimised")[len(drawn) % 3]
         pose = random.uniform(low, high)
         values = studies.parameters_at(
             study, families["conforming" if kind == "optimised" else kind], pose
@@ -71,9 +72,9 @@ def draw(study: Study, count: int, seed: int) -> list[Drawn]:
                 for k, g in groups.items()
             }
             values |= {"pose": pose}
-        found.append(Drawn(kind, {k: np.asarray(v, float) for k, v in values.items()}))
+        drawn.append(Drawn(kind, {k: np.asarray(v, float) for k, v in values.items()}))
     raise ValueError(
-        f"only {len(found)} of {count} positions drawn in the corridor can be taken: widen"
+        f"only {len(drawn)} of {count} positions drawn in the corridor can be taken: widen"
         " implant.settings.x_mm, y_mm"
     )
 
@@ -84,9 +85,9 @@ def compare(
     """A row per design: kind, status, and engine and SfePy by quantity. Kept in
     <out>/designs.jsonl as they come."""
     opened = open_designed(run)
-    config, segment, study = opened.config, opened.segment, opened.study
-    designs, families = draw(study, count, seed), opened.families
-    record, identity = out / "designs.jsonl", f"{config.identity()} {digest(segment)} {seed}"
+    config, study = opened.config, opened.study
+    designs = draw(study, count, seed)
+    record, identity = out / "designs.jsonl", f"{config.identity()} {digest(opened.segment)} {seed}"
     rows = (
         {r["number"]: r for r in artifacts.read_jsonl(record) if r["of"] == identity}
         if record.exists()
@@ -97,58 +98,62 @@ def compare(
         return [rows[n] for n in range(count)]
     engine = _engine(study, [(n, designs[n]) for n in todo], config.study.solver.spacing_mm)
 
-    def solved(design: Design, surface: Surface | None, family: Family, folder: Path) -> Check:
-        return check.alone(
-            segment,
-            design,
-            surface,
-            study.boundary_of(family),
-            opened.crop_mm,
-            opened.mesh,
-            opened.fem,
-            folder,
-        )
-
     with check.one_thread_each(), ThreadPoolExecutor(processes) as pool:
-        response = solved(
-            studies.design(study, "intact", families["intact"], {}),
-            None,
-            families["intact"],
-            out / "intact",
-        ).response
-        intact = None if response is None else Reference.of(response)
+        intact = _intact(opened, out / "intact")
 
-        def sfepy(n: int) -> dict[str, Any]:
-            drawn, folder = designs[n], out / f"{n:03d}"
-            family = families[drawn.kind]
-            parts.export_design(studies.design(study, drawn.kind, family, drawn.values), folder)
-            found = solved(*parts.load_design(folder), family, folder)
-            head = {
-                "of": identity,
-                "number": n,
-                "kind": drawn.kind,
-                "status": found.status.code,
-                "text": found.status.text,
-            }
-            response = check.referenced(found, drawn.kind, intact).response
-            return (
-                head
-                if response is None
-                else head | {"engine": engine[n], "sfepy": _quantities(study, response)}
-            )
+        def row(n: int) -> dict[str, Any]:
+            head = {"of": identity, "number": n}
+            return head | _sfepy(opened, designs[n], out / f"{n:03d}", intact, engine[n])
 
-        for row in pool.map(sfepy, todo):
-            artifacts.append_jsonl(record, row)
-            rows[row["number"]] = row
+        for new in pool.map(row, todo):
+            artifacts.append_jsonl(record, new)
+            rows[new["number"]] = new
             log.info(
                 "design %d of %d (%s): %s %s",
-                row["number"] + 1,
+                new["number"] + 1,
                 count,
-                row["kind"],
-                row["status"],
-                row["text"],
+                new["kind"],
+                new["status"],
+                new["text"],
             )
     return [rows[n] for n in range(count)]
+
+
+def _check(
+    opened: Opened, design: Design, surface: Surface | None, family: Family, folder: Path
+) -> Check:
+    """SfePy's check of a design, in a process of its own."""
+    boundary = opened.study.boundary_of(family)
+    return check.alone(
+        opened.segment, design, surface, boundary, opened.crop_mm, opened.mesh, opened.fem, folder
+    )
+
+
+def _intact(opened: Opened, folder: Path) -> Reference | None:
+    """The intact segment; None where it has no solution."""
+    study, family = opened.study, opened.families["intact"]
+    design = studies.design(study, "intact", family, {})
+    response = _check(opened, design, None, family, folder).response
+    return None if response is None else Reference.of(response)
+
+
+def _sfepy(
+    opened: Opened,
+    drawn: Drawn,
+    folder: Path,
+    intact: Reference | None,
+    engine: dict[str, float],
+) -> dict[str, Any]:
+    """The rest of a design's row: SfePy's answer beside the engine's."""
+    study, family = opened.study, opened.families[drawn.kind]
+    parts.export_design(studies.design(study, drawn.kind, family, drawn.values), folder)
+    checked = _check(opened, *parts.load_design(folder), family, folder)
+    status = checked.status
+    head = {"kind": drawn.kind, "status": status.code, "text": status.text}
+    response = check.referenced(checked, drawn.kind, intact).response
+    if response is None:
+        return head
+    return head | {"engine": engine, "sfepy": _quantities(study, response)}
 
 
 def _engine(

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from fem.intact.materials import FACET_MPA_PER_MM
-from fem.intact.segment import IntactSegment, Load
+from fem.intact.segment import IntactSegment
 from scripts.evidence.lumbar_meshes import read_segment
-from scripts.evidence.motion import DIRECTIONS, bending
+from scripts.evidence.motion import DIRECTIONS, MotionTest
 
 log = logging.getLogger("spinefit")
 
@@ -29,7 +29,6 @@ log = logging.getLogger("spinefit")
 def spread(folder: Path) -> dict[str, dict[str, float]]:
     """Rotations (°) at 7.5 N m and the nucleus' pressure (MPa) at 1000 N, as given and with one
     thing changed. Raises NotFound."""
-
     given = read_segment(folder)
 
     def facets(**change: Any) -> IntactSegment:
@@ -46,12 +45,10 @@ def spread(folder: Path) -> dict[str, dict[str, float]]:
         "elements Q2/Q1": lambda: read_segment(folder, order=2),
     }
     out: dict[str, dict[str, float]] = {}
+    test = MotionTest()
     for name, make in variants.items():
         log.info("%s", name)
         segment = make()
-        row = {}
-        for direction, (_axis, read) in DIRECTIONS.items():
-            row[direction] = abs(segment.run([bending(direction, 7.5)])[0].rotation_deg[read])
-        row["pressure"] = segment.run([Load(500.0), Load(1000.0)])[1].nucleus_mpa
-        out[name] = row
+        out[name] = {direction: test.rotation_deg(segment, direction) for direction in DIRECTIONS}
+        out[name]["pressure"] = test.compressed(segment).nucleus_mpa
     return out

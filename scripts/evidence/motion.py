@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,10 +21,13 @@ DIRECTIONS = {
     "lateral bending": ((-1, 0, 0), 0),
     "axial rotation": ((0, 0, 1), 2),
 }
+#: Moment of a pure bending test, N m.
+MOMENT_NM = 7.5
 _POSTERIOR = ("LF", "ISL", "SSL", "CL", "ITL")
 
 
 def bending(direction: str, moment_nm: float, follower_n: float = 0.0) -> Load:
+    """A moment in one of DIRECTIONS, with a follower."""
     x, y, z = DIRECTIONS[direction][0]
     return Load(
         follower_n,
@@ -102,40 +106,72 @@ def balanced(segment: IntactSegment, follower_n: float = 500.0) -> IntactSegment
     )
 
 
-def tested(segment: IntactSegment, keep: Path) -> dict[str, float]:
+@dataclass
+class MotionTest:
+    """Tests of segments one after the other.
+
+    keep      folder in which each is kept under its name; None: nowhere
+    verbose   name each before it is run
+    balance   largest error of balance of all of them
+    """
+
+    keep: Path | None = None
+    verbose: bool = False
+    balance: float = 0.0
+
+    def steps(
+        self, segment: IntactSegment, name: str, loads: Sequence[Load], datum: int = 0
+    ) -> list[Step]:
+        """The segment under each load in turn (IntactSegment.run). Raises NotFound."""
+        if self.verbose:
+            log.info("%s", name)
+        file = f"{name.replace(' ', '_').replace(',', '')}.npz"
+        keep = None if self.keep is None else self.keep / file
+        steps = segment.run(loads, keep, datum)
+        self.balance = max(self.balance, *(step.balance for step in steps))
+        return steps
+
+    def rotation_deg(self, segment: IntactSegment, direction: str, name: str = "") -> float:
+        """Rotation under 7.5 N m alone. Raises NotFound."""
+        step = self.steps(segment, name or direction, [bending(direction, MOMENT_NM)])[0]
+        return abs(step.rotation_deg[DIRECTIONS[direction][1]])
+
+    def compressed(self, segment: IntactSegment, name: str = "compression") -> Step:
+        """The step under 1000 N, after 500 N. Raises NotFound."""
+        return self.steps(segment, name, [Load(500.0), Load(1000.0)])[1]
+
+
+def without_posterior_elements(segment: IntactSegment) -> IntactSegment:
+    """Disc, ALL and PLL alone."""
+    ligaments = [lig for lig in segment.ligaments if kind_of(lig.name) not in _POSTERIOR]
+    return replace(segment, facets=None, ligaments=ligaments)
+
+
+def measure_motion(segment: IntactSegment, keep: Path) -> dict[str, float]:
     """All of PUBLISHED's quantities, and the largest error of balance as `balance`. Stiffness in
     bending is 7.5 N m over the rotation, axial stiffness 1000 N over the descent, with the
     follower as load. Raises NotFound."""
-    out: dict[str, float] = {"balance": 0.0}
-    part = replace(
-        segment,
-        facets=None,
-        ligaments=[lig for lig in segment.ligaments if kind_of(lig.name) not in _POSTERIOR],
-    )
-    alone = replace(part, ligaments=[])
-
-    def steps(what: IntactSegment, name: str, loads: list[Load], datum: int = 0) -> list[Step]:
-        log.info("%s", name)
-        found = what.run(loads, keep / f"{name.replace(' ', '_').replace(',', '')}.npz", datum)
-        out["balance"] = max(out["balance"], *(s.balance for s in found))
-        return found
-
+    test, out = MotionTest(keep, verbose=True), {"balance": 0.0}
+    part = without_posterior_elements(segment)
+    disc = replace(part, ligaments=[])
     for name, (_axis, read) in DIRECTIONS.items():
-        at7, at10 = steps(segment, name, [bending(name, 7.5), bending(name, 10.0)])
+        at7, at10 = test.steps(segment, name, [bending(name, MOMENT_NM), bending(name, 10.0)])
         out[f"{name} at 10 N m"] = abs(at10.rotation_deg[read])
         out[f"{name} at 7.5 N m"] = abs(at7.rotation_deg[read])
-        out[f"{name} stiffness"] = 7.5 / abs(at7.rotation_deg[read])
-        preloaded = steps(segment, f"{name}, 500 N", [Load(500.0), bending(name, 7.5, 500.0)], 1)[1]
+        out[f"{name} stiffness"] = MOMENT_NM / abs(at7.rotation_deg[read])
+        loads = [Load(500.0), bending(name, MOMENT_NM, 500.0)]
+        preloaded = test.steps(segment, f"{name}, 500 N", loads, 1)[1]
         out[f"{name} at 7.5 N m and 500 N"] = abs(preloaded.rotation_deg[read])
         out[f"facet force in {name}, 7.5 N m"] = float(np.mean(at7.facets_n))
         out[f"facet force in {name}, 7.5 N m and 500 N"] = float(np.mean(preloaded.facets_n))
         if name == "axial rotation":
             out[f"facet force in {name}, 7.5 N m, contralateral"] = max(at7.facets_n)
             out[f"facet force in {name}, 7.5 N m, ipsilateral"] = min(at7.facets_n)
-        bare = steps(part, f"{name}, no posterior elements", [bending(name, 7.5)])[0]
-        out[f"{name} stiffness, no posterior elements"] = 7.5 / abs(bare.rotation_deg[read])
-    for what, suffix in ((segment, ""), (part, ", no posterior elements"), (alone, ", disc only")):
-        pressed = steps(what, f"compression{suffix}", [Load(500.0), Load(1000.0)])[1]
+        rotation_deg = test.rotation_deg(part, name, f"{name}, no posterior elements")
+        out[f"{name} stiffness, no posterior elements"] = MOMENT_NM / rotation_deg
+    for what, suffix in ((segment, ""), (part, ", no posterior elements"), (disc, ", disc only")):
+        pressed = test.compressed(what, f"compression{suffix}")
         out[f"axial stiffness{suffix}"] = 1.0 / abs(pressed.translation_mm[2])
         out[f"pressure of the nucleus at 1000 N{suffix}"] = pressed.nucleus_mpa
+    out["balance"] = test.balance
     return out

@@ -19,7 +19,7 @@ from fem.intact import materials
 from fem.intact.connections import Ligament
 from fem.intact.disc_mesh import DiscSettings, disc_mesh
 from fem.intact.hyperelastic import jacobians
-from fem.intact.segment import IntactSegment, Load, Step
+from fem.intact.segment import IntactSegment
 from scripts.evidence import motion
 
 #: Strands and the share of the disc's width over which they are spread; front or back
@@ -87,27 +87,21 @@ def _band(plate: Endplate, strands: int, share: float, side: float) -> np.ndarra
     return np.array([along[mine][np.abs(across[mine] - w).argmin()] for w in wanted])
 
 
-def tested(segment: IntactSegment, keep: Path) -> dict[str, float]:
+def measure_disc(segment: IntactSegment, keep: Path) -> dict[str, float]:
     """QUANTITIES, the nucleus' pressure at 1000 N, volumes, and the largest error of balance.
     Raises NotFound."""
+    test, out = motion.MotionTest(keep), {"balance": 0.0}
     part = motion.balanced(segment)
-    alone = replace(part, ligaments=[])
-    out: dict[str, float] = {"balance": 0.0}
-
-    def steps(what: IntactSegment, name: str, loads: list[Load]) -> Step:
-        found = what.run(loads, keep / f"{name.replace(' ', '_')}.npz")
-        out["balance"] = max(out["balance"], *(s.balance for s in found))
-        return found[-1]
-
-    for name, (_axis, read) in motion.DIRECTIONS.items():
-        bent = steps(part, name, [motion.bending(name, 7.5)])
-        out[f"{name} stiffness, no posterior elements"] = 7.5 / abs(bent.rotation_deg[read])
-    for what, suffix in ((part, "no posterior elements"), (alone, "disc only")):
-        pressed = steps(what, f"compression {suffix}", [Load(500.0), Load(1000.0)])
+    disc = replace(part, ligaments=[])
+    for name in motion.DIRECTIONS:
+        rotation_deg = test.rotation_deg(part, name)
+        out[f"{name} stiffness, no posterior elements"] = motion.MOMENT_NM / rotation_deg
+    for what, suffix in ((part, "no posterior elements"), (disc, "disc only")):
+        pressed = test.compressed(what, f"compression {suffix}")
         out[f"axial stiffness, {suffix}"] = 1.0 / abs(pressed.translation_mm[2])
         out[f"pressure of the nucleus at 1000 N, {suffix}"] = pressed.nucleus_mpa
-    out |= shape(segment)
-    return out
+    out["balance"] = test.balance
+    return out | shape(segment)
 
 
 def shape(segment: IntactSegment) -> dict[str, float]:

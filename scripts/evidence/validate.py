@@ -1,4 +1,5 @@
-"""The studies of scripts/validation.py: each gives a table, a record, and what misses its limit."""
+"""The validations of scripts/validation.py: each gives a table, a record, and what misses its
+limit."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fem.intact import materials
 from fem.intact.segment import IntactSegment
 from scripts.console import overrides
+from scripts.console.markdown import table
 from scripts.evidence import (
     code,
     contact,
@@ -27,11 +29,11 @@ from scripts.evidence import (
     lumbar_meshes,
     motion,
     patients,
+    ranking,
     sensitivity,
 )
 from scripts.evidence.data import data_folder
 from scripts.evidence.designs import compare, scatter, statistics
-from scripts.evidence.scan.cases import table
 from scripts.evidence.vertebra import BINNINGS, press, read_vertebra
 from scripts.run import credibility, opened
 from scripts.run.config import FemConfig, PatientConfig
@@ -159,7 +161,7 @@ def _intact(config: ValidationConfig) -> Outcome:
     """Published ranges are reported, not limits; balance is one."""
     folder, keep = data_folder(config.data) / "lumbar_meshes", Path(config.out) / "intact"
     found = {
-        which: motion.tested(
+        which: motion.measure_motion(
             motion.balanced(lumbar_meshes.read_segment(folder, ligaments=which)), keep / which
         )
         for which in materials.LIGAMENTS
@@ -215,7 +217,7 @@ def _intact_patients(config: ValidationConfig) -> Outcome:
     found = {}
     for name, make in tests.items():
         log.info("%s", name)
-        found[name] = patients.tested(
+        found[name] = patients.measure_disc(
             make(), Path(config.out) / "intact_patients" / re.sub(r"[^\w.-]+", "_", name)
         )
     rows = [
@@ -342,8 +344,8 @@ def _sensitivity(config: ValidationConfig) -> Outcome:
     record = sensitivity.vary(
         run, Path(config.out) / "sensitivity", config.processes, fem=config.fem
     )
-    picture = sensitivity.draw(record, Path(config.out) / "sensitivity.png")
-    text = sensitivity.markdown(record) + (f"\nPicture: {picture}\n" if picture else "")
+    picture = ranking.draw(record, Path(config.out) / "sensitivity.png")
+    text = ranking.markdown(record) + (f"\nPicture: {picture}\n" if picture else "")
     missing = [
         f"{r['arm']}, {r['variation']}: {r['status']['text']}"
         for r in record["rows"]
@@ -352,7 +354,7 @@ def _sensitivity(config: ValidationConfig) -> Outcome:
     return text, record, missing
 
 
-STUDIES: dict[str, Callable[[ValidationConfig], Outcome]] = {
+VALIDATIONS: dict[str, Callable[[ValidationConfig], Outcome]] = {
     "code": _code,
     "contact": _contact,
     "vertebra": _vertebra,
@@ -363,15 +365,15 @@ STUDIES: dict[str, Callable[[ValidationConfig], Outcome]] = {
     "convergence": _convergence,
     "sensitivity": _sensitivity,
 }
-#: Studies of a designed run, which needs run=<run folder>.
+#: Validations of a designed run, which need run=<run folder>.
 OF_A_RUN = ("designs", "convergence", "sensitivity")
 #: Only by name: they take long, or need prepared patients.
 BY_NAME = ("intact_spread", "intact_patients")
 
 
 def run(what: Sequence[str], config: ValidationConfig, words: Sequence[str]) -> int:
-    """Run the named studies; prints their tables, keeps their records, and returns 1 where a figure
-    misses its limit, else 0.
+    """Run the named validations; prints their tables, keeps their records, and returns 1 where a
+    figure misses its limit, else 0.
 
     words: the overrides of the command line, for the record. Raises ValueError or RuntimeError for
     input that a study cannot use.
@@ -384,7 +386,7 @@ def run(what: Sequence[str], config: ValidationConfig, words: Sequence[str]) -> 
         data_folder(config.data)  # before the others' minutes
     for name in what:
         clock = time.perf_counter()
-        text, record, missed = STUDIES[name](config)
+        text, record, missed = VALIDATIONS[name](config)
         peak, seconds = (
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0,
             time.perf_counter() - clock,

@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from engine import artifacts
 from scripts.console import machine
 from scripts.console.overrides import key_of, quoted, shell_line, understood
-from scripts.console.wrong import lines_of
+from scripts.console.wrong import Wrong, lines_of
 from scripts.run import arms as studies
 from scripts.run import configure, job, standing
 from scripts.run.config import LauncherConfig, RunConfig
@@ -66,7 +66,46 @@ def plan(arguments: Sequence[str]) -> Sweep:
 
     Raises Wrong naming all that is wrong in any of them.
     """
-    arguments = understood(arguments, sweep=True)
+    combinations, swept = _combinations(understood(arguments, sweep=True))
+    problems = _Problems(len(combinations))
+    composed, launcher = _composed(combinations, swept, problems)
+    segments = _segments(composed, problems)
+    problems.raise_all()
+    jobs: dict[str, Planned] = {}  # the same configuration twice is one job
+    for one in composed:
+        segment = segments[one.config.patient.model_dump_json()]
+        planned = _planned(one, artifacts.digest((job.key(one.config), segment)))
+        jobs[planned.key] = planned
+    return Sweep(Path(composed[0].config.out), tuple(jobs.values()), launcher)
+
+
+class _Problems:
+    """What is wrong in a sweep's jobs: each problem with those that have it."""
+
+    def __init__(self, jobs: int) -> None:
+        self.jobs, self.who = jobs, dict[str, list[str]]()
+
+    def add(self, problem: str, who: str) -> None:
+        self.who.setdefault(problem, []).append(who)
+
+    def raise_all(self) -> None:
+        """Raises Wrong with a line on each problem, where there is one."""
+        if self.who:
+            raise Wrong(f"{_some(who, self.jobs)}: {what}" for what, who in self.who.items())
+
+
+@dataclass(frozen=True)
+class _Composed:
+    """A combination of overrides, those of them that are swept, and its configuration."""
+
+    overrides: list[str]
+    swept: list[str]
+    config: RunConfig
+
+
+def _combinations(arguments: Sequence[str]) -> tuple[list[list[str]], list[str]]:
+    """Every combination, and the keys that are swept. Raises ValueError for keys that a sweep gives
+    its jobs itself."""
     given = {key_of(a) for a in arguments}
     if "out" not in given:
         raise ValueError(
@@ -86,50 +125,56 @@ def plan(arguments: Sequence[str]) -> Sweep:
             "out=… is one folder for the whole sweep, its jobs get folders of their own in it; "
             f"a name with a comma is given in quotes: {quotes}"
         )
-    launcher, composed = LauncherConfig(), list[tuple[list[str], list[str], RunConfig]]()
-    problems: dict[str, list[str]] = {}
+    return combinations, swept
+
+
+def _composed(
+    combinations: Sequence[list[str]], swept: Sequence[str], problems: _Problems
+) -> tuple[list[_Composed], LauncherConfig]:
+    """The configurations of those that are right, and the launcher."""
+    launcher, composed = LauncherConfig(), list[_Composed]()
     for overrides in combinations:
         mine = [o for o in overrides if key_of(o) in swept]
         try:
             config, launcher, _ = configure.composed(overrides)
-            composed.append((overrides, mine, config))
+            composed.append(_Composed(overrides, mine, config))
         except (ValueError, HydraException, OmegaConfBaseException) as error:
             for problem in lines_of(error):
-                problems.setdefault(problem, []).append(" ".join(mine) or "the job")
-    patients: dict[str, str] = {}
-    for patient, given_as in {
-        c.patient.model_dump_json(): c.patient for _, _, c in composed
-    }.items():
+                problems.add(problem, " ".join(mine) or "the job")
+    return composed, launcher
+
+
+def _segments(composed: Sequence[_Composed], problems: _Problems) -> dict[str, str]:
+    """Hash of each patient's planned segment, by its configuration."""
+    patients = {c.config.patient.model_dump_json(): c.config.patient for c in composed}
+    segments: dict[str, str] = {}
+    for name, patient in patients.items():
         try:
-            segment = open_segment(given_as)
-            patients[patient] = digest(segment)
+            segment = open_segment(patient)
+            segments[name] = digest(segment)
             theirs = {
-                c.study.model_dump_json(): c.study for _, _, c in composed if c.patient == given_as
+                c.config.study.model_dump_json(): c.config.study
+                for c in composed
+                if c.config.patient == patient
             }
             for study in theirs.values():  # every device must find a place in every patient
                 studies.make(segment, study)
         except (ValueError, OSError) as error:
-            problems.setdefault("; ".join(lines_of(error)), []).append(
-                given_as.bundle or f"phantom {given_as.phantom}"
-            )
-    if problems:
-        raise configure.Wrong(
-            f"{_some(who, len(combinations))}: {what}" for what, who in problems.items()
-        )
-    jobs: dict[str, Planned] = {}  # the same configuration twice is one job
-    for overrides, mine, config in composed:
-        key = artifacts.digest((job.key(config), patients[config.patient.model_dump_json()]))
-        folder = Path(config.out) / _name(mine, key)
-        own = [o for o in overrides if key_of(o) != "out" and not o.startswith("launcher")]
-        if "budget.wall_time_h" not in map(
-            key_of, own
-        ):  # the job's folder may hold an earlier one, which this line no longer asks for
-            own.append(quoted("budget.wall_time_h", config.budget.wall_time_h))
-        command = Command(folder.name, folder, (*own, quoted("out", folder), "resume=true"))
-        jobs[key] = Planned(
-            command, config.model_copy(update={"out": str(folder), "resume": True}), key
-        )
-    return Sweep(Path(composed[0][2].out), tuple(jobs.values()), launcher)
+            who = patient.bundle or f"phantom {patient.phantom}"
+            problems.add("; ".join(lines_of(error)), who)
+    return segments
+
+
+def _planned(one: _Composed, key: str) -> Planned:
+    """The job of a configuration, in a folder of its own."""
+    folder = Path(one.config.out) / _name(one.swept, key)
+    own = [o for o in one.overrides if key_of(o) != "out" and not o.startswith("launcher")]
+    if "budget.wall_time_h" not in map(key_of, own):
+        # the folder may hold an earlier job with a budget that this line does not ask for
+        own.append(quoted("budget.wall_time_h", one.config.budget.wall_time_h))
+    command = Command(folder.name, folder, (*own, quoted("out", folder), "resume=true"))
+    config = one.config.model_copy(update={"out": str(folder), "resume": True})
+    return Planned(command, config, key)
 
 
 def _some(names: Sequence[str], of: int) -> str:
@@ -151,7 +196,7 @@ def _name(swept: Sequence[str], key: str) -> str:
     return f"{text[:100]}_{key[:8]}"
 
 
-def left(sweep: Sweep) -> tuple[list[Planned], dict[str, str]]:
+def remaining(sweep: Sweep) -> tuple[list[Planned], dict[str, str]]:
     """The jobs that are still to do, and why each of the others is not."""
     todo, skipped = [], {}
     for planned in sweep.jobs:
@@ -177,11 +222,11 @@ def run(sweep: Sweep) -> int:
     all done, 1 not all, 130 interrupted."""
     sweep.folder.mkdir(parents=True, exist_ok=True)
     artifacts.write_json(sweep.folder / standing.MANIFEST, [row_of(p) for p in sweep.jobs])
-    todo, skipped = left(sweep)
+    todo, skipped = remaining(sweep)
     for name, why in skipped.items():
         log.info("%s: %s", name, why)
     for planned in todo:
-        if (state := standing.read(planned.command.folder)).status not in ("waiting",):
+        if (state := standing.read(planned.command.folder)).status != "waiting":
             log.info("%s: %s, found %s", planned.command.name, state.status, state.text)
     stop, codes = threading.Event(), dict[str, int]()
     before = {
@@ -193,7 +238,7 @@ def run(sweep: Sweep) -> int:
             launchers.launch(sweep.launcher, [p.command for p in todo], stop) if todo else ()
         ):
             codes[command.name] = code
-            _kept(command, code)
+            _keep_outcome(command, code)
             state = standing.read(command.folder)
             if code == job.STOPPED and state.status == "waiting":  # it never began
                 continue
@@ -226,7 +271,7 @@ def run(sweep: Sweep) -> int:
     return 0 if set(states.values()) == {"done"} else 1
 
 
-def _kept(command: Command, code: int) -> None:
+def _keep_outcome(command: Command, code: int) -> None:
     """The outcome of a job that ended before it could write one itself: with what it said last."""
     if (
         code in (job.DONE, job.STOPPED)

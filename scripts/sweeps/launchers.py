@@ -300,21 +300,7 @@ def _ray(
     except ImportError as error:
         raise ValueError("launcher=ray needs Ray: pip install 'spinefit[ray]'") from error
     begun = not ray.is_initialized()
-    if begun:
-        jobs, threads = (
-            share(config, len(commands))
-            if config.address is None
-            else (0, config.threads_per_job or 4)
-        )
-        ray.init(
-            address=config.address,
-            num_cpus=jobs * threads if config.address is None else None,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
-    else:
-        threads = config.threads_per_job or 4
+    threads = _begin_ray(config, len(commands)) if begun else config.threads_per_job or 4
     here = os.getcwd()
 
     # a worker that dies with its machine is started again elsewhere; a job that ends with a code of
@@ -349,12 +335,36 @@ def _ray(
                     ray.cancel(handle, force=True)  # the worker's end tells its job to save
             for handle in ray.wait(list(waiting), num_returns=1, timeout=0.5)[0]:
                 command = waiting.pop(handle)
-                try:
-                    yield command, int(ray.get(handle))
-                except Exception as error:
-                    if not stop.is_set():
-                        log.error("%s: %s", command.name, " ".join(str(error).split())[:300])
-                    yield command, 130 if stop.is_set() else 75
+                yield command, _ray_code(command, handle, stop)
     finally:
         if begun:
             ray.shutdown()
+
+
+def _begin_ray(config: LauncherConfig, count: int) -> int:
+    """Joins the cluster, or makes one of this machine; returns the threads of each job."""
+    import ray
+
+    jobs, threads = (
+        share(config, count) if config.address is None else (0, config.threads_per_job or 4)
+    )
+    ray.init(
+        address=config.address,
+        num_cpus=jobs * threads if config.address is None else None,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
+    return threads
+
+
+def _ray_code(command: Command, handle: Any, stop: threading.Event) -> int:
+    """The exit code of a Ray task's job, or why there is none."""
+    import ray
+
+    try:
+        return int(ray.get(handle))
+    except Exception as error:  # whatever the task or its machine died of
+        if not stop.is_set():
+            log.error("%s: %s", command.name, " ".join(str(error).split())[:300])
+        return 130 if stop.is_set() else 75

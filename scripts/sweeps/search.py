@@ -35,7 +35,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from engine import artifacts
 from scripts.console.overrides import quoted, understood
-from scripts.console.wrong import lines_of
+from scripts.console.wrong import Wrong, lines_of
 from scripts.run import configure, job
 from scripts.run.config import ARMS, FLOORS, LauncherConfig
 from scripts.run.stored import OUTCOME
@@ -184,7 +184,7 @@ def corners_of(config: TuneConfig) -> None:
                 for problem in lines_of(error):
                     problems[problem] = f"space: {key}={value}: {problem}"
     if problems:
-        raise configure.Wrong(problems.values())
+        raise Wrong(problems.values())
 
 
 # -- the search ------------------------------------------------------------------------------------
@@ -211,26 +211,7 @@ def run(config: TuneConfig) -> int:
         for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
-        with ThreadPoolExecutor(jobs) as pool:
-            waiting: dict[
-                Future[tuple[TrialState, list[float] | None, str]], FrozenTrial | optuna.Trial
-            ] = {}
-            while not stop.is_set():
-                while len(waiting) < jobs and (taken_up or _asked(study) < config.trials):
-                    trial = taken_up.pop(0) if taken_up else study.ask(config.distributions())
-                    waiting[
-                        pool.submit(_attempt, config, study, dict(trial.params), threads, stop)
-                    ] = trial
-                if not waiting:
-                    break
-                for future in wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED).done:
-                    _tell(config, study, waiting.pop(future), future)
-            for future in list(
-                waiting
-                # told to save; what is not finished stays RUNNING in the database, and is taken up
-                # next time
-            ):
-                _tell(config, study, waiting.pop(future), future)
+        _search(config, study, taken_up, (jobs, threads), stop)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -239,6 +220,42 @@ def run(config: TuneConfig) -> int:
         return job.STOPPED
     if any(t.state == TrialState.COMPLETE for t in study.trials):
         return job.DONE
+    _say_commonest_failure(study)
+    return 1
+
+
+#: What came of a trial: its state (RUNNING: cut off), its values, and what there is to say.
+_Answer = tuple[TrialState, list[float] | None, str]
+
+
+def _search(
+    config: TuneConfig,
+    study: optuna.Study,
+    taken_up: list[FrozenTrial],
+    share: tuple[int, int],
+    stop: threading.Event,
+) -> None:
+    """Trials that were cut off, then new ones, until there are enough or `stop` is set. share: jobs
+    at a time, and threads of each."""
+    jobs, threads = share
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting: dict[Future[_Answer], FrozenTrial | optuna.Trial] = {}
+        while not stop.is_set():
+            while len(waiting) < jobs and (taken_up or _asked(study) < config.trials):
+                trial = taken_up.pop(0) if taken_up else study.ask(config.distributions())
+                params = dict(trial.params)
+                waiting[pool.submit(_attempt, config, study, params, threads, stop)] = trial
+            if not waiting:
+                break
+            for future in wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED).done:
+                _tell(config, study, waiting.pop(future), future)
+        # those still at work are told to save; what is not finished stays RUNNING in the database,
+        # and is taken up next time
+        for future in list(waiting):
+            _tell(config, study, waiting.pop(future), future)
+
+
+def _say_commonest_failure(study: optuna.Study) -> None:
     reasons = [
         str(t.user_attrs.get("text", "")) for t in study.trials if t.state == TrialState.FAIL
     ]
@@ -250,7 +267,6 @@ def run(config: TuneConfig) -> int:
             reasons.count(most),
             most,
         )
-    return 1
 
 
 def _asked(study: optuna.Study) -> int:
@@ -261,7 +277,7 @@ def _tell(
     config: TuneConfig,
     study: optuna.Study,
     trial: Any,
-    future: Future[tuple[TrialState, list[float] | None, str]],
+    future: Future[_Answer],
 ) -> None:
     state, values, text = future.result()
     if state == TrialState.RUNNING:
@@ -290,8 +306,8 @@ def _attempt(
     params: dict[str, Any],
     threads: int,
     stop: threading.Event,
-) -> tuple[TrialState, list[float] | None, str]:
-    """Run one trial's job: state (RUNNING: cut off), values, and what there is to say."""
+) -> _Answer:
+    """Run one trial's job."""
     try:
         this = planned(config, params)
     except ValueError as error:

@@ -14,7 +14,8 @@ from engine.types import VoxelField
 from fem.intact import materials
 from fem.intact.disc_mesh import DiscSettings, circle_mesh, disc_mesh
 from fem.intact.hyperelastic import jacobians
-from scripts.evidence import intact, lumbar_meshes, patients
+from fem.intact.segment import Load
+from scripts.evidence import lumbar_meshes, patients
 
 
 def cross(u, v):
@@ -121,7 +122,7 @@ def test_a_symmetric_disc_sinks_straight_and_its_nucleus_carries(segment):
     part = replace(
         patients.patient_segment(segment, DiscSettings(around=16, layers=2)), ligaments=[]
     )
-    step = part.run([intact.Load(500.0), intact.Load(1000.0)])[1]
+    step = part.run([Load(500.0), Load(1000.0)])[1]
     assert np.abs(step.rotation_deg).max() < 0.02 and np.abs(step.translation_mm[:2]).max() < 0.05
     assert step.translation_mm[2] < -0.2 and step.balance < 1e-6
     assert 1.0 < step.nucleus_mpa * np.pi * HALF[0] * HALF[1] / 1000.0 < 1.8

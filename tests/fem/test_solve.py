@@ -15,7 +15,7 @@ from fem.elastic import operators as el
 from fem.mesh.build import TetMesh
 from fem.solution import write_vtu
 from fem.solve import FemSettings, moduli, solve
-from scripts.evidence.sensitivity import rescaled
+from scripts.evidence.variations import rescaled
 
 LAW = BONE_LAWS["morgan2003_vertebra"]
 

@@ -22,7 +22,7 @@ from engine.patient.phantoms.lumbar import LumbarSpec, lumbar_phantom
 from engine.patient.phantoms.synthetic import ScanSpec, synthetic_ct
 from engine.patient.read.image import Image
 from engine.types import PatientModel, Surface, rigid
-from scripts.evidence.scan.truth import disturbed
+from scripts.evidence.scan.edges import disturbed
 
 PAIR = ("L3", "L4")
 VOXEL = 1.5

@@ -10,7 +10,10 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from scripts.benchmarks import measure, problems
+from scripts.benchmarks import iterations, problems
+from scripts.benchmarks.record import BenchmarkConfig
+from scripts.benchmarks.solvers import compare_solvers
+from scripts.run import arms, opened
 from tests.conftest import ROOT
 
 
@@ -25,16 +28,16 @@ def test_wrong_input_is_refused():
     with pytest.raises(
         ValidationError, match=r"solvers: abaqus unknown; choose among engine, pardiso"
     ):
-        measure.BenchmarkConfig(solvers=["abaqus"])
+        BenchmarkConfig(solvers=["abaqus"])
     with pytest.raises(ValueError, match="problem 'cube'"):
         problems.make_problem("cube", 1000)
 
 
 def test_engine_and_pardiso_solve_the_same_problem(tmp_path, capsys):
-    config = measure.BenchmarkConfig(
+    config = BenchmarkConfig(
         solvers=["engine", "pardiso"], unknowns=[15e3], tolerance=1e-8, out=str(tmp_path)
     )
-    measure.solver(config)
+    compare_solvers(config)
     results = {
         r["solver"]: r for r in json.loads((tmp_path / "solver.json").read_text())["results"]
     }
@@ -51,11 +54,18 @@ def test_engine_and_pardiso_solve_the_same_problem(tmp_path, capsys):
 
 
 def test_a_solver_above_its_limit_is_stopped_and_said_so(tmp_path):
-    config = measure.BenchmarkConfig(
+    config = BenchmarkConfig(
         solvers=["pardiso"], unknowns=[15e3], memory_limit_gb=0.01, out=str(tmp_path)
     )
-    measure.solver(config)
+    compare_solvers(config)
     assert (
         json.loads((tmp_path / "solver.json").read_text())["results"][0]["status"]
         == "stopped above 0.01 GB"
     )
+
+
+@pytest.mark.parametrize("bundle", [None, "cases/my patient (1)"])
+def test_designs_are_those_of_the_bundle_that_is_named(bundle, monkeypatch):
+    monkeypatch.setattr(opened, "open_segment", lambda patient: patient.bundle)
+    monkeypatch.setattr(arms, "make", lambda segment, study: segment)
+    assert iterations.study_of(BenchmarkConfig(bundle=bundle)) == bundle

@@ -122,14 +122,14 @@ def test_help_of_the_plain_commands_starts_nothing(name, tmp_path):
     )
 
 
-def test_topics_are_the_studies():
+def test_topics_are_what_can_be_run():
     from scripts.benchmarks import measure
     from scripts.evidence import validate
-    from scripts.evidence.scan import inputs, truth
+    from scripts.evidence.scan.case_sets import CASE_SETS
 
-    assert set(command_of("scan_study").topics) == set(truth.STUDIES | inputs.STUDIES)
+    assert set(command_of("scan_study").topics) == set(CASE_SETS)
     assert set(command_of("benchmark").topics) == set(measure.KINDS)
-    assert set(command_of("validation").topics) == set(validate.STUDIES)
+    assert set(command_of("validation").topics) == set(validate.VALIDATIONS)
 
 
 # -- the first line -----------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from engine.types import Design, SolverStatus, Surface, VoxelField, rigid
 from fem.mesh.build import MeshSettings
 from fem.solve import FemSettings
 from fem.verify import nothing
-from scripts.evidence import sensitivity
-from scripts.evidence.sensitivity import ARMS, NOMINAL, Variation
+from scripts.evidence import ranking, sensitivity
+from scripts.evidence.variations import ARMS, NOMINAL, Variation, moved, moved_field
 from scripts.run import check, credibility, parts
 
 
@@ -30,12 +30,12 @@ def test_a_moved_field_has_the_old_value_at_the_moved_point():
     turn = np.eye(4)
     turn[:3, :3] = Rotation.from_rotvec([3.0, -2.0, 8.0], degrees=True).as_matrix()
     turn[:3, 3] = [0.3, -0.7, 1.1]
-    found = sensitivity.moved_field(field, turn)
+    found = moved_field(field, turn)
     inside = field.points()[2:-2, 2:-2, 2:-2].reshape(-1, 3)
     assert np.allclose(found.sample(rigid(turn, inside)), field.sample(inside), atol=1e-9)
     shift = np.eye(4)
     shift[:3, 3] = [0.25, 0.0, -1.0]
-    shifted = sensitivity.moved_field(field, shift)
+    shifted = moved_field(field, shift)
     assert shifted.values is field.values and np.allclose(
         shifted.origin_mm - field.origin_mm, [0.25, 0.0, -1.0]
     )
@@ -46,9 +46,7 @@ def test_surface_and_fields_of_a_device_move_together_about_its_middle():
     field = linear((1.0, 1.0, 1.0))
     design = Design("optimised", "box", "ti6al4v", field, None, field)
     variation = Variation("both", "position", shift_mm=(1.0, 0.0, 0.0), turn_deg=(0.0, 0.0, 90.0))
-    found, surface = sensitivity.moved(
-        design, Surface(box, np.zeros((0, 3), int)), variation.motion()
-    )
+    found, surface = moved(design, Surface(box, np.zeros((0, 3), int)), variation.motion())
     assert np.allclose(
         0.5 * (surface.points_mm.min(0) + surface.points_mm.max(0)), [11.0, 3.0, 5.0]
     )
@@ -107,7 +105,7 @@ def record():
         for name, three in values.items()
         for i, (arm, v) in enumerate(zip(ARMS, three, strict=True))
     ]
-    return sensitivity.summary(rows, VARIED)
+    return ranking.summary(rows, VARIED)
 
 
 def test_changes_are_from_nominal_and_an_arm_without_result_has_no_number(record):
@@ -158,11 +156,11 @@ def test_a_retried_mesh_and_a_gap_below_the_mesh_are_said():
         for arm, cost in zip(ARMS, costs, strict=True)
     ]
     rows[5]["tetrahedra"] = 14
-    found = sensitivity.summary(rows, VARIED[:1] + VARIED[2:4])
+    found = ranking.summary(rows, VARIED[:1] + VARIED[2:4])
     assert len(found["notes"]) == 1 and found["notes"][0].startswith(
         "optimised, left: 14 tetrahedra where the nominal mesh has 9"
     )
-    text = sensitivity.markdown(found)
+    text = ranking.markdown(found)
     assert (
         "optimised, conforming (98.0 %), stock (1.0 %, below the mesh's)" in text
         and "- optimised, left: 14 tetra" in text
@@ -170,7 +168,7 @@ def test_a_retried_mesh_and_a_gap_below_the_mesh_are_said():
 
 
 def test_tables_and_picture_show_what_failed(record, tmp_path):
-    text = sensitivity.markdown(record)
+    text = ranking.markdown(record)
     assert (
         "2 of 3" in text
         and "left (best arm the same)" in text
@@ -178,7 +176,7 @@ def test_tables_and_picture_show_what_failed(record, tmp_path):
     )
     assert "+100.0 / +137.5 / +20.0" in text
     assert "optimised, conforming (60.0 %), stock (25.0 %)" in text
-    picture = sensitivity.draw(record, tmp_path / "picture.png")
+    picture = ranking.draw(record, tmp_path / "picture.png")
     assert picture is not None and picture.stat().st_size > 5000
 
 

@@ -22,6 +22,7 @@ import pytest
 from engine import artifacts
 from engine.patient import phantom_segment, save_segment
 from engine.types import Segment
+from scripts.console.wrong import Wrong
 from scripts.run import configure, job, standing
 from scripts.run.config import LauncherConfig
 from scripts.run.opened import open_segment
@@ -124,7 +125,7 @@ def test_an_experiment_may_bring_its_own_sweep_and_arguments_win():
 
 
 def test_everything_wrong_in_any_job_is_named_before_one_starts(tmp_path):
-    with pytest.raises(configure.Wrong) as caught:
+    with pytest.raises(Wrong) as caught:
         grid.plan(
             [
                 "objectives=balanced,nonsense",
@@ -170,11 +171,11 @@ def test_done_is_skipped_passing_failures_are_tried_again_lasting_ones_are_named
             p.command.folder / OUTCOME,
             {"status": "failed", "exit": code, "reason": "why", "key": p.key},
         )
-    todo, skipped = grid.left(planned)
+    todo, skipped = grid.remaining(planned)
     assert [p.command.name for p in todo] == [passing.command.name, fresh.command.name]
     assert skipped == {done.command.name: "done", lasting.command.name: "failed for good: why"}
     again = grid.Sweep(planned.folder, planned.jobs, LauncherConfig(retry_failed=True))
-    assert [p.command.name for p in grid.left(again)[0]] == [
+    assert [p.command.name for p in grid.remaining(again)[0]] == [
         passing.command.name,
         lasting.command.name,
         fresh.command.name,
@@ -190,9 +191,11 @@ PROGRAM = """
     tries = os.path.join(folder, "tries")
     count = len(open(tries).read()) if os.path.exists(tries) else 0
     open(tries, "a").write("x")
-    json.dump({k: os.environ[k] for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}, open(os.path.join(folder, "env"), "w"))
+    threads = {k: os.environ[k] for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    json.dump(threads, open(os.path.join(folder, "env"), "w"))
     open(os.path.join(folder, f"began{count}"), "w").write(repr(time.time()))
-    how = open(os.path.join(folder, "how")).read() if os.path.exists(os.path.join(folder, "how")) else "done"
+    told = os.path.join(folder, "how")
+    how = open(told).read() if os.path.exists(told) else "done"
     if how == "killed once" and count == 0: os.kill(os.getpid(), signal.SIGKILL)
     if how == "full" : sys.exit(75)
     if how == "wrong": sys.exit(2)
@@ -377,7 +380,7 @@ def test_a_sweep_whose_jobs_all_fail_says_so_and_why(tmp_path, monkeypatch, capl
     shown = standing.look(tmp_path / "s")
     assert {s.status for s in shown.values()} == {"failed"}
     assert standing.commonest_failure(shown) is not None
-    todo, skipped = grid.left(
+    todo, skipped = grid.remaining(
         failing_again := grid.Sweep(
             tmp_path / "s", failing(tmp_path / "t", ["x"]).jobs, LauncherConfig()
         )

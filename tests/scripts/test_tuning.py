@@ -15,7 +15,8 @@ import yaml
 from optuna.trial import TrialState
 
 from scripts.console.places import ROOT
-from scripts.run import configure, job
+from scripts.console.wrong import Wrong
+from scripts.run import job
 from scripts.sweeps import launchers
 from scripts.sweeps import search as sweeps_search
 from scripts.sweeps.launchers import Command
@@ -37,8 +38,11 @@ PROGRAM = """
             history.write(json.dumps({"iteration": n, "terms": terms}) + chr(10)); history.flush()
             time.sleep(0.3 if slow else 0.0)
     measures = {k: {"value": v} for k, v in values.items()}
-    json.dump({"arms": {"optimised": {"measures": measures}}}, open(os.path.join(folder, "result.json"), "w"))
-    json.dump({"status": "done", "reason": "", "exit": 0}, open(os.path.join(folder, "outcome.json"), "w"))
+    def write(name, content):
+        json.dump(content, open(os.path.join(folder, name), "w"))
+
+    write("result.json", {"arms": {"optimised": {"measures": measures}}})
+    write("outcome.json", {"status": "done", "reason": "", "exit": 0})
 """
 
 
@@ -204,7 +208,7 @@ def test_a_wrong_search_is_refused(tmp_path, changes, named):
 def test_every_end_of_the_space_must_be_a_valid_run(tmp_path):
     space = {"solver.spacing_mm": {"low": 1.0, "high": 9.0}, "objectives": ["balanced", "nonsense"]}
     config = TuneConfig(out=str(tmp_path), space=space, targets=[{"measure": "yielded_bone"}])
-    with pytest.raises(configure.Wrong) as caught:
+    with pytest.raises(Wrong) as caught:
         sweeps_search.corners_of(config)
     text = str(caught.value)
     assert "solver.spacing_mm=9.0" in text and "nonsense" in text and "spacing_mm=1.0" not in text

@@ -1,1 +1,2 @@
-"""One solver a file: what it takes to solve the same problem with it."""
+"""One solver a file, which imports it and is imported when it is asked for: what it takes to solve
+the same problem with it."""

@@ -6,14 +6,13 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import pyamg
 
 from scripts.benchmarks.answer import Answer
 from scripts.benchmarks.voxel_model import Model, assembled_system, spread
 
 
 def pyamg_solver(m: Model, tolerance: float, element: str) -> Callable[[], Answer]:
-    import pyamg
-
     def solve() -> Answer:
         started = time.perf_counter()
         k, b, moving = assembled_system(m, element)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import pypardiso
 import scipy.sparse as sp
 
 from scripts.benchmarks.answer import Answer, cores
@@ -12,8 +13,6 @@ from scripts.benchmarks.voxel_model import Model, assembled_system, spread
 
 
 def pardiso_solver(m: Model, tolerance: float, element: str) -> Callable[[], Answer]:
-    import pypardiso
-
     def solve() -> Answer:
         started = time.perf_counter()
         k, b, moving = assembled_system(m, element)

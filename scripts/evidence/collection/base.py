@@ -1,5 +1,5 @@
 """The collection of inputs that people really have: the good patient that each is made from, and
-how what came is judged.
+how the outcome is judged.
 
 The good one is a CT of the whole-lumbar phantom (1.2 × 1.2 × 1.5 mm, muscle, fat, air, rods) as
 NIfTI and DICOM, with VerSe labels of L1-L5 and the sacrum, and its exact truth. Each case spoils it
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from scripts.evidence.scan.cases import Case, Ran
+from scripts.console.markdown import table
+from scripts.console.places import ROOT
+from scripts.evidence.scan.cases import Case, CaseResult
 
 #: VerSe's numbers of the phantom.
 VERSE = {"L1": 20, "L2": 21, "L3": 22, "L4": 23, "L5": 24, "S1": 26}
@@ -42,15 +44,16 @@ class Expected:
     """What is right: read (with its value) where `reason` is empty, else refused with an error that
     matches it.
 
-    segment   where the value is measured     said   what a finding or a note of a patient that is
-                                                     read must say
+    reason    pattern of the error
+    segment   where the value is measured; "VHM": L4-L5 of lumbar_meshes
+    note      pattern of a finding or a note that a patient that is read must have
+    density   the mean mineral density of the lower level is known too
     bones     the phantom's own name of that segment, where the input calls it otherwise
-    density   mean mineral density of the lower level, mg/cm³, where it is known
     """
 
     reason: str = ""
     segment: str = "L4-L5"
-    said: str = ""
+    note: str = ""
     density: bool = False
     bones: str = ""
 
@@ -62,8 +65,8 @@ class Base:
         self.place, self.data = place.resolve(), data
 
     @cached_property
-    def made(self) -> Path:
-        """Folder with ct.nii.gz, dicom/, labels.nii.gz and truth.json."""
+    def folder(self) -> Path:
+        """The folder with ct.nii.gz, dicom/, labels.nii.gz and truth.json."""
         from engine.patient.phantoms.lumbar import LumbarSpec, lumbar_phantom, lumbar_truth
         from engine.patient.phantoms.scan_files import write_dicom_series, write_nifti
         from engine.patient.phantoms.synthetic import ScanSpec, synthetic_ct
@@ -83,25 +86,26 @@ class Base:
 
     @property
     def ct(self) -> Path:
-        return self.made / "ct.nii.gz"
+        return self.folder / "ct.nii.gz"
 
     @property
     def labels(self) -> Path:
-        return self.made / "labels.nii.gz"
+        return self.folder / "labels.nii.gz"
 
     @cached_property
     def truth(self) -> dict[str, Any]:
-        return dict(json.loads((self.made / "truth.json").read_text()))
+        return dict(json.loads((self.folder / "truth.json").read_text()))
 
     @cached_property
     def values(self) -> tuple[np.ndarray, np.ndarray]:
-        """Labels and affine (RAS)."""
+        """Labels [x, y, z] and affine [4, 4], voxel → RAS mm."""
         image = nib.load(self.labels)
         assert isinstance(image, nib.Nifti1Image)
         return np.asarray(image.dataobj).astype(np.int16), np.asarray(image.affine)
 
     @cached_property
     def hu(self) -> np.ndarray:
+        """HU [x, y, z]."""
         image = nib.load(self.ct)
         assert isinstance(image, nib.Nifti1Image)
         return np.asarray(image.dataobj).astype(np.float32)
@@ -122,26 +126,59 @@ class Base:
         )
         return path
 
-    def mask(self, path: Path, *more: str) -> list[str]:
-        """Overrides that read labels alone."""
-        return ["source=mask", f"source.path={path}", "plan=keep", "source.levels=segment", *more]
-
     def scan(self, ct: Path, *more: str, mask: Path | None = None) -> list[str]:
         """Overrides that read a CT with labels and density."""
-        told = ["source=ct", f"source.path={ct}", f"source.mask={mask or self.labels}", "plan=keep"]
-        return [*told, "source.levels=segment", "source.refine=false", *LINE, *more]
+        words = ["source=ct", f"source.path={ct}", f"source.mask={mask or self.labels}"]
+        return [*words, "plan=keep", "source.levels=segment", "source.refine=false", *LINE, *more]
 
 
-def case(kind: str, name: str, expected: Expected, make: Callable[[Path], list[str]]) -> Case:
-    """One input of the collection."""
-    return Case(f"{kind}: {name}", make, {"kind": kind, "expected": expected})
+def mask(path: Path, *more: str) -> list[str]:
+    """Overrides that read labels alone, all levels of them."""
+    return ["source=mask", f"source.path={path}", "plan=keep", *more]
+
+
+def segment_mask(path: Path, *more: str) -> list[str]:
+    """Overrides that read labels alone, those of the segment."""
+    return mask(path, "source.levels=segment", *more)
+
+
+#: Writes an input into a folder, from the good patient, and gives the overrides that read it.
+Recipe = Callable[[Base, Path], list[str]]
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of the collection: what it is, what is right, and how it is made."""
+
+    name: str
+    expected: Expected
+    recipe: Recipe
+
+
+def case(kind: str, one: Input, base: Base) -> Case:
+    """An input as a case that can be run."""
+    return Case(
+        f"{kind}: {one.name}",
+        lambda place: one.recipe(base, place),
+        {"kind": kind, "expected": one.expected},
+    )
+
+
+def cases_of(collection: Mapping[str, Sequence[Input]], base: Base) -> list[Case]:
+    """All inputs of a collection, kind → inputs, as cases. Raises ValueError where two bear one
+    name."""
+    cases = [case(kind, one, base) for kind, inputs in collection.items() for one in inputs]
+    names = [one.name for one in cases]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two cases are called {max(names, key=names.count)!r}")
+    return cases
 
 
 def read(
-    segment: str = "L4-L5", said: str = "", density: bool = False, bones: str = ""
+    segment: str = "L4-L5", note: str = "", density: bool = False, bones: str = ""
 ) -> Expected:
     """It is to be read, with the right values."""
-    return Expected("", segment, said, density, bones)
+    return Expected("", segment, note, density, bones)
 
 
 def refused(reason: str) -> Expected:
@@ -150,43 +187,43 @@ def refused(reason: str) -> Expected:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What came of a case: "right", "silent wrong", "traceback", "refused", "other reason" or
-    "said nothing", and the values."""
+class Judgement:
+    """The outcome of a case: "right", "silent wrong", "traceback", "refused", "other reason" or
+    "said nothing", with the value that was read and the true one."""
 
     verdict: str
     value: str
     true: str
 
 
-def judged(ran: Ran, truth: Mapping[str, Any]) -> Judged:
-    """How what came of a case stands against what is right."""
-    expected: Expected = ran.case.facts["expected"]
-    log = (ran.out.parent / "log.txt").read_text()
-    if "Traceback" in log or ran.code not in (0, 2):
-        return Judged("traceback", "", "")
-    if ran.code:
+def judge(result: CaseResult, truth: Mapping[str, Any]) -> Judgement:
+    """The outcome of a case against what is right."""
+    expected: Expected = result.case.facts["expected"]
+    log = (result.out.parent / "log.txt").read_text()
+    if "Traceback" in log or result.code not in (0, 2):
+        return Judgement("traceback", "", "")
+    if result.code:
         if not expected.reason:
-            return Judged("refused", "", _true(expected, truth))
-        right = re.search(expected.reason, ran.said, re.IGNORECASE | re.DOTALL)
-        return Judged("right" if right else "other reason", "", "")
+            return Judgement("refused", "", _true(expected, truth))
+        right = re.search(expected.reason, result.message, re.IGNORECASE | re.DOTALL)
+        return Judgement("right" if right else "other reason", "", "")
     if expected.reason:
-        return Judged("silent wrong", _value(ran, expected), "")
-    value, true = _value(ran, expected), _true(expected, truth)
-    wrong = _wrong(ran, expected, truth)
+        return Judgement("silent wrong", _value(result, expected), "")
+    value, true = _value(result, expected), _true(expected, truth)
+    wrong = _wrong(result, expected, truth)
     if wrong:
-        return Judged("silent wrong", value, true)
-    words = json.dumps(ran.json("findings.json"), ensure_ascii=False)
-    words += json.dumps(ran.json("patient/bundle.json")["repairs"], ensure_ascii=False)
-    if expected.said and not re.search(expected.said, words, re.IGNORECASE):
-        return Judged("said nothing", value, true)
-    return Judged("right", value, true)
+        return Judgement("silent wrong", value, true)
+    words = json.dumps(result.json("findings.json"), ensure_ascii=False)
+    words += json.dumps(result.json("patient/bundle.json")["repairs"], ensure_ascii=False)
+    if expected.note and not re.search(expected.note, words, re.IGNORECASE):
+        return Judgement("said nothing", value, true)
+    return Judgement("right", value, true)
 
 
-def _measured(ran: Ran, expected: Expected) -> tuple[float, float]:
-    found = ran.measures()
+def _measured(result: CaseResult, expected: Expected) -> tuple[float, float]:
+    measures = result.measures()
     place = "L4-L5" if expected.segment == "VHM" else expected.segment
-    return found[f"{place}.height_middle_mm"], found[f"{place}.segmental_lordosis_deg"]
+    return measures[f"{place}.height_middle_mm"], measures[f"{place}.segmental_lordosis_deg"]
 
 
 def _exact(expected: Expected, truth: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -198,20 +235,20 @@ def _exact(expected: Expected, truth: Mapping[str, Any]) -> tuple[float, float] 
     return None if keys[0] not in lumbar else (lumbar[keys[0]], lumbar[keys[1]])
 
 
-def mean_density(ran: Ran, level: str) -> float | None:
+def mean_density(result: CaseResult, level: str) -> float | None:
     """Mean mineral density (mg/cm³) that the patient's notes say for a level."""
-    for line in ran.json("patient/bundle.json")["repairs"]:
+    for line in result.json("patient/bundle.json")["repairs"]:
         if line.startswith(f"{level}: density from the CT") and (
-            found := re.search(r"mean ρ_QCT (-?\d+)", line)
+            match := re.search(r"mean ρ_QCT (-?\d+)", line)
         ):
-            return float(found[1])
+            return float(match[1])
     return None
 
 
-def _value(ran: Ran, expected: Expected) -> str:
-    height, lordosis = _measured(ran, expected)
+def _value(result: CaseResult, expected: Expected) -> str:
+    height, lordosis = _measured(result, expected)
     text = f"{height:.2f} mm, {lordosis:.2f}°"
-    density = mean_density(ran, expected.segment.split("-")[-1])
+    density = mean_density(result, expected.segment.split("-")[-1])
     return text if density is None else f"{text}, {density:.0f} mg/cm³"
 
 
@@ -223,43 +260,36 @@ def _true(expected: Expected, truth: Mapping[str, Any]) -> str:
     return f"{text}, {truth['reading_mg_cm3']:.0f} mg/cm³" if expected.density else text
 
 
-def _wrong(ran: Ran, expected: Expected, truth: Mapping[str, Any]) -> bool:
+def _wrong(result: CaseResult, expected: Expected, truth: Mapping[str, Any]) -> bool:
     exact = _exact(expected, truth)
     if exact is None:
         return False
-    height, lordosis = _measured(ran, expected)
+    height, lordosis = _measured(result, expected)
     wrong = abs(height - exact[0]) > TOLERANCE["mm"] or abs(lordosis - exact[1]) > TOLERANCE["deg"]
     if expected.density:
-        density = mean_density(ran, expected.segment.split("-")[-1])
-        most = TOLERANCE["mg"] * truth["reading_mg_cm3"]
-        wrong |= density is None or abs(density - truth["reading_mg_cm3"]) > most
+        density = mean_density(result, expected.segment.split("-")[-1])
+        tolerance = TOLERANCE["mg"] * truth["reading_mg_cm3"]
+        wrong |= density is None or abs(density - truth["reading_mg_cm3"]) > tolerance
     return wrong
 
 
-def tabulated(ran: Sequence[Ran], truth: Mapping[str, Any]) -> tuple[str, Any]:
+def tabulate(results: Sequence[CaseResult], truth: Mapping[str, Any]) -> tuple[str, Any]:
     """The collection's table (Markdown), its counts first, and its record."""
-    from scripts.evidence.data import ROOT
-    from scripts.evidence.scan.cases import table
-
-    good = [r for r in ran if r.case.name.endswith("CT as it is") and not r.code]
+    good = [r for r in results if r.case.name.endswith("CT as it is") and not r.code]
     truth = dict(truth) | {"reading_mg_cm3": mean_density(good[0], "L5") if good else float("nan")}
     rows, record, counts = [], {}, dict.fromkeys(("right",), 0)
-    for r in ran:
-        found = judged(r, truth)
-        counts[found.verdict] = counts.get(found.verdict, 0) + 1
-        said = r.said if r.code else "read"
-        for path in (str(r.out.parent.resolve()), str(ROOT.parent), str(ROOT)):
-            said = said.replace(path, "…")
-        said = " ".join(said.removeprefix("error: ").split()).replace("|", "\\|")
-        said = said if len(said) < 260 else said[:257] + "…"
+    for r in results:
+        judgement = judge(r, truth)
+        verdict, value, true = judgement.verdict, judgement.value, judgement.true
+        counts[verdict] = counts.get(verdict, 0) + 1
         kind, name = r.case.name.split(": ", 1)
-        rows.append((kind, name, found.verdict, found.value, found.true, said, f"{r.seconds:.0f}"))
+        rows.append((kind, name, verdict, value, true, _shown_message(r), f"{r.seconds:.0f}"))
         record[r.case.name] = {
-            "verdict": found.verdict,
+            "verdict": verdict,
             "code": r.code,
-            "value": found.value,
-            "true": found.true,
-            "said": r.said,
+            "value": value,
+            "true": true,
+            "said": r.message,
             "seconds": round(r.seconds, 1),
         }
     rest = ", ".join(
@@ -271,10 +301,14 @@ def tabulated(ran: Sequence[Ran], truth: Mapping[str, Any]) -> tuple[str, Any]:
     return text, record
 
 
-def every(groups: Iterable[list[Case]]) -> list[Case]:
-    """All cases of the groups. Raises ValueError where two bear one name."""
-    cases = [one for group in groups for one in group]
-    names = [one.name for one in cases]
-    if len(set(names)) < len(names):
-        raise ValueError(f"two cases are called {max(names, key=names.count)!r}")
-    return cases
+#: Characters of a message that the table shows.
+_MESSAGE_LENGTH = 260
+
+
+def _shown_message(result: CaseResult) -> str:
+    """The message for a cell of a table: without this machine's folders, shortened."""
+    message = result.message if result.code else "read"
+    for path in (str(result.out.parent.resolve()), str(ROOT.parent), str(ROOT)):
+        message = message.replace(path, "…")
+    message = " ".join(message.removeprefix("error: ").split()).replace("|", "\\|")
+    return message if len(message) < _MESSAGE_LENGTH else message[: _MESSAGE_LENGTH - 3] + "…"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,7 +21,7 @@ from scripts.console.overrides import quoted
 from scripts.console.places import ROOT
 from scripts.evidence.data import data_folder
 
-#: HU → density where a study asks for none: 0.8 mg/cm³ a HU.
+#: HU → density where a set of cases asks for none: 0.8 mg/cm³ a HU.
 LINE = (
     "calibration=linear",
     "calibration.slope_g_cm3_per_hu=0.0008",
@@ -31,8 +31,8 @@ LINE = (
 TURN_DEG = (12.0, 11.0, 13.0)
 
 
-class StudyConfig(BaseModel):
-    """Settings of a study; conf/scan_study.yaml says what they mean."""
+class CaseSetConfig(BaseModel):
+    """Settings of a set of cases; conf/scan_study.yaml says what they mean."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -49,8 +49,12 @@ class StudyConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Case:
-    """One patient to prepare. make(folder): writes its input there, if it has to be made, and
-    gives the overrides."""
+    """One patient to prepare.
+
+    make    given a folder: writes the patient's input there, if it has to be made, and returns the
+            overrides that read it
+    facts   what the table needs of it
+    """
 
     name: str
     make: Callable[[Path], list[str]]
@@ -58,16 +62,16 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Ran:
-    """What came of a case: its folder, exit code, wall time, largest resident memory, and the
-    last line said."""
+class CaseResult:
+    """What came of a case: its folder, exit code, wall time, largest resident memory, and its
+    errors or its last line."""
 
     case: Case
     out: Path
     code: int
     seconds: float
     peak_mb: float
-    said: str
+    message: str
 
     def json(self, name: str) -> Any:
         """A table that the run wrote."""
@@ -83,19 +87,21 @@ class Ran:
         }
 
 
-#: A study: its cases, and the Markdown table and record of what came of them.
-Study = tuple[Callable[[StudyConfig], list[Case]], Callable[[Sequence[Ran]], tuple[str, Any]]]
+class CaseSet(NamedTuple):
+    """Cases that answer one question, and the Markdown table and record of what came of them."""
+
+    cases: Callable[[CaseSetConfig], list[Case]]
+    tabulate: Callable[[Sequence[CaseResult]], tuple[str, Any]]
 
 
-def run(what: str, study: Study, config: StudyConfig) -> str:
-    """The study's tables as Markdown, also written to <out>/<what>.md. Raises ValueError for a
-    case that does not exist."""
+def run(what: str, case_set: CaseSet, config: CaseSetConfig) -> str:
+    """The tables of a set of cases as Markdown, also written to <out>/<what>.md. Raises ValueError
+    for a case that does not exist."""
     from engine import (
         artifacts,
     )  # slow, and this module also serves commands that have not yet said what they will do
 
-    made, tabulated = study
-    cases = made(config)
+    cases = case_set.cases(config)
     if config.cases is not None:
         if unknown := set(config.cases) - {case.name for case in cases}:
             raise ValueError(
@@ -105,8 +111,10 @@ def run(what: str, study: Study, config: StudyConfig) -> str:
         cases = [case for case in cases if case.name in config.cases]
     place = Path(config.out).resolve() / what
     with ThreadPoolExecutor(config.workers if what != "size" else 1) as pool:
-        ran = list(pool.map(lambda case: _run(case, place / slug(case.name), config.draws), cases))
-    text, record = tabulated(ran)
+        results = list(
+            pool.map(lambda case: _run(case, place / slug(case.name), config.draws), cases)
+        )
+    text, record = case_set.tabulate(results)
     artifacts.write_json(place.with_suffix(".json"), record)
     artifacts.write_text(place.with_suffix(".md"), text)
     return text
@@ -117,38 +125,32 @@ def slug(name: str) -> str:
     return "_".join("".join(c if c.isascii() and c.isalnum() else " " for c in name).split())
 
 
-def _run(case: Case, place: Path, draws: int) -> Ran:
+def _run(case: Case, place: Path, draws: int) -> CaseResult:
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    told = [*case.make(place), quoted("alignment.draws", draws), quoted("out", place / "out")]
+    words = [*case.make(place), quoted("alignment.draws", draws), quoted("out", place / "out")]
     started = time.perf_counter()
     with (place / "log.txt").open("w") as log:
-        command = [sys.executable, str(ROOT / "scripts" / "prepare_patient.py"), *told]
+        command = [sys.executable, str(ROOT / "scripts" / "prepare_patient.py"), *words]
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=place)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.perf_counter() - started
     lines = [line for line in (place / "log.txt").read_text().splitlines() if line.strip()]
     print(f"{case.name}: exit {process.returncode}, {seconds:.0f} s", file=sys.stderr, flush=True)
-    return Ran(
-        case, place / "out", process.returncode, seconds, usage.ru_maxrss / 1024.0, _said(lines)
-    )
+    peak_mb = usage.ru_maxrss / 1024.0
+    return CaseResult(case, place / "out", process.returncode, seconds, peak_mb, _message(lines))
 
 
-def _said(lines: Sequence[str]) -> str:
+def _message(lines: Sequence[str]) -> str:
     """The errors, or the last line."""
     error = [line for line in lines if line.startswith("error: ")]
     return "; ".join(error) if error else " ".join(lines[-1:])
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return (
-        "\n".join([*lines, *("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)])
-        + "\n"
-    )
-
-
-def failed(ran: Sequence[Ran]) -> str:
-    lines = [f"{r.case.name} ended with exit code {r.code}: {r.said}\n" for r in ran if r.code]
+def failures(results: Sequence[CaseResult]) -> str:
+    """A paragraph on each case that did not end well; empty where all did."""
+    lines = [
+        f"{r.case.name} ended with exit code {r.code}: {r.message}\n" for r in results if r.code
+    ]
     return "\n".join(["", *lines]) if lines else ""
