@@ -11,7 +11,7 @@
                      (LAPACK inside compiled loops dead-locks on small CPU back-ends)
     stiff bodies     the vertebrae's rigid motions, balanced (`cycle.balanced_cycle`)
 
-Compiled (engine/multigrid/native/multigrid.cc) all right-hand sides are one block
+Compiled (engine/multigrid/native/solver.cc) all right-hand sides are one block
 (docs/decisions.md, 44); in XLA each is solved by itself. `solve` is differentiable in the medium
 and the right-hand side by the implicit function theorem, never through the iterations: with K λ =
 ū, the cotangents are b̄ = λ and m̄_e = −λᵀ (∂K/∂m_e) u.

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from engine.multigrid.levels import depth
+from engine.multigrid.levels import REPEAT_FROM, depth
 from engine.multigrid.system import STALL_ITERATIONS, Compiled, SolveInfo, SolverSettings, System
 
 
 def native_arguments(single: System) -> tuple[Array, ...]:
-    """The system as engine/multigrid/native/multigrid.cc takes it: λ, μ, κ, fixed unknowns,
+    """The system as engine/multigrid/native/solver.cc takes it: λ, μ, κ, fixed unknowns,
     bodies, links; absent parts have no entries."""
     m, none = single.medium, jnp.zeros((0,), jnp.uint8)
     fixed = none if single.free is None else (single.free == 0).astype(jnp.uint8)
@@ -37,8 +37,18 @@ def native_arguments(single: System) -> tuple[Array, ...]:
 
 
 def native_attributes(spacing_mm: float, field: Array) -> dict[str, Any]:
+    """The grid's spacing, and the number of levels that its shape needs."""
     x, y, z = field.shape
     return {"spacing": np.float64(spacing_mm), "levels": np.int64(depth((x, y, z)))}
+
+
+def cycle_attributes(settings: SolverSettings) -> dict[str, Any]:
+    """What one multigrid cycle is told: the smoother, and the levels visited twice."""
+    return {
+        "degree": np.int64(settings.smoother_degree),
+        "ratio": np.float64(settings.eigenvalue_ratio),
+        "repeat_from": np.int64(REPEAT_FROM),
+    }
 
 
 @partial(jax.jit, static_argnames="spacing_mm")
@@ -71,10 +81,22 @@ def native_solve(
         tolerance=np.float64(settings.tolerance),
         limit=np.int64(settings.max_iterations),
         stall=np.int64(STALL_ITERATIONS),
-        degree=np.int64(settings.smoother_degree),
-        ratio=np.float64(settings.eigenvalue_ratio),
+        **cycle_attributes(settings),
     )
     return x, SolveInfo(jnp.max(iterations), residual, stalled)
+
+
+def native_precondition(
+    preconditioner: Compiled, r: Array, spacing_mm: float, settings: SolverSettings
+) -> Array:
+    """M r in float32 of right-hand sides [b, 3, x+1, y+1, z+1]: one balanced cycle."""
+    call = jax.ffi.ffi_call("spinefit_precondition", jax.ShapeDtypeStruct(r.shape, jnp.float32))
+    return call(
+        *native_arguments(preconditioner.system),
+        r.astype(jnp.float32),
+        **native_attributes(spacing_mm, preconditioner.system.medium.mu),
+        **cycle_attributes(settings),
+    )
 
 
 def native_pairing(mu: Array, u: Array, v: Array, spacing_mm: float) -> tuple[Array, Array, Array]:

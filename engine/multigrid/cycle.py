@@ -16,8 +16,8 @@ from jaxtyping import Float
 from engine.elasticity import Grid, Links, apply_links, element_matrices, gather, scatter
 from engine.multigrid.checks import check
 from engine.multigrid.coarsest import coarsest_chain, solve_coarsest
-from engine.multigrid.compiled import native_arguments, native_attributes, native_build
-from engine.multigrid.levels import depth
+from engine.multigrid.compiled import native_build, native_precondition
+from engine.multigrid.levels import REPEAT_FROM, depth
 from engine.multigrid.native import library
 from engine.multigrid.system import (
     EMPTY,
@@ -32,10 +32,6 @@ from engine.multigrid.system import (
     single_precision,
 )
 from engine.multigrid.transfer import coarsen_elements, coarsen_medium, prolong, restrict
-
-#: Levels from here on are visited twice in a cycle (W), the ones before once: they are a tenth of
-#: the work (multigrid.cc has the same).
-REPEAT_FROM = 2
 
 
 def operate_coarse(k: Array, links: Links | None, u: Array) -> Array:
@@ -200,13 +196,7 @@ def precondition(
     """M r in float32: one balanced cycle."""
     if isinstance(preconditioner, Hierarchy):
         return balanced_cycle(preconditioner, r, spacing_mm, settings)
-    return jax.ffi.ffi_call("spinefit_precondition", jax.ShapeDtypeStruct(r.shape, jnp.float32))(
-        *native_arguments(preconditioner.system),
-        r.astype(jnp.float32),
-        **native_attributes(spacing_mm, preconditioner.system.medium.mu),
-        degree=np.int64(settings.smoother_degree),
-        ratio=np.float64(settings.eigenvalue_ratio),
-    )
+    return native_precondition(preconditioner, r, spacing_mm, settings)
 
 
 def rigid_motions(bodies: Array) -> Array:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 #: Coarsest level: unknowns in one plane across its longest axis, and planes.
 MAX_PLANE_UNKNOWNS, MAX_PLANES = 500, 48
+#: Levels from here on are visited twice in a cycle (W), the ones before once: they are a tenth of
+#: the work.
+REPEAT_FROM = 2
 
 
 def _small_enough(shape: tuple[int, ...]) -> bool:

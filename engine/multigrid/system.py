@@ -78,7 +78,7 @@ class Hierarchy(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """The preconditioner of engine/multigrid/native/multigrid.cc: the system it is built from, its
+    """The preconditioner of engine/multigrid/native/solver.cc: the system it is built from, its
     medium float32, links of the finest level only.
 
     The levels themselves live on the other side, which keeps the last one by content: the backward

@@ -50,7 +50,7 @@ def code_digest() -> str:
     files = sorted(
         p
         for part in ("engine", "fem", "objectives")
-        for kind in ("*.py", "*.cc")
+        for kind in ("*.py", "*.cc", "*.h")
         for p in (ROOT / part).rglob(kind)
     )
     return artifacts.digest([packages, [artifacts.sha256_file(p) for p in files]])

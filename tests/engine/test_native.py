@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,3 +77,19 @@ def test_subnormal_numbers_are_there_after_a_solve():
         check=False,
     )
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("name", ["solver.cc", "packing.h", "dense.h"])
+def test_a_change_of_any_source_is_another_library(name, tmp_path):
+    """A header counts as the translation unit does: code compiled from other sources is never
+    taken for this."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        pytest.skip("no C++ compiler here")
+    shutil.copytree(library.SOURCES, tmp_path / "native")
+    own = library.library_path(compiler, library.SOURCES, "tables")
+    assert library.library_path(compiler, tmp_path / "native", "tables") == own
+    assert library.library_path(compiler, tmp_path / "native", "others") != own
+    with (tmp_path / "native" / name).open("a") as stream:
+        stream.write("// changed\n")
+    assert library.library_path(compiler, tmp_path / "native", "tables") != own

@@ -103,8 +103,8 @@ def holding(folder: Path) -> subprocess.Popen[str]:
     """A process that holds the lock until it is killed."""
     text = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom"
-        f" scripts.run import job\nwith job.working(Path({str(folder)!r})):\n print('held', flush=True)\n"
-        " import time; time.sleep(60)\n"
+        f" scripts.run import job\nwith job.working(Path({str(folder)!r})):\n"
+        " print('held', flush=True)\n import time; time.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"

@@ -18,7 +18,7 @@ from engine.multigrid.compiled import native_pairing
 
 
 def test_compiled_cycle_is_the_cycle_of_the_oracle(small, monkeypatch):
-    """Same algorithm, other code (engine/multigrid/native/multigrid.cc): M r agrees to float32
+    """Same algorithm, other code (engine/multigrid/native/solver.cc): M r agrees to float32
     times the smoother's sensitivity to λ_max, which the two estimate from other starting vectors
     (1 % apart at most)."""
     monkeypatch.setattr("engine.multigrid.levels.MAX_PLANE_UNKNOWNS", 27)
@@ -52,10 +52,8 @@ def test_compiled_cycle_is_the_cycle_of_the_oracle(small, monkeypatch):
 
 def test_compiled_w_cycle_is_that_of_the_oracle(monkeypatch):
     """With three coarsenings the second coarse level is visited twice; one visit gives another
-    cycle and needs more iterations."""
-    assert (
-        multigrid.REPEAT_FROM == 2
-    )  # kRepeatFrom of multigrid.cc, which the comparison below holds to it
+    cycle and needs more iterations. The compiled solve is told where that begins (repeat_from)."""
+    w = multigrid.REPEAT_FROM
     monkeypatch.setattr("engine.multigrid.levels.MAX_PLANE_UNKNOWNS", 27)
     grid = Grid((16, 16, 24), (0.0, 0.0, 0.0), 1.0)
     assert multigrid.depth(grid.shape) == 3
@@ -68,11 +66,13 @@ def test_compiled_w_cycle_is_that_of_the_oracle(monkeypatch):
     r = jnp.asarray(rng.normal(size=(2, 3, 17, 17, 25)), jnp.float32)
     found = {}
     for name, compiled, repeat in (
-        ("oracle", False, 2),
-        ("compiled", True, 2),
+        ("oracle", False, w),
+        ("compiled", True, w),
         ("V-cycle", False, 99),
+        ("compiled V-cycle", True, 99),
     ):
-        monkeypatch.setattr("engine.multigrid.cycle.REPEAT_FROM", repeat)
+        for place in ("cycle", "compiled"):
+            monkeypatch.setattr(f"engine.multigrid.{place}.REPEAT_FROM", repeat)
         jax.clear_caches()
         m = multigrid.build(system, grid, compiled)
         z = np.asarray(multigrid.precondition(m, r, grid.spacing_mm, SolverSettings()), float)
@@ -86,8 +86,10 @@ def test_compiled_w_cycle_is_that_of_the_oracle(monkeypatch):
             ),
         )
     off, other = (np.abs(found["oracle"][0] - found[k][0]).max() for k in ("compiled", "V-cycle"))
+    v_off = np.abs(found["V-cycle"][0] - found["compiled V-cycle"][0]).max()
     print({k: v[1] for k, v in found.items()}, off / np.abs(found["oracle"][0]).max(), other / off)
     assert off < 0.02 * np.abs(found["oracle"][0]).max() and off < 0.5 * other
+    assert v_off < 0.02 * np.abs(found["V-cycle"][0]).max() and v_off < 0.5 * other
     assert (
         abs(found["oracle"][1] - found["compiled"][1]) <= 1
         and found["compiled"][1] < found["V-cycle"][1]

@@ -1,10 +1,10 @@
-"""The compiled solve (multigrid.cc) behind JAX's foreign-function interface: built on first use,
+"""The compiled solve (solver.cc) behind JAX's foreign-function interface: built on first use,
 kept in .cache/native.
 
-About twenty seconds of g++, once per source, compiler, jaxlib and processor. Constants of the
-element come from engine.elasticity, so that both implementations share them. Without a compiler
-`available` says so in the log and the caller uses the XLA implementation, which is several times
-slower on CPUs.
+About twenty seconds of g++, once per state of the sources (solver.cc and its headers), compiler,
+jaxlib and processor. Constants of the element come from engine.elasticity, so that both
+implementations share them. Without a compiler `available` says so in the log and the caller uses
+the XLA implementation, which is several times slower on CPUs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from engine.elasticity import CORNERS, child_interpolation, element_matrices, mo
 
 log = logging.getLogger("spinefit")
 
-_SOURCE = Path(__file__).with_name("multigrid.cc")
+#: Where solver.cc is, the one translation unit, and the headers that it includes.
+SOURCES = Path(__file__).parent
 _TARGETS = ("build", "solve", "pairing", "precondition")
 #: One machine code for every loop: no peeling for alignment and no second version for pointers that
 #: might alias, between which the heap's addresses would choose, and with it the order of a sum
@@ -109,30 +110,37 @@ def _build(compiler: str) -> Path:
     """The shared library, compiled if it is not there. Raises CalledProcessError with the
     compiler's words."""
     tables = _tables(moment_matrices())
-    version = subprocess.run(
-        [compiler, "--version"], capture_output=True, text=True, check=True
-    ).stdout.splitlines()[0]
-    jaxlib = importlib.metadata.version("jaxlib")
-    flags = " ".join((*_FLAGS, *_LINK))
-    told = [_SOURCE.read_text(), tables, version, jaxlib, flags, _processor()]
-    key = hashlib.sha256("\0".join(told).encode()).hexdigest()[:16]
-    folder = cache_dir() / "native"
-    library = folder / f"multigrid-{key}.so"
+    library = library_path(compiler, SOURCES, tables)
     if library.is_file():
         return library
     log.info("compiling the solver (once, about twenty seconds)")
+    folder = library.parent
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         (Path(scratch) / "multigrid_tables.h").write_text(tables)
-        compiled, made = Path(scratch) / "made.o", Path(scratch) / "made.so"
-        include = [f"-I{scratch}", f"-I{jax.ffi.include_dir()}"]
+        compiled, linked = Path(scratch) / "solver.o", Path(scratch) / "solver.so"
+        include = [f"-I{place}" for place in (SOURCES, scratch, jax.ffi.include_dir())]
         for words in (
-            [*_FLAGS, *include, "-c", str(_SOURCE), "-o", str(compiled)],
-            [*_LINK, str(compiled), "-o", str(made)],
+            [*_FLAGS, *include, "-c", str(SOURCES / "solver.cc"), "-o", str(compiled)],
+            [*_LINK, str(compiled), "-o", str(linked)],
         ):
             subprocess.run([compiler, *words], capture_output=True, text=True, check=True)
-        os.replace(made, library)  # whole or not at all, whoever else compiles
+        os.replace(linked, library)  # whole or not at all, whoever else compiles
     return library
+
+
+def library_path(compiler: str, sources: Path, tables: str) -> Path:
+    """Where the shared library is kept: its name is the hash of all that makes it (every source
+    and header of the folder, generated tables, compiler, jaxlib, flags, processor)."""
+    version = subprocess.run(
+        [compiler, "--version"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()[0]
+    files = sorted(p for kind in ("*.cc", "*.h") for p in sources.glob(kind))
+    inputs = [part for p in files for part in (p.name, p.read_text())]
+    flags = " ".join((*_FLAGS, *_LINK))
+    inputs += [tables, version, importlib.metadata.version("jaxlib"), flags, _processor()]
+    key = hashlib.sha256("\0".join(inputs).encode()).hexdigest()[:16]
+    return cache_dir() / "native" / f"multigrid-{key}.so"
 
 
 def _processor() -> str:
