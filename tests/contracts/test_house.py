@@ -149,12 +149,9 @@ DOCUMENTS = [
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_documents_name_files_that_exist(document):
     text = (ROOT / document).read_text()
-    named = set(re.findall(r"\b((?:engine|fem|objectives|scripts|conf|tests)/[\w/.-]*\w)", text))
-    gone = [
-        name
-        for name in sorted(named)
-        if not (ROOT / name).exists() and not list(ROOT.glob(f"{name}*"))
-    ]
+    tops = "|".join((*PRODUCT, "conf", "tests", "docs"))
+    named = set(re.findall(rf"\b((?:{tops})/[\w/-]*\w(?:\.[a-z]+|/))", text))
+    gone = [name for name in sorted(named) if not (ROOT / name).exists()]
     assert not gone, f"{document} names {', '.join(gone)}"
 
 

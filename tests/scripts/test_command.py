@@ -22,19 +22,9 @@ from scripts.run.folder import write_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGURED = (
-    "optimize",
-    "verify",
-    "prepare_patient",
-    "status",
-    "compare",
-    "blueprint",
-    "bench",
-    "tune",
-    "phantom_scan",
-    "scan_study",
-    "validation",
-    "benchmark",
-)
+    "optimize verify prepare_patient status compare blueprint bench tune phantom_scan scan_study"
+    " validation benchmark"
+).split()
 PLAIN = ("demo", "study", "doctor")
 
 
