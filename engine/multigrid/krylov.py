@@ -29,7 +29,7 @@ from engine.multigrid.system import (
 from engine.types import SolverStatus
 
 #: A residual counts as bettered when it falls below this share of the least one so far (see
-#: STALL_ITERATIONS; multigrid.cc has the same).
+#: STALL_ITERATIONS; native/block_cg.h has the same).
 _PROGRESS = 0.98
 
 

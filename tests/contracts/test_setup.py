@@ -30,7 +30,7 @@ DISTRIBUTION = {
 }
 
 
-#: What scripts/peers.py runs (scripts/benchmarks/) in a virtual environment of its own, which it makes itself.
+#: What scripts/peers.py runs, in a virtual environment that it makes itself.
 PEERS = {"jax-fem", "parosol-py", "petsc4py", "h5py"}
 
 

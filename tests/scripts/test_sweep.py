@@ -307,19 +307,22 @@ def test_the_jobs_of_a_killed_sweep_are_told_to_save(tmp_path):
     """The system tells them (PR_SET_PDEATHSIG): nobody else can."""
     inner = tmp_path / "inner.py"
     inner.write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom scripts import"
-        " launchers\nlaunchers.end_with_parent()\n" + textwrap.dedent(PROGRAM)
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom scripts.sweeps import launchers\n"
+        "launchers.end_with_parent()\n" + textwrap.dedent(PROGRAM)
     )
     command(tmp_path, "a", "long")
     outer = (
-        f"import sys, threading; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom"
-        f" scripts import launchers\nlaunchers.PROGRAM = {str(inner)!r}\nc = launchers.Command('a',"
-        f" Path({str(tmp_path / 'a')!r}),"
-        f" ('out={tmp_path / 'a'}',))\nlist(launchers.launch(launchers.LauncherConfig(jobs=1,"
-        " memory_gb_per_job=0.2), [c], threading.Event()))\n"
+        f"import sys, threading; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\n"
+        "from scripts.run.config import LauncherConfig\nfrom scripts.sweeps import launchers\n"
+        f"launchers.PROGRAM = {str(inner)!r}\n"
+        f"folder = Path({str(tmp_path / 'a')!r})\n"
+        "c = launchers.Command('a', folder, (f'out={folder}',))\n"
+        "config = LauncherConfig(jobs=1, memory_gb_per_job=0.2)\n"
+        "list(launchers.launch(config, [c], threading.Event()))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", outer])
     while not (tmp_path / "a" / "ready").exists():
+        assert process.poll() is None, "the sweep ended before its job began"
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()

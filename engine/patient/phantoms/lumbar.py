@@ -206,8 +206,8 @@ def exact_plates(spec: LumbarSpec) -> tuple[dict[str, tuple[Endplate, Endplate]]
 
 
 def lumbar_truth(spec: LumbarSpec) -> dict[str, float]:
-    """Exact alignment of the phantom by key "place.name" (places and names of regional.py); no
-    surface is made.
+    """Exact alignment of the phantom by key "place.name" (places and names of
+    alignment/spine.py); no surface is made.
 
     Sagittal angles are in the plane across the hip axis x, coronal ones in that of x and the chord
     S1-L1; the vertical of SS and PT is LPS z in the sagittal plane.
