@@ -103,7 +103,7 @@ def hierarchy(
     )
 
 
-def cold(scene: Scene) -> Warm:
+def no_warm_start(scene: Scene) -> Warm:
     """No warm start."""
     zero = jnp.zeros_like(scene.forces)
     return Warm(zero, zero, jnp.zeros(3))
@@ -245,7 +245,7 @@ def analyse(
         implant,
         alloy(family.material),
         preconditioner,
-        cold(scene) if warm is None else warm,
+        no_warm_start(scene) if warm is None else warm,
     )
 
 

@@ -90,16 +90,16 @@ def check(
     a status, and then there is no response."""
     clock = time.perf_counter()
     try:
-        mesh = meshed(segment, design, surface, mesh_settings, crop_mm, folder / "mesh.npz")
+        mesh = kept_mesh(segment, design, surface, mesh_settings, crop_mm, folder / "mesh.npz")
     except MeshError as error:
         log.error("%s: %s", design.arm, error)
-        return nothing(f"no mesh: {error}")
+        return failed_check(f"no mesh: {error}")
     mesh_s = time.perf_counter() - clock
     try:
         response, solver, fields = solve(segment, design, mesh, boundary, fem_settings)
     except (ValueError, RuntimeError, MemoryError) as error:
         log.error("%s: %s", design.arm, error)
-        return nothing(f"no solution: {error}")
+        return failed_check(f"no solution: {error}")
     if fem_settings.contact is not None:
         folder = folder / contact_name(fem_settings.contact)
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def check(
     bad = [s for s in solver if s.code != "ok"]
     if bad:
         return replace(
-            nothing(f"{bad[0].code}: {bad[0].text}"), solver=tuple(solver), mesh=_figures(mesh)
+            failed_check(f"{bad[0].code}: {bad[0].text}"), solver=tuple(solver), mesh=_figures(mesh)
         )
     figures = {"mesh_s": mesh_s, **fields.figures}
     touching = dict(zip(fields.loadcases, fields.contact, strict=False))
@@ -130,7 +130,7 @@ def contact_name(friction: float) -> str:
     return f"contact_{friction:g}"
 
 
-def meshed(
+def kept_mesh(
     segment: Segment,
     design: Design,
     surface: Surface | None,
@@ -186,7 +186,7 @@ def balance(response: Response) -> tuple[float, float]:
     return float(force.max()), float(moment.max())
 
 
-def carried(reference: Reference, points_mm: np.ndarray) -> np.ndarray:
+def intact_energy_at(reference: Reference, points_mm: np.ndarray) -> np.ndarray:
     """Strain energy density of the intact segment [l, q] at other points, from its own samples (its
     own mesh).
 
@@ -198,7 +198,7 @@ def carried(reference: Reference, points_mm: np.ndarray) -> np.ndarray:
     return np.einsum("qk,lqk->lq", weight, reference.energy[:, index])
 
 
-def nothing(text: str) -> Check:
+def failed_check(text: str) -> Check:
     """An arm without numbers, and why."""
     nan = float("nan")
     return Check(SolverStatus("failed", text), None, (), {}, (), (nan, nan), {})

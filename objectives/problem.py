@@ -114,7 +114,7 @@ class Problem:
     ) -> Evaluation:
         """Everything about one design, no gradient."""
         preconditioner = self.hierarchy(unit) if preconditioner is None else preconditioner
-        warm = forward.cold(self.scene) if warm is None else warm
+        warm = forward.no_warm_start(self.scene) if warm is None else warm
         implant = _fields(self.family, _arrays(unit), self.scene.anatomy)
         return _evaluate(
             implant,

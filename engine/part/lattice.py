@@ -386,7 +386,7 @@ def _fewer(raw: Surface, edge_mm: float, untouched_mm: np.ndarray) -> Surface:
     near = np.zeros(len(raw.faces), bool)
     if len(untouched_mm):
         near = cKDTree(untouched_mm).query(mesh.triangles_center)[0] < 1.0
-    return surface.fewer(
+    return surface.decimated(
         raw, int(mesh.area_faces[~near].sum() / (np.sqrt(3) / 4 * edge_mm**2)), keep=near
     )
 

@@ -152,10 +152,10 @@ def _merge(surface: Surface, distance_mm: float) -> Surface:
 def _decimate(surface: Surface, edge_mm: float) -> Surface:
     """As many triangles as even ones of edge_mm would be."""
     area = trimesh.Trimesh(surface.points_mm, surface.faces, process=False).area
-    return fewer(surface, max(200, int(area / (np.sqrt(3) / 4 * edge_mm**2))))
+    return decimated(surface, max(200, int(area / (np.sqrt(3) / 4 * edge_mm**2))))
 
 
-def fewer(surface: Surface, faces: int, keep: np.ndarray | None = None) -> Surface:
+def decimated(surface: Surface, faces: int, keep: np.ndarray | None = None) -> Surface:
     """About so many triangles, by quadric edge collapse, not checked; keep [f] (bool): faces
     that stay as they are and do not count."""
     meshes = meshset(surface, keep)

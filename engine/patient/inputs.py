@@ -12,13 +12,13 @@ import numpy as np
 from engine import artifacts
 from engine.patient.bone.calibrate import calibrate
 from engine.patient.bone.calibration import Calibration, NoCalibration
-from engine.patient.bone.hounsfield import Metal, in_the_disc, scale_findings
-from engine.patient.bone.hounsfield import metal as metal_of
+from engine.patient.bone.hounsfield import Metal, disc_metal_findings, scale_findings
+from engine.patient.bone.hounsfield import metal_near_bones as metal_of
 from engine.patient.geometry.levels import parse_segment
-from engine.patient.labels.placement import displaced
-from engine.patient.labels.quality import accepted, stops
+from engine.patient.labels.placement import placement_findings
+from engine.patient.labels.quality import mark_accepted, stops
 from engine.patient.labels.understand import Labels, understand
-from engine.patient.model.scan import cropped, on_scan
+from engine.patient.model.scan import cropped, labels_within_scan
 from engine.patient.read import segmenters
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_image, read_labels
@@ -42,7 +42,7 @@ class Inputs:
     metal: Metal | None
 
 
-def shifted(labels: Image, source: MaskSource) -> Image:
+def shift_labels(labels: Image, source: MaskSource) -> Image:
     """The labels moved by source.shift_mm."""
     shift = np.array(getattr(source, "shift_mm", (0.0, 0.0, 0.0)))
     if not shift.any():
@@ -74,7 +74,7 @@ def read_inputs(
         )
     image, path, scheme = _read_label_file(source, scan, tool, out, log)
     labels = understand(
-        shifted(image, source),
+        shift_labels(image, source),
         pair,
         scheme=scheme,
         label_map=source.label_map,
@@ -83,11 +83,11 @@ def read_inputs(
     )
     metal, cut = None, scan
     if scan is not None and not stops(labels.findings):
-        labels = on_scan(scan, labels, pair)
+        labels = labels_within_scan(scan, labels, pair)
         cut = cropped(scan, labels)
         if scan.modality == "CT":
             more, metal = on_the_scan(scan, cut, labels, asked, pair)
-            labels = _with_findings(labels, accepted(more, source.accept), pair)
+            labels = _with_findings(labels, mark_accepted(more, source.accept), pair)
     out.mkdir(parents=True, exist_ok=True)
     artifacts.write_json(out / "findings.json", [finding.as_dict() for finding in labels.findings])
     gate_picture(labels, scan, out / "gate.png")
@@ -142,13 +142,13 @@ def _read_label_file(
 
 def _with_findings(labels: Labels, more: list[Finding], segment: tuple[str, str]) -> Labels:
     """The labels with more findings, without the levels that these leave out."""
-    more = [beside_segment(finding, segment) for finding in more]
+    more = [eased_beside_segment(finding, segment) for finding in more]
     out = {finding.level for finding in more if finding.severity == "left out"}
     pieces = {level: piece for level, piece in labels.pieces.items() if level not in out}
     return replace(labels, pieces=pieces, findings=(*labels.findings, *more))
 
 
-def beside_segment(finding: Finding, segment: tuple[str, str]) -> Finding:
+def eased_beside_segment(finding: Finding, segment: tuple[str, str]) -> Finding:
     """A stop on one level that the segment does not need leaves the level out."""
     beside = finding.severity == "stop" and finding.level and finding.level not in segment
     return replace(finding, severity="left out") if beside else finding
@@ -163,9 +163,9 @@ def on_the_scan(
     if any(finding.code == "hu" and finding.severity != "note" for finding in scale):
         # its numbers are no HU: neither metal nor the labels' place can be told by them
         return scale, None
-    findings = [*displaced(scan, labels), *_other_frame(scan, labels), *scale]
+    findings = [*placement_findings(scan, labels), *_other_frame(scan, labels), *scale]
     objects, lines = metal_of(cut, labels)
-    return [*findings, *lines, *in_the_disc(cut, labels, segment)], objects
+    return [*findings, *lines, *disc_metal_findings(cut, labels, segment)], objects
 
 
 def _other_frame(scan: Image, labels: Labels) -> list[Finding]:

@@ -27,7 +27,7 @@ from engine.patient.alignment.plausible import check_segment
 from engine.patient.alignment.spine import spine_alignment
 from engine.patient.alignment.spine import standard_errors as alignment_errors
 from engine.patient.anatomy.features import features
-from engine.patient.anatomy.hips import noted
+from engine.patient.anatomy.hips import with_head_source
 from engine.patient.anatomy.sacrum import local_endplate
 from engine.patient.anatomy.structures import check_subregions, measures
 from engine.patient.anatomy.uncertainty import redraw, redraw_plate, standard_errors, surface_noise
@@ -35,7 +35,7 @@ from engine.patient.bone.calibration import NoCalibration
 from engine.patient.bundle import save_bundle, save_segment
 from engine.patient.geometry.distance import surface_sdf
 from engine.patient.geometry.levels import parse_segment
-from engine.patient.inputs import Inputs, read_inputs, shifted
+from engine.patient.inputs import Inputs, read_inputs, shift_labels
 from engine.patient.labels.understand import Labels
 from engine.patient.model.scan import (
     ScanOptions,
@@ -158,7 +158,7 @@ def _read_scan(config: PrepareConfig, source: MaskSource, out: Path, stages: Sta
     read = read_inputs(config, source, out, stages.log)
     subregions = None
     if source.subregions is not None:
-        subregions = shifted(read_labels(source.subregions, read.grid), source)
+        subregions = shift_labels(read_labels(source.subregions, read.grid), source)
         check_subregions(subregions, read.labels)  # before anything slow
     patient = model_of(config, source, read, stages)
     patient = with_structures(patient, read.labels, subregions, stages)
@@ -190,7 +190,7 @@ def _measure(config: PrepareConfig, source: _Source, out: Path, stages: Stages) 
         posture=patient.posture,
         age=given.age,
     )
-    alignment = noted(alignment, how) if how else alignment
+    alignment = with_head_source(alignment, how) if how else alignment
     unusual = _check_pi(given, patient, alignment)
     unusual += check_segment(config.segment, measure(*pair(patient, config.segment)))
     patient = _with_findings(patient, unusual, stages)

@@ -93,7 +93,7 @@ class Step:
     balance: float
 
 
-class NotFound(RuntimeError):
+class NoEquilibrium(RuntimeError):
     """No equilibrium: the text names the load, and what was tried."""
 
 
@@ -256,14 +256,16 @@ class IntactSegment:
                     break
                 step *= 0.5
                 if step < _SHORTEST_STEP:
-                    raise NotFound(
+                    raise NoEquilibrium(
                         f"{_words(load)}: Newton's method stands still at a residual of"
                         f" {size:.1e} N"
                     )
             s, residual, inner, size = tried, r, f, now
             if size < _AT_REST * scale:
                 return s, iteration
-        raise NotFound(f"{_words(load)}: residual {size:.1e} N after {_MOST_ITERATIONS} iterations")
+        raise NoEquilibrium(
+            f"{_words(load)}: residual {size:.1e} N after {_MOST_ITERATIONS} iterations"
+        )
 
     def walk(self, s: State, start: Load, end: Load) -> tuple[State, int]:
         """From rest under `start` to rest under `end`, in increments that are halved where
@@ -276,7 +278,7 @@ class IntactSegment:
             except RuntimeError as error:  # NotFound, or no factor
                 step *= 0.5
                 if step < 0.5**_MOST_HALVINGS:
-                    raise NotFound(
+                    raise NoEquilibrium(
                         f"{error}; increments down to 1/{2**_MOST_HALVINGS} were tried"
                     ) from error
                 log.info("%s; halved to %g", error, step)

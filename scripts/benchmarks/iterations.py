@@ -76,8 +76,10 @@ def _timed_iteration(
 
     scene, numerics = problem.scene, problem.numerics
     near = _NearDesigns(problem, start)
-    first_s, _ = near.iterations(forward.cold(scene), 0.0)
-    full_s, (evaluation, _, _, warm) = near.iterations(forward.cold(scene), 0.0102, 0.0101, 0.01)
+    first_s, _ = near.iterations(forward.no_warm_start(scene), 0.0)
+    full_s, (evaluation, _, _, warm) = near.iterations(
+        forward.no_warm_start(scene), 0.0102, 0.0101, 0.01
+    )
     build_s, lagged = near.hierarchies(0.0002, 0.0001, 0.0)
     solve_s, single_s = _timed_solves(problem, near.design(0.01))
     warm_s, (warmed, _, _, last) = near.iterations(warm, 0.0128, 0.0129, 0.013)

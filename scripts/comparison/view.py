@@ -73,7 +73,7 @@ def collected(found: Found) -> dict[str, Any]:
 
 def _plain(full: Surface, faces: int) -> dict[str, list[float] | list[int]]:
     """Vertices in mm (to 0.01) and triangles, flat."""
-    few = surface.fewer(full, faces)
+    few = surface.decimated(full, faces)
     return {
         "p": np.round(np.asarray(few.points_mm), 2).ravel().tolist(),
         "f": np.asarray(few.faces).ravel().tolist(),

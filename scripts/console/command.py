@@ -237,10 +237,10 @@ def run(work: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return STOPPED
     except OSError as error:
-        wrong.said(error)
+        wrong.report_error(error)
         return TRANSIENT if wrong.may_pass(error) else FAILED
     except (ValueError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        wrong.said(error)
+        wrong.report_error(error)
         return FAILED
 
 

@@ -88,7 +88,7 @@ def lines_of(error: BaseException) -> list[str]:
     return [" ".join(text.split()) or type(error).__name__]
 
 
-def said(error: BaseException) -> None:
+def report_error(error: BaseException) -> None:
     """Print an error, each problem on a line of its own."""
     for line in lines_of(error):
         print(f"error: {line}", file=sys.stderr, flush=True)

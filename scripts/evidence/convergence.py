@@ -120,7 +120,7 @@ def converge(
         arm, level = job
         design, surface = parts.load_design(run / "designs" / arm)
         boundary, mesh = study.boundary_of(opened.families[arm]), scaled(opened.mesh, SCALES[level])
-        found = check.alone(
+        found = check.check_in_process(
             opened.segment,
             design,
             surface,

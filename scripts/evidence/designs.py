@@ -124,7 +124,7 @@ def _check(
 ) -> Check:
     """SfePy's check of a design, in a process of its own."""
     boundary = opened.study.boundary_of(family)
-    return check.alone(
+    return check.check_in_process(
         opened.segment, design, surface, boundary, opened.crop_mm, opened.mesh, opened.fem, folder
     )
 
@@ -150,7 +150,7 @@ def _sfepy(
     checked = _check(opened, *parts.load_design(folder), family, folder)
     status = checked.status
     head = {"kind": drawn.kind, "status": status.code, "text": status.text}
-    response = check.referenced(checked, drawn.kind, intact).response
+    response = check.with_reference(checked, drawn.kind, intact).response
     if response is None:
         return head
     return head | {"engine": engine, "sfepy": _quantities(study, response)}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fem.intact.segment import IntactSegment, Load, NotFound, Step
+from fem.intact.segment import IntactSegment, Load, NoEquilibrium, Step
 from scripts.evidence.lumbar_meshes import kind_of
 
 log = logging.getLogger("spinefit")
@@ -100,7 +100,7 @@ def balanced(segment: IntactSegment, follower_n: float = 500.0) -> IntactSegment
         tried.append((shift, turned))
         (a, fa), (b, fb) = tried[-2:] if len(tried) > 1 else ((4.0, turned + 1.0), tried[0])
         shift = b - fb * (b - a) / (fb - fa)
-    raise NotFound(
+    raise NoEquilibrium(
         "no path of the follower keeps the segment from turning; tried"
         f" {[round(s, 1) for s, _ in tried]} mm"
     )

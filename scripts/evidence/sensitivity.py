@@ -104,7 +104,7 @@ class _Solver:
         boundary = opened.study.boundary_of(opened.families[arm])
         fem = replace(opened.fem, bone_factor=v.bone_factor * opened.fem.bone_factor)
         where = self.out / self._mesh_folder(arm, v)
-        return check.alone(
+        return check.check_in_process(
             opened.segment, design, surface, boundary, opened.crop_mm, self._mesh(v), fem, where
         )
 
@@ -145,7 +145,7 @@ def _new_rows(
 ) -> list[dict[str, Any]]:
     """A row for each variation that one solve answers, its time shared between them."""
     ((arm, solved), variations), clock = solve, time.perf_counter()
-    checked = check.referenced(solver.check(arm, solved), arm, intact)
+    checked = check.with_reference(solver.check(arm, solved), arm, intact)
     several = [_row(solver.opened, arm, v, checked) for v in variations]
     return [r | {"seconds": (time.perf_counter() - clock) / len(several)} for r in several]
 

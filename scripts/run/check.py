@@ -27,7 +27,7 @@ import numpy as np
 
 from engine import artifacts
 from fem.mesh.mmg import die_with_parent
-from fem.verify import Check, Reference, carried, check, nothing
+from fem.verify import Check, Reference, check, failed_check, intact_energy_at
 from scripts.console.overrides import resume_line
 from scripts.run import solved
 from scripts.run.config import ARMS, FLOORS, FemConfig
@@ -164,7 +164,7 @@ class _Measuring:
         if not self.intact_comes:
             for key in list(self.waiting):
                 name, mu = key
-                solution = referenced(self.waiting.pop(key), name, self.reference)
+                solution = with_reference(self.waiting.pop(key), name, self.reference)
                 self.records[name].add(solution, mu)
 
 
@@ -213,16 +213,16 @@ class Arms:
         if found is not None:
             log.info("SfePy %s: taken over from another run of the same content", arm)
             return found
-        found = alone(*self.jobs[arm], where)
+        found = check_in_process(*self.jobs[arm], where)
         if found.response is not None:
             self.store.give(self.keys[arm], found, where)
         return found
 
     def with_contact(self, arm: str, friction: float) -> tuple[str, float | None, Check]:
-        return arm, friction, alone(*self._job(arm, friction), self.folder / "fem" / arm)
+        return arm, friction, check_in_process(*self._job(arm, friction), self.folder / "fem" / arm)
 
 
-def alone(*job: Any) -> Check:
+def check_in_process(*job: Any) -> Check:
     """`check` in a process of its own: its memory is given back after the arm, and a crash takes
     no other arm along."""
     try:
@@ -230,7 +230,7 @@ def alone(*job: Any) -> Check:
             return one.submit(check, *job).result()
     except BrokenProcessPool as error:
         return replace(
-            nothing(
+            failed_check(
                 f"the process of this arm died ({error}); usually too little memory: coarsen"
                 " fem.mesh"
             ),
@@ -238,10 +238,10 @@ def alone(*job: Any) -> Check:
         )
     except Exception as error:  # whatever it is, it is this arm's alone
         log.exception("an arm failed")
-        return nothing(f"{type(error).__name__}: {error}")
+        return failed_check(f"{type(error).__name__}: {error}")
 
 
-def referenced(found: Check, arm: str, reference: Reference | None) -> Check:
+def with_reference(found: Check, arm: str, reference: Reference | None) -> Check:
     """With the intact segment's strain energy at its samples, where there is an intact segment."""
     response = found.response
     if response is None or reference is None:
@@ -249,6 +249,6 @@ def referenced(found: Check, arm: str, reference: Reference | None) -> Check:
     energy = (
         energy_nmm(response)
         if arm == "intact"
-        else carried(reference, np.asarray(response.position))
+        else intact_energy_at(reference, np.asarray(response.position))
     )
     return replace(found, response=replace(response, reference_sed=energy))

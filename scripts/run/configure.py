@@ -14,12 +14,9 @@ from engine import implants, loadcases
 from engine.implants.cage import Settings as Cage
 from objectives.problem import GoalSettings, goal
 from scripts.console import composing
-from scripts.console.composing import expand, made
-from scripts.console.wrong import Wrong, nearest, said, validation_lines
+from scripts.console.wrong import Wrong, nearest, validation_lines
 from scripts.run.config import LauncherConfig, RunConfig
 from scripts.run.stored import PARTS, STUDY, TYPED
-
-__all__ = ["Wrong", "composed", "expand", "made", "problems", "run_config", "said"]
 
 
 def run_config(settings: DictConfig) -> tuple[RunConfig, LauncherConfig]:

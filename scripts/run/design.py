@@ -174,7 +174,7 @@ def optimise(
     begin = search.start(study, pose)
     constraints = sum(g.kind != "minimise" for g in study.goals)
     state = _last_state(
-        folder, optimize.start(begin, constraints, forward.cold(problem.scene), settings)
+        folder, optimize.start(begin, constraints, forward.no_warm_start(problem.scene), settings)
     )
     history = folder / "history.jsonl"
     _drop_after(history, int(state.iteration))

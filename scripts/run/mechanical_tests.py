@@ -32,7 +32,7 @@ from fem.elastic.invariants import principal, von_mises
 from fem.mesh.build import MeshSettings
 from fem.solution import write_vtu
 from fem.solve import FemSettings, solve
-from fem.verify import meshed
+from fem.verify import kept_mesh
 from scripts.run import parts
 from scripts.run.config import ARMS
 from scripts.run.measures import weighted_percentile
@@ -92,7 +92,7 @@ def bench_part(
 ) -> dict[str, dict[str, float]]:
     """Figures by test. Raises ValueError or fem.mesh.build.MeshError where a test cannot be
     done."""
-    grid = meshed(segment, design, surface, mesh, crop_mm, folder / "mesh.npz")
+    grid = kept_mesh(segment, design, surface, mesh, crop_mm, folder / "mesh.npz")
     part = grid.points_mm[np.unique(grid.tets[grid.labels == 2])]
     boundary = boundary_of(segment, base, 0.5 * (part.min(0) + part.max(0)))
     out: dict[str, dict[str, float]] = {}

@@ -27,7 +27,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from engine import artifacts
-from scripts.console import machine
+from scripts.console import composing, machine
 from scripts.console.overrides import key_of, quoted, shell_line, understood
 from scripts.console.wrong import Wrong, lines_of
 from scripts.run import arms as studies
@@ -116,7 +116,7 @@ def _combinations(arguments: Sequence[str]) -> tuple[list[list[str]], list[str]]
         raise ValueError(
             "resume=… is not for sweeps: they always go on with what is in their folder"
         )
-    combinations, swept = configure.expand(
+    combinations, swept = composing.expand(
         [*arguments, *([] if "check" in given else ["check=true"])]
     )
     if "out" in swept:
@@ -208,7 +208,7 @@ def remaining(sweep: Sweep) -> tuple[list[Planned], dict[str, str]]:
             skipped[planned.command.name] = "another process works on it"
         elif (
             before.get("status") == "failed"
-            and not launchers.passing(before["exit"])
+            and not launchers.is_transient(before["exit"])
             and not sweep.launcher.retry_failed
         ):
             skipped[planned.command.name] = f"failed for good: {before['reason']}"
@@ -275,7 +275,7 @@ def _keep_outcome(command: Command, code: int) -> None:
     """The outcome of a job that ended before it could write one itself: with what it said last."""
     if (
         code in (job.DONE, job.STOPPED)
-        or launchers.passing(code)
+        or launchers.is_transient(code)
         or (command.folder / OUTCOME).exists()
     ):
         return

@@ -151,7 +151,7 @@ def end_with_parent() -> None:
             raise KeyboardInterrupt("the sweep has ended")
 
 
-def passing(code: int) -> bool:
+def is_transient(code: int) -> bool:
     """The failure may pass: said so by the job, or its process was killed."""
     return code == 75 or code < 0 or code in (128 + signal.SIGKILL, 128 + signal.SIGBUS)
 
@@ -194,7 +194,7 @@ def _joblib(
             running.add(task)
             code = task()
             running.discard(task)
-            if stop.is_set() or not passing(code):
+            if stop.is_set() or not is_transient(code):
                 break
             if attempt < config.retries:
                 log.warning("%s: ended with code %d; started again", command.name, code)
@@ -315,7 +315,7 @@ def _ray(
         os.chdir(here)
         code = 75
         for _ in range(config.retries + 1):
-            if not passing(code := task()):
+            if not is_transient(code := task()):
                 break
         return code
 

@@ -321,7 +321,7 @@ def _attempt(
             return TrialState.PRUNED, None, f"{pruned} ({folder.name})"
         if stop.is_set():
             return TrialState.RUNNING, None, ""
-        if not launchers.passing(code):
+        if not launchers.is_transient(code):
             break
     if not job.finished(this.config):
         outcome = (

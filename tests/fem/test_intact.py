@@ -12,7 +12,7 @@ import pytest
 from engine.types import VoxelField
 from fem.intact.connections import Facets, Ligament, Piecewise, ToeLinear
 from fem.intact.hyperelastic import Body, Solid
-from fem.intact.segment import IntactSegment, Load, NotFound
+from fem.intact.segment import IntactSegment, Load, NoEquilibrium
 from scripts.evidence.hyperelastic import bricks8
 
 SIZE = np.array([30.0, 40.0, 10.0])
@@ -216,7 +216,7 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(
 
 
 def test_what_has_no_equilibrium_says_so() -> None:
-    with pytest.raises(NotFound, match=r"moment .*increments down to 1/64"):
+    with pytest.raises(NoEquilibrium, match=r"moment .*increments down to 1/64"):
         segment = block()
         segment.walk(segment.start(), Load(), Load(moment_nmm=(0.0, 1e6, 0.0)))
 

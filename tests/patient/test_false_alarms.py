@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from engine.patient.bone.hounsfield import metal, scale_findings
-from engine.patient.labels.placement import displaced
+from engine.patient.bone.hounsfield import metal_near_bones, scale_findings
+from engine.patient.labels.placement import placement_findings
 from engine.patient.labels.understand import understand
 from engine.patient.phantoms.lumbar import LumbarSpec, lumbar_phantom
 from engine.patient.phantoms.synthetic import ScanSpec, synthetic_ct
@@ -51,9 +51,9 @@ def test_phantoms_raise_no_alarm(
     labels = understand(image, ("L4", "L5"))
     found = [
         *labels.findings,
-        *displaced(scan, labels),
+        *placement_findings(scan, labels),
         *scale_findings(scan, labels, density=True),
-        *metal(scan, labels)[1],
+        *metal_near_bones(scan, labels)[1],
     ]
     assert _alarms(found) == set()
 
@@ -104,8 +104,8 @@ def test_real_patients_raise_no_new_alarm(
     if scan:
         image = replace(read_image(needs_data(scan)), modality="CT")
         found += [
-            *displaced(image, labels),
+            *placement_findings(image, labels),
             *scale_findings(image, labels, density=True),
-            *metal(image, labels)[1],
+            *metal_near_bones(image, labels)[1],
         ]
     assert _alarms(found) <= known

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engine.patient.alignment.spine import spine_alignment
-from engine.patient.anatomy.hips import femoral_heads, heads_of, noted
+from engine.patient.anatomy.hips import femoral_heads, heads_of, with_head_source
 from engine.patient.geometry.frames import rotation
 from engine.patient.labels.understand import Labels, understand
 from engine.patient.phantoms.lumbar import LumbarSpec, exact_plates
@@ -147,10 +147,12 @@ def test_pelvic_incidence_from_fitted_heads() -> None:
     labels = Labels(Image(values, matrix, "SEG", (), {}), SCHEMES["totalsegmentator"], {}, (), ())
     heads, line = femoral_heads(labels)
     assert heads is not None, line
-    found = noted(spine_alignment(plates, base, femoral_heads_mm=heads, posture="phantom"), line)
+    found = with_head_source(
+        spine_alignment(plates, base, femoral_heads_mm=heads, posture="phantom"), line
+    )
     assert found.value("pelvic_incidence_deg") == pytest.approx(spec.pi_deg, abs=0.4)
     assert "fitted to labels 75/76" in found.measure("pelvic_incidence_deg").source
-    missing = noted(
+    missing = with_head_source(
         spine_alignment(plates, base, posture="phantom"), "femoral heads: not fitted (left: cut)"
     )
     assert "left: cut" in missing.measure("pelvic_incidence_deg").reason

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.patient.bone.hounsfield import in_the_disc, metal, scale_findings
+from engine.patient.bone.hounsfield import disc_metal_findings, metal_near_bones, scale_findings
 from engine.patient.labels.understand import Labels, understand
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_image, read_labels
@@ -68,7 +68,7 @@ def test_an_object_of_one_value_is_no_window(torso: Torso, labels: Labels) -> No
 
 def test_hu_are_hu(torso: Torso, labels: Labels) -> None:
     assert [f.severity for f in scale_findings(torso[0], labels, density=True)] == ["note"]
-    assert metal(torso[0], labels) == (None, [])
+    assert metal_near_bones(torso[0], labels) == (None, [])
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,9 @@ def test_real_cts_raise_no_alarm(
     image = replace(read_image(needs_data(scan)), modality="CT")
     found = understand(read_labels(needs_data(mask)), segment, scheme=scheme, accept=("truncated",))
     assert [(f.code, f.severity) for f in scale_findings(image, found, density=True)] == [said]
-    assert metal(image, found)[1] == [] and in_the_disc(image, found, segment) == []
+    assert (
+        metal_near_bones(image, found)[1] == [] and disc_metal_findings(image, found, segment) == []
+    )
 
 
 def _with_screw(torso: Torso, labels: Labels) -> tuple[Image, np.ndarray]:
@@ -124,7 +126,7 @@ def _with_screw(torso: Torso, labels: Labels) -> tuple[Image, np.ndarray]:
 
 def test_a_screw_is_found_measured_and_left_out(torso: Torso, labels: Labels) -> None:
     scan, ends = _with_screw(torso, labels)
-    found, findings = metal(scan, labels)
+    found, findings = metal_near_bones(scan, labels)
     assert found is not None and [f.code for f in findings] == ["metal"]
     (screw,) = found.about
     assert screw["levels"] == ["L4"] and screw["kind"] == "metal"
@@ -162,9 +164,9 @@ def test_an_implant_in_the_treated_disc_stops(torso: Torso, labels: Labels) -> N
     at = np.rint(rigid(np.linalg.inv(scan.lps_from_index), middle)).astype(int)
     values = scan.values.copy()
     values[at[0] - 5 : at[0] + 5, at[1] - 4 : at[1] + 4, at[2] - 1 : at[2] + 2] = 1500
-    (finding,) = in_the_disc(replace(scan, values=values), labels, ("L4", "L5"))
+    (finding,) = disc_metal_findings(replace(scan, values=values), labels, ("L4", "L5"))
     assert finding.severity == "stop" and "implant or cement already" in finding.text
-    assert in_the_disc(scan, labels, ("L4", "L5")) == []
+    assert disc_metal_findings(scan, labels, ("L4", "L5")) == []
 
 
 def test_cement_under_an_endplate_is_found(torso: Torso, labels: Labels) -> None:
@@ -179,7 +181,7 @@ def test_cement_under_an_endplate_is_found(torso: Torso, labels: Labels) -> None
         )
         < 6.0
     )
-    _, findings = metal(
+    _, findings = metal_near_bones(
         replace(scan, values=np.where(near, 1900, scan.values).astype(np.int16)), labels
     )
     assert [f.code for f in findings] == ["metal"] and "cement" in findings[0].text

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.patient.labels.placement import displaced, placement
+from engine.patient.labels.placement import placement, placement_findings
 from engine.patient.labels.understand import Labels, understand
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_image, read_labels
@@ -42,7 +42,7 @@ def test_a_shift_is_found_and_its_reverse_proposed(
     labels = _moved(understand(image, ("L4", "L5")), shift)
     found = placement(scan, list(labels.pieces.values()))
     assert found is not None and np.linalg.norm(found.shift_mm + shift) <= 1.8
-    (finding,) = displaced(scan, labels)
+    (finding,) = placement_findings(scan, labels)
     assert finding.severity == severity
     if severity == "stop":
         assert (
@@ -54,7 +54,7 @@ def test_a_shift_is_found_and_its_reverse_proposed(
 def test_a_scan_of_something_else_is_told(torso: tuple[Image, Image, dict[str, Any]]) -> None:
     scan, image, _ = torso
     flat = Image(np.full(scan.values.shape, 40, np.int16), scan.lps_from_index, "CT", (), {})
-    (finding,) = displaced(flat, understand(image, ("L4", "L5")))
+    (finding,) = placement_findings(flat, understand(image, ("L4", "L5")))
     assert (
         finding.severity == "stop" and "not the one that the labels were drawn on" in finding.text
     )
@@ -65,7 +65,7 @@ def test_a_real_ct_lies_under_its_labels() -> None:
     labels = understand(
         read_labels(needs_data("ct_totalsegmentator/totalseg.nii.gz")), ("L4", "L5")
     )
-    (finding,) = displaced(replace(scan, modality="CT"), labels)
+    (finding,) = placement_findings(replace(scan, modality="CT"), labels)
     assert finding.severity == "note", finding.text
 
 
@@ -75,7 +75,7 @@ def test_one_level_that_was_moved_alone_is_found(
     scan, image, _ = torso
     labels = understand(image, ("L4", "L5"))
     moved = _moved(labels, (0.0, 5.0, 0.0)).pieces["L4"]
-    (finding,) = displaced(scan, replace(labels, pieces=labels.pieces | {"L4": moved}))
+    (finding,) = placement_findings(scan, replace(labels, pieces=labels.pieces | {"L4": moved}))
     assert (finding.level, finding.severity) == (
         "L4",
         "stop",

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from engine.patient.geometry.distance import surface_sdf, volume_mm3
-from engine.patient.labels.refine import refined
+from engine.patient.labels.refine import refine_surface
 from engine.patient.labels.surface import mask_surface
 from engine.patient.labels.understand import Labels, understand
 from engine.patient.model.scan import ScanOptions, from_labels, other_bones
@@ -85,7 +85,7 @@ def test_a_mask_with_wrong_edges_is_mended(scanned: Scanned) -> None:
     )
     piece = labels.pieces["L3"]
     wrong = mask_surface(piece.mask, piece.lps_from_index)
-    found = refined(wrong, scanned.scan, other_bones(piece, labels), VOXEL)
+    found = refine_surface(wrong, scanned.scan, other_bones(piece, labels), VOXEL)
     before, after = off_mm(wrong, scanned.truth("L3")), off_mm(found.surface, scanned.truth("L3"))
     assert before[0] > 0.45
     assert after[0] < 0.5 * before[0]
@@ -98,7 +98,7 @@ def test_a_scan_that_shows_no_edge_is_refused(scanned: Scanned, values: str) -> 
     other = {"constant": np.full_like(hu, 40.0), "noise": noise, "inverted": -hu}[values]
     blocky = mask_surface(piece.mask, piece.lps_from_index)
     with pytest.raises(ValueError, match=r"HU decide \d+ % of the surface"):
-        refined(
+        refine_surface(
             blocky, replace(scanned.scan, values=other), other_bones(piece, scanned.labels), VOXEL
         )
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import zoom
 
-from engine.patient.labels.resampling import rim_share, undone
+from engine.patient.labels.resampling import rim_share, without_rims
 from engine.patient.labels.understand import understand
 from engine.patient.read.image import Image
 from engine.patient.read.images import read_labels
@@ -52,12 +52,12 @@ def test_an_axis_that_was_doubled_is_found(
     )
     matrix = lumbar_labels.lps_from_index.copy()
     matrix[:3, :3] /= np.array(factor)
-    mended, line = undone(Image(np.rint(values).astype(np.int16), matrix, "SEG", (), {}))
+    mended, line = without_rims(Image(np.rint(values).astype(np.int16), matrix, "SEG", (), {}))
     assert line and set(np.unique(mended.values)) == set(np.unique(lumbar_labels.values))
 
 
 def test_labels_as_drawn_are_left_alone(lumbar_labels: Image) -> None:
-    assert undone(lumbar_labels) == (lumbar_labels, "")
+    assert without_rims(lumbar_labels) == (lumbar_labels, "")
     shell = lumbar_labels.values.copy()  # a cortex of one number round each spongiosa is no rim
     shell[(shell == 24) & (np.roll(shell, 1, axis=0) != 24)] = 7
     assert rim_share(Image(shell, lumbar_labels.lps_from_index, "SEG", (), {})) == 0.0

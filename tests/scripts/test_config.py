@@ -12,10 +12,11 @@ from hydra.errors import HydraException
 from pydantic import ValidationError
 
 from engine.patient import PlanConfig, load_segment, phantom_segment
+from scripts.console.composing import expand
 from scripts.run import arms as studies
 from scripts.run import opened
 from scripts.run.config import PatientConfig, RunConfig
-from scripts.run.configure import expand, run_config
+from scripts.run.configure import run_config
 from scripts.run.folder import open_run
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

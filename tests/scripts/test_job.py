@@ -55,7 +55,7 @@ def test_every_end_has_a_last_word_and_an_exit_code(config, monkeypatch, error, 
     outcome = artifacts.read_json(Path(config.out) / OUTCOME)
     assert outcome["status"] == status and outcome["exit"] == code
     assert isinstance(error, KeyboardInterrupt) or str(error.args[-1]) in outcome["reason"]
-    assert launchers.passing(code) == (code == job.TRANSIENT)
+    assert launchers.is_transient(code) == (code == job.TRANSIENT)
     assert not job.finished(config)
 
 

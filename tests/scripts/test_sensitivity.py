@@ -14,7 +14,7 @@ from engine import artifacts
 from engine.types import Design, SolverStatus, Surface, VoxelField, rigid
 from fem.mesh.build import MeshSettings
 from fem.solve import FemSettings
-from fem.verify import nothing
+from fem.verify import failed_check
 from scripts.evidence import ranking, sensitivity
 from scripts.evidence.variations import ARMS, NOMINAL, Variation, moved, moved_field
 from scripts.run import check, credibility, parts
@@ -203,7 +203,7 @@ def study(monkeypatch, tmp_path):
         if len(solved) == study.stop_at:
             raise KeyboardInterrupt
         solved.append((folder.name, fem.bone_factor, mesh.background_mm))
-        found = nothing("")
+        found = failed_check("")
         if design.arm == "intact":
             return found
         return replace(
@@ -221,7 +221,7 @@ def study(monkeypatch, tmp_path):
 
     monkeypatch.setattr(sensitivity, "open_designed", lambda run, fem: opened)
     monkeypatch.setattr(sensitivity, "require_designs", lambda run, arms: None)
-    monkeypatch.setattr(check, "alone", alone)
+    monkeypatch.setattr(check, "check_in_process", alone)
     monkeypatch.setattr(parts, "load_design", load)
     monkeypatch.setattr(sensitivity, "rescaled", lambda response, factor: factor * sum(response))
     monkeypatch.setattr(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from engine.types import Response, SolverStatus
-from fem.verify import nothing
+from fem.verify import failed_check
 from scripts.run import arms as studies
 from scripts.run import check, design, solved
 
@@ -30,7 +30,7 @@ def made_arm(folder, text="ok"):
     folder.mkdir(parents=True)
     (folder / "solution.vtu").write_bytes(b"fields")
     (folder / "mesh.npz").write_bytes(b"mesh")
-    return nothing(text)
+    return failed_check(text)
 
 
 def test_an_arm_comes_back_with_its_files(root, tmp_path):
@@ -127,9 +127,9 @@ def test_two_runs_share_the_work(root, tmp_path, monkeypatch):
         (where / "solution.vtu").write_text(arm)
         time.sleep(0.15)
         found = Response(*(np.arange(float(len(arm))),) * 11, loadcases=("standing",))
-        return replace(nothing(""), response=found, status=SolverStatus("ok", arm))
+        return replace(failed_check(""), response=found, status=SolverStatus("ok", arm))
 
-    monkeypatch.setattr(check, "alone", alone)
+    monkeypatch.setattr(check, "check_in_process", alone)
     arms = ["intact", "full_endplate", "stock", "conforming", "optimised"]
     runs = [Arms(tmp_path / r, arms, log) for r in ("first", "second")]
     with ThreadPoolExecutor(2) as pool:
@@ -141,7 +141,7 @@ def test_two_runs_share_the_work(root, tmp_path, monkeypatch):
 
 
 def test_a_failed_arm_is_not_kept(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(check, "alone", lambda arm, where: nothing("no mesh"))
+    monkeypatch.setattr(check, "check_in_process", lambda arm, where: failed_check("no mesh"))
     Arms(tmp_path, ["stock"], []).next()
     assert not list(root.glob("*/"))
 

@@ -22,6 +22,7 @@ import pytest
 from engine import artifacts
 from engine.patient import phantom_segment, save_segment
 from engine.types import Segment
+from scripts.console import composing
 from scripts.console.wrong import Wrong
 from scripts.run import configure, job, standing
 from scripts.run.config import LauncherConfig
@@ -115,10 +116,10 @@ def test_the_jobs_overrides_compose_to_the_very_configuration_that_was_checked(p
 
 
 def test_an_experiment_may_bring_its_own_sweep_and_arguments_win():
-    combinations, swept = configure.expand(["experiment=objectives_study", "seed=5", "out=x"])
+    combinations, swept = composing.expand(["experiment=objectives_study", "seed=5", "out=x"])
     assert set(swept) == {"objectives", "patient.bundle"} and len(combinations) == 4 * 5
     assert all("seed=5" in c for c in combinations)
-    combinations, swept = configure.expand(
+    combinations, swept = composing.expand(
         ["experiment=objectives_study", "patient.bundle=null", "out=x"]
     )
     assert set(swept) == {"objectives", "seed"} and len(combinations) == 4 * 3

@@ -102,7 +102,7 @@ class Bench:
         unit = {k: jnp.asarray(v) for k, v in unit.items()}
         preconditioner = self.hierarchy(unit) if preconditioner is None else preconditioner
         weights = jnp.zeros(len(self.every)) if weights is None else jnp.asarray(weights, float)
-        warm = forward.cold(scene) if warm is None else warm
+        warm = forward.no_warm_start(scene) if warm is None else warm
         values, slope, warm_bar, (response, info, u) = _run(
             unit, weights, warm, scene, preconditioner, self.numerics, self.family, self.every
         )

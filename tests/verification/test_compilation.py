@@ -45,7 +45,7 @@ def design_iteration(segment) -> np.ndarray:
     problem = Problem(scene, numerics, implants.load("cage", CAGE), goals(GOALS))
     unit = problem.initial()
     evaluation, _, slope, _ = problem.gradient(
-        unit, jnp.zeros(0), 1.0, problem.hierarchy(unit), forward.cold(scene)
+        unit, jnp.zeros(0), 1.0, problem.hierarchy(unit), forward.no_warm_start(scene)
     )
     assert all(np.isfinite(v).all() for v in slope.values())
     return np.asarray(evaluation.measures)

@@ -201,7 +201,9 @@ def test_problem_gradient_by_taylor_with_constraints_and_the_intact_reference(be
     unit, rng = interior(problem.initial(), 3)
     unit = {k: jnp.asarray(v) for k, v in unit.items()}
     preconditioner, mu, rho = problem.hierarchy(unit), jnp.array([0.5, 0.1, 0.2]), 1.5
-    start, value, slope, warm = problem.gradient(unit, mu, rho, preconditioner, forward.cold(scene))
+    start, value, slope, warm = problem.gradient(
+        unit, mu, rho, preconditioner, forward.no_warm_start(scene)
+    )
     assert np.asarray(start.constraints)[1] < 0 < np.asarray(start.constraints)[0]
     direction = {k: rng.normal(size=v.shape) for k, v in unit.items()}
     size = np.sqrt(sum((d**2).sum() for d in direction.values()))

@@ -106,11 +106,11 @@ def table(scene, numerics, family) -> tuple[list[str], int]:
         family,
         {k: g.lower + unit[k] * (g.upper - g.lower) for k, g in groups.items()},
         preconditioner,
-        forward.cold(scene),
+        forward.no_warm_start(scene),
     )[0]
     scene = replace(scene, reference_sed=2.0 * jnp.sum(first.strain * first.stress, axis=-1))
-    base, _, u = run(unit, jnp.zeros(count), forward.cold(scene))
-    warm = replace(forward.cold(scene), forward=u)
+    base, _, u = run(unit, jnp.zeros(count), forward.no_warm_start(scene))
+    warm = replace(forward.no_warm_start(scene), forward=u)
     slopes = [run(unit, jnp.eye(count)[i], warm)[1] for i in range(count)]
     lines, missed = [], 0
     for group in groups:

@@ -138,7 +138,7 @@ def heads_of(patient: PatientModel) -> np.ndarray | None:
     )
 
 
-def noted(alignment: SpineAlignment, line: str) -> SpineAlignment:
+def with_head_source(alignment: SpineAlignment, line: str) -> SpineAlignment:
     """The same alignment, in which what rests on the femoral heads says where they come from, or
     why there are none."""
     measures = dict(alignment.measures)

@@ -269,7 +269,7 @@ def _bones(scan: Image, labels: Labels, margin_mm: float) -> tuple[Image, np.nda
     return cut, on_grid(bones, cut) > 0
 
 
-def metal(scan: Image, labels: Labels) -> tuple[Metal | None, list[Finding]]:
+def metal_near_bones(scan: Image, labels: Labels) -> tuple[Metal | None, list[Finding]]:
     """Metal and cement in and beside the vertebrae (module docstring), and the findings "metal";
     None where there is none."""
     values, voxel = scan.values, scan.voxel_mm
@@ -331,7 +331,7 @@ def metal(scan: Image, labels: Labels) -> tuple[Metal | None, list[Finding]]:
     return Metal(excluded, objects, tuple(about)), findings
 
 
-def in_the_disc(scan: Image, labels: Labels, segment: tuple[str, str]) -> list[Finding]:
+def disc_metal_findings(scan: Image, labels: Labels, segment: tuple[str, str]) -> list[Finding]:
     """A stop "metal" where CEMENT_HU and more lie between the bodies of the treated segment, in
     no bone: an implant, or cement."""
     if not set(segment) <= set(labels.pieces):

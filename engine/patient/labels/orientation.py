@@ -72,7 +72,7 @@ def directions(bones: Mapping[str, Piece]) -> tuple[np.ndarray | None, np.ndarra
     return up, unit(total) if agree else None
 
 
-def turned(bones: Mapping[str, Piece]) -> list[Finding]:
+def orientation_findings(bones: Mapping[str, Piece]) -> list[Finding]:
     """Findings "turned" (upside down, along another axis, or about its own) and "flipped" of
     mobile levels, cranial to caudal."""
     up, back = directions(bones)
@@ -123,7 +123,7 @@ def turned(bones: Mapping[str, Piece]) -> list[Finding]:
     return [Finding("turned", "warning", "", text)]
 
 
-def sides(image: Image, scheme: Scheme, bones: Mapping[str, Piece]) -> list[Finding]:
+def side_findings(image: Image, scheme: Scheme, bones: Mapping[str, Piece]) -> list[Finding]:
     """The finding "mirrored" where organs or named sides contradict the image's left, else a
     note of what tells the sides."""
     mobile = _whole(bones)

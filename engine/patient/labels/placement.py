@@ -151,7 +151,7 @@ def _edges(piece: Piece) -> tuple[np.ndarray, np.ndarray]:
     return rigid(piece.lps_from_index, edge[keep] - 2.0), normals[keep] / length[keep, None]
 
 
-def displaced(scan: Image, labels: Labels) -> list[Finding]:
+def placement_findings(scan: Image, labels: Labels) -> list[Finding]:
     """The finding "displaced": stop or warning where the labels do not lie on the CT's bones,
     else a note with the figures."""
     together = placement(scan, list(labels.pieces.values()))

@@ -107,7 +107,7 @@ def gate(
     findings += [*_volumes(mobile), *transition(mobile, sacrum)]
     every = _causes_first([*findings, *(finding for finding, _ in pairs)])
     graded_findings = []
-    for finding in accepted(every, accept):
+    for finding in mark_accepted(every, accept):
         if finding.severity == "stop" and finding.code in _LOCAL and finding.level not in segment:
             finding = replace(finding, severity="left out")
         graded_findings.append(finding)
@@ -142,7 +142,7 @@ def _causes_first(findings: list[Finding]) -> list[Finding]:
     ]
 
 
-def accepted(findings: Iterable[Finding], accept: Iterable[str]) -> list[Finding]:
+def mark_accepted(findings: Iterable[Finding], accept: Iterable[str]) -> list[Finding]:
     """The findings, stops of accepted codes marked so. Raises ValueError for codes that cannot
     be accepted."""
     codes = set(accept)

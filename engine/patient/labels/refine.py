@@ -60,7 +60,7 @@ class Refined:
     share: float
 
 
-def refined(
+def refine_surface(
     surface: Surface, scan: Image, others: Image, label_mm: float, toward: np.ndarray | None = None
 ) -> Refined:
     """The surface of a mask, placed by HU (module docstring).

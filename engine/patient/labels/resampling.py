@@ -112,7 +112,7 @@ def rim_share(image: Image) -> float:
     return looks / surface if surface else 0.0
 
 
-def undone(image: Image) -> tuple[Image, str]:
+def without_rims(image: Image) -> tuple[Image, str]:
     """The image without rims, each of their voxels given to the bone it came from or to the
     background; and what was done.
 

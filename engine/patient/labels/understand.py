@@ -11,10 +11,10 @@ from engine.patient.geometry.levels import LEVELS
 from engine.patient.labels import identity
 from engine.patient.labels.numbering import scheme_of
 from engine.patient.labels.objects import Objects
-from engine.patient.labels.orientation import sides, turned
+from engine.patient.labels.orientation import orientation_findings, side_findings
 from engine.patient.labels.pieces import Piece
 from engine.patient.labels.quality import gate
-from engine.patient.labels.resampling import undone
+from engine.patient.labels.resampling import without_rims
 from engine.patient.read.image import Image
 from engine.patient.read.schemes import Scheme, some
 from engine.types import Finding
@@ -71,7 +71,7 @@ def understand(
     Raises: ValueError where several schemes remain, or none, with the line that chooses one; for an
     unknown scheme, and one that does not fit the numbers or the names.
     """
-    image, mended = undone(_compact(image))
+    image, mended = without_rims(_compact(image))
     objects = Objects(image.values, image.lps_from_index)
     chosen, how = scheme_of(objects, image, scheme, label_map)
     present = chosen.levels(set(objects.heights_mm))
@@ -83,8 +83,8 @@ def understand(
     about = [
         *identity.findings(bones, clues, how),
         *identity.rib_findings(bones, objects.ribs(chosen)),
-        *turned(bones),
-        *sides(image, chosen, bones),
+        *orientation_findings(bones),
+        *side_findings(image, chosen, bones),
         *_resampled(image, mended),
     ]
     findings = gate(read, chosen, image.values, segment, image.voxel_mm, accept, about)

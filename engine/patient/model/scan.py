@@ -26,7 +26,7 @@ from engine.patient.geometry.levels import parse_segment
 from engine.patient.geometry.meshes import repair
 from engine.patient.labels.pieces import Piece
 from engine.patient.labels.quality import stops
-from engine.patient.labels.refine import refined
+from engine.patient.labels.refine import refine_surface
 from engine.patient.labels.surface import mask_surface
 from engine.patient.labels.understand import Labels, understand
 from engine.patient.model.assemble import DensityOf, assemble
@@ -221,7 +221,7 @@ def _surface(
         surface, lines = mask_surface(piece.mask, piece.lps_from_index), []
         if hu is not None:
             try:
-                moved = refined(surface, *hu)
+                moved = refine_surface(surface, *hu)
                 surface = moved.surface
                 place = "surface" if hu[3] is None else "upper side"
                 lines = [
@@ -341,7 +341,7 @@ def _density(
     return density
 
 
-def on_scan(image: Image, labels: Labels, segment: tuple[str, str]) -> Labels:
+def labels_within_scan(image: Image, labels: Labels, segment: tuple[str, str]) -> Labels:
     """The labels without levels that lie outside the scan and that the segment does not need; a
     finding says so.
 

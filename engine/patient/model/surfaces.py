@@ -24,10 +24,10 @@ from engine.patient.geometry.levels import LEVELS, parse_segment
 from engine.patient.geometry.meshes import repair
 from engine.patient.labels import identity
 from engine.patient.labels.pieces import solid_piece
-from engine.patient.labels.quality import accepted, stops
+from engine.patient.labels.quality import mark_accepted, stops
 from engine.patient.labels.understand import LUMBAR
 from engine.patient.model.assemble import assemble
-from engine.patient.read.files import listed
+from engine.patient.read.files import first_names
 from engine.patient.read.names import level_of
 from engine.patient.read.surface_files import READABLE, read_surface
 from engine.patient.stages import Stages
@@ -78,7 +78,7 @@ def from_surfaces(
     matrix, line = file_to_lps(read.meshes, pair, axes)
     notes.append(line)
     surfaces = {level: turn_matrix(matrix, surface) for level, surface in read.meshes.items()}
-    findings = accepted(_identity(surfaces, read.files), accept)
+    findings = mark_accepted(_identity(surfaces, read.files), accept)
     if stopping := stops(findings):
         raise ValueError(f"{path}: {stopping}")
     sacrum = surfaces.pop("S1", None)
@@ -314,7 +314,9 @@ def _required(folder: Path, level: str) -> Path:
     """The file of a level that must be there. Raises ValueError listing what is there."""
     file = surface_file(folder, level)
     if file is None:
-        names = listed([f.name for f in _surface_files(folder, level)], 12) or "no surface files"
+        names = (
+            first_names([f.name for f in _surface_files(folder, level)], 12) or "no surface files"
+        )
         word = "sacrum" if level == "S1" else f"vertebra_{level}"
         raise ValueError(
             f"{folder}: no file for {level} (expected {level}{'|'.join(READABLE)}, or a name that"

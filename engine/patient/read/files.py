@@ -207,6 +207,6 @@ def files_under(folder: Path) -> list[Path]:
     return sorted(file for file in files if file.is_file())
 
 
-def listed(names: list[str], most: int = 8) -> str:
+def first_names(names: list[str], most: int = 8) -> str:
     """The first names, for a message."""
     return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from engine.patient.read.dicom.headers import holds_dicom
 from engine.patient.read.dicom.series import read_segmentation, read_series
-from engine.patient.read.files import IMAGE_KINDS, content, image_ending, image_files, listed
+from engine.patient.read.files import IMAGE_KINDS, content, first_names, image_ending, image_files
 from engine.patient.read.image import (
     LARGEST_REPAIR_DEG,
     MAX_VOXELS,
@@ -124,7 +124,8 @@ def _labels(file: Path, given: str | Path, scan: Image | None, max_voxels: int) 
     if len(files) > 1:
         raise ValueError(
             f"{file}: no file is named after a vertebra; it holds"
-            f" {listed([f.name for f in files])}. In a folder with one mask per structure these"
+            f" {first_names([f.name for f in files])}. In a folder with one mask per structure"
+            " these"
             f" names are read: {NAMES_READ}; or give one file with all labels"
         )
     return _only(file, files, None, max_voxels)
@@ -136,7 +137,8 @@ def _only(folder: Path, files: list[Path], series: str | None, max_voxels: int) 
         return read_series(folder, series, max_voxels)  # says what there is
     if len(files) > 1:
         raise ValueError(
-            f"{folder}: holds {len(files)} image files ({listed([f.name for f in files])}) and no"
+            f"{folder}: holds {len(files)} image files ({first_names([f.name for f in files])}) and"
+            " no"
             " DICOM; give one of them"
         )
     image = _file(files[0], files[0], series, max_voxels)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.patient.read.combined import combined, doubled, precedence
-from engine.patient.read.files import image_ending, image_files, listed
+from engine.patient.read.files import first_names, image_ending, image_files
 from engine.patient.read.image import Image
 from engine.patient.read.names import level_of, tissue_of
 from engine.patient.read.volumes import read_volume
@@ -43,7 +43,7 @@ def masks_under(folder: Path) -> list[Path]:
     if len(named) > 1:
         raise ValueError(
             f"{folder}: masks of vertebrae lie in {len(named)} folders "
-            f"({listed(list(map(str, named)))}); give one of them"
+            f"({first_names(list(map(str, named)))}); give one of them"
         )
     return next(iter(named.values()), [])
 
@@ -85,16 +85,17 @@ def read_masks(folder: Path, files: list[Path], max_voxels: int) -> Image:
     names = {number: name for number, name in names.items() if name not in empty}
     if not any(level_of(name) for name in names.values()):
         raise ValueError(
-            f"{folder}: the masks named after vertebrae are all empty ({listed(empty)}); segment "
+            f"{folder}: the masks named after vertebrae are all empty ({first_names(empty)});"
+            " segment "
             "it again"
         )
     notes.insert(0, f"{len(names)} masks of one structure each combined, numbered anew")
     if empty:
-        notes.append(f"{len(empty)} masks are empty: {listed(empty)}")
+        notes.append(f"{len(empty)} masks are empty: {first_names(empty)}")
     if unread:
         notes.append(
             f"{len(unread)} files not read, as their names say no vertebra or tissue that is used: "
-            f"{listed(unread)}"
+            f"{first_names(unread)}"
         )
     source = {
         "path": str(folder),

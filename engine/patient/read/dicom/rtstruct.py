@@ -21,7 +21,7 @@ from pydicom.dataset import Dataset
 from engine.patient.read.combined import combined, doubled, precedence
 from engine.patient.read.dicom.seg import public_name
 from engine.patient.read.dicom.tags import BROKEN, hashed, text_of, with_points
-from engine.patient.read.files import listed
+from engine.patient.read.files import first_names
 from engine.patient.read.image import Image
 from engine.patient.read.names import level_of, tissue_of
 
@@ -136,7 +136,7 @@ def _names_read(regions: _Regions, name: str) -> dict[int, str]:
 
 
 def _list(names: dict[int, str]) -> str:
-    return listed([text or f"number {n}" for n, text in sorted(names.items())]) or "none"
+    return first_names([text or f"number {n}" for n, text in sorted(names.items())]) or "none"
 
 
 def _contours(item: Dataset) -> list[np.ndarray]:
