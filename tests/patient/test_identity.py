@@ -214,3 +214,17 @@ def test_real_surfaces_have_the_sizes_of_their_names(folder: str, axes: str, sac
         "shape of a mobile vertebra"
         in identity.findings(wrong, identity.evidence(wrong), "names")[0].text
     )
+
+
+def test_a_chord_that_misses_its_bone_says_nothing_of_the_level():
+    """A deepest point outside of the mask gives a width of 0: it is left out, where its logarithm
+    would make χ² no number, which counts as no worse than any other."""
+    sizes = {level: shape(*identity.TYPICAL[level]) for level in ("L2", "L3", "L4", "L5")}
+    assert identity.misfit(sizes) == pytest.approx(0.0, abs=1e-12)
+    missed = sizes | {"L3": shape(0.0, identity.TYPICAL["L3"][1])}
+    assert identity.misfit(missed) == pytest.approx(0.0, abs=1e-12)
+    assert np.isfinite(identity.misfit(missed, shift=1)) and identity.misfit(missed, shift=1) > 0.0
+
+
+def shape(width_mm: float, span_mm: float) -> identity.Shape:
+    return identity.Shape(width_mm, 34.0, span_mm, 90.0, 27.0, 40_000.0, True)

@@ -165,8 +165,9 @@ def misfit(sizes: Mapping[str, Shape], shift: int = 0, clipped: float = 9.0) -> 
             rows.append((np.log(size.volume_mm3 / _CERVICAL_MM3), _VOLUME_SD))
             continue
         width, span = TYPICAL[_COLUMN[at]]
-        rows.append((np.log(size.width_mm / width), _WIDTH_SD))
-        if not size.bodies_only:
+        if size.width_mm > 0.0:  # 0 where the deepest point lies outside of the mask
+            rows.append((np.log(size.width_mm / width), _WIDTH_SD))
+        if not size.bodies_only and size.span_mm > 0.0:
             rows.append((np.log(size.span_mm / span), _SPAN_SD))
     if not rows:
         return None
