@@ -170,53 +170,40 @@ def contact_of(study: Study, arm: str, friction: float, found: Check) -> dict[st
 
 
 def unseen_measures(response: Response, arm: str) -> dict[str, Any]:
-    """Measures that the optimiser never saw: sharp counts and percentiles."""
+    """Measures that the optimiser never saw: sharp counts and percentiles. What the response has
+    no sample of is left out, and the log says so."""
     strain = principal(np.asarray(response.strain), 0.5)
     ratio = np.maximum(
         -strain[..., 0] / YIELD_STRAIN_COMPRESSION, strain[..., 2] / YIELD_STRAIN_TENSION
     )
-    fraction = np.asarray(response.fraction)
-    volume = np.asarray(response.volume) * np.asarray(response.near) * fraction[:, :2].sum(1)
-    sharp = ((ratio > 1.0) * volume).sum(1)
-    low = np.array([weighted_percentile(-s, volume, 99.0) for s in strain[..., 0]])
+    fraction, volume = np.asarray(response.fraction), np.asarray(response.volume)
+    bone = volume * np.asarray(response.near) * fraction[:, :2].sum(1)
 
-    def entry(values: np.ndarray, unit: str, text: str, how: Any) -> dict[str, Any]:
+    def entry(values: Any, unit: str, text: str, how: Any) -> dict[str, Any]:
         loads = dict(zip(response.loadcases, map(float, values), strict=True))
-        return {
-            "value": float(how(values)),
-            "unit": unit,
-            "description": text,
-            "better": "lower",
-            "per_load": loads,
-        }
+        value = float(how(np.asarray(values)))
+        facts = {"value": value, "unit": unit, "description": text, "better": "lower"}
+        return facts | {"per_load": loads}
 
-    out = {
-        "yielded_bone_sharp": entry(
-            sharp,
-            "mm³",
-            "bone near the implant beyond yield strain, counted without smoothing, mean over load"
-            " cases",
-            np.mean,
-        ),
-        "bone_strain_p99": entry(
-            100 * low,
-            "%",
-            "99th percentile by volume of compressive principal strain in bone near the implant,"
-            " worst load case",
-            np.max,
-        ),
-    }
+    out = {}
+    if bone.sum() > 0:
+        text = "bone near the implant beyond yield strain, counted without smoothing, mean over"
+        sharp = ((ratio > 1.0) * bone).sum(1)
+        out["yielded_bone_sharp"] = entry(sharp, "mm³", f"{text} load cases", np.mean)
+        text = "99th percentile by volume of compressive principal strain in bone near the implant,"
+        low = 100 * np.array([weighted_percentile(-s, bone, 99.0) for s in strain[..., 0]])
+        out["bone_strain_p99"] = entry(low, "%", f"{text} worst load case", np.max)
+    else:
+        log.warning("%s: no bone near the disc space is sampled; its strain is not given", arm)
     if arm != "intact":
-        part = np.asarray(response.volume) * fraction[:, 2]
-        stress = principal(np.asarray(response.stress), 1.0)
-        mises = von_mises(stress)
-        p99 = np.array([weighted_percentile(m, part, 99.0) for m in mises])
-        out["implant_von_mises_p99"] = entry(
-            p99,
-            "MPa",
-            "99th percentile by volume of the implant's von Mises stress, worst load case",
-            np.max,
-        )
+        implant = volume * fraction[:, 2]
+        if implant.sum() > 0:
+            text = "99th percentile by volume of the implant's von Mises stress, worst load case"
+            mises = von_mises(principal(np.asarray(response.stress), 1.0))
+            p99 = [weighted_percentile(m, implant, 99.0) for m in mises]
+            out["implant_von_mises_p99"] = entry(p99, "MPa", text, np.max)
+        else:
+            log.warning("%s: no implant is sampled; its stress is not given", arm)
     return out
 
 

@@ -45,14 +45,15 @@ _ARM_FILES = ("solution.vtu", "mesh.npz")
 
 @lru_cache
 def code_digest() -> str:
-    """Hash of the sources that make the numbers, and of the packages under them."""
+    """Hash of the sources that make the numbers (those of the position search too), and of the
+    packages under them."""
     packages = {k: v for k, v in artifacts.versions().items() if not k.startswith("git_")}
-    files = sorted(
-        p
-        for part in ("engine", "fem", "objectives")
-        for kind in ("*.py", "*.cc", "*.h")
-        for p in (ROOT / part).rglob(kind)
-    )
+    folders = [ROOT / part for part in ("engine", "fem", "objectives")]
+    files = [
+        p for folder in folders for kind in ("*.py", "*.cc", "*.h") for p in folder.rglob(kind)
+    ]
+    files += [ROOT / "scripts" / "run" / name for name in ("arms.py", "config.py", "search.py")]
+    files.sort()
     return artifacts.digest([packages, [artifacts.sha256_file(p) for p in files]])
 
 
@@ -125,7 +126,7 @@ class Store:
             for file in _ARM_FILES:
                 if (here / file).exists():
                     artifacts.write_bytes(into / file, (here / file).read_bytes())
-        except (ValueError, OSError) as error:
+        except Exception as error:  # whatever a damaged file raises, or memory that is short
             log.warning("%s cannot be taken over (%s): solved anew", here, error)
             return None
         os.utime(here)

@@ -207,6 +207,14 @@ def test_a_percentile_of_no_volume_is_an_error():
         weighted_percentile(np.array([1.0, 2.0]), np.zeros(2), 99.0)
 
 
+def test_a_response_without_bone_near_has_no_strain_of_it_and_the_rest_is_given(caplog):
+    far = replace(block(), near=np.zeros(4))
+    found = measures_of(study(), "stock", far)
+    assert "bone_strain_p99" not in found and "yielded_bone_sharp" not in found
+    assert "no bone near the disc space" in caplog.text
+    assert found["implant_von_mises_p99"]["value"] == pytest.approx(40.0)
+
+
 # -- one arm ---------------------------------------------------------------------------------------
 def test_an_arm_without_a_solution_has_a_status_and_no_number(tmp_path):
     failed = SolverStatus("failed", "no mesh")

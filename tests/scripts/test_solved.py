@@ -4,6 +4,7 @@ within the disk that is allowed."""
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -52,14 +53,27 @@ def test_other_content_and_other_code_are_other_names(monkeypatch):
     assert solved.key("arm", np.arange(3.0)) != one
 
 
-def test_code_digest_covers_the_compiled_solver():
-    names = {
-        p.name
-        for part in ("engine", "fem", "objectives")
-        for kind in ("*.cc", "*.h")
-        for p in (solved.ROOT / part).rglob(kind)
-    }
-    assert {"solver.cc", "packing.h"} <= names and len(solved.code_digest()) == 64
+@pytest.mark.parametrize(
+    "source",
+    [
+        "engine/multigrid/native/solver.cc",
+        "engine/multigrid/native/packing.h",
+        "fem/solve.py",
+        "objectives/yielded_bone.py",
+        "scripts/run/search.py",
+        "scripts/run/arms.py",
+    ],
+)
+def test_the_code_digest_covers_what_solves_and_what_searches(source, tmp_path, monkeypatch):
+    """On a copy of the sources, one of which says something else."""
+    for part in ("engine", "fem", "objectives", "scripts/run"):
+        shutil.copytree(solved.ROOT / part, tmp_path / part)
+    monkeypatch.setattr(solved, "ROOT", tmp_path)
+    digest = solved.code_digest.__wrapped__
+    before = digest()
+    with open(tmp_path / source, "a") as stream:
+        stream.write("\n")
+    assert digest() != before
 
 
 @pytest.mark.parametrize("gigabytes", [0.0, 1.0])
@@ -82,6 +96,50 @@ def test_a_damaged_arm_counts_as_none(root, tmp_path, caplog):
     (root / "x" / "check.npz").write_bytes(whole[: len(whole) // 2])
     assert store.take("x", tmp_path / "b") is None
     assert "solved anew" in caplog.text
+
+
+def test_a_check_comes_back_as_it_was(root, tmp_path):
+    """Arrays to the bit with their types and orders of magnitude, NaN residuals, tuples, absent
+    parts: numbers are formed anew from it."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=(2, 3)).astype(kind) for kind in (np.float32, np.float64)] * 5
+    response = Response(*arrays, rng.normal(size=2), None, None, loadcases=("standing", "flexion"))
+    solver = (SolverStatus("ok", "", 12, 1e-9), SolverStatus("failed", "no"))
+    kept = replace(
+        failed_check(""),
+        status=SolverStatus("ok", "", 3, 0.1),
+        response=response,
+        solver=solver,
+        mesh={"tetrahedra": np.int64(7), "min_dihedral_deg": 8.5},
+        notes=("one", "two"),
+        balance=(1e-17, 0.1 + 0.2),
+        figures={"mesh_s": 1.5},
+        contact={"flexion": {"touching_mm2": 3.0}},
+    )
+    store = solved.Store(1.0)
+    (tmp_path / "a").mkdir()
+    store.give("x", kept, tmp_path / "a")
+    back = store.take("x", tmp_path / "b")
+    assert back is not None and back.response is not None
+    assert back.response.loadcases == response.loadcases and back.response.fatigue_mpa is None
+    for name in ("position", "volume", "fraction", "near", "strain", "compliance", "applied"):
+        old, new = (np.asarray(getattr(r, name)) for r in (response, back.response))
+        assert new.dtype == old.dtype and np.array_equal(new, old), name
+    assert back.solver[0] == solver[0] and back.solver[1].code == "failed"
+    assert np.isnan(back.solver[1].relative_residual)
+    assert (back.notes, back.balance, back.died) == (kept.notes, kept.balance, False)
+    assert (back.mesh, back.figures, back.contact) == (kept.mesh, kept.figures, kept.contact)
+
+
+@pytest.mark.parametrize("place", [4, 30, 200, -40])
+def test_bytes_that_are_wrong_are_solved_anew_whatever_they_break(place, root, tmp_path):
+    store = solved.Store(1.0)
+    store.give("x", made_arm(tmp_path / "a"), tmp_path / "a")
+    broken = bytearray((root / "x" / "check.npz").read_bytes())
+    for k in range(4):
+        broken[place + k] ^= 0xFF
+    (root / "x" / "check.npz").write_bytes(bytes(broken))
+    store.take("x", tmp_path / "b")  # none, or what a byte without a meaning leaves; never an error
 
 
 def test_only_one_solves_at_a_time(root):
