@@ -1,8 +1,9 @@
 """The way of a user's number: a designed run, its check in SfePy, result.json and the report.
 
-One small run is really designed and really checked, all arms of it; what result.json says is then
-held against solution.vtu, engine.json and the exported parts, read here by other means than the
-code that wrote them. The mesh is far too coarse for a figure to mean anything in mm³.
+One small run is really designed and really checked, every arm that differs (the search has one
+position, so that the *_central arms are the same parts); what result.json says is then held against
+solution.vtu, engine.json and the exported parts, read here by other means than the code that wrote
+them. The mesh is far too coarse for a figure to mean anything in mm³.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from engine import artifacts
 from engine.materials import YIELD_STRAIN_COMPRESSION, YIELD_STRAIN_TENSION
 from engine.patient import load_segment
 from scripts.run import check, design
-from scripts.run.config import ARMS, FLOORS, RunConfig
+from scripts.run.config import FLOORS, RunConfig
 from scripts.run.opened import set_up_jax
 from tests.scripts.test_config import composed
 
+DEVICES = ("stock", "conforming", "optimised")
+CHECKED = (*FLOORS, *DEVICES)
 TINY = (
     "solver.spacing_mm=3.5",
     "search=short",
@@ -33,16 +36,22 @@ TINY = (
     "search.refine=0",
     "optimizer=short",
     "optimizer.iterations=1",
+    "export_spacing_mm=1.0",
     "fem=demo",
-    "fem.mesh.size_fine_mm=4",
-    "fem.mesh.background_mm=3.5",
-    "fem.mesh.background_axial_mm=2.5",
-    "fem.mesh.volume_tolerance=0.06",
+    f"fem.arms=[{','.join(CHECKED)}]",
+    "fem.mesh.size_fine_mm=5",
+    "fem.mesh.size_coarse_mm=12",
+    "fem.mesh.background_mm=4.5",
+    "fem.mesh.background_axial_mm=3.5",
+    "fem.mesh.background_far_mm=7",
+    "fem.mesh.hausdorff_mm=0.8",
+    "fem.mesh.volume_tolerance=0.15",
+    "fem.solve.order=1",
+    "fem.solve.quadrature=1",
     "reuse_gb=0",
-    f"keep.solutions=[{','.join((*FLOORS, *ARMS))}]",
+    f"keep.solutions=[{','.join(CHECKED)}]",
     "+patient.phantom.spacing_mm=1.5",
 )
-CASES = ("standing", "flexion", "extension")
 
 
 @pytest.fixture(scope="module")
@@ -62,17 +71,17 @@ def result(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def solutions(folder: Path) -> dict[str, pv.UnstructuredGrid]:
-    return {arm: pv.read(folder / "fem" / arm / "solution.vtu") for arm in (*FLOORS, *ARMS)}
+    return {arm: pv.read(folder / "fem" / arm / "solution.vtu") for arm in CHECKED}
 
 
 def volumes_mm3(grid: pv.UnstructuredGrid) -> np.ndarray:
-    corners = np.asarray(grid.points)[grid.cells_dict[pv.CellType.TETRA]]
+    corners = np.asarray(grid.points)[np.asarray(grid.cells).reshape(-1, 5)[:, 1:]]
     edges = corners[:, 1:] - corners[:, :1]
     return np.abs(np.linalg.det(edges)) / 6.0
 
 
 def test_every_arm_is_solved_and_in_balance(result):
-    assert list(result["arms"]) == [*FLOORS, *ARMS]
+    assert list(result["arms"]) == [*CHECKED]
     for name, arm in result["arms"].items():
         assert arm["status"]["code"] == "ok", f"{name}: {arm['status']['text']}"
         assert arm["balance"]["force_rel"] < 1e-6 and arm["balance"]["moment_rel"] < 1e-6, name
@@ -80,7 +89,7 @@ def test_every_arm_is_solved_and_in_balance(result):
 
 def test_implant_stress_is_the_one_in_the_solution(result, solutions):
     """99th percentile by volume, worst load case, of the cells that are implant."""
-    for name in ARMS:
+    for name in DEVICES:
         grid = solutions[name]
         implant = np.asarray(grid["region"]) == 2
         weight = volumes_mm3(grid)[implant]
@@ -100,7 +109,7 @@ def test_yielded_bone_is_of_the_order_in_the_solution_and_never_more_than_all_of
 ):
     """The measure weighs bone by its nearness to the implant (at most 1) and adds up points of
     integration; the solution holds one value a cell."""
-    for name in ARMS:
+    for name in DEVICES:
         grid = solutions[name]
         volume = volumes_mm3(grid)
         bone = np.isin(np.asarray(grid["region"]), (0, 1))
@@ -120,7 +129,7 @@ def test_alignment_is_the_plan_moved_as_the_solution_moves(folder, result, solut
     segment = load_segment(folder / "segment")
     planned = result["alignment"]["planned"]
     assert result["alignment"]["load_case"] == "standing"
-    for name in ("stock_central", "full_endplate", "optimised"):
+    for name in ("stock", "full_endplate", "optimised"):
         grid = solutions[name]
         moved = {
             body: _motion(grid, plate, region)
@@ -135,23 +144,35 @@ def test_alignment_is_the_plan_moved_as_the_solution_moves(folder, result, solut
         height = achieved["height_middle_mm"] - planned["height_middle_mm"]
         lordosis = achieved["lordosis_deg"] - planned["lordosis_deg"]
         assert drop_mm < 0.0, f"{name}: standing presses the disc space together"
-        assert height == pytest.approx(drop_mm, rel=0.25, abs=2e-3), name
-        assert lordosis == pytest.approx(-tilt_deg, rel=0.25, abs=6e-3), name
+        assert height == pytest.approx(drop_mm, rel=0.1, abs=1e-3), name
+        assert lordosis == pytest.approx(-tilt_deg, rel=0.25, abs=2.5e-3), name
 
 
 def _motion(grid: pv.UnstructuredGrid, plate: Any, region: int) -> tuple[float, float]:
-    """Mean displacement along z (mm) and rotation about x (rad) of a body's nodes within 3 mm of
-    its endplate, standing."""
-    cells = grid.cells_dict[pv.CellType.TETRA][np.asarray(grid["region"]) == region]
-    nodes = np.unique(cells)
-    offset = np.asarray(grid.points)[nodes] - plate.centre_mm
-    near = np.abs(offset @ np.asarray(plate.normal)) < 3.0
+    """Standing: displacement along z at the endplate's centre (mm) and rotation about x (rad) of
+    the rigid motion nearest to that of a body's bone within 10 mm of its endplate."""
+    every = np.asarray(grid.cells).reshape(-1, 5)[:, 1:]
+    cells = every[np.asarray(grid["region"]) == region]
+    points, moved = np.asarray(grid.points), np.asarray(grid["standing_displacement_mm"])
+    offset = points[cells].mean(1) - plate.centre_mm
     across = np.linalg.norm(offset[:, :2] / [plate.half_width_mm, plate.half_depth_mm], axis=1)
-    near &= across < 0.9
-    moved = np.asarray(grid["standing_displacement_mm"])[nodes[near]]
-    table = np.column_stack([np.ones(near.sum()), offset[near][:, :2]])
-    fit = np.linalg.lstsq(table, moved[:, 2], rcond=None)[0]
-    return float(fit[0]), float(fit[2])
+    near = (np.abs(offset @ np.asarray(plate.normal)) < 10.0) & (across < 1.0)
+    root = np.sqrt(volumes_mm3(grid)[np.asarray(grid["region"]) == region][near])
+    x, y, z = offset[near].T
+    zero, one = np.zeros_like(x), np.ones_like(x)
+    # u = t + θ × r, three rows a cell
+    rows = np.stack(
+        [
+            np.stack([one, zero, zero, zero, z, -y], -1),
+            np.stack([zero, one, zero, -z, zero, x], -1),
+            np.stack([zero, zero, one, y, -x, zero], -1),
+        ],
+        axis=1,
+    )
+    values = moved[cells].mean(1)[near]
+    table = (rows * root[:, None, None]).reshape(-1, 6)
+    fit = np.linalg.lstsq(table, (values * root[:, None]).ravel(), rcond=None)[0]
+    return float(fit[2]), float(fit[3])
 
 
 def test_a_device_with_rods_is_stiffer_than_the_disc_that_it_replaces(result):
@@ -161,8 +182,8 @@ def test_a_device_with_rods_is_stiffer_than_the_disc_that_it_replaces(result):
         for name, arm in result["arms"].items()
     }
     for case in ("flexion", "extension"):
-        assert all(give[arm][case] < give["intact"][case] for arm in ARMS), case
-        assert give["full_endplate"][case] < min(give[arm][case] for arm in ARMS), case
+        assert all(give[arm][case] < give["intact"][case] for arm in DEVICES), case
+        assert give["full_endplate"][case] < min(give[arm][case] for arm in DEVICES), case
 
 
 def stiffness(arm: dict[str, Any]) -> list[dict[str, Any]]:
@@ -193,15 +214,19 @@ def test_the_score_is_not_the_loss(folder, result):
         unseen = set(arm["measures"]) - goals
         assert {"yielded_bone_sharp", "bone_strain_p99"} <= unseen, name
         for goal in goals & set(arm["measures"]) & set(engine[name]["measures"]):
-            if goal.endswith("_volume"):
-                continue
+            if goal.endswith("_volume") or (name, goal) == ("intact", "stress_shielding"):
+                continue  # volumes may agree to the bit; the intact segment shields nothing
             assert arm["measures"][goal]["value"] != engine[name]["measures"][goal], (name, goal)
 
 
 def test_a_check_that_was_done_is_taken_over_and_says_the_same(folder, result):
     """Nothing is solved again: the arms' records are the result."""
-    before = {arm: (folder / "fem" / arm / "arm.json").stat().st_mtime_ns for arm in ARMS}
+
+    def written() -> dict[str, int]:
+        return {a: (folder / "fem" / a / "arm.json").stat().st_mtime_ns for a in DEVICES}
+
+    before = written()
     check.check_run(folder)
     again = artifacts.read_json(folder / "result.json")
     assert again["arms"] == result["arms"]
-    assert before == {arm: (folder / "fem" / arm / "arm.json").stat().st_mtime_ns for arm in ARMS}
+    assert written() == before
