@@ -73,7 +73,8 @@ def write_text(path: Path | str, text: str) -> Path:
     return write_bytes(path, text.encode())
 
 
-def _plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
+    """What JSON does not know, as what it does: `default` of json.dumps."""
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, np.generic | np.ndarray | jax.Array):
@@ -87,7 +88,7 @@ def write_json(path: Path | str, data: Any) -> Path:
     """Write JSON atomically; numpy and jax values become plain ones. Raises ValueError on NaN or
     infinity."""
     try:
-        text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
+        text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False, default=json_value)
     except ValueError as error:
         raise ValueError(
             f"{Path(path).name}: {error}; write null and a status in place of NaN or infinity"
@@ -310,7 +311,7 @@ def append_jsonl(path: Path | str, record: dict[str, Any]) -> None:
     """Append one JSON line and flush it to disk; a torn line left by a kill is closed off first.
 
     Raises ValueError on NaN or infinity."""
-    line = json.dumps(record, ensure_ascii=False, allow_nan=False, default=_plain)
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False, default=json_value)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as stream:

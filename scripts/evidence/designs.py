@@ -31,11 +31,10 @@ from scripts.run import arms as studies
 from scripts.run import check, parts
 from scripts.run.arms import Study
 from scripts.run.folder import digest
+from scripts.run.measures import COMPARED
 from scripts.run.opened import Opened, open_designed
 
 log = logging.getLogger("spinefit")
-#: What is compared besides the stiffness under each load case.
-MEASURES = ("yielded_bone", "misalignment", "stress_shielding", "implant_stress")
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,7 @@ def _quantities(study: Study, response: Response) -> dict[str, float]:
         for i, case in enumerate(response.loadcases)
     }
     for goal in study.goals:
-        if goal.objective.name in MEASURES and not (
+        if goal.objective.name in COMPARED and not (
             goal.objective.name == "stress_shielding" and response.reference_sed is None
         ):
             out[goal.objective.name] = float(goal.objective.value(response))

@@ -33,7 +33,7 @@ from scripts.run import solved
 from scripts.run.config import ARMS, FLOORS, FemConfig
 from scripts.run.folder import Clock
 from scripts.run.measures import energy_nmm
-from scripts.run.opened import Opened, open_designed
+from scripts.run.opened import Opened, missing_designs, open_designed
 from scripts.run.parts import load_design
 from scripts.run.record import Record
 from scripts.run.result import write_result
@@ -86,7 +86,7 @@ def check_run(folder: Path, fem: FemConfig | None = None) -> Path:
 
 def _engine_results(folder: Path, arms: Sequence[str]) -> dict[str, Any]:
     """engine.json. Raises ValueError where it or the design of an arm is missing."""
-    missing = [a for a in arms if not (folder / "designs" / a / "design.json").exists()]
+    missing = missing_designs(folder, arms)
     if missing or not (folder / "engine.json").exists():
         raise ValueError(
             f"{folder} holds no finished designs ({', '.join(missing) or 'engine.json'} missing); "

@@ -145,10 +145,6 @@ def tidy(folder: Path, config: RunConfig) -> None:
                     file.unlink(missing_ok=True)
 
 
-def plain(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=lambda v: np.asarray(v).tolist()))
-
-
 # -- bookkeeping -----------------------------------------------------------------------------------
 class Clock:
     """Wall times and peak memory (of the largest process) of the stages, kept in timings.json

@@ -22,6 +22,8 @@ from scripts.run.arms import Study
 
 log = logging.getLogger("spinefit")
 
+#: Measures that are compared between the solvers, besides the stiffness under each load case.
+COMPARED = ("yielded_bone", "misalignment", "stress_shielding", "implant_stress")
 LABELS = {
     "stock": "stock cage at the best position found",
     "stock_central": "stock cage, default position",
@@ -258,7 +260,7 @@ def agreement(
                 "gap_rel": ours / theirs - 1.0,
             }
         )
-    for name in ("yielded_bone", "misalignment", "stress_shielding", "implant_stress"):
+    for name in COMPARED:
         if name in measures and name in engine["measures"]:
             ours, theirs = engine["measures"][name], measures[name]["value"]
             rows.append(

@@ -81,9 +81,14 @@ def checked(folder: Path, fem: FemConfig) -> bool:
     return same and all((folder / "fem" / arm / "arm.json").exists() for arm in fem.arms)
 
 
+def missing_designs(folder: Path, arms: Sequence[str]) -> list[str]:
+    """The arms whose design the folder does not hold."""
+    return [a for a in arms if not (folder / "designs" / a / "design.json").exists()]
+
+
 def require_designs(folder: Path, arms: Sequence[str]) -> None:
     """Raises ValueError where the folder lacks the design of one of the arms."""
-    if missing := [a for a in arms if not (folder / "designs" / a / "design.json").exists()]:
+    if missing := missing_designs(folder, arms):
         raise ValueError(
             f"{folder} holds no design of {', '.join(missing)}; finish them first:"
             f" {resume_line(folder)}"

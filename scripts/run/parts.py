@@ -10,7 +10,6 @@ from engine.materials import IMPLANTS
 from engine.part import surface
 from engine.part.meshfiles import PartLabel
 from engine.types import Design, Surface
-from scripts.run.folder import plain
 
 
 def part_label(title: str, patient: str, level: str, arm: str, material: str) -> PartLabel:
@@ -48,7 +47,7 @@ def export_design(design: Design, folder: Path, label: PartLabel | None = None) 
                 folder / "density.vtu", design.implant, design.relative_density
             )
     artifacts.write_json(
-        folder / "design.json", {**head, "measures": design.measures, "surface": plain(found)}
+        folder / "design.json", {**head, "measures": design.measures, "surface": found}
     )
 
 

@@ -74,7 +74,7 @@ def write_check(path: Path, check: Check) -> None:
         rest["loadcases"] = check.response.loadcases
         values = {name: getattr(check.response, name) for name in _RESPONSE}
         arrays = {name: np.asarray(v) for name, v in values.items() if v is not None}
-    text = json.dumps(rest, default=lambda value: np.asarray(value).tolist())
+    text = json.dumps(rest, default=artifacts.json_value)
     with open(path, "wb") as stream:
         np.savez(stream, check=np.array(text), **arrays)
 

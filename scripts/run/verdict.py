@@ -63,7 +63,8 @@ def _of_engine(folder: Path) -> dict[str, dict[str, Any]]:
     import objectives
 
     def measure(name: str, value: float) -> dict[str, Any]:
-        return {"value": value, "unit": objectives.load(name).unit, "better": _better(name)}
+        objective = objectives.load(name)
+        return {"value": value, "unit": objective.unit, "better": objective.better}
 
     found = json.loads((folder / "engine.json").read_text(encoding="utf-8"))["arms"]
     return {
@@ -71,10 +72,6 @@ def _of_engine(folder: Path) -> dict[str, dict[str, Any]]:
         for arm, of in found.items()
         if of["status"] == "ok"
     }
-
-
-def _better(name: str) -> str:
-    return {"graft_volume": "higher", "implant_volume": "neither"}.get(name, "lower")
 
 
 def table(

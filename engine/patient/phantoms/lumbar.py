@@ -23,14 +23,19 @@ from engine.patient.alignment.disc import cranial_pose, measure
 from engine.patient.bone.assumed import BoneProfile
 from engine.patient.geometry.distance import surface_sdf
 from engine.patient.geometry.frames import (
-    frame,
     inverse,
     move_endplate,
     move_surface,
     rotation,
     unit,
 )
-from engine.patient.phantoms.phantom import PhantomSpec, Shape, vertebra_of
+from engine.patient.phantoms.phantom import (
+    PhantomSpec,
+    Shape,
+    motion_of,
+    plate_frame,
+    vertebra_of,
+)
 from engine.patient.phantoms.sacrum import SacrumShape
 from engine.types import (
     Endplate,
@@ -187,7 +192,7 @@ def femoral_heads_mm(spec: LumbarSpec) -> np.ndarray:
     tilt = np.radians(spec.pi_deg - spec.sacral_slope_deg)
     axis = -spec.hip_distance_mm * np.array([0.0, np.sin(tilt), np.cos(tilt)])
     side = np.array([0.5 * spec.hip_width_mm, 0.0, 0.0])
-    return rigid(_patient(spec), np.stack([axis + side, axis - side]))
+    return rigid(_patient_motion(spec), np.stack([axis + side, axis - side]))
 
 
 def exact_plates(spec: LumbarSpec) -> tuple[dict[str, tuple[Endplate, Endplate]], Endplate]:
@@ -288,8 +293,8 @@ def poses_of(spec: LumbarSpec) -> dict[str, np.ndarray]:
     """LPS from each bone's own frame [4, 4]."""
     shapes = shapes_of(spec)
     top = shapes["S1"].plate("superior")
-    origin = _patient(spec) @ _tilt(spec)  # of S1's superior endplate
-    poses = {"S1": origin @ inverse(_up_frame(top))}
+    origin = _patient_motion(spec) @ _tilt(spec)  # of S1's superior endplate
+    poses = {"S1": origin @ inverse(plate_frame(top))}
     for k in reversed(range(len(BODIES))):
         own = shapes[BODIES[k]]
         step = cranial_pose(
@@ -300,8 +305,8 @@ def poses_of(spec: LumbarSpec) -> dict[str, np.ndarray]:
             spec.listhesis_mm[k],
             spec.lateral_mm[k],
         )
-        poses[BODIES[k]] = origin @ step @ inverse(_up_frame(own.plate("inferior"), -1.0))
-        origin = poses[BODIES[k]] @ _up_frame(own.plate("superior"))
+        poses[BODIES[k]] = origin @ step @ inverse(plate_frame(own.plate("inferior"), -1.0))
+        origin = poses[BODIES[k]] @ plate_frame(own.plate("superior"))
     return poses
 
 
@@ -311,17 +316,9 @@ def _tilt(spec: LumbarSpec) -> np.ndarray:
     return matrix
 
 
-def _patient(spec: LumbarSpec) -> np.ndarray:
-    """How the patient lies in the scanner: Rz·Ry·Rx about S1's centre, then the translation."""
-    rx, ry, rz = (rotation(axis, np.radians(angle)) for axis, angle in enumerate(spec.rotation_deg))
-    matrix = np.eye(4)
-    matrix[:3, :3] = rz @ ry @ rx
-    matrix[:3, 3] = spec.translation_mm
-    return matrix
-
-
-def _up_frame(plate: Endplate, up: float = 1.0) -> np.ndarray:
-    return frame(plate.centre_mm, up * plate.normal, plate.axis_left)
+def _patient_motion(spec: LumbarSpec) -> np.ndarray:
+    """How the patient lies in the scanner: turned about S1's centre, then moved."""
+    return motion_of(spec.rotation_deg, spec.translation_mm)
 
 
 def _turned(plate: Endplate) -> Endplate:

@@ -14,7 +14,7 @@ area centroid.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -253,7 +253,7 @@ def phantom(spec: PhantomSpec | None = None, profile: BoneProfile | None = None)
     shape = Shape(spec)
     lps = global_motion(spec)
     sup = shape.plate("superior")
-    own = inverse(_frame(sup))  # vertebra frame → caudal superior endplate's frame
+    own = inverse(plate_frame(sup))  # vertebra frame → caudal superior endplate's frame
     poses = {"L5": lps @ own, "L4": lps @ _cranial(shape, spec)}
     lower = shape.surface(spec.spacing_mm)
     sdf5 = surface_sdf(move_surface(poses["L5"], lower), spec.spacing_mm)
@@ -275,7 +275,7 @@ def truth(spec: PhantomSpec) -> SegmentAlignment:
     """The exact alignment of the phantom of that spec."""
     shape = Shape(spec)
     upper = _cranial(shape, spec)
-    lower = inverse(_frame(shape.plate("superior")))
+    lower = inverse(plate_frame(shape.plate("superior")))
     plates = [
         (move_endplate(m, shape.plate("superior")), move_endplate(m, shape.plate("inferior")))
         for m in (upper, lower)
@@ -285,14 +285,19 @@ def truth(spec: PhantomSpec) -> SegmentAlignment:
 
 def global_motion(spec: PhantomSpec) -> np.ndarray:
     """LPS from the caudal superior endplate's frame [4, 4]."""
-    rx, ry, rz = (rotation(axis, np.radians(angle)) for axis, angle in enumerate(spec.rotation_deg))
+    return motion_of(spec.rotation_deg, spec.translation_mm)
+
+
+def motion_of(rotation_deg: Sequence[float], translation_mm: Sequence[float]) -> np.ndarray:
+    """Rz·Ry·Rx about the origin, then the translation [4, 4]."""
+    rx, ry, rz = (rotation(axis, np.radians(angle)) for axis, angle in enumerate(rotation_deg))
     matrix = np.eye(4)
     matrix[:3, :3] = rz @ ry @ rx
-    matrix[:3, 3] = spec.translation_mm
+    matrix[:3, 3] = translation_mm
     return matrix
 
 
-def _frame(plate: Endplate, up: float = 1.0) -> np.ndarray:
+def plate_frame(plate: Endplate, up: float = 1.0) -> np.ndarray:
     return frame(plate.centre_mm, up * plate.normal, plate.axis_left)
 
 
@@ -306,7 +311,7 @@ def _cranial(shape: Shape, spec: PhantomSpec) -> np.ndarray:
         spec.listhesis_mm,
         spec.lateral_mm,
     )
-    return pose @ inverse(_frame(shape.plate("inferior"), up=-1.0))
+    return pose @ inverse(plate_frame(shape.plate("inferior"), up=-1.0))
 
 
 def vertebra_of(
